@@ -1,0 +1,11 @@
+"""Kernels: the operations that are worth writing by hand, each beside its plain-torch form.
+
+In a checkout the Triton sources are in ``<repository>/kernels``; in a wheel they are beside this file.
+The guard keeps an installed wheel from adopting another project's top-level ``kernels`` package.
+"""
+
+from pathlib import Path
+
+_ROOT = Path(__file__).resolve().parents[2]
+if (_ROOT / "pyproject.toml").is_file():
+    __path__.append(str(_ROOT / "kernels"))

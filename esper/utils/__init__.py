@@ -1,0 +1,1 @@
+"""Utilities without domain words: random numbers, trees of tensors, numerics."""

@@ -1,3 +1,29 @@
-"""Esper grows neural networks while they train."""
+"""Esper grows neural networks while they train.
+
+``make`` builds an engine; its ``init`` and ``step`` are pure functions from state to state over a whole batch of
+environments. ``esper.engine`` tells a step in order; ``esper.leyline`` says what exists.
+"""
+
+from esper.engine import Engine
+from esper.leyline.actions import Action, Blend, Op
+from esper.leyline.config import Config, ConfigError
+from esper.leyline.hypers import HyperParams
+from esper.leyline.stages import Stage
+from esper.leyline.state import State
+from esper.runtime.build import make
+from esper.runtime.tasks import Task
 
 __version__ = "0.1.0"
+__all__ = [
+    "Action",
+    "Blend",
+    "Config",
+    "ConfigError",
+    "Engine",
+    "HyperParams",
+    "Op",
+    "Stage",
+    "State",
+    "Task",
+    "make",
+]

@@ -1,0 +1,106 @@
+"""What a host with slots computes: the stages in order, and at every slot the seeds that exist.
+
+Shapes: lanes n (rows of the features; in training they are the environments), samples B.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from esper.kasmina.network import Network
+from esper.kasmina.plan import SlotPlan
+
+
+class SeedParams(NamedTuple):
+    """Parameters of one slot's active seeds, in the order of its plan."""
+
+    groups: tuple[Tensor, ...]  # per group [n_g, P_k]
+    gate: Tensor  # [g, G]
+
+
+def _rowwise(vector: Tensor, features: Tensor) -> Tensor:
+    return vector.reshape(vector.shape + (1,) * (features.dim() - vector.dim()))
+
+
+def blend(h: Tensor, s: Tensor, weight: Tensor, training: Tensor) -> Tensor:
+    """Output of a slot from host features and seed features.
+
+    Args:
+      h: [n, B, ...]; the host's features.
+      s: like h; the seed's.
+      weight: [n, 1] or [n, B]; alpha, times the gate if there is one.
+      training: bool [n]; straight-through rows.
+
+    Returns:
+      like h. TRAINING: forward is h, bit for bit, whatever s is; the host's gradient is as if no seed were there,
+      and the seed receives the full gradient. Otherwise lerp(h, s, weight).
+    """
+    echo = torch.where(torch.isfinite(s), s - s.detach(), 0.0)
+    straight_through = h + echo
+    return torch.where(_rowwise(training, h), straight_through, torch.lerp(h, s, _rowwise(weight, h)))
+
+
+def through_slot(network: Network, slot: int, plan: SlotPlan, seeds: SeedParams, alpha: Tensor, h: Tensor) -> Tensor:
+    """Pass the features of one site through one slot.
+
+    Args:
+      network: units.
+      slot: which slot.
+      plan: its rows.
+      seeds: their parameters.
+      alpha: [n]; weight of each row of the plan.
+      h: [L, B, ...]; features of all lanes.
+
+    Returns:
+      like h; rows outside the plan are returned bit for bit.
+    """
+    if not plan.groups:
+        return h
+    units = network.units.seeds[slot]
+    x = h.index_select(0, plan.lanes)
+    seen = torch.where(_rowwise(plan.isolated, x), x.detach(), x)
+    chunks = seen.split([group.rows.shape[0] for group in plan.groups])
+    outputs = []
+    for group, params, chunk in zip(plan.groups, seeds.groups, chunks, strict=True):
+        apply = units[group.blueprint]
+        assert apply is not None, "the codec offers only blueprints that fit"
+        outputs.append(apply(params, chunk))
+    weight = alpha.unsqueeze(1)
+    if plan.gated.shape[0]:
+        opening = network.units.gates[slot](seeds.gate, seen.index_select(0, plan.gated))
+        full = weight.expand(-1, h.shape[1])
+        weight = full.index_copy(0, plan.gated, full.index_select(0, plan.gated) * opening)
+    out = blend(x, torch.cat(outputs), weight, plan.training)
+    return h.index_copy(0, plan.lanes, out)
+
+
+def train_forward(
+    network: Network,
+    plans: Sequence[SlotPlan],
+    host: tuple[Sequence[Tensor], Sequence[Tensor]],
+    seeds: Sequence[SeedParams],
+    alphas: Sequence[Tensor],
+    inputs: Tensor,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Forward pass in training form.
+
+    Args:
+      network: structure.
+      plans: per slot, its rows.
+      host: per stage, flat parameters [E, P_i] and flat buffers [E, N_i].
+      seeds: per slot, parameters.
+      alphas: per slot, [n].
+      inputs: [E, B, *input_shape].
+
+    Returns:
+      logits [E, B, C] and the new buffers per stage.
+    """
+    h, fresh = inputs, []
+    for index, (params, buffers) in enumerate(zip(*host, strict=True)):
+        h, new = network.units.train[index](params, buffers, h)
+        fresh.append(new)
+        for slot in network.slots_after(index):
+            h = through_slot(network, slot, plans[slot], seeds[slot], alphas[slot], h)
+    return h, tuple(fresh)

@@ -1,0 +1,43 @@
+"""The learned gate of a gated blend: one weight per sample, from the features the seed sees.
+
+sigmoid(W2 relu(W1 mean(x) + b1) + b2), hidden width max(8, C // 4); its parameters belong to the seed and are
+trained with it. It starts at sigmoid(OPEN) for every sample (the source systems never trained theirs).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from esper.kasmina.layers import linear
+from esper.kasmina.layout import Layout, constant, fan_in_uniform
+from esper.kasmina.site import Site
+
+OPEN = 2.0
+"""Initial bias: the gate starts at sigmoid(2) = 0.88, open but not saturated."""
+
+
+def layout(site: Site) -> Layout:
+    """The gate's row: C*h + 2h + 1 numbers, h = max(8, C // 4)."""
+    channels = site.channels
+    hidden = max(8, channels // 4)
+    return Layout(
+        (
+            fan_in_uniform("hidden.weight", (hidden, channels), channels),
+            fan_in_uniform("hidden.bias", (hidden,), channels),
+            constant("out.weight", (1, hidden), 0.0),
+            constant("out.bias", (1,), OPEN),
+        )
+    )
+
+
+def unit(site: Site) -> Callable[[Tensor, Tensor], Tensor]:
+    """The gate at a site: (flat params [n, size], x [n, B, *site.shape]) -> weight [n, B] in (0, 1)."""
+    row = layout(site)
+
+    def weight(params: Tensor, x: Tensor) -> Tensor:
+        named = row.views(params)
+        hidden = torch.relu(linear(site.pool(x), named["hidden.weight"], named["hidden.bias"]))
+        return torch.sigmoid(linear(hidden, named["out.weight"], named["out.bias"])).squeeze(-1)
+
+    return weight

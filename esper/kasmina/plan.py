@@ -1,0 +1,140 @@
+"""The plan: which rows hold which blueprint, read from the state once per environment step.
+
+Making it is the only synchronisation of a step. Every forward and backward of the step gathers the rows of a group,
+applies the group's blueprint to them, and scatters the result; a group without rows does not exist.
+
+A *lane* is a copy of an environment with some of its slots overridden: training has one lane per environment,
+evaluation forks a lane where a counterfactual leaves the common path (``esper.kasmina.lanes``).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from esper.kasmina.network import Network
+from esper.leyline.actions import BLENDS
+from esper.leyline.stages import ACTIVE, ISOLATED, Stage
+from esper.leyline.state import Slots
+
+IntArray = np.ndarray
+BoolArray = np.ndarray
+
+
+class Group(NamedTuple):
+    """Rows of one slot that hold the same blueprint."""
+
+    blueprint: int
+    rows: Tensor  # int64 [n]; environments
+
+
+class SlotPlan(NamedTuple):
+    """One slot's part in a forward pass; lanes are listed group by group."""
+
+    groups: tuple[Group, ...]  # rows are environments: whose parameters to use
+    lanes: Tensor  # int64 [n]; rows of the features, all groups one after the other
+    gated: Tensor  # int64 [g]; positions within `lanes` whose blend has a learned gate
+    gate_rows: Tensor  # int64 [g]; their environments
+    training: Tensor  # bool [n]; TRAINING: straight-through
+    isolated: Tensor  # bool [n]; the seed reads detached features
+
+
+class Census(NamedTuple):
+    """The lifecycle fields on the host, [E, S] each."""
+
+    stage: IntArray
+    blueprint: IntArray
+    blend: IntArray
+
+    def within(self, stages: tuple[Stage, ...]) -> BoolArray:
+        """Which slots are in one of ``stages``."""
+        return np.isin(self.stage, [int(stage) for stage in stages])
+
+    @property
+    def gated(self) -> BoolArray:
+        """Which slots blend through a learned gate."""
+        return np.isin(self.blend, [int(blend) for blend, rule in BLENDS.items() if rule.gated])
+
+
+class Plan(NamedTuple):
+    """One step's dispatch: per slot the active rows, and the rows whose seed is fresh and must be sown."""
+
+    census: Census
+    slots: tuple[SlotPlan, ...]
+    fresh: tuple[tuple[Group, ...], ...]
+
+    @property
+    def any_active(self) -> bool:
+        """Whether any environment has an active seed."""
+        return any(slot.groups for slot in self.slots)
+
+
+def take_census(slots: Slots) -> Census:
+    """Copy the lifecycle fields to the host: the step's one synchronisation."""
+    table = torch.stack((slots.stage, slots.blueprint, slots.blend)).cpu().numpy()
+    return Census(table[0], table[1], table[2])
+
+
+def make_plan(network: Network, slots: Slots) -> Plan:
+    """Read the state and list the rows.
+
+    Args:
+      network: slots and blueprints.
+      slots: [E, S].
+
+    Returns:
+      the plan of this step; groups in the order of blueprints, rows ascending.
+    """
+    census = take_census(slots)
+    device = slots.stage.device
+    active, fresh = census.within(ACTIVE), census.within((Stage.GERMINATED,))
+    lanes = np.arange(census.stage.shape[0])
+    plans = []
+    for slot in range(network.config.num_slots):
+        rows = by_blueprint(census, slot, lanes[active[:, slot]], lanes)
+        plans.append(plan_slot(census, slot, rows, rows, device))
+    sown = tuple(
+        tuple(
+            Group(int(k), torch.as_tensor(rows[census.blueprint[rows, slot] == k], device=device))
+            for rows in (lanes[fresh[:, slot]],)
+            for k in np.unique(census.blueprint[rows, slot])
+        )
+        for slot in range(network.config.num_slots)
+    )
+    return Plan(census, tuple(plans), sown)
+
+
+def by_blueprint(census: Census, slot: int, lanes: IntArray, env: IntArray) -> IntArray:
+    """Sort lanes by the blueprint their environment (``env[lane]``) holds in a slot, otherwise keeping their order."""
+    return lanes[np.argsort(census.blueprint[env[lanes], slot], kind="stable")]
+
+
+def plan_slot(census: Census, slot: int, lanes: IntArray, envs: IntArray, device: torch.device) -> SlotPlan:
+    """One slot's groups over lanes.
+
+    Args:
+      census: stages and blueprints.
+      slot: which slot.
+      lanes: int [n]; the lanes whose seed takes part, sorted ``by_blueprint``.
+      envs: int [n]; the environment of each.
+      device: where the indices go.
+
+    Returns:
+      the slot's plan.
+    """
+    kinds = census.blueprint[envs, slot]
+    gated = np.flatnonzero(census.gated[envs, slot])
+    stage = census.stage[envs, slot]
+
+    def move(array: np.ndarray) -> Tensor:
+        return torch.as_tensor(array, device=device)
+
+    return SlotPlan(
+        groups=tuple(Group(int(k), move(envs[kinds == k])) for k in np.unique(kinds)),
+        lanes=move(lanes),
+        gated=move(gated),
+        gate_rows=move(envs[gated]),
+        training=move(stage == int(Stage.TRAINING)),
+        isolated=move(np.isin(stage, [int(s) for s in ISOLATED])),
+    )

@@ -1,0 +1,13 @@
+"""Named streams of random numbers: each use folds its own number into a key, so that no use shifts another's draws."""
+
+from enum import IntEnum
+
+
+class Stream(IntEnum):
+    """What a key is folded for."""
+
+    ENVIRONMENT = 0
+    HOST = 1
+    SOW = 2
+    GATE = 3
+    ORDER = 4

@@ -1,0 +1,1 @@
+"""Runtime: assembly. Task presets, compilation, and the commands."""

@@ -1,0 +1,70 @@
+"""Assembly: from a task to an engine."""
+
+from dataclasses import fields
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+
+from esper.engine import Engine
+from esper.kasmina.network import build_network
+from esper.leyline.config import Config, ConfigError
+from esper.leyline.hypers import build_hypers, numbers
+from esper.runtime.compilation import CompileMode, compile_units, resolve_compile
+from esper.runtime.tasks import TASKS, Task
+from esper.tolaria.data import validate
+
+
+def make(
+    task: str | Task,
+    num_envs: int,
+    device: str | torch.device = "cpu",
+    compile: CompileMode = "auto",
+    **overrides: Any,
+) -> Engine:
+    """Build an engine.
+
+    Args:
+      task: name of a preset, or a task of your own.
+      num_envs: environments E in the batch.
+      device: where everything lives.
+      compile: True, False, or "auto" (where it can work; without a C++ compiler eagerly, with one log line).
+      **overrides: fields of ``Config`` and ``HyperParams`` by name; a hyperparameter may be an [E] tensor.
+
+    Returns:
+      the engine: ``config, hypers, data, codec, init(seed), step(state, action), mask(state)``.
+
+    Raises:
+      ConfigError, DatasetError: one line with the place, the value and what is allowed.
+    """
+    task = _named(task)
+    settings = task.settings | overrides
+    known = {field.name for field in fields(Config)} - {"num_envs"}
+    table = numbers()
+    for name in settings:
+        if name not in known and name not in table:
+            near = get_close_matches(name, [*known, *table], n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted(known | set(table)))}"
+            raise ConfigError(f"make({task.name!r}): unknown setting {name!r}{hint}")
+    config = Config(num_envs=num_envs, **{"slots": (), **{k: v for k, v in settings.items() if k in known}})
+    place = torch.device(device)
+    dtype = config.precision.dtype
+    hypers = build_hypers({k: v for k, v in settings.items() if k in table}, num_envs, dtype, place)
+    dataset = validate(task.data, task.host.input_shape).to(place, dtype)
+    if dataset.num_classes != task.host.num_outputs:
+        raise ConfigError(
+            f"make({task.name!r}): dataset {dataset.name} has {dataset.num_classes} classes, "
+            f"host {task.host.name} has {task.host.num_outputs} outputs"
+        )
+    network = build_network(config, task.host, task.blueprints, place)
+    if resolve_compile(compile, place):
+        network = compile_units(network)
+    return Engine(network, hypers, dataset)
+
+
+def _named(task: str | Task) -> Task:
+    if isinstance(task, Task):
+        return task
+    if task not in TASKS:
+        raise ConfigError(f"task {task!r}: expected one of {', '.join(TASKS)}, or a Task")
+    return TASKS[task]()

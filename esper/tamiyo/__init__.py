@@ -1,0 +1,1 @@
+"""Tamiyo: decisions. Policies that look at the state and choose an action."""

@@ -1,0 +1,1 @@
+"""Tolaria: execution. Optimizers, training, evaluation and counterfactuals, the governor, datasets on the device."""

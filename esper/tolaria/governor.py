@@ -1,0 +1,159 @@
+"""The governor: watches every environment's epoch, rolls back what went wrong, and keeps the vault.
+
+Rules and constants: December 2025 system, 5.1. An environment is judged by its own history alone; nothing it does
+touches another.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from esper.kasmina.arena import slot_of_column
+from esper.kasmina.lifecycle import cull_live
+from esper.kasmina.network import Network
+from esper.kasmina.plan import Plan
+from esper.leyline.codes import Verdict
+from esper.leyline.config import Config
+from esper.leyline.events import Epoch, Evaluation, Judgement
+from esper.leyline.hypers import HyperParams
+from esper.leyline.stages import ACTIVE, Stage, is_in
+from esper.leyline.state import Bank, Governor, State, Vault
+
+
+def initial_governor(config: Config, device: torch.device) -> Governor:
+    """A governor that has seen nothing."""
+    count = torch.zeros(config.num_envs, dtype=torch.int64, device=device)
+    losses = torch.zeros(config.num_envs, config.loss_window, dtype=config.precision.dtype, device=device)
+    fields = {name: count.clone() for name in ("filled", "spikes", "rollbacks")}
+    return Governor(losses=losses, **fields, batch_size=[config.num_envs])
+
+
+def judge(hypers: HyperParams, governor: Governor, loss: Tensor, finite: Tensor, guess_loss: float) -> Tensor:
+    """Judge one epoch.
+
+    Args:
+      hypers: limits.
+      governor: [E]; its window of normal losses.
+      loss: [E]; validation loss, nats.
+      finite: bool [E]; losses, gradients and parameters finite.
+      guess_loss: loss of random guessing, nats.
+
+    Returns:
+      int64 [E], ``Verdict``. In this order: not finite; fallen back to random guessing (the window's mean was below
+      ``guess_fraction`` of it, the loss is within ``guess_tolerance`` of it); a spike (above the absolute limit *and*
+      above mean + sigmas *and* above a multiple of the mean), a rollback only when it is the last of several in a
+      row. The last two need ``min_history`` losses in the window.
+    """
+    window = governor.losses.shape[1]
+    present = torch.arange(window, device=loss.device) >= window - governor.filled.unsqueeze(1)
+    filled = governor.filled.clamp(min=1)
+    mean = torch.where(present, governor.losses, 0.0).sum(1) / filled
+    deviation = torch.where(present, governor.losses - mean.unsqueeze(1), 0.0)
+    sigma = (deviation.square().sum(1) / filled).sqrt()
+    ready = governor.filled >= hypers.min_history
+    spike = ready & (loss > hypers.loss_limit) & (loss > mean + hypers.loss_sigmas * sigma)
+    spike = spike & (loss > hypers.loss_multiple * mean)
+    fallen = ready & (mean < hypers.guess_fraction * guess_loss)
+    fallen = fallen & ((loss - guess_loss).abs() < hypers.guess_tolerance * guess_loss)
+    lasting = spike & (governor.spikes + 1 >= hypers.spikes_in_a_row)
+    verdict = torch.where(spike, int(Verdict.WATCHED), int(Verdict.CALM))
+    verdict = torch.where(lasting, int(Verdict.SPIKE), verdict)
+    verdict = torch.where(fallen, int(Verdict.RANDOM_GUESS), verdict)
+    return torch.where(finite, verdict, int(Verdict.NONFINITE))
+
+
+def govern(
+    network: Network, hypers: HyperParams, state: State, plan: Plan, epoch: Epoch, evaluation: Evaluation
+) -> tuple[State, Judgement]:
+    """Judge the epoch, roll back, and store what is good.
+
+    Args:
+      network: structure.
+      hypers: limits, snapshot interval.
+      state: [E]; after training and the clock, ``state.epoch`` already counting this epoch.
+      plan: of this step; without active seeds their parameters are not touched.
+      epoch, evaluation: what was seen.
+
+    Returns:
+      state and judgement. Laws: a rolled-back environment has the vault's host, buffers, moments and fossilized
+      seeds, and no live seed; every other environment keeps its bits (but for the governor's own memory).
+    """
+    guess_loss = math.log(network.host.num_outputs)
+    verdict = judge(hypers, state.governor, evaluation.loss, epoch.finite & evaluation.finite, guess_loss)
+    bad = verdict > int(Verdict.WATCHED)
+    state = state.replace(governor=_remember(state.governor, evaluation.loss, verdict))
+    slots, culled = cull_live(state.slots, bad)
+    state = roll_back_host(state.replace(slots=slots), bad)
+    calm = verdict == int(Verdict.CALM)
+    if plan.any_active:
+        state = roll_back_seeds(network, state, bad)
+    return take_snapshot(hypers, state, calm, plan.any_active), Judgement(verdict, bad, culled)
+
+
+def _remember(governor: Governor, loss: Tensor, verdict: Tensor) -> Governor:
+    calm, bad = verdict == int(Verdict.CALM), verdict > int(Verdict.WATCHED)
+    pushed = torch.cat((governor.losses[:, 1:], loss.unsqueeze(1)), dim=1)
+    window = governor.losses.shape[1]
+    return governor.replace(
+        losses=torch.where(calm.unsqueeze(1), pushed, governor.losses),
+        filled=torch.where(calm, (governor.filled + 1).clamp(max=window), governor.filled),
+        spikes=torch.where(verdict == int(Verdict.WATCHED), governor.spikes + 1, 0),
+        rollbacks=governor.rollbacks + bad,
+    )
+
+
+def _select(mask: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
+    return torch.where(mask.reshape(mask.shape + (1,) * (chosen.dim() - mask.dim())), chosen, other)
+
+
+def _select_bank(mask: Tensor, chosen: Bank, other: Bank) -> Bank:
+    return Bank(
+        params=_select(mask, chosen.params, other.params),
+        moments=_select(mask, chosen.moments, other.moments),
+        steps=_select(mask, chosen.steps, other.steps),
+        batch_size=other.batch_size,
+    )
+
+
+def roll_back_host(state: State, bad: Tensor) -> State:
+    """Restore host and buffers of the environments in ``bad`` [E] from the vault."""
+    return state.replace(
+        host=_select_bank(bad, state.vault.host, state.host),
+        buffers=_select(bad, state.vault.buffers, state.buffers),
+    )
+
+
+def roll_back_seeds(network: Network, state: State, bad: Tensor) -> State:
+    """Restore fossilized seeds of the environments in ``bad`` [E] from the vault; blank the rest of their arena."""
+    fossil = (state.slots.stage == int(Stage.FOSSILIZED)) & bad.unsqueeze(1)
+    lost = ~fossil & bad.unsqueeze(1)
+    columns = slot_of_column(network).to(bad.device)
+    keep, wipe = fossil[:, columns], lost[:, columns]
+    seeds, vault = state.seeds, state.vault.seeds
+    restored = Bank(
+        params=torch.where(keep, vault.params, torch.where(wipe, 0.0, seeds.params)),
+        moments=torch.where(keep.unsqueeze(1), vault.moments, torch.where(wipe.unsqueeze(1), 0.0, seeds.moments)),
+        steps=torch.where(fossil, vault.steps, torch.where(lost, 0, seeds.steps)),
+        batch_size=seeds.batch_size,
+    )
+    return state.replace(seeds=restored)
+
+
+def take_snapshot(hypers: HyperParams, state: State, calm: Tensor, any_active: bool) -> State:
+    """Store calm environments in the vault: every ``snapshot_epochs`` epochs, and as soon as a seed reaches
+    PROBATIONARY without a copy there (gate G5 asks for one). Without active seeds only hosts are stored.
+    """
+    waiting = (state.slots.stage == int(Stage.PROBATIONARY)) & ~state.slots.banked
+    due = (state.epoch % hypers.snapshot_epochs.to(torch.int64) == 0) | waiting.any(1)
+    take = calm & due
+    vault = Vault(
+        host=_select_bank(take, state.host, state.vault.host),
+        buffers=_select(take, state.buffers, state.vault.buffers),
+        seeds=_select_bank(take, state.seeds, state.vault.seeds) if any_active else state.vault.seeds,
+        batch_size=state.batch_size,
+    )
+    if not any_active:
+        return state.replace(vault=vault)
+    banked = state.slots.banked | (take.unsqueeze(1) & is_in(state.slots.stage, ACTIVE))
+    return state.replace(vault=vault, slots=state.slots.replace(banked=banked))

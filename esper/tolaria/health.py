@@ -1,0 +1,61 @@
+"""Gradient health, from the gradients at hand."""
+
+import torch
+from torch import Tensor
+
+from esper.kasmina.arena import tensor_norms
+from esper.kasmina.layout import Layout
+from esper.kasmina.network import Network
+from esper.kasmina.plan import Plan
+from esper.leyline.events import Health
+from esper.leyline.hypers import HyperParams, over
+
+TINY = 1e-8
+"""Norms below this give ratio 0 (December 2025 system)."""
+
+
+def measure_health(
+    network: Network,
+    hypers: HyperParams,
+    plan: Plan,
+    host_grad: Tensor,
+    seed_grads: tuple[tuple[Tensor, ...], ...],
+) -> Health:
+    """Norms, seed/host ratio, vanishing and exploding tensors.
+
+    Args:
+      network: layouts.
+      hypers: thresholds of vanishing and exploding.
+      plan: rows of the seeds' gradients.
+      host_grad: [E, P], before clipping.
+      seed_grads: per slot, per group [n_g, P_k]; the gate's gradient is not counted.
+
+    Returns:
+      per environment and per slot. ratio = (seed norm / sqrt(seed size)) / (host norm / sqrt(host size)), 0 where
+      either norm is below TINY. A seed is healthy if its gradient is finite and no tensor of it explodes.
+    """
+    host_layout = Layout(tuple(param for stage in network.host.stages for param in stage.params))
+    norms = tensor_norms(host_layout, host_grad)
+    host_norm = torch.linalg.vector_norm(norms, dim=1)
+    vanishing = (norms < over(hypers.vanishing_norm, 1)).to(norms.dtype).mean(1)
+    exploding = (norms > over(hypers.exploding_norm, 1)).to(norms.dtype).mean(1)
+
+    shape = (host_grad.shape[0], network.config.num_slots)
+    seed_norm, seed_ratio = host_grad.new_zeros(shape), host_grad.new_zeros(shape)
+    healthy = torch.ones(shape, dtype=torch.bool, device=host_grad.device)
+    explodes = over(hypers.exploding_norm, 1).expand(shape[0], 1)
+    for slot, rows in enumerate(plan.slots):
+        for group, grad in zip(rows.groups, seed_grads[slot], strict=True):
+            layout = network.layouts[slot][group.blueprint]
+            if layout is None or layout.size == 0:
+                continue
+            each = tensor_norms(layout, grad)
+            norm = torch.linalg.vector_norm(each, dim=1)
+            base = host_norm.index_select(0, group.rows)
+            ratio = norm / base.clamp(min=TINY) * (host_layout.size / layout.size) ** 0.5
+            ratio = torch.where((norm < TINY) | (base < TINY), 0.0, ratio)
+            sound = torch.isfinite(norm) & (each <= explodes.index_select(0, group.rows)).all(1)
+            seed_norm[group.rows, slot] = norm
+            seed_ratio[group.rows, slot] = ratio
+            healthy[group.rows, slot] = sound
+    return Health(host_norm, vanishing, exploding, seed_norm, seed_ratio, healthy)

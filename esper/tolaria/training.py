@@ -1,0 +1,225 @@
+"""Training: one epoch of minibatch SGD for every host and every active seed.
+
+The parameters that train are gathered once per epoch into compact rows, trained there, and scattered back once; what
+is dormant is never touched. Environments share no parameters, so the gradient of the *sum* of their losses is the
+stack of their own gradients: one batched backward.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from esper.kasmina import arena
+from esper.kasmina.forward import SeedParams, train_forward
+from esper.kasmina.network import Network
+from esper.kasmina.plan import Plan
+from esper.leyline.config import Config, SampleOrder
+from esper.leyline.events import Epoch
+from esper.leyline.hypers import HyperParams
+from esper.leyline.state import Bank, State
+from esper.leyline.streams import Stream
+from esper.tolaria import optim
+from esper.tolaria.data import Dataset
+from esper.tolaria.health import measure_health
+from esper.tolaria.optim import Learner
+from esper.utils import rng
+
+
+class Work(NamedTuple):
+    """What an epoch trains, in compact rows."""
+
+    host: Learner
+    buffers: tuple[Tensor, ...]  # per stage [E, N_i]
+    seeds: tuple[tuple[Learner, ...], ...]  # per slot, per group
+    gates: tuple[Learner, ...]  # per slot
+
+
+class Gradients(NamedTuple):
+    """Gradients of one minibatch, before clipping, in the shapes of ``Work``."""
+
+    host: Tensor  # [E, P]
+    seeds: tuple[tuple[Tensor, ...], ...]
+    gates: tuple[Tensor, ...]
+
+
+def gather(network: Network, state: State, plan: Plan) -> Work:
+    """Collect the rows that train."""
+    seeds, gates = [], []
+    for slot, rows in enumerate(plan.slots):
+        groups = [
+            _read(state.seeds, slot, g.rows, arena.blueprint_columns(network, slot, g.blueprint)) for g in rows.groups
+        ]
+        seeds.append(tuple(groups))
+        gates.append(_read(state.seeds, slot, rows.gate_rows, arena.gate_columns(network, slot)))
+    host = Learner(state.host.params, state.host.moments, state.host.steps)
+    return Work(host, arena.split_buffers(network, state.buffers), tuple(seeds), tuple(gates))
+
+
+def _read(bank: Bank, slot: int, rows: Tensor, columns: slice) -> Learner:
+    return Learner(
+        bank.params[:, columns].index_select(0, rows),
+        bank.moments[:, :, columns].index_select(0, rows),
+        bank.steps[:, slot].index_select(0, rows),
+    )
+
+
+def scatter(network: Network, state: State, plan: Plan, work: Work) -> State:
+    """Write the trained rows back; the arena is copied only if something in it trained."""
+    host = Bank(params=work.host.params, moments=work.host.moments, steps=work.host.steps, batch_size=state.batch_size)
+    state = state.replace(host=host, buffers=torch.cat(work.buffers, dim=1))
+    if not plan.any_active:
+        return state
+    params, moments, updates = (leaf.clone() for leaf in (state.seeds.params, state.seeds.moments, state.seeds.steps))
+    for slot, rows in enumerate(plan.slots):
+        for group, learner in zip(rows.groups, work.seeds[slot], strict=True):
+            columns = arena.blueprint_columns(network, slot, group.blueprint)
+            params[group.rows, columns] = learner.params
+            moments[group.rows, :, columns] = learner.moments
+            updates[group.rows, slot] = learner.steps
+        if rows.gate_rows.shape[0]:
+            columns = arena.gate_columns(network, slot)
+            params[rows.gate_rows, columns] = work.gates[slot].params
+            moments[rows.gate_rows, :, columns] = work.gates[slot].moments
+    return state.replace(seeds=Bank(params=params, moments=moments, steps=updates, batch_size=state.batch_size))
+
+
+def sample_indices(config: Config, state: State, num_samples: int) -> Tensor:
+    """The epoch's sample order: permutations of the training set, cut into minibatches.
+
+    Args:
+      config: order, minibatches k, batch size B.
+      state: keys, rounds and epochs.
+      num_samples: training samples N.
+
+    Returns:
+      int64 [k, B] if shared (drawn from the run's key and its rounds), else [E, k, B] (from each environment's key
+      and epoch). No sample repeats before all N were used.
+    """
+    steps, batch = config.steps_per_epoch, config.batch_size
+    passes = -(-steps * batch // num_samples)
+    shared = config.sample_order is SampleOrder.SHARED
+    key = state.order_key[0] if shared else state.key
+    time = state.rounds[0] if shared else state.epoch
+    orders = [rng.permutation(rng.fold_in(key, int(Stream.ORDER), time, index), num_samples) for index in range(passes)]
+    order = torch.cat(orders, dim=-1)[..., : steps * batch]
+    return order.unflatten(-1, (steps, batch))
+
+
+def minibatch(config: Config, data: Dataset, indices: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """Inputs [E, B, *shape] and targets [E, B, ...] of one SGD step; shared minibatches are expanded, not copied."""
+    rows = indices[..., step, :]
+    inputs, targets = data.train_inputs[rows], data.train_targets[rows]
+    if config.sample_order is SampleOrder.SHARED:
+        inputs = inputs.expand(config.num_envs, *inputs.shape)
+        targets = targets.expand(config.num_envs, *targets.shape)
+    return inputs, targets
+
+
+def sample_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of every prediction: logits [n, B, ..., C], targets [n, B, ...] -> nats [n, B, ...]."""
+    flat = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none")
+    return flat.unflatten(0, targets.shape)
+
+
+def compute_gradients(
+    network: Network, plan: Plan, work: Work, alphas: Sequence[Tensor], batch: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...], Gradients]:
+    """Forward and backward of one minibatch.
+
+    Args:
+      network: structure.
+      plan: rows per slot.
+      work: parameters.
+      alphas: per slot [n].
+      batch: inputs [E, B, ...] and targets [E, B, ...].
+
+    Returns:
+      loss [E] (mean over the minibatch), accuracy [E] (pp), new buffers per stage, gradients.
+    """
+    host = tuple(leaf.detach().requires_grad_() for leaf in arena.split_stages(network, work.host.params))
+    seeds = tuple(tuple(g.params.detach().requires_grad_() for g in groups) for groups in work.seeds)
+    gates = tuple(g.params.detach().requires_grad_() for g in work.gates)
+    leaves = [*host, *(leaf for groups in seeds for leaf in groups), *gates]
+    with torch.enable_grad():
+        params = [SeedParams(groups, gate) for groups, gate in zip(seeds, gates, strict=True)]
+        logits, buffers = train_forward(network, plan.slots, (host, work.buffers), params, alphas, batch[0])
+        loss = sample_losses(logits, batch[1]).flatten(1).mean(1)
+        grads = iter(torch.autograd.grad(loss.sum(), leaves, materialize_grads=True))
+    host_grad = torch.cat([next(grads) for _ in host], dim=1)
+    seed_grads = tuple(tuple(next(grads) for _ in groups) for groups in seeds)
+    correct = (logits.argmax(-1) == batch[1]).flatten(1)
+    accuracy = 100 * correct.to(loss.dtype).mean(1)
+    return loss.detach(), accuracy, buffers, Gradients(host_grad, seed_grads, tuple(grads))
+
+
+def train_step(network: Network, hypers: HyperParams, plan: Plan, work: Work, factor: Tensor, grads: Gradients) -> Work:
+    """Clip and apply one minibatch's gradients; ``factor`` [E] scales the learning rates.
+
+    A seed and its gate are clipped as one: their joint norm is what the limit bounds.
+    """
+    config = network.config
+    host_rates, seed_rates = optim.host_rates(hypers, factor), optim.seed_rates(hypers, factor)
+    clipped, _ = optim.clip_rows(grads.host, host_rates.clip)
+    host = optim.update(config.host_optimizer, work.host, clipped, host_rates)
+    seeds, gates = [], []
+    for slot, rows in enumerate(plan.slots):
+        updated = []
+        for group, learner, grad in zip(rows.groups, work.seeds[slot], grads.seeds[slot], strict=True):
+            rates = seed_rates.at(group.rows)
+            updated.append(optim.update(config.seed_optimizer, learner, optim.clip_rows(grad, rates.clip)[0], rates))
+        seeds.append(tuple(updated))
+        gate, grad = work.gates[slot], grads.gates[slot]
+        if rows.gate_rows.shape[0]:
+            rates = seed_rates.at(rows.gate_rows)
+            gate = optim.update(config.seed_optimizer, gate, optim.clip_rows(grad, rates.clip)[0], rates)
+        gates.append(gate)
+    return Work(host, work.buffers, tuple(seeds), tuple(gates))
+
+
+def train_epoch(network: Network, hypers: HyperParams, state: State, plan: Plan, data: Dataset) -> tuple[State, Epoch]:
+    """Train every host and every active seed for k minibatches.
+
+    Args:
+      network: structure; ``config.steps_per_epoch`` is k.
+      hypers: learning rates and the like.
+      state: [E].
+      plan: made from ``state.slots``.
+      data: the task.
+
+    Returns:
+      the state with trained parameters, moments, counts and buffers, and what was seen. Laws: environments do not
+      influence each other; dormant parts of the arena keep their bits; for each environment the result equals
+      torch.nn + autograd + torch.optim on its own network.
+    """
+    config = network.config
+    work = gather(network, state, plan)
+    alphas = [state.slots.alpha[:, slot][rows.lanes] for slot, rows in enumerate(plan.slots)]
+    indices = sample_indices(config, state, data.train_targets.shape[0])
+    loss_sum = accuracy_sum = torch.zeros_like(state.signals.val_loss)
+    steps = config.steps_per_epoch
+    for step in range(steps):
+        batch = minibatch(config, data, indices, step)
+        loss, accuracy, buffers, grads = compute_gradients(network, plan, work, alphas, batch)
+        factor = optim.schedule(hypers, state.epoch, step, steps, config.horizon)
+        work = train_step(network, hypers, plan, work._replace(buffers=buffers), factor, grads)
+        loss_sum, accuracy_sum = loss_sum + loss, accuracy_sum + accuracy
+    health = measure_health(network, hypers, plan, grads.host, grads.seeds)
+    finite = torch.isfinite(loss_sum) & torch.isfinite(health.host_norm) & _finite(plan, work)
+    return scatter(network, state, plan, work), Epoch(loss_sum / steps, accuracy_sum / steps, finite, health)
+
+
+def _finite(plan: Plan, work: Work) -> Tensor:
+    """Bool [E]: are all trained parameters and moments of an environment finite?"""
+    finite = _row_finite(work.host)
+    for rows, groups, gate in zip(plan.slots, work.seeds, work.gates, strict=True):
+        for group, learner in zip(rows.groups, groups, strict=True):
+            finite = finite.index_copy(0, group.rows, finite.index_select(0, group.rows) & _row_finite(learner))
+        finite = finite.index_copy(0, rows.gate_rows, finite.index_select(0, rows.gate_rows) & _row_finite(gate))
+    return finite
+
+
+def _row_finite(learner: Learner) -> Tensor:
+    return torch.isfinite(learner.params).all(1) & torch.isfinite(learner.moments).flatten(1).all(1)

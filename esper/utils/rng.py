@@ -1,0 +1,193 @@
+"""Random numbers as a function: Threefry-2x32 with 20 rounds, in ordinary integer tensor operations.
+
+A key is data, an int64 tensor [..., 2] of two words in [0, 2**32); there is no hidden state. Every draw is a pure
+function of its key, so runs are reproducible, keys batch (a batch of keys draws row by row what each key draws
+alone, the drawn shape standing AFTER the key's batch shape), and everything traces under
+torch.compile(fullgraph=True) and torch.func.vmap. Use a key for one draw; derive new ones by `fold_in` or `split`.
+
+The words live in int64 and are masked, so nothing rests on overflow, and the bits are the same on every device.
+Whether a key's words lie in [0, 2**32) is not checked (that would wait for the device): it is the caller's promise,
+kept by `key`, `fold_in` and `split`. A key of another dtype or last size raises ValueError.
+
+Sources: the block function is that of J. K. Salmon, M. A. Moraes, R. O. Dror and D. E. Shaw, "Parallel random
+numbers: as easy as 1, 2, 3" (SC'11), and its known answers those of the authors' Random123 library. How keys are
+made from seeds, folded and split, and how counters become bits and uniforms, follows the documented behaviour of
+jax.random with its default implementation (threefry2x32, jax_threefry_partitionable=True), bit for bit.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+_PARITY = 0x1BD11BDA
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_MANTISSA = 2.0**-23
+_DTYPES = (torch.float32, torch.float64)
+
+
+def key(seed: int) -> Tensor:
+    """The key of a seed: int64 [2], the seed's high and low 32-bit words, on the CPU.
+
+    0 <= seed < 2**64, else ValueError. Same as jax.random.PRNGKey of the seed.
+    """
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be in [0, 2**64), got {seed}")
+    return torch.tensor([seed // 2**32, seed % 2**32], dtype=torch.int64)
+
+
+def threefry2x32(key: Tensor, counter: Tensor) -> Tensor:
+    """The block function: key [..., 2] and counter [..., 2], broadcast together, to two random words [..., 2].
+
+    All are int64 holding words in [0, 2**32). For one key it is a bijection of the counters. ValueError when either
+    is not int64 with last size 2.
+    """
+    return torch.stack(_block(*_words(key, "key"), *_words(counter, "counter")), dim=-1)
+
+
+def fold_in(key: Tensor, *data: int | Tensor) -> Tensor:
+    """Derive keys by data: key [..., 2], each datum an int or integer tensor, to keys [..., 2].
+
+    A datum tensor broadcasts with the key's batch shape: key [2] with arange(E), or key [E, 2] with [E], gives
+    [E, 2]. Data count modulo 2**32 (so -1 is 2**32 - 1). Several are folded one after another:
+    fold_in(k, a, b) == fold_in(fold_in(k, a), b), and fold_in(k) == k. For one key, different data (mod 2**32) give
+    different keys. Same bits as jax.random.fold_in. ValueError for a datum tensor that is not integer.
+    """
+    k0, k1 = _words(key, "key")
+    for datum in data:
+        if not isinstance(datum, Tensor):
+            datum = k0.new_full((), datum % 2**32)
+        elif datum.is_floating_point() or datum.is_complex():
+            raise ValueError(f"fold_in takes integers, got a tensor of {datum.dtype}")
+        word = datum.to(torch.int64) & _MASK
+        k0, k1 = _block(k0, k1, torch.zeros_like(word), word)
+    return torch.stack((k0, k1), dim=-1)
+
+
+def split(key: Tensor, num: int = 2) -> Tensor:
+    """`num` new keys of each key: [..., 2] to [..., num, 2].
+
+    Key i depends on i alone, not on num: split(k, 5)[:2] == split(k, 2). Same bits as jax.random.split.
+    ValueError when num < 0.
+    """
+    if num < 0:
+        raise ValueError(f"num must be at least 0, got {num}")
+    return torch.stack(_draw(key, (num,)), dim=-1)
+
+
+def bits(key: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
+    """Random words in [0, 2**32): key [..., 2] to int64 [..., *shape].
+
+    Element i (row-major) depends on i alone: a draw of n words starts with the draw of m < n. Same bits as
+    jax.random.bits(key, shape, uint32).
+    """
+    x0, x1 = _draw(key, shape)
+    return x0.bitwise_xor_(x1)
+
+
+def uniform(
+    key: Tensor, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Uniform numbers in [low, high): key [..., 2] to [..., *shape] of dtype float32 or float64.
+
+    The unit value is the upper 23 bits of one word times 2**-23, in both dtypes: a float64 run sees the float32
+    run's draws (exactly, for [0, 1)), and only the scaling to [low, high) is done in float64. low and high are
+    rounded to dtype first; a product that rounds up to high is lowered to the number next to it (jax.random.uniform
+    returns high there; in float32 all else is the same), and bounds that round to one number give that number.
+    ValueError for another dtype, or unless low < high with a finite difference.
+    """
+    if not 0.0 < high - low < math.inf:
+        raise ValueError(f"uniform needs finite low < high, got low={low}, high={high}")
+    unit = _unit(key, shape, dtype)
+    if low == 0.0 and high == 1.0:
+        return unit
+    floor = unit.new_full((), low)
+    ceiling = unit.new_full((), high)
+    unit.mul_(ceiling - floor).add_(floor)
+    return torch.minimum(unit, torch.nextafter(ceiling, floor))
+
+
+def normal(key: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Standard normal numbers: key [..., 2] to [..., *shape] of dtype float32 or float64.
+
+    sqrt(2) * erfinv(u), u float32 uniform in (-1, 1), as jax.random.normal does: never infinite, |x| < 5.5. The
+    quantile is taken in float64 in both dtypes, so the float32 draw is the float64 draw rounded, and devices agree
+    to rounding. ValueError for another dtype.
+    """
+    _check_dtype(dtype)
+    u = uniform(key, shape, 2.0**-24 - 1.0, 1.0)
+    return u.to(torch.float64).erfinv_().mul_(math.sqrt(2.0)).to(dtype)
+
+
+def permutation(key: Tensor, n: int) -> Tensor:
+    """A random order of 0 .. n-1: key [..., 2] to int64 [..., n], each row a permutation.
+
+    The stable argsort of n random 63-bit numbers (a tie has probability below n**2 / 2**64 and would keep order).
+    Not jax.random.permutation's order. ValueError when n < 0.
+    """
+    if n < 0:
+        raise ValueError(f"n must be at least 0, got {n}")
+    x0, x1 = _draw(key, (n,))
+    return torch.argsort((x0 << 31).bitwise_or_(x1 >> 1), dim=-1, stable=True)
+
+
+def categorical(key: Tensor, logits: Tensor) -> Tensor:
+    """One index per row with probability softmax(logits): key [..., 2], logits [..., A], to int64 [...].
+
+    Gumbel-max: argmax(logits - log(-log(u))), u in (0, 1) strictly, so the noise is finite and a logit of -inf is
+    never chosen. The noise is float32, or float64 for float64 logits, from the same 23 bits. A row must hold a
+    finite logit and no NaN or +inf, which is not checked. Not jax.random.categorical's draws. ValueError when the
+    key's batch shape is not the logits' or A is 0.
+    """
+    if logits.ndim == 0 or logits.shape[-1] == 0 or key.shape[:-1] != logits.shape[:-1]:
+        raise ValueError(f"a key of shape {tuple(key.shape)} does not fit logits of shape {tuple(logits.shape)}")
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    u = _unit(key, (logits.shape[-1],), dtype).add_(_MANTISSA / 2)
+    return torch.argmax(logits.detach() - u.log_().neg_().log_(), dim=-1)
+
+
+def _words(pair: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """The two words of a pair tensor [..., 2], each [...]; ValueError when it is none."""
+    if pair.ndim == 0 or pair.shape[-1] != 2 or pair.dtype != torch.int64:
+        raise ValueError(f"{name} must be int64 [..., 2], got {pair.dtype} of shape {tuple(pair.shape)}")
+    return pair[..., 0], pair[..., 1]
+
+
+def _block(k0: Tensor, k1: Tensor, c0: Tensor, c1: Tensor) -> tuple[Tensor, Tensor]:
+    """Threefry-2x32-20 on words: k0, k1 of one shape and c0, c1 of one shape, broadcast; two fresh tensors.
+
+    x0 is left unmasked to the end (it grows below 2**38) and x1 is masked once a round, where it enters a shift; a
+    shift by at most 29 keeps a word below 2**61, so no sum or shift comes near the sign bit.
+    """
+    schedule = (k0, k1, k0 ^ k1 ^ _PARITY)
+    x0 = c0 + k0
+    x1 = (c1 + k1).bitwise_and_(_MASK)
+    for group in range(5):
+        for rotation in _ROTATIONS[group % 2]:
+            x0.add_(x1)
+            carried = x1 >> (32 - rotation)
+            x1.bitwise_left_shift_(rotation).bitwise_or_(carried).bitwise_xor_(x0).bitwise_and_(_MASK)
+        x0.add_(schedule[(group + 1) % 3])
+        x1.add_(schedule[(group + 2) % 3] + (group + 1)).bitwise_and_(_MASK)
+    return x0.bitwise_and_(_MASK), x1
+
+
+def _draw(key: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Both words of the blocks at counters 0 .. prod(shape)-1 (64-bit, row-major): two tensors [..., *shape]."""
+    ones = (1,) * len(shape)
+    k0, k1 = (word.reshape((*word.shape, *ones)) for word in _words(key, "key"))
+    index = torch.arange(math.prod(shape), dtype=torch.int64, device=key.device).reshape(shape)
+    return _block(k0, k1, index >> 32, index & _MASK)
+
+
+def _unit(key: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Multiples of 2**-23 in [0, 1), exact in either dtype: [..., *shape], a fresh tensor."""
+    _check_dtype(dtype)
+    return bits(key, shape).bitwise_right_shift_(9).to(dtype).mul_(_MANTISSA)
+
+
+def _check_dtype(dtype: torch.dtype) -> None:
+    """ValueError for a dtype that is not drawn."""
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype must be float32 or float64, got {dtype}")

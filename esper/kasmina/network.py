@@ -18,11 +18,15 @@ from esper.leyline.actions import BLENDS, NONE, Blend, Codec, build_codec
 from esper.leyline.config import Config, ConfigError
 from esper.leyline.state import Slots
 
+TrainUnit = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+InferUnit = Callable[[Tensor, Tensor, Tensor], Tensor]
 SeedUnit = Callable[[Tensor, Tensor], Tensor]
 
 
 class Units(NamedTuple):
     """The arithmetic of a network as functions of plain tensors, ready to be compiled one by one.
+
+    Slots at equal sites share their units.
 
     Attributes:
       train: per host stage, (flat params, flat buffers, x) -> (y, flat buffers).
@@ -31,8 +35,8 @@ class Units(NamedTuple):
       gates: per slot, (flat params, x) -> weight [n, B].
     """
 
-    train: tuple[Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]], ...]
-    infer: tuple[Callable[[Tensor, Tensor, Tensor], Tensor], ...]
+    train: tuple[TrainUnit, ...]
+    infer: tuple[InferUnit, ...]
     seeds: tuple[tuple[SeedUnit | None, ...], ...]
     gates: tuple[SeedUnit, ...]
 
@@ -147,7 +151,7 @@ def _units(
 ) -> Units:
     """Functions of flat rows: each splits its row into named views and calls the named form."""
 
-    def train(index: int) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def train(index: int) -> TrainUnit:
         stage = host.stages[index]
         layout, buffer_layout = stage.layout, stage.buffer_layout
 
@@ -158,7 +162,7 @@ def _units(
 
         return unit
 
-    def infer(index: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def infer(index: int) -> InferUnit:
         stage = host.stages[index]
         layout, buffer_layout = stage.layout, stage.buffer_layout
         return lambda params, buffers, x: stage.infer(layout.views(params), buffer_layout.views(buffers), x)
@@ -166,12 +170,18 @@ def _units(
     def seed(blueprint: Blueprint, layout: Layout) -> SeedUnit:
         return lambda params, x: blueprint.apply(layout.views(params), x)
 
+    distinct = dict(zip(sites, layouts, strict=True))
+    seeds = {
+        site: tuple(seed(b, layout) if layout else None for b, layout in zip(blueprints, row, strict=True))
+        for site, row in distinct.items()
+    }
+    gates = {site: gate.unit(site) for site in distinct}
     stages = range(len(host.stages))
-    seeds = tuple(
-        tuple(seed(b, layout) if layout else None for b, layout in zip(blueprints, row, strict=True)) for row in layouts
-    )
     return Units(
-        tuple(train(i) for i in stages), tuple(infer(i) for i in stages), seeds, tuple(gate.unit(s) for s in sites)
+        train=tuple(train(i) for i in stages),
+        infer=tuple(infer(i) for i in stages),
+        seeds=tuple(seeds[site] for site in sites),
+        gates=tuple(gates[site] for site in sites),
     )
 
 

@@ -16,8 +16,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from esper.kasmina.network import Network, Units
+from esper.kasmina.network import InferUnit, Network, SeedUnit, TrainUnit, Units
 from esper.leyline.config import ConfigError
+from esper.tolaria.data import Dataset
 
 CompileMode = Literal["auto"] | bool
 
@@ -57,33 +58,95 @@ def compile_units(network: Network) -> Network:
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "esper" / "inductor"))
     units = network.units
+    seeds = {unit: _seed_unit(unit) for row in units.seeds for unit in row if unit}
+    gates = {unit: _seed_unit(unit) for unit in units.gates}
     compiled = Units(
-        train=tuple(_compile(unit, symbolic_rows=False) for unit in units.train),
-        infer=tuple(_compile(unit, symbolic_rows=True) for unit in units.infer),
-        seeds=tuple(tuple(_compile(u, symbolic_rows=True) if u else None for u in row) for row in units.seeds),
-        gates=tuple(_compile(unit, symbolic_rows=True) for unit in units.gates),
+        train=tuple(_train_unit(unit) for unit in units.train),
+        infer=tuple(_infer_unit(unit) for unit in units.infer),
+        seeds=tuple(tuple(seeds[unit] if unit else None for unit in row) for row in units.seeds),
+        gates=tuple(gates[unit] for unit in units.gates),
     )
     return network._replace(units=compiled)
 
 
-def _compile(unit: Callable[..., Any], symbolic_rows: bool) -> Callable[..., Any]:
-    compiled = torch.compile(
-        _with_own_code(unit), fullgraph=True, dynamic=False, options={"layout_optimization": False}
-    )
-    return _with_symbolic_rows(compiled) if symbolic_rows else compiled
+def warm_up(network: Network, data: Dataset) -> None:
+    """Compile every unit in every form a step can ask for, so that no later step compiles anything.
+
+    Args:
+      network: with compiled units.
+      data: the task; sizes only.
+    """
+    config = network.config
+    dtype, device = data.train_inputs.dtype, data.train_inputs.device
+    val_sizes = {part.shape[0] for part in data.val_targets.split(config.eval_batch_size)}
+
+    def rows(count: int, *shape: int) -> Tensor:
+        return torch.ones(count, *shape, dtype=dtype, device=device)
+
+    h = rows(config.num_envs, config.batch_size, *data.input_shape)
+    for stage, train in zip(network.host.stages, network.units.train, strict=True):
+        params = rows(config.num_envs, stage.layout.size).requires_grad_()
+        h, _ = train(params, rows(config.num_envs, stage.buffer_layout.size), h)
+    h.sum().backward()
+    seeds = {
+        unit: (layout, site)
+        for site, row, units in zip(network.sites, network.layouts, network.units.seeds, strict=True)
+        for unit, layout in zip(units, row, strict=True)
+        if unit is not None and layout is not None
+    }
+    seeds |= {u: (g, s) for u, g, s in zip(network.units.gates, network.gates, network.sites, strict=True) if g.size}
+    for unit, (layout, site) in seeds.items():
+        x = rows(3, config.batch_size, *site.shape).requires_grad_()
+        unit(rows(3, layout.size).requires_grad_(), x).sum().backward()
+    with torch.no_grad():
+        for size in val_sizes:
+            h = rows(3, size, *data.input_shape)
+            for stage, infer in zip(network.host.stages, network.units.infer, strict=True):
+                h = infer(rows(3, stage.layout.size), rows(3, stage.buffer_layout.size), h)
+            for unit, (layout, site) in seeds.items():
+                unit(rows(3, layout.size), rows(3, size, *site.shape))
 
 
-def _with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A copy with a code object of its own: dynamo keeps its compiled versions, and their limit, per code object."""
-    assert isinstance(function, types.FunctionType)
-    copy = types.FunctionType(
-        function.__code__.replace(),
-        function.__globals__,
-        function.__name__,
-        function.__defaults__,
-        function.__closure__,
-    )
-    return copy
+def _compile(unit: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a copy with a code object of its own: dynamo keeps its compiled versions, and the limit on their
+    number, per code object.
+    """
+    assert isinstance(unit, types.FunctionType)
+    code = unit.__code__.replace()
+    own = types.FunctionType(code, unit.__globals__, unit.__name__, unit.__defaults__, unit.__closure__)
+    return torch.compile(own, fullgraph=True, dynamic=False, options={"layout_optimization": False})
+
+
+def _train_unit(unit: TrainUnit) -> TrainUnit:
+    """A host stage in training form: every size is fixed."""
+    compiled = _compile(unit)
+    return lambda params, buffers, x: compiled(_packed(params), _packed(buffers), _batch_major(x))
+
+
+def _infer_unit(unit: InferUnit) -> InferUnit:
+    """A host stage in inference form: the number of lanes varies."""
+    compiled = _with_symbolic_rows(_compile(unit))
+    return lambda params, buffers, x: compiled(_packed(params), _packed(buffers), x.contiguous())
+
+
+def _seed_unit(unit: SeedUnit) -> SeedUnit:
+    """A seed or a gate: the number of rows varies."""
+    compiled = _with_symbolic_rows(_compile(unit))
+    return lambda params, x: compiled(_packed(params), x.contiguous())
+
+
+def _packed(rows: Tensor) -> Tensor:
+    """Rows without gaps, with the same strides every time (an empty view keeps those of what it was cut from)."""
+    return rows.contiguous() if rows.numel() else rows.new_empty(rows.shape)
+
+
+def _batch_major(x: Tensor) -> Tensor:
+    """The same tensor [n, B, ...] laid out with B outermost, which is what convolutions produce and consume.
+
+    Compiled code is specialised on strides; one layout per unit keeps it to one version. Where the rows vary the
+    layout is n outermost: such a view would drag the symbolic sizes of its base into the guards.
+    """
+    return x.transpose(0, 1).contiguous().transpose(0, 1)
 
 
 def _with_symbolic_rows(compiled: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -93,7 +156,7 @@ def _with_symbolic_rows(compiled: Callable[..., Tensor]) -> Callable[..., Tensor
 
     def call(*arguments: Tensor) -> Tensor:
         if arguments[0].shape[0] == 1:
-            return call(*(argument.expand(2, *argument.shape[1:]) for argument in arguments))[:1]
+            return call(*(torch.cat((argument, argument)) for argument in arguments))[:1]
         for argument in arguments:
             torch._dynamo.mark_dynamic(argument, 0)
         return compiled(*arguments)

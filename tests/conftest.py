@@ -1,0 +1,43 @@
+import pytest
+import torch
+from hypothesis import settings
+
+import esper
+from esper.kasmina.cnn import cnn_host
+from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
+from esper.tolaria import data
+
+settings.register_profile("default", deadline=None, derandomize=True)
+settings.load_profile("default")
+
+
+@pytest.fixture(scope="session")
+def small_task() -> esper.Task:
+    """A task small enough for many steps a second: three sites of three widths, all blueprints."""
+    dataset = data.synthetic((1, 8, 8), num_classes=4, num_train=48, num_val=30, noise=0.7)
+    host = cnn_host((1, 8, 8), 4, num_blocks=3, base_channels=2, pool_blocks=1)
+    settings = {
+        "slots": (0, 1, 2),
+        "batch_size": 8,
+        "steps_per_epoch": 2,
+        "eval_batch_size": 16,
+        "horizon": 12,
+        "host_lr": 0.05,
+        "seed_lr": 0.05,
+        "embargo_epochs": 1,
+        "min_training_epochs": 1,
+        "min_blending_epochs": 1,
+        "blend_epochs": 2,
+        "min_improvement": -100.0,
+        "min_contribution": -100.0,
+        "min_gradient_ratio": 0.0,
+    }
+    return esper.Task("small", host, CONV_BLUEPRINTS, dataset, settings)
+
+
+@pytest.fixture(autouse=True)
+def _no_global_randomness():
+    """Nothing may draw from torch's global generator."""
+    before = torch.get_rng_state()
+    yield
+    assert torch.equal(before, torch.get_rng_state()), "torch's global generator was used"

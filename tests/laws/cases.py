@@ -1,0 +1,160 @@
+"""The table of step functions. Every law in test_laws.py is checked for every row."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from esper.engine import Engine, step
+from esper.kasmina import arena, lifecycle, metrics
+from esper.kasmina.network import Network, seed_sizes
+from esper.kasmina.plan import make_plan
+from esper.leyline.events import Epoch, Evaluation
+from esper.leyline.hypers import HyperParams
+from esper.leyline.state import State
+from esper.tolaria.data import Dataset
+from esper.tolaria.evaluation import evaluate, shapley_values
+from esper.tolaria.governor import govern
+from esper.tolaria.signals import update_signals
+from esper.tolaria.training import train_epoch
+from esper.utils import rng
+
+
+class Scene(NamedTuple):
+    """Arguments for every step function, as they occur in one step of a random legal walk."""
+
+    network: Network
+    hypers: HyperParams
+    data: Dataset
+    state: State
+    action: Tensor
+    epoch: Epoch
+    evaluation: Evaluation
+
+
+def _sown(scene: Scene) -> Any:
+    return arena.sow(scene.network, scene.state, make_plan(scene.network, scene.state.slots))
+
+
+def _evaluated(scene: Scene) -> Any:
+    census = make_plan(scene.network, scene.state.slots).census
+    return evaluate(scene.network, scene.hypers, scene.state, census, scene.data)
+
+
+def _shapley(scene: Scene) -> Any:
+    census = make_plan(scene.network, scene.state.slots).census
+    return shapley_values(scene.network, scene.hypers, scene.state, census, scene.data)
+
+
+def _trained(scene: Scene) -> Any:
+    plan = make_plan(scene.network, scene.state.slots)
+    return train_epoch(scene.network, scene.hypers, scene.state, plan, scene.data)
+
+
+def _governed(scene: Scene) -> Any:
+    plan = make_plan(scene.network, scene.state.slots)
+    return govern(scene.network, scene.hypers, scene.state, plan, scene.epoch, scene.evaluation)
+
+
+CASES: dict[str, Callable[[Scene], Any]] = {
+    "refusals": lambda s: lifecycle.refusals(s.network, s.hypers, s.state.slots),
+    "apply_action": lambda s: lifecycle.apply_action(
+        s.network, s.hypers, s.state.slots, s.action, s.evaluation.accuracy
+    ),
+    "tick": lambda s: lifecycle.tick(s.network, s.hypers, s.state.slots, s.evaluation.accuracy),
+    "record": lambda s: metrics.record(s.hypers, s.state.slots, s.epoch, s.evaluation),
+    "seed_sizes": lambda s: seed_sizes(s.network, s.state.slots),
+    "update_signals": lambda s: update_signals(
+        s.hypers, s.state.signals, s.epoch, s.evaluation, keep=s.evaluation.accuracy < 40
+    ),
+    "sow": _sown,
+    "train_epoch": _trained,
+    "evaluate": _evaluated,
+    "shapley_values": _shapley,
+    "govern": _governed,
+    "step": lambda s: step(s.network, s.hypers, s.state, s.data, s.action),
+}
+
+ELEMENTWISE = ("refusals", "apply_action", "tick", "record", "seed_sizes", "update_signals")
+"""Step functions without a plan: traced whole by torch.compile."""
+
+KEEPS_STRUCTURE = {
+    "apply_action": lambda s: s.state.slots,
+    "tick": lambda s: s.state.slots,
+    "record": lambda s: s.state.slots,
+    "update_signals": lambda s: s.state.signals,
+    "sow": lambda s: s.state,
+    "train_epoch": lambda s: s.state,
+    "govern": lambda s: s.state,
+    "step": lambda s: s.state,
+}
+"""Functions that change state, and the part of it they return first."""
+
+
+def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Tensors of a nest of tuples and tensordicts, with their paths."""
+    if isinstance(tree, Tensor):
+        yield path, tree
+    elif isinstance(tree, TensorDictBase):
+        for name in tree.keys():  # noqa: SIM118
+            yield from leaves(tree.get(name), f"{path}.{name}")
+    elif isinstance(tree, tuple):
+        names = getattr(tree, "_fields", range(len(tree)))
+        for name, value in zip(names, tree, strict=True):
+            yield from leaves(value, f"{path}.{name}")
+
+
+def take(tree: Any, rows: Tensor, num_envs: int) -> Any:
+    """Index dimension 0 of every tensor whose dimension 0 is the environments."""
+    if isinstance(tree, Tensor):
+        return tree[rows] if tree.dim() and tree.shape[0] == num_envs else tree
+    if isinstance(tree, TensorDictBase):
+        return tree[rows] if tree.batch_size else tree.apply(lambda leaf: take(leaf, rows, num_envs))
+    if isinstance(tree, tuple):
+        values = [take(value, rows, num_envs) for value in tree]
+        return type(tree)(*values) if hasattr(tree, "_fields") else tuple(values)
+    return tree
+
+
+def take_scene(scene: Scene, rows: Tensor) -> Scene:
+    """The scene of some environments only, in the order of ``rows``."""
+    num_envs = scene.network.config.num_envs
+    config = replace(scene.network.config, num_envs=len(rows))
+    parts = {
+        name: take(getattr(scene, name), rows, num_envs)
+        for name in ("hypers", "state", "action", "epoch", "evaluation")
+    }
+    return scene._replace(network=scene.network._replace(config=config), **parts)
+
+
+OP_PREFERENCE = torch.tensor([1.0, 1.0, 2.0, -2.0, 1.0, -2.0])
+"""Logits by operation: culling and changing rarely, so that seeds live long enough to reach every stage."""
+
+
+def random_legal(engine: Engine, state: State, key: Tensor) -> Tensor:
+    """A legal action per environment: the operation first, then its arguments."""
+    mask = engine.mask(state)
+    per_op = torch.nn.functional.one_hot(engine.codec.op, 6).to(mask.dtype)
+    ops = (mask.double() @ per_op.double()) > 0
+    keys = rng.fold_in(rng.fold_in(key, torch.arange(mask.shape[0])), state.rounds)
+    op = rng.categorical(rng.fold_in(keys, 0), torch.where(ops, OP_PREFERENCE, -torch.inf))
+    chosen = mask & (engine.codec.op == op.unsqueeze(1))
+    return rng.categorical(rng.fold_in(keys, 1), torch.where(chosen, 0.0, -torch.inf))
+
+
+def walk(engine: Engine, seed: int, length: int) -> list[Scene]:
+    """Scenes along a random legal walk. The state of each is taken after the decision, so that fresh seeds occur."""
+    state, scenes = engine.init(seed), []
+    for _ in range(length):
+        action = random_legal(engine, state, rng.key(seed))
+        after, event = engine.step(state, action)
+        network = engine.network
+        slots, _ = lifecycle.apply_action(network, engine.hypers, state.slots, action, state.signals.val_accuracy)
+        decided = state.replace(slots=slots)
+        scene = Scene(network, engine.hypers, engine.data, decided, action, event.epoch, event.evaluation)
+        scenes.append(scene._replace(action=random_legal(engine, decided, rng.key(seed + 1))))
+        state = after
+    return scenes

@@ -15,7 +15,9 @@ Compositions and parameter counts follow SEMANTICS of the December 2025 system (
 with b = max(8, C//4). Deviations, so that a seed starts harmless *and* learns: ``norm`` starts at tanh(0) = 0;
 ``attention`` doubles the sigmoid, so that zero weights are the identity without a bias; tails that end in a linear
 map start at zero; tails that end in relu(GN(.)) start with a norm weight of TAIL, because a zero tail before a relu
-has no gradient and never would.
+has no gradient and never would. ``attention``'s first weights start positive: features behind a relu are positive,
+so its few hidden units start alive. ``norm`` takes the largest number of groups up to 32 that divides C. A group of
+one channel on a map of one position would be constant, so there the norms take one group.
 """
 
 import torch
@@ -49,7 +51,10 @@ def _norm(name: str, channels: int, weight: float = 1.0) -> tuple[Param, Param]:
 
 
 def _group_norm(params: Params, name: str, x: Tensor) -> Tensor:
-    return group_norm(x, params[f"{name}.weight"], params[f"{name}.bias"], norm_groups(x.shape[2]))
+    channels, positions = x.shape[2], x.shape[3] * x.shape[4]
+    groups = norm_groups(channels)
+    groups = 1 if channels // groups * positions == 1 else groups
+    return group_norm(x, params[f"{name}.weight"], params[f"{name}.bias"], groups)
 
 
 def _positions(site: Site) -> int:
@@ -62,7 +67,8 @@ def _norm_params(site: Site) -> tuple[Param, ...]:
 
 def _norm_apply(params: Params, x: Tensor) -> Tensor:
     channels = x.shape[2]
-    normed = group_norm(x, params["norm.weight"], params["norm.bias"], min(32, channels))
+    groups = max(g for g in range(1, min(32, channels) + 1) if channels % g == 0)
+    normed = group_norm(x, params["norm.weight"], params["norm.bias"], groups)
     return x + torch.tanh(params["scale"]).reshape(-1, 1, 1, 1, 1) * (normed - x)
 
 
@@ -72,7 +78,8 @@ def _attention_width(channels: int) -> int:
 
 def _attention_params(site: Site) -> tuple[Param, ...]:
     channels, width = site.channels, _attention_width(site.channels)
-    return fan_in_uniform("squeeze", (width, channels), channels), constant("excite", (channels, width), 0.0)
+    squeeze = Param("squeeze", (width, channels), "positive", channels**-0.5)
+    return squeeze, constant("excite", (channels, width), 0.0)
 
 
 def _attention_apply(params: Params, x: Tensor) -> Tensor:

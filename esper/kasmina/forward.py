@@ -36,10 +36,15 @@ def blend(h: Tensor, s: Tensor, weight: Tensor, training: Tensor) -> Tensor:
     Returns:
       like h. TRAINING: forward is h, bit for bit, whatever s is; the host's gradient is as if no seed were there,
       and the seed receives the full gradient. Otherwise lerp(h, s, weight).
+
+    A silent row is lerp(h, h, 0) minus a zero that carries the seed's gradient. Both operands are selected *before*
+    the lerp: selecting its result instead would leave a gradient of 0 * inf in a gate behind a non-finite seed.
     """
-    echo = torch.where(torch.isfinite(s), s - s.detach(), 0.0)
-    straight_through = h + echo
-    return torch.where(_rowwise(training, h), straight_through, torch.lerp(h, s, _rowwise(weight, h)))
+    silent = _rowwise(training, h)
+    mixed = torch.where(silent, h.detach(), s)
+    faded = torch.where(training.unsqueeze(1), 0.0, weight)
+    echo = torch.where(silent & torch.isfinite(s), s.detach() - s, 0.0)
+    return torch.lerp(h, mixed, _rowwise(faded, h)) - echo
 
 
 def through_slot(network: Network, slot: int, plan: SlotPlan, seeds: SeedParams, alpha: Tensor, h: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def fork_lanes(network: Network, census: Census, every_coalition: bool, device: 
         forked_slot[lanes.size :] = slot
         is_prospect[first_on:] = True
         through = by_blueprint(census, slot, through, env)
-        plan = plan_slot(census, slot, through, env[through], device)
+        plan = plan_slot(census, slot, through, env[through], np.ones(through.shape, dtype=bool), device)
         no = torch.zeros_like(plan.training)
         slots.append(
             LaneSlot(

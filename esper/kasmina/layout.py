@@ -14,12 +14,13 @@ Params = dict[str, Tensor]
 class Param(NamedTuple):
     """One named tensor and its initial distribution.
 
-    ``constant``: every entry is ``scale``; ``uniform``: U(-scale, scale); ``normal``: N(0, scale**2).
+    ``constant``: every entry is ``scale``; ``uniform``: U(-scale, scale); ``positive``: U(0, scale); ``normal``:
+    N(0, scale**2).
     """
 
     name: str
     shape: tuple[int, ...]
-    init: Literal["constant", "uniform", "normal"]
+    init: Literal["constant", "uniform", "positive", "normal"]
     scale: float
 
     @property
@@ -75,8 +76,9 @@ class Layout(NamedTuple):
             shape = (param.size,)
             if param.init == "constant":
                 rows.append(key.new_full((key.shape[0], *shape), param.scale, dtype=dtype))
-            elif param.init == "uniform":
-                rows.append(rng.uniform(rng.fold_in(key, index), shape, -param.scale, param.scale, dtype))
+            elif param.init in ("uniform", "positive"):
+                low = 0.0 if param.init == "positive" else -param.scale
+                rows.append(rng.uniform(rng.fold_in(key, index), shape, low, param.scale, dtype))
             else:
                 rows.append(rng.normal(rng.fold_in(key, index), shape, dtype) * param.scale)
         return torch.cat(rows, dim=1)

@@ -143,14 +143,15 @@ def refusals(network: Network, hypers: HyperParams, slots: Slots) -> tuple[Tenso
     refusal = torch.where(same, int(Refusal.SAME_BLUEPRINT), refusal)
     for each, cause in OP_CAUSE.items():
         allowed = is_in(stage, sources(cause))
-        refusal = torch.where((op == int(each)) & ~allowed, _stage_refusal(stage), refusal)
+        refusal = torch.where((op == int(each)) & ~allowed, _stage_refusal(each, stage), refusal)
     refusal = torch.where(op == int(Op.WAIT), int(Refusal.NONE), refusal)
     return refusal, torch.where(refusal == int(Refusal.GATE_FAILED), failed, 0)
 
 
-def _stage_refusal(stage: Tensor) -> Tensor:
-    """What to say of an operation that a stage does not know; the operation decides which of these can occur."""
-    reason = torch.full_like(stage, int(Refusal.WRONG_STAGE))
+def _stage_refusal(op: Op, stage: Tensor) -> Tensor:
+    """What to say of an operation in a stage from which it may take no transition."""
+    live = Refusal.OCCUPIED if op is Op.GERMINATE else Refusal.WRONG_STAGE
+    reason = torch.full_like(stage, int(live))
     reason = torch.where(stage == int(Stage.DORMANT), int(Refusal.EMPTY), reason)
     reason = torch.where(is_in(stage, FAILURE), int(Refusal.BLOCKED), reason)
     return torch.where(stage == int(Stage.FOSSILIZED), int(Refusal.PERMANENT), reason)
@@ -205,9 +206,9 @@ def tick(network: Network, hypers: HyperParams, slots: Slots, accuracy: Tensor) 
       accuracy: [E], pp; validation accuracy of this epoch.
 
     Returns:
-      slots, and the stages before and after. Laws: only edges of TRANSITIONS; alpha stays in [0, 1] and never falls
-      within a ramp; FOSSILIZED and DORMANT slots keep their bits. A slot culled by a decision is DORMANT again after
-      embargo + 2 ticks.
+      slots, and the stages before and after. Laws: only edges of TRANSITIONS (two of them in one tick where SHADOWING
+      is passed straight through); alpha stays in [0, 1] and never falls within a ramp; FOSSILIZED and DORMANT slots
+      keep their bits. A slot culled by a decision is DORMANT again after max(embargo, 1) + 2 ticks.
     """
     before = slots.stage
     alive, blocked = is_in(before, LIVE), is_in(before, FAILURE)
@@ -215,7 +216,7 @@ def tick(network: Network, hypers: HyperParams, slots: Slots, accuracy: Tensor) 
     slots = _where(alive | blocked, slots, stage_age=slots.stage_age + 1)
     slots = _step_ramp(hypers, slots, before == int(Stage.BLENDING))
 
-    awake = before == int(Stage.GERMINATED)
+    awake = gates.training_gate(slots) == 0
     ready = torch.zeros_like(alive)
     if network.config.auto_advance:
         ready = is_in(before, sources(Cause.ADVANCE)) & (gates.advance_gate(hypers, slots) == 0)

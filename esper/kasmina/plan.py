@@ -15,7 +15,7 @@ from torch import Tensor
 
 from esper.kasmina.network import Network
 from esper.leyline.actions import BLENDS
-from esper.leyline.stages import ACTIVE, ISOLATED, Stage
+from esper.leyline.stages import ACTIVE, ISOLATED, MERGED, Stage
 from esper.leyline.state import Slots
 
 IntArray = np.ndarray
@@ -88,12 +88,12 @@ def make_plan(network: Network, slots: Slots) -> Plan:
     """
     census = take_census(slots)
     device = slots.stage.device
-    active, fresh = census.within(ACTIVE), census.within((Stage.GERMINATED,))
+    active, merged, fresh = census.within(ACTIVE), census.within(MERGED), census.within((Stage.GERMINATED,))
     lanes = np.arange(census.stage.shape[0])
     plans = []
     for slot in range(network.config.num_slots):
         rows = by_blueprint(census, slot, lanes[active[:, slot]], lanes)
-        plans.append(plan_slot(census, slot, rows, rows, device))
+        plans.append(plan_slot(census, slot, rows, rows, merged[rows, slot], device))
     sown = tuple(
         tuple(
             Group(int(k), torch.as_tensor(rows[census.blueprint[rows, slot] == k], device=device))
@@ -110,7 +110,9 @@ def by_blueprint(census: Census, slot: int, lanes: IntArray, env: IntArray) -> I
     return lanes[np.argsort(census.blueprint[env[lanes], slot], kind="stable")]
 
 
-def plan_slot(census: Census, slot: int, lanes: IntArray, envs: IntArray, device: torch.device) -> SlotPlan:
+def plan_slot(
+    census: Census, slot: int, lanes: IntArray, envs: IntArray, blended: BoolArray, device: torch.device
+) -> SlotPlan:
     """One slot's groups over lanes.
 
     Args:
@@ -118,13 +120,14 @@ def plan_slot(census: Census, slot: int, lanes: IntArray, envs: IntArray, device
       slot: which slot.
       lanes: int [n]; the lanes whose seed takes part, sorted ``by_blueprint``.
       envs: int [n]; the environment of each.
+      blended: bool [n]; whether its output is weighted at all, so that a gate takes part.
       device: where the indices go.
 
     Returns:
       the slot's plan.
     """
     kinds = census.blueprint[envs, slot]
-    gated = np.flatnonzero(census.gated[envs, slot])
+    gated = np.flatnonzero(census.gated[envs, slot] & blended)
     stage = census.stage[envs, slot]
 
     def move(array: np.ndarray) -> Tensor:

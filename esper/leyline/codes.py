@@ -10,17 +10,16 @@ from enum import IntEnum, IntFlag
 class Check(IntFlag):
     """A failed check of a gate; a gate passes when its bits are 0."""
 
-    OCCUPIED = 1
-    OVER_BUDGET = 2
-    NOT_GERMINATED = 4
-    TOO_YOUNG = 8
-    LOW_GRADIENT = 16
-    UNHEALTHY = 32
-    NO_IMPROVEMENT = 64
-    LOW_ALPHA = 128
-    NOT_MEASURED = 256
-    LOW_CONTRIBUTION = 512
-    NOT_BANKED = 1024
+    OVER_BUDGET = 1
+    NOT_GERMINATED = 2
+    TOO_YOUNG = 4
+    LOW_GRADIENT = 8
+    UNHEALTHY = 16
+    NO_IMPROVEMENT = 32
+    LOW_ALPHA = 64
+    NOT_MEASURED = 128
+    LOW_CONTRIBUTION = 256
+    NOT_BANKED = 512
 
 
 class Gate(IntEnum):
@@ -35,18 +34,18 @@ class Gate(IntEnum):
 
 
 GATE_CHECKS: dict[Gate, Check] = {
-    Gate.G0: Check.OCCUPIED | Check.OVER_BUDGET,
+    Gate.G0: Check.OVER_BUDGET,
     Gate.G1: Check.NOT_GERMINATED,
     Gate.G2: Check.TOO_YOUNG | Check.LOW_GRADIENT | Check.UNHEALTHY | Check.NO_IMPROVEMENT,
     Gate.G3: Check.TOO_YOUNG | Check.LOW_ALPHA,
     Gate.G4: Check.NOT_MEASURED,
     Gate.G5: Check.NOT_MEASURED | Check.LOW_CONTRIBUTION | Check.UNHEALTHY | Check.NOT_BANKED,
 }
-"""Which checks each gate makes. That a blueprint is known at its site is settled at build time: the action codec
-lists no other combination."""
+"""Which checks each gate makes. That the slot is empty is a matter of the stage (``Refusal.OCCUPIED``); that the
+blueprint is known at its site is settled at build time: the action codec lists no other combination.
+"""
 
 CHECK_TEXT: dict[Check, str] = {
-    Check.OCCUPIED: "the slot is not empty",
     Check.OVER_BUDGET: "the seed's parameters exceed the budget",
     Check.NOT_GERMINATED: "the seed is not in GERMINATED",
     Check.TOO_YOUNG: "too few epochs in the stage",

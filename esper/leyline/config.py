@@ -90,11 +90,8 @@ class Config:
             if not isinstance(value, kind):
                 allowed = "True or False" if kind is bool else " or ".join(str(member) for member in kind)  # type: ignore[attr-defined]
                 raise ConfigError(f"config.{name} = {value!r}: expected {allowed}")
-        if (
-            not isinstance(self.slots, tuple)
-            or list(self.slots) != sorted(self.slots)
-            or min(self.slots, default=0) < 0
-        ):
+        whole = isinstance(self.slots, tuple) and all(type(stage) is int and stage >= 0 for stage in self.slots)
+        if not whole or list(self.slots) != sorted(self.slots):
             raise ConfigError(f"config.slots = {self.slots!r}: expected an ascending tuple of host stage indices")
         good = isinstance(self.blends, tuple) and self.blends and all(isinstance(b, Blend) for b in self.blends)
         if not good or len(set(self.blends)) != len(self.blends):

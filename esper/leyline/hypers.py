@@ -97,7 +97,11 @@ def build_hypers(
             raise ConfigError(f"hypers.{name}: unknown; known are {', '.join(table)}")
     leaves = {}
     for name, number in table.items():
-        value = torch.as_tensor(overrides.get(name, number.default), dtype=dtype, device=device)
+        given = overrides.get(name, number.default)
+        try:
+            value = torch.as_tensor(given, dtype=dtype, device=device)
+        except (TypeError, ValueError, RuntimeError):
+            raise ConfigError(f"hypers.{name} = {given!r}: expected a number or a tensor [{num_envs}]") from None
         if value.shape not in ((), (num_envs,)):
             raise ConfigError(f"hypers.{name}: shape {list(value.shape)}; expected [] or [{num_envs}]")
         if not bool(((value >= number.low) & (value <= number.high)).all()):

@@ -158,7 +158,7 @@ def compute_gradients(
 def train_step(network: Network, hypers: HyperParams, plan: Plan, work: Work, factor: Tensor, grads: Gradients) -> Work:
     """Clip and apply one minibatch's gradients; ``factor`` [E] scales the learning rates.
 
-    A seed and its gate are clipped as one: their joint norm is what the limit bounds.
+    A seed and its gate are clipped each by its own norm.
     """
     config = network.config
     host_rates, seed_rates = optim.host_rates(hypers, factor), optim.seed_rates(hypers, factor)

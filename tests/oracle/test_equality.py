@@ -1,0 +1,136 @@
+"""One epoch and one evaluation equal plain PyTorch, environment by environment.
+
+Pooling windows of these data have no ties but zeros after a relu, whose gradient is 0 whoever receives it.
+"""
+
+import math
+from functools import cache
+from itertools import permutations, product
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
+from esper.leyline.actions import Blend
+from esper.leyline.config import SampleOrder
+from esper.leyline.stages import ACTIVE, MERGED, Stage
+from esper.tolaria.evaluation import evaluate, shapley_values
+from esper.tolaria.training import sample_indices
+
+
+def relative(ours: Tensor, theirs: Tensor | float) -> float:
+    """Largest difference over the largest size of a row."""
+    theirs = torch.as_tensor(theirs, dtype=torch.float64)
+    return float((ours.double() - theirs).abs().max() / theirs.abs().max().clamp(min=1e-12))
+
+
+@pytest.mark.parametrize("slot", range(3))
+def test_hands_cover_everything(hands, slot):
+    held = {card for hand in hands if len(hand.slots) == 3 for card in hand.cards[slot]}
+    assert held >= set(product(ACTIVE, range(len(CONV_BLUEPRINTS)), Blend))
+    assert {card.stage for card in held} == set(Stage) - {Stage.UNKNOWN}
+
+
+def test_minibatches(run):
+    """An epoch repeats no sample; shared order is one order, independent orders differ."""
+    order = sample_indices(run.engine.config, run.before, len(run.engine.data.train_targets))
+    shared = run.hand.order is SampleOrder.SHARED
+    rows = [order.flatten().tolist()] if shared else order.flatten(1).tolist()
+    assert all(len(set(row)) == len(row) for row in rows)
+    assert len(set(map(tuple, rows))) == (1 if shared else run.engine.config.num_envs)
+
+
+def test_training(run):
+    errors = {}
+    for env, (plain, report) in enumerate(zip(run.plains, run.reports, strict=True)):
+        rows = {"host": (run.after.host[env], slice(None))}
+        rows |= {name: (run.after.seeds[env], columns) for name, (_, columns) in run.spans(env).items()}
+        assert rows.keys() == plain.trained.keys()
+        for name, (bank, columns) in rows.items():
+            ours = (bank.params[columns], *bank.moments[:, columns])
+            for row, (what, theirs) in zip(ours, plain.trained[name].rows().items(), strict=True):
+                errors[env, f"{name} {what}"] = relative(row, theirs)
+        errors[env, "buffers"] = relative(run.after.buffers[env], plain.buffers())
+        errors[env, "loss"] = relative(run.epoch.loss[env], report.loss)
+        errors[env, "accuracy"] = relative(run.epoch.accuracy[env], report.accuracy)
+    run.assert_small(errors)
+    assert run.epoch.finite.all()
+
+
+def test_only_what_trains_changes(run):
+    config, before, after = run.engine.config, run.before, run.after
+    for env in range(config.num_envs):
+        idle, steps = torch.ones_like(before.seeds.params[env], dtype=torch.bool), before.seeds.steps[env].clone()
+        for name, (slot, columns) in run.spans(env).items():
+            idle[columns] = False
+            steps[slot] += config.steps_per_epoch if name.startswith("seed") else 0
+        assert torch.equal(after.seeds.params[env, idle], before.seeds.params[env, idle])
+        assert torch.equal(after.seeds.moments[env][:, idle], before.seeds.moments[env][:, idle])
+        assert torch.equal(after.seeds.steps[env], steps)
+    assert torch.equal(after.host.steps, before.host.steps + config.steps_per_epoch)
+
+
+def test_health(run):
+    health, errors = run.epoch.health, {}
+    for env, (plain, report) in enumerate(zip(run.plains, run.reports, strict=True)):
+        size = {name: sum(p.numel() for p in part.params) for name, part in plain.trained.items()}
+        host, low, high = report.norms["host"], plain.numbers["vanishing_norm"], plain.numbers["exploding_norm"]
+        errors[env, "host norm"] = relative(health.host_norm[env], host.norm())
+        errors[env, "vanishing"] = relative(health.vanishing[env], (host < low).double().mean())
+        errors[env, "exploding"] = relative(health.exploding[env], (host > high).double().mean())
+        for slot in range(len(run.hand.slots)):
+            seed = report.norms.get(f"seed {slot}", torch.zeros(1))
+            ratio = seed.norm() / host.norm() * (size["host"] / size.get(f"seed {slot}", 1)) ** 0.5
+            errors[env, f"seed {slot} norm"] = relative(health.seed_norm[env, slot], seed.norm())
+            errors[env, f"seed {slot} ratio"] = relative(health.seed_ratio[env, slot], ratio)
+            errors[env, f"seed {slot} healthy"] = float(health.seed_healthy[env, slot] != (seed <= high).all())
+    run.assert_small(errors)
+
+
+def test_evaluation(run):
+    engine = run.engine
+    evaluation = evaluate(engine.network, engine.hypers, run.after, run.plan.census, engine.data)
+    inputs, targets, errors = engine.data.val_inputs.double(), engine.data.val_targets, {}
+    for env in range(engine.config.num_envs):
+        plain = run.trained_plain(env)
+        logits = plain.infer(inputs, {})
+        own = (logits.argmax(1) == targets).double()
+        errors[env, "loss"] = relative(evaluation.loss[env], nn.CrossEntropyLoss()(logits, targets))
+        errors[env, "accuracy"] = relative(evaluation.accuracy[env], 100 * own.mean())
+        by_class = torch.stack([100 * own[targets == label].mean() for label in range(engine.data.num_classes)])
+        errors[env, "class accuracy"] = relative(evaluation.class_accuracy[env], by_class)
+        for slot, cards in enumerate(run.hand.cards):
+            change = torch.zeros_like(own)
+            if cards[env].stage in MERGED:
+                change = own - (plain.infer(inputs, {slot: 0.0}).argmax(1) == targets).double()
+            elif cards[env].stage == Stage.TRAINING:
+                target = plain.numbers["alpha_target"]
+                change = (plain.infer(inputs, {slot: target}).argmax(1) == targets).double() - own
+            error = 100 * (change.var(correction=0) / len(targets)).sqrt()
+            errors[env, f"effect {slot}"] = relative(evaluation.effect[env, slot], 100 * change.mean())
+            errors[env, f"effect error {slot}"] = relative(evaluation.effect_error[env, slot], error)
+            assert evaluation.measured[env, slot] == (cards[env].stage in ACTIVE)
+    run.assert_small(errors)
+    assert evaluation.finite.all()
+
+
+def test_shapley_values(run):
+    """By definition: the mean, over all orders of joining, of what a slot adds when it joins."""
+    engine = run.engine
+    values = shapley_values(engine.network, engine.hypers, run.after, run.plan.census, engine.data)
+    inputs, targets = engine.data.val_inputs.double(), engine.data.val_targets
+    for env in range(engine.config.num_envs):
+        plain = run.trained_plain(env)
+        merged = [slot for slot, cards in enumerate(run.hand.cards) if cards[env].stage in MERGED]
+
+        @cache
+        def accuracy(off: frozenset[int], plain=plain) -> float:
+            return 100 * (plain.infer(inputs, dict.fromkeys(off, 0.0)).argmax(1) == targets).double().mean().item()
+
+        expected = torch.zeros_like(values[env])
+        for order in permutations(merged):
+            for place, slot in enumerate(order):
+                off = frozenset(order[place + 1 :])
+                expected[slot] += (accuracy(off) - accuracy(off | {slot})) / math.factorial(len(merged))
+        torch.testing.assert_close(values[env], expected, rtol=0, atol=1e-4 if values.dtype == torch.float32 else 1e-9)

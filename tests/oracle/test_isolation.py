@@ -1,0 +1,138 @@
+"""A seed in TRAINING learns behind the host: the host computes and learns as if there were no seed."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+import esper
+from esper.engine import Engine
+from esper.kasmina import arena
+from esper.kasmina.cnn import cnn_host
+from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
+from esper.kasmina.forward import train_forward
+from esper.kasmina.plan import make_plan
+from esper.leyline.actions import Blend
+from esper.leyline.config import Precision
+from esper.leyline.stages import Stage
+from esper.leyline.state import State
+from esper.tolaria.data import synthetic
+from esper.tolaria.training import Gradients, compute_gradients, gather, train_epoch
+
+SLOTS, ENVS = (0, 0, 1, 2), 2 * len(CONV_BLUEPRINTS)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    host = cnn_host((1, 8, 8), 10, num_blocks=3, base_channels=4, pool_blocks=2)
+    task = esper.Task("isolation", host, CONV_BLUEPRINTS, synthetic(num_train=32, num_val=16), {})
+    return esper.make(
+        task, ENVS, compile=False, slots=SLOTS, batch_size=16, steps_per_epoch=4, precision=Precision.FLOAT64
+    )
+
+
+@pytest.fixture(scope="module")
+def seeded(engine: Engine) -> State:
+    """Fresh seeds in every slot, all in TRAINING; every blueprint with and without a gate."""
+    state = engine.init(3)
+    env, slot = torch.arange(ENVS).unsqueeze(1), torch.arange(len(SLOTS))
+    stage, blueprint = torch.full_like(state.slots.stage, int(Stage.GERMINATED)), (env + slot) % len(CONV_BLUEPRINTS)
+    blend = torch.where(env < ENVS // 2, int(Blend.LINEAR), int(Blend.GATED)).expand_as(stage)
+    slots = state.slots.replace(stage=stage, blueprint=blueprint, blend=blend)
+    state = arena.sow(engine.network, state, make_plan(engine.network, slots))
+    return state.replace(slots=slots.replace(stage=torch.full_like(stage, int(Stage.TRAINING))))
+
+
+def pass_through(engine: Engine, state: State) -> tuple[Tensor, Gradients]:
+    """Logits and gradients of one minibatch."""
+    network, data = engine.network, engine.data
+    plan = make_plan(network, state.slots)
+    alphas = [state.slots.alpha[:, slot][rows.lanes] for slot, rows in enumerate(plan.slots)]
+    batch = data.train_inputs.expand(ENVS, *data.train_inputs.shape), data.train_targets.expand(ENVS, -1)
+    host = arena.split_stages(network, state.host.params), arena.split_buffers(network, state.buffers)
+    seeds = [arena.slot_params(network, state.seeds.params, slot, rows) for slot, rows in enumerate(plan.slots)]
+    logits, _ = train_forward(network, plan.slots, host, seeds, alphas, batch[0])
+    *_, grads = compute_gradients(network, plan, gather(network, state, plan), alphas, batch)
+    return logits, grads
+
+
+def bits(x: Tensor) -> Tensor:
+    return x.contiguous().view(torch.int64)
+
+
+def without_seeds(engine: Engine, state: State) -> State:
+    return state.replace(slots=engine.init(3).slots)
+
+
+def break_seeds(engine: Engine, state: State, value: float, gates: bool) -> State:
+    """Fill the seeds' parameters with a non-finite value, those of their gates too or not."""
+    params = torch.full_like(state.seeds.params, value)
+    for slot in range(0 if gates else len(SLOTS)):
+        columns = arena.gate_columns(engine.network, slot)
+        params[:, columns] = state.seeds.params[:, columns]
+    return state.replace(seeds=state.seeds.replace(params=params))
+
+
+BROKEN = pytest.mark.parametrize(
+    ("value", "gates"), [(value, gates) for value in (math.inf, math.nan) for gates in (False, True)]
+)
+
+
+def assert_same_host(grads: Tensor, expected: Tensor) -> None:
+    assert ((grads - expected).abs().amax(1) <= 1e-12 * expected.abs().amax(1)).all()
+
+
+def test_host_neither_sees_nor_feels_a_seed_in_training(engine: Engine, seeded: State) -> None:
+    logits, grads = pass_through(engine, seeded)
+    expected, alone = pass_through(engine, without_seeds(engine, seeded))
+    assert torch.equal(bits(logits), bits(expected))
+    assert_same_host(grads.host, alone.host)
+
+
+@BROKEN
+def test_a_broken_seed_in_training_stays_behind_the_host(
+    engine: Engine, seeded: State, value: float, gates: bool
+) -> None:
+    logits, grads = pass_through(engine, break_seeds(engine, seeded, value, gates))
+    expected, alone = pass_through(engine, without_seeds(engine, seeded))
+    assert torch.isfinite(expected).all()
+    assert torch.equal(bits(logits), bits(expected))
+    assert_same_host(grads.host, alone.host)
+
+
+@BROKEN
+def test_host_trains_on_before_a_broken_seed(engine: Engine, seeded: State, value: float, gates: bool) -> None:
+    """Over several minibatches: what one makes non-finite must not reach the host in the next."""
+    hosts = []
+    for state in (break_seeds(engine, seeded, value, gates), without_seeds(engine, seeded)):
+        plan = make_plan(engine.network, state.slots)
+        hosts.append(train_epoch(engine.network, engine.hypers, state, plan, engine.data)[0].host.params)
+    assert_same_host(*hosts)
+
+
+def test_every_seed_in_training_learns(engine: Engine, seeded: State) -> None:
+    """From its first step. Its gate does not: nothing is gated before BLENDING."""
+    _, grads = pass_through(engine, seeded)
+    plan = make_plan(engine.network, seeded.slots)
+    for rows, groups, gate in zip(plan.slots, grads.seeds, grads.gates, strict=True):
+        assert [group.blueprint for group in rows.groups] == list(range(len(CONV_BLUEPRINTS)))
+        for blueprint, grad in zip(CONV_BLUEPRINTS, groups, strict=True):
+            learns = torch.linalg.vector_norm(grad, dim=1) > 1e-6
+            assert learns.all(), blueprint.name
+        assert gate.shape[0] == 0
+
+
+@pytest.mark.parametrize("stage", [Stage.BLENDING, Stage.SHADOWING])
+def test_isolation_ends_with_blending(engine: Engine, seeded: State, stage: Stage) -> None:
+    """At alpha 1 nothing of the host before the seeds learns while they blend in, and all of it does afterwards."""
+    slots = seeded.slots.replace(
+        stage=torch.full_like(seeded.slots.stage, int(stage)),
+        blend=torch.full_like(seeded.slots.blend, int(Blend.LINEAR)),
+        alpha=torch.ones_like(seeded.slots.alpha),
+    )
+    _, grads = pass_through(engine, seeded.replace(slots=slots))
+    upstream = arena.split_stages(engine.network, grads.host)[:-1]
+    for grad in upstream:
+        assert (torch.linalg.vector_norm(grad, dim=1) > 1e-6).all() == (stage == Stage.SHADOWING)
+        assert stage == Stage.SHADOWING or (grad == 0).all()

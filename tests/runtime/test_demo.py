@@ -1,0 +1,35 @@
+"""The demonstration's command: what it prints, and that growing pays."""
+
+import io
+
+import pytest
+
+import esper.__main__
+from esper.runtime.demo import demonstrate
+from esper.utils.stats import mean_interval, t_quantile
+
+
+def test_growing_beats_waiting():
+    """A small edition of the README's table: 6 environments instead of 32."""
+    out = io.StringIO()
+    static, grown = demonstrate(num_envs=6, compile=False, out=out)
+    mean, half = mean_interval(grown.accuracy - static.accuracy)
+    assert mean - half >= 10
+    assert (grown.fossilized > 0).all() and (static.added == 0).all()
+    text = out.getvalue()
+    assert f"growing adds {mean:.1f} ± {half:.1f} percentage points" in text
+    assert "static (wait)" in text and "grown (bottleneck)" in text
+
+
+@pytest.mark.parametrize("words", [["demo", "--envs", "5"], ["demo", "--blueprint", "lore"], ["dance"]])
+def test_bad_words_exit_with_2_and_say_why(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        esper.__main__.main(words)
+    assert stop.value.code == 2
+    assert words[-1] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("degrees", "expected"), [(5, 2.5706), (10, 2.2281), (31, 2.0395), (100, 1.9840)])
+def test_student_quantiles(degrees, expected):
+    """Table values of Student's t at 0.975."""
+    assert t_quantile(0.975, degrees) == pytest.approx(expected, abs=2e-3)

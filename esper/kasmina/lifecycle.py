@@ -26,31 +26,31 @@ OP_CAUSE = {
 }
 
 
-_NUMBERS = (
-    *("alpha", "contribution", "contribution_error", "prospect", "prospect_error"),
-    *("birth_accuracy", "stage_accuracy", "improvement", "gradient_norm", "gradient_ratio"),
-)
-_COUNTS = ("ramp", "age", "stage_age", "evaluations")
+BLANK: dict[str, float | int | bool] = {
+    "stage": int(Stage.DORMANT),
+    "blueprint": NONE,
+    "blend": NONE,
+    **dict.fromkeys(("ramp", "age", "stage_age", "evaluations"), 0),
+    **dict.fromkeys(("alpha", "contribution", "contribution_error", "prospect", "prospect_error"), 0.0),
+    **dict.fromkeys(("birth_accuracy", "stage_accuracy", "improvement", "gradient_norm", "gradient_ratio"), 0.0),
+    "measured": False,
+    "banked": False,
+    "healthy": True,
+}
+"""Every field of an empty slot."""
 
 
 def empty_slots(num_envs: int, num_slots: int, dtype: torch.dtype, device: torch.device) -> Slots:
     """Slots in DORMANT, all numbers 0, batch [E, S]."""
-    zero = torch.zeros(num_envs, num_slots, dtype=dtype, device=device)
-    count = torch.zeros_like(zero, dtype=torch.int64)
-    no = torch.zeros_like(zero, dtype=torch.bool)
-    fields = dict.fromkeys(_NUMBERS, zero) | dict.fromkeys(_COUNTS, count)
-    fields |= {"measured": no, "banked": no, "healthy": ~no}
-    fields |= {"stage": count + int(Stage.DORMANT), "blueprint": count + NONE, "blend": count + NONE}
-    return Slots(**{name: leaf.clone() for name, leaf in fields.items()}, batch_size=[num_envs, num_slots])
+    kinds = {float: dtype, int: torch.int64, bool: torch.bool}
+    shape = (num_envs, num_slots)
+    fields = {name: torch.full(shape, v, dtype=kinds[type(v)], device=device) for name, v in BLANK.items()}
+    return Slots(**fields, batch_size=shape)
 
 
 def _where(mask: Tensor, slots: Slots, **values: Tensor | float | int | bool) -> Slots:
     """Replace fields where ``mask`` [E, S] holds."""
-    new = {
-        name: torch.where(mask, torch.as_tensor(value, dtype=slots[name].dtype, device=mask.device), slots[name])
-        for name, value in values.items()
-    }
-    return slots.replace(**new)
+    return slots.replace(**{name: torch.where(mask, value, slots[name]) for name, value in values.items()})
 
 
 def _enter(slots: Slots, mask: Tensor, stage: Stage, accuracy: Tensor) -> Slots:
@@ -68,10 +68,7 @@ def _enter(slots: Slots, mask: Tensor, stage: Stage, accuracy: Tensor) -> Slots:
 
 def _clear(slots: Slots, mask: Tensor, stage: Stage) -> Slots:
     """Empty the slots in ``mask`` and put them into ``stage``."""
-    blank = empty_slots(mask.shape[0], mask.shape[1], slots.alpha.dtype, mask.device)
-    cleared = {name: torch.where(mask, blank[name], slots[name]) for name in blank.keys()}  # noqa: SIM118
-    cleared["stage"] = torch.where(mask, int(stage), slots.stage)
-    return slots.replace(**cleared)
+    return _where(mask, slots, **(BLANK | {"stage": int(stage)}))
 
 
 def _germinate(slots: Slots, mask: Tensor, blueprint: Tensor, blend: Tensor, accuracy: Tensor) -> Slots:
@@ -229,9 +226,12 @@ def tick(network: Network, hypers: HyperParams, slots: Slots, accuracy: Tensor) 
     slots = _enter(slots, awake, Stage.TRAINING, accuracy)
     slots = _advance(hypers, slots, ready, accuracy)
     slots = _clear(slots, doomed, Stage.CULLED)
-    slots = _clear(slots, before == int(Stage.CULLED), Stage.EMBARGOED)
-    slots = _clear(slots, served, Stage.RESETTING)
-    slots = _clear(slots, before == int(Stage.RESETTING), Stage.DORMANT)
+    for moving, stage in (
+        (before == int(Stage.CULLED), Stage.EMBARGOED),
+        (served, Stage.RESETTING),
+        (before == int(Stage.RESETTING), Stage.DORMANT),
+    ):
+        slots = _where(moving, slots, stage=int(stage), stage_age=0)
     return slots, Life(before, slots.stage)
 
 

@@ -4,6 +4,8 @@ Opaque to torch.compile, because Inductor specialises a grouped convolution on i
 one compiled graph serves every number of networks. The two backward halves are operators of their own, so that a
 compiled backward drops the one nobody needs (the first layer needs no input gradient).
 
+A minibatch that all networks share (expanded along n, not copied) is one dense convolution with n*C' outputs.
+
 Layout: tensors are [n, B, C, H, W] to the caller and [B, n, C, H, W] in memory, which is what a grouped convolution
 wants; element-wise operations keep that layout, so a chain of layers copies nothing.
 """
@@ -25,11 +27,20 @@ def _split(x: Tensor, n: int) -> Tensor:
     return x.unflatten(1, (n, -1)).transpose(0, 1)
 
 
+def _operands(x: Tensor, weight: Tensor) -> tuple[Tensor, int]:
+    """Input [B, channels, H, W] and number of groups of the one convolution that does the work of all."""
+    per_network = x.shape[2] // weight.shape[2]
+    if x.stride(0) == 0 and per_network == 1:
+        return x[0], 1
+    return _grouped(x), x.shape[0] * per_network
+
+
 def _backward(grad: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool]) -> tuple[Tensor, Tensor]:
-    n, _, _, k, _ = weight.shape
+    k = weight.shape[-1]
+    source, groups = _operands(x.contiguous() if wanted[0] else x, weight)
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
         _grouped(grad),
-        _grouped(x),
+        source,
         weight.flatten(0, 1),
         None,
         [1, 1],
@@ -37,7 +48,7 @@ def _backward(grad: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool]
         [1, 1],
         False,
         [0, 0],
-        n * (x.shape[2] // weight.shape[2]),
+        groups,
         [*wanted, False],
     )
     return grad_x, grad_weight
@@ -45,10 +56,9 @@ def _backward(grad: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool]
 
 @torch.library.custom_op("esper::conv2d", mutates_args=())
 def _conv2d(x: Tensor, weight: Tensor) -> Tensor:
-    n, _, per_group, k, _ = weight.shape
-    groups = n * (x.shape[2] // per_group)
-    out = F.conv2d(_grouped(x), weight.flatten(0, 1), padding=k // 2, groups=groups)
-    return out.unflatten(1, (n, -1))
+    source, groups = _operands(x, weight)
+    out = F.conv2d(source, weight.flatten(0, 1), padding=weight.shape[-1] // 2, groups=groups)
+    return out.unflatten(1, (x.shape[0], -1))
 
 
 @_conv2d.register_fake

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from esper.kasmina.network import InferUnit, Network, SeedUnit, TrainUnit, Units
-from esper.leyline.config import ConfigError
+from esper.leyline.config import ConfigError, SampleOrder
 from esper.tolaria.data import Dataset
 
 CompileMode = Literal["auto"] | bool
@@ -84,6 +84,7 @@ def warm_up(network: Network, data: Dataset) -> None:
         return torch.ones(count, *shape, dtype=dtype, device=device)
 
     h = rows(config.num_envs, config.batch_size, *data.input_shape)
+    h = h[0].expand_as(h) if config.sample_order is SampleOrder.SHARED else h
     for stage, train in zip(network.host.stages, network.units.train, strict=True):
         params = rows(config.num_envs, stage.layout.size).requires_grad_()
         h, _ = train(params, rows(config.num_envs, stage.buffer_layout.size), h)
@@ -144,8 +145,11 @@ def _batch_major(x: Tensor) -> Tensor:
     """The same tensor [n, B, ...] laid out with B outermost, which is what convolutions produce and consume.
 
     Compiled code is specialised on strides; one layout per unit keeps it to one version. Where the rows vary the
-    layout is n outermost: such a view would drag the symbolic sizes of its base into the guards.
+    layout is n outermost: such a view would drag the symbolic sizes of its base into the guards. A shared minibatch
+    stays expanded.
     """
+    if x.stride(0) == 0:
+        return x
     return x.transpose(0, 1).contiguous().transpose(0, 1)
 
 

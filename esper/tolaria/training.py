@@ -212,12 +212,13 @@ def train_epoch(network: Network, hypers: HyperParams, state: State, plan: Plan,
 
 
 def _finite(plan: Plan, work: Work) -> Tensor:
-    """Bool [E]: are all trained parameters and moments of an environment finite?"""
+    """Whether all trained parameters and moments of an environment are finite, bool [E]."""
     finite = _row_finite(work.host)
     for rows, groups, gate in zip(plan.slots, work.seeds, work.gates, strict=True):
-        for group, learner in zip(rows.groups, groups, strict=True):
-            finite = finite.index_copy(0, group.rows, finite.index_select(0, group.rows) & _row_finite(learner))
-        finite = finite.index_copy(0, rows.gate_rows, finite.index_select(0, rows.gate_rows) & _row_finite(gate))
+        parts = [(group.rows, learner) for group, learner in zip(rows.groups, groups, strict=True)]
+        for envs, learner in [*parts, (rows.gate_rows, gate)]:
+            if envs.shape[0]:
+                finite = finite.index_copy(0, envs, finite.index_select(0, envs) & _row_finite(learner))
     return finite
 
 

@@ -1,17 +1,23 @@
 """Grouped dispatch against computing everything and selecting."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import esper
 from esper.kasmina import arena, reference
 from esper.kasmina.forward import train_forward
 from esper.kasmina.lanes import fork_lanes
+from esper.kasmina.layers import conv2d
 from esper.kasmina.plan import make_plan
 from esper.leyline.actions import Blend
 from esper.leyline.config import Precision
 from esper.leyline.stages import ACTIVE, MERGED, Stage
+from esper.tolaria.evaluation import lane_scores
+from esper.tolaria.training import train_epoch
 from esper.utils import rng
 
 E = 24
@@ -94,3 +100,54 @@ def test_dormant_network_makes_no_groups(engine):
     plan = make_plan(engine.network, engine.init(0).slots)
     assert not plan.any_active and all(not rows.groups for rows in plan.slots)
     assert not (plan.census.stage != int(Stage.DORMANT)).any()
+
+
+class Operators(TorchDispatchMode):
+    """Counts the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counts[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_dormant_slots_cost_nothing_in_training_and_validation(small_task, engine):
+    """The same operators run, one for one, as for a host without slots."""
+    counts = []
+    for slots in ((0, 1, 2), ()):
+        bare = esper.make(small_task, E, compile=False, slots=slots)
+        state = bare.init(0)
+        plan = make_plan(bare.network, state.slots)
+        with Operators() as train:
+            train_epoch(bare.network, bare.hypers, state, plan, bare.data)
+        with Operators() as validate:
+            lanes = fork_lanes(bare.network, plan.census, False, torch.device("cpu"))
+            lane_scores(bare.network, bare.hypers, state, lanes, bare.data)
+        counts.append((arithmetic(train), arithmetic(validate)))
+    assert counts[0][0] - counts[1][0] == counts[1][0] - counts[0][0] == Counter()
+    assert counts[0][1] == counts[1][1]
+    assert sum(counts[0][0].values()) > 100
+
+
+def arithmetic(mode):
+    """What computes on parameters and features; views and index bookkeeping aside."""
+    words = ("conv", "mul", "add", "sub", "div", "sum", "mean", "bmm", "maximum", "relu", "lerp", "softmax", "clone")
+    return Counter({name: n for name, n in mode.counts.items() if any(word in name for word in words)})
+
+
+def test_a_shared_minibatch_is_one_dense_convolution_and_equals_a_copied_one():
+    x = rng.normal(rng.key(0), (5, 2, 6, 6), torch.float64)
+    weight = rng.normal(rng.key(1), (4, 3, 2, 3, 3), torch.float64).requires_grad_()
+    shared = x.expand(4, *x.shape)
+    outputs = [conv2d(features, weight) for features in (shared, shared.contiguous())]
+    grads = [torch.autograd.grad(out.square().sum(), weight)[0] for out in outputs]
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-12, atol=1e-12)
+    leaf = x.clone().requires_grad_()
+    grad = torch.autograd.grad(conv2d(leaf.expand(4, *x.shape), weight).square().sum(), leaf)[0]
+    copied = x.expand(4, *x.shape).contiguous().requires_grad_()
+    expected = torch.autograd.grad(conv2d(copied, weight).square().sum(), copied)[0].sum(0)
+    torch.testing.assert_close(grad, expected, rtol=1e-12, atol=1e-12)

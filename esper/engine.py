@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from esper.kasmina import arena, lifecycle, metrics
-from esper.kasmina.network import Network
+from esper.kasmina.network import Network, seed_sizes
 from esper.kasmina.plan import make_plan
 from esper.leyline.actions import Codec
 from esper.leyline.config import Config
@@ -14,6 +14,7 @@ from esper.leyline.events import Transition
 from esper.leyline.hypers import HyperParams
 from esper.leyline.state import Bank, State, Vault
 from esper.leyline.streams import Stream
+from esper.tamiyo.observation import column_names, observe
 from esper.tolaria.data import Dataset
 from esper.tolaria.evaluation import evaluate
 from esper.tolaria.governor import govern, initial_governor
@@ -99,6 +100,29 @@ def step(
     return state.replace(signals=signals), Transition(deed, epoch, evaluation, life, judgement)
 
 
+def reset(network: Network, state: State, data: Dataset, fresh: Tensor, seed: int) -> State:
+    """Start some environments anew.
+
+    Args:
+      network: structure.
+      state: [E].
+      data: the task.
+      fresh: bool [E]; which.
+      seed: of the new environments; environment i gets the numbers that ``init(seed)`` would give it.
+
+    Returns:
+      state. The others keep their bits. What belongs to the run (``order_key``, ``rounds``) goes on.
+    """
+    start = init(network, data, seed).replace(order_key=state.order_key, rounds=state.rounds)
+    leaves = {
+        name: torch.where(fresh.reshape(-1, *(1,) * (leaf.dim() - 1)), start.get(name), leaf)
+        for name, leaf in state.items(include_nested=True, leaves_only=True)
+    }
+    renewed = state.copy()
+    renewed.update(leaves)
+    return renewed
+
+
 @dataclass(frozen=True)
 class Engine:
     """A task bound to a batch: the pure functions above with their static arguments filled in.
@@ -130,6 +154,20 @@ class Engine:
     def step(self, state: State, action: Tensor) -> tuple[State, Transition]:
         """One decision and one epoch; see ``esper.engine.step``."""
         return step(self.network, self.hypers, state, self.data, action)
+
+    def reset(self, state: State, fresh: Tensor, seed: int) -> State:
+        """Start some environments anew; see ``esper.engine.reset``."""
+        return reset(self.network, state, self.data, fresh, seed)
+
+    def observe(self, state: State) -> Tensor:
+        """What a policy sees, float32 [E, O]; see ``esper.tamiyo.observation``."""
+        growth = seed_sizes(self.network, state.slots).sum(1) / self.network.host.num_params
+        return observe(self.config, state, growth, len(self.network.blueprints))
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the observation's columns."""
+        return column_names(self.config, len(self.network.blueprints))
 
     def mask(self, state: State) -> Tensor:
         """Which actions are legal, bool [E, A]; exactly those that ``step`` would not refuse."""

@@ -1,0 +1,187 @@
+"""Observation: what a policy sees of an environment, from one table of columns.
+
+Every column is bounded by [-1, 1]. What is absent differs from what is zero: a slot's measurements come with a flag,
+a history that has not happened yet is -1.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from esper.leyline.actions import Blend
+from esper.leyline.config import Config
+from esper.leyline.stages import Stage
+from esper.leyline.state import Slots, State
+
+ABSENT = -1.0
+"""Value of a history entry before there is one."""
+
+STAGES = tuple(Stage)[1:]
+"""Stages a slot can be seen in: all but UNKNOWN."""
+
+
+class View(NamedTuple):
+    """What the columns are computed from."""
+
+    config: Config
+    state: State
+    num_blueprints: int
+    growth: Tensor  # [E]; parameters in seeds / parameters of the host
+
+
+class Column(NamedTuple):
+    """One entry of the table: one number, or several of one kind."""
+
+    name: str
+    unit: str
+    scaling: str
+    labels: Callable[[Config, int], list[str]]
+    value: Callable[[View], Tensor]
+
+
+def squash(x: Tensor) -> Tensor:
+    """x / (1 + x) for x >= 0; 1 at infinity."""
+    return torch.where(torch.isinf(x), 1.0, x / (1 + x))
+
+
+def _one(config: Config, kinds: int) -> list[str]:
+    del config, kinds
+    return [""]
+
+
+def _history(config: Config, kinds: int) -> list[str]:
+    del kinds
+    return [f"[-{age}]" for age in range(config.history, 0, -1)]
+
+
+def _masked_history(view: View, values: Tensor) -> Tensor:
+    length = view.config.history
+    age = torch.arange(length, 0, -1, device=values.device)
+    return torch.where(age <= view.state.signals.epochs_seen.unsqueeze(1), values, ABSENT)
+
+
+def _scalar(name: str, unit: str, scaling: str, value: Callable[[View], Tensor]) -> Column:
+    return Column(name, unit, scaling, _one, value)
+
+
+BASE: tuple[Column, ...] = (
+    _scalar("epoch", "epochs", "/ horizon", lambda v: v.state.epoch / v.config.horizon),
+    _scalar("seen", "1", "1 once validated", lambda v: (v.state.signals.epochs_seen > 0).float()),
+    _scalar("train_loss", "nats", "x / (1 + x)", lambda v: squash(v.state.signals.train_loss)),
+    _scalar("val_loss", "nats", "x / (1 + x)", lambda v: squash(v.state.signals.val_loss)),
+    _scalar("best_loss", "nats", "x / (1 + x)", lambda v: squash(v.state.signals.best_loss)),
+    _scalar("loss_delta", "nats", "tanh(5 x)", lambda v: torch.tanh(5 * v.state.signals.loss_delta)),
+    _scalar("train_accuracy", "pp", "/ 100", lambda v: v.state.signals.train_accuracy / 100),
+    _scalar("val_accuracy", "pp", "/ 100", lambda v: v.state.signals.val_accuracy / 100),
+    _scalar("best_accuracy", "pp", "/ 100", lambda v: v.state.signals.best_accuracy / 100),
+    _scalar("accuracy_delta", "pp", "/ 10, clipped", lambda v: v.state.signals.accuracy_delta / 10),
+    _scalar("worst_class", "pp", "/ 100", lambda v: v.state.signals.class_accuracy.amin(1) / 100),
+    _scalar("class_spread", "pp", "/ 50", lambda v: v.state.signals.class_accuracy.std(1, correction=0) / 50),
+    _scalar("plateau", "epochs", "/ 10, clipped", lambda v: v.state.signals.plateau / 10),
+    _scalar("stable", "1", "flag", lambda v: v.state.signals.stable.float()),
+    _scalar("growth", "seed / host parameters", "x / (1 + x)", lambda v: squash(v.growth)),
+    _scalar("occupied", "fraction of slots", "1", lambda v: _share(v.state.slots.blueprint >= 0)),
+    _scalar("fossilized", "fraction of slots", "1", lambda v: _share(v.state.slots.stage == int(Stage.FOSSILIZED))),
+    _scalar("gradient_norm", "L2", "x / (1 + x)", lambda v: squash(v.state.signals.gradient_norm)),
+    _scalar("vanishing", "fraction of tensors", "1", lambda v: v.state.signals.vanishing),
+    _scalar("exploding", "fraction of tensors", "1", lambda v: v.state.signals.exploding),
+    _scalar("spikes", "epochs in a row", "/ 3, clipped", lambda v: v.state.governor.spikes / 3),
+    _scalar("rollbacks", "count", "x / (1 + x)", lambda v: squash(v.state.governor.rollbacks.float())),
+    Column(
+        "loss_history",
+        "nats",
+        "x / (1 + x), -1 absent",
+        _history,
+        lambda v: _masked_history(v, squash(v.state.signals.loss_history)),
+    ),
+    Column(
+        "accuracy_history",
+        "pp",
+        "/ 100, -1 absent",
+        _history,
+        lambda v: _masked_history(v, v.state.signals.accuracy_history / 100),
+    ),
+)
+"""Columns of the environment."""
+
+
+def _share(mask: Tensor) -> Tensor:
+    return mask.float().sum(1) / max(mask.shape[1], 1)
+
+
+def _slot(name: str, unit: str, scaling: str, value: Callable[[Slots], Tensor]) -> Column:
+    return Column(name, unit, scaling, _one, lambda v: value(v.state.slots))
+
+
+def _prospect_known(slots: Slots) -> Tensor:
+    return ((slots.stage == int(Stage.TRAINING)) & (slots.evaluations > 0)).float()
+
+
+PER_SLOT: tuple[Column, ...] = (
+    _slot("alpha", "1", "1", lambda s: s.alpha),
+    Column("age", "epochs", "/ horizon", _one, lambda v: v.state.slots.age / v.config.horizon),
+    _slot("stage_age", "epochs", "/ 10, clipped", lambda s: s.stage_age / 10),
+    _slot("measured", "1", "flag", lambda s: s.measured.float()),
+    _slot("contribution", "pp", "/ 10, clipped", lambda s: s.contribution / 10),
+    _slot("contribution_error", "pp", "/ 10, clipped", lambda s: s.contribution_error / 10),
+    _slot("prospect_known", "1", "flag", _prospect_known),
+    _slot("prospect", "pp", "/ 10, clipped", lambda s: _prospect_known(s) * s.prospect / 10),
+    _slot("improvement", "pp", "/ 10, clipped", lambda s: s.improvement / 10),
+    _slot("gradient_norm", "L2", "x / (1 + x)", lambda s: squash(s.gradient_norm)),
+    _slot("gradient_ratio", "seed / host norm", "x / (1 + x)", lambda s: squash(s.gradient_ratio)),
+    _slot("healthy", "1", "flag", lambda s: s.healthy.float()),
+    _slot("banked", "1", "flag", lambda s: s.banked.float()),
+    Column(
+        "stage",
+        "1",
+        "one-hot",
+        lambda config, kinds: [f"={stage.name}" for stage in STAGES],
+        lambda v: F.one_hot(v.state.slots.stage - 1, len(STAGES)).float(),
+    ),
+    Column(
+        "blueprint",
+        "1",
+        "one-hot, zeros when empty",
+        lambda config, kinds: [f"={kind}" for kind in range(kinds)],
+        lambda v: F.one_hot(v.state.slots.blueprint + 1, v.num_blueprints + 1)[..., 1:].float(),
+    ),
+    Column(
+        "blend",
+        "1",
+        "one-hot, zeros when empty",
+        lambda config, kinds: [f"={blend.name}" for blend in Blend],
+        lambda v: F.one_hot(v.state.slots.blend + 1, len(Blend) + 1)[..., 1:].float(),
+    ),
+)
+"""Columns of every slot, slot after slot."""
+
+
+def column_names(config: Config, num_blueprints: int) -> list[str]:
+    """Names of all O columns, in order: the environment's, then those of slot 0, slot 1, ..."""
+    names = [column.name + label for column in BASE for label in column.labels(config, num_blueprints)]
+    each = [column.name + label for column in PER_SLOT for label in column.labels(config, num_blueprints)]
+    return names + [f"slot{slot}.{name}" for slot in range(config.num_slots) for name in each]
+
+
+def observe(config: Config, state: State, growth: Tensor, num_blueprints: int) -> Tensor:
+    """What a policy sees.
+
+    Args:
+      config: horizon, history, slots.
+      state: [E].
+      growth: [E]; parameters in seeds divided by parameters of the host.
+      num_blueprints: K.
+
+    Returns:
+      float32 [E, O] in [-1, 1], always finite; O and the order are those of ``column_names``.
+    """
+    view = View(config, state, num_blueprints, growth)
+    base = [column.value(view) for column in BASE]
+    each = [column.value(view) for column in PER_SLOT]
+    parts = [value if value.dim() == 2 else value.unsqueeze(1) for value in base]
+    rows = torch.cat([value if value.dim() == 3 else value.unsqueeze(2) for value in each], dim=2)
+    observation = torch.cat([part.float() for part in [*parts, rows.flatten(1)]], dim=1)
+    return observation.nan_to_num(0.0, 1.0, -1.0).clamp(-1, 1)

@@ -1,0 +1,125 @@
+"""Settings of a command: one dataclass gives its flags, its file format, its checks and its help.
+
+Every field is a flag (``--num-envs 64``) and a key of the file named by ``--config`` (TOML or JSON). A flag beats the
+file, the file beats the default. Whatever is wrong is one line: where, what was found, what is allowed.
+"""
+
+import argparse
+import json
+import tomllib
+from collections.abc import Sequence
+from dataclasses import MISSING, Field, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+Settings = TypeVar("Settings")
+
+
+class SettingsError(ValueError):
+    """A setting that is not allowed; one line with place, value and what is allowed."""
+
+
+def setting(
+    default: Any, text: str, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()
+) -> Any:
+    """A dataclass field with help, and a closed range or choices.
+
+    Args:
+      default: int, float, str or bool; its type is the setting's.
+      text: one line of help.
+      low, high: range of a number.
+      choices: allowed strings; empty = any.
+    """
+    return field(default=default, metadata={"help": text, "low": low, "high": high, "choices": choices})
+
+
+def read_settings(kind: type[Settings], arguments: Sequence[str], program: str) -> Settings:
+    """Read settings from flags and, if ``--config`` names one, from a file.
+
+    Args:
+      kind: the dataclass.
+      arguments: words after the command.
+      program: the command, for help and errors.
+
+    Raises:
+      SettingsError: unknown key, wrong type, out of range, unreadable file.
+      SystemExit: ``--help``.
+    """
+    parser = _Parser(prog=program, description=(kind.__doc__ or "").split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE", help="TOML or JSON file with any of these settings")
+    for entry in fields(kind):  # type: ignore[arg-type]
+        text = f"{entry.metadata['help']} ({_allowed(entry)}; default {entry.default!r})".replace("%", "%%")
+        parser.add_argument("--" + entry.name.replace("_", "-"), dest=entry.name, metavar="VALUE", help=text)
+    given = vars(parser.parse_args(list(arguments)))
+    path = given.pop("config")
+    values = {} if path is None else _read_file(kind, Path(path))
+    for entry in fields(kind):  # type: ignore[arg-type]
+        word = given[entry.name]
+        if word is not None:
+            flag = "--" + entry.name.replace("_", "-")
+            values[entry.name] = _check(entry, _from_word(entry, word, flag), flag)
+    return kind(**values)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise SettingsError(f"{self.prog}: {message}")
+
+
+def _kind(entry: "Field[Any]") -> type:
+    assert entry.default is not MISSING
+    return type(entry.default)
+
+
+def _allowed(entry: "Field[Any]") -> str:
+    low, high, choices = (entry.metadata[name] for name in ("low", "high", "choices"))
+    if choices:
+        return " or ".join(choices)
+    bounds = "" if low is None and high is None else f" from {low:g}" if high is None else f" from {low:g} to {high:g}"
+    return {bool: "true or false", int: "an integer", float: "a number", str: "text"}[_kind(entry)] + bounds
+
+
+def _from_word(entry: "Field[Any]", word: str, place: str) -> Any:
+    kind = _kind(entry)
+    if kind is bool:
+        value: Any = {"true": True, "false": False}.get(word.lower())
+    else:
+        try:
+            value = kind(word)
+        except ValueError:
+            value = None
+    if value is None:
+        raise SettingsError(f"{place} = {word!r}: expected {_allowed(entry)}")
+    return value
+
+
+def _check(entry: "Field[Any]", value: Any, place: str) -> Any:
+    kind = _kind(entry)
+    if kind is float and type(value) is int:
+        value = float(value)
+    low, high, choices = (entry.metadata[name] for name in ("low", "high", "choices"))
+    good = type(value) is kind and (not choices or value in choices)
+    good = good and (low is None or value >= low) and (high is None or value <= high)
+    if not good:
+        raise SettingsError(f"{place} = {value!r}: expected {_allowed(entry)}")
+    return value
+
+
+def _read_file(kind: type, path: Path) -> dict[str, Any]:
+    if path.suffix not in (".toml", ".json"):
+        raise SettingsError(f"--config {path}: expected a .toml or .json file")
+    try:
+        text = path.read_text(encoding="utf-8")
+        table = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"--config {path}: {str(error).splitlines()[0]}") from None
+    if not isinstance(table, dict):
+        raise SettingsError(f"--config {path}: found a {type(table).__name__}; expected a table of settings")
+    entries = {entry.name: entry for entry in fields(kind)}
+    for name in table:
+        if name not in entries:
+            near = get_close_matches(name, entries, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(entries)}"
+            raise SettingsError(f"{path}: {name}: unknown setting; {hint}")
+    return {name: _check(entries[name], value, f"{path}: {name}") for name, value in table.items()}

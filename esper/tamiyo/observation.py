@@ -43,7 +43,7 @@ class Column(NamedTuple):
 
 
 def squash(x: Tensor) -> Tensor:
-    """x / (1 + x) for x >= 0; 1 at infinity."""
+    """Map [0, inf] onto [0, 1]: x / (1 + x)."""
     return torch.where(torch.isinf(x), 1.0, x / (1 + x))
 
 

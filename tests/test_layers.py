@@ -11,12 +11,14 @@ LAYERS = {
     "kernels": 1,
     "leyline": 1,
     "tamiyo": 2,
+    "urza": 2,
     "kasmina": 3,
     "tolaria": 4,
     "engine": 5,
-    "runtime": 6,
-    "__init__": 7,
-    "__main__": 7,
+    "simic": 6,
+    "runtime": 7,
+    "__init__": 8,
+    "__main__": 8,
 }
 
 

@@ -1,0 +1,1 @@
+"""Urza: the store. Checkpoints on disk that load without executing anything."""

@@ -1,0 +1,87 @@
+"""Players: every policy, learned or not, behind one signature."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.modules import ActorValueOperator
+
+from esper.leyline.actions import Codec
+from esper.leyline.state import State
+from esper.tamiyo import baselines
+from esper.tamiyo.scripted import MaskPolicy
+from esper.utils import rng
+
+
+class Sight(NamedTuple):
+    """What a player may look at before it decides."""
+
+    state: State
+    observation: Tensor  # float32 [E, O]
+    mask: Tensor  # bool [E, A]; legal actions
+    key: Tensor  # int64 [E, 2]; for this decision alone
+
+
+class Player(NamedTuple):
+    """A policy.
+
+    Attributes:
+      name: for tables.
+      init: number of environments -> memory at the start of an episode.
+      act: (memory, sight) -> (memory, action int64 [E], always legal).
+    """
+
+    name: str
+    init: Callable[[int], Any]
+    act: Callable[[Any, Sight], tuple[Any, Tensor]]
+
+
+def from_mask(name: str, policy: MaskPolicy) -> Player:
+    """A player that looks at the mask alone, such as ``scripted.wait`` and ``scripted.grow``."""
+    return Player(name, lambda num_envs: None, lambda memory, sight: (memory, policy(sight.mask)))
+
+
+def random_player(codec: Codec) -> Player:
+    """Draws a legal operation, then its arguments."""
+    policy = baselines.random_legal(codec)
+    return Player("random", lambda num_envs: None, lambda memory, sight: (memory, policy(sight.mask, sight.key)))
+
+
+def heuristic_player(codec: Codec, config: baselines.HeuristicConfig | None = None) -> Player:
+    """The rule of thumb."""
+    numbers = baselines.HeuristicConfig() if config is None else config
+
+    def act(memory: baselines.Memory, sight: Sight) -> tuple[baselines.Memory, Tensor]:
+        return baselines.heuristic(numbers, codec, memory, sight.state, sight.mask)
+
+    return Player("heuristic", lambda num_envs: baselines.init_heuristic(codec, num_envs), act)
+
+
+def learned_player(policy: ActorValueOperator, lstm: int, greedy: bool = False) -> Player:
+    """A learned policy.
+
+    Args:
+      policy: from ``build_policy``.
+      lstm: width of its memory.
+      greedy: take the likeliest action instead of drawing one from the sight's key.
+    """
+    operator = policy.get_policy_operator()
+
+    def init(num_envs: int) -> dict[str, Tensor]:
+        zero = torch.zeros(num_envs, 1, lstm)
+        return {"recurrent_state_h": zero, "recurrent_state_c": zero.clone()}
+
+    def act(memory: dict[str, Tensor], sight: Sight) -> tuple[dict[str, Tensor], Tensor]:
+        count = sight.mask.shape[0]
+        start = torch.zeros(count, 1, dtype=torch.bool)
+        seen = {"observation": sight.observation, "action_mask": sight.mask, "is_init": start, **memory}
+        with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+            out = operator(TensorDict(seen, batch_size=[count]))
+        logits = torch.where(sight.mask, out["logits"], -torch.inf)
+        action = logits.argmax(1) if greedy else rng.categorical(sight.key, logits)
+        return {name: out["next", name] for name in memory}, action
+
+    return Player("learned", init, act)

@@ -1,11 +1,21 @@
-"""Commands: ``python -m esper demo``."""
+"""Commands: ``python -m esper demo | train | evaluate``."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from esper.leyline.config import ConfigError
-from esper.runtime.demo import demonstrate
+from esper.runtime.demo import DemoSettings, demonstrate
+from esper.runtime.evaluate import EvaluateSettings, evaluate
+from esper.runtime.train import TrainSettings, train
+from esper.tolaria.data import DatasetError
+from esper.urza.checkpoint import CheckpointError
+from esper.utils.settings import SettingsError, read_settings
+
+COMMANDS = {
+    "demo": (DemoSettings, demonstrate),
+    "train": (TrainSettings, train),
+    "evaluate": (EvaluateSettings, evaluate),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,20 +27,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
       exit status: 0, or 2 with one line on standard error for a value that is not allowed.
     """
-    parser = argparse.ArgumentParser(prog="esper", description="Grow neural networks while they train.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    demo = commands.add_parser("demo", help="grown against static hosts on the digits; prints a table")
-    demo.add_argument("--envs", type=int, default=32, help="environments, at least 6 (default 32)")
-    demo.add_argument("--seed", type=int, default=0, help="seed of the environments (default 0)")
-    demo.add_argument("--blueprint", default="bottleneck", help="what to grow (default bottleneck)")
-    demo.add_argument("--eager", action="store_true", help="do not compile")
-    options = parser.parse_args(arguments)
-    if options.envs < 6:
-        parser.error(f"--envs {options.envs}: expected at least 6")
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] not in COMMANDS:
+        helping = words[:1] in (["-h"], ["--help"])
+        usage = f"usage: esper {{{','.join(COMMANDS)}}} [--help] [settings]"
+        print(usage if helping or not words else f"esper: unknown command {words[0]!r}; {usage}", file=sys.stderr)
+        return 0 if helping else 2
+    kind, run = COMMANDS[words[0]]
     try:
-        demonstrate(options.envs, options.seed, options.blueprint, False if options.eager else "auto")
-    except (ConfigError, ValueError) as error:
-        parser.error(str(error))
+        run(read_settings(kind, words[1:], f"esper {words[0]}"))  # type: ignore[operator]
+    except (SettingsError, ConfigError, DatasetError, CheckpointError) as error:
+        print(f"esper {words[0]}: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -72,17 +72,31 @@ class HyperParams(TypedTensorDict):
     stable_epochs: Annotated[Tensor, Number(3, "epochs", 1, 1e6, "S4 host stabilisation")]
 
 
-def numbers() -> dict[str, Number]:
-    """The table: name -> default, unit, range, source, in order."""
-    return {name: hint.__metadata__[0] for name, hint in HyperParams.__annotations__.items()}
+def numbers(table: type[TypedTensorDict] = HyperParams) -> dict[str, Number]:
+    """A table of numbers: name -> default, unit, range, source, in order."""
+    return {name: hint.__metadata__[0] for name, hint in table.__annotations__.items()}
 
 
 def build_hypers(
     overrides: dict[str, float | Tensor], num_envs: int, dtype: torch.dtype, device: torch.device
 ) -> HyperParams:
-    """Defaults with overrides.
+    """Defaults with overrides; see ``build_leaves``."""
+    return HyperParams(**build_leaves(HyperParams, "hypers", overrides, num_envs, dtype, device), batch_size=[])
+
+
+def build_leaves(
+    table: type[TypedTensorDict],
+    place: str,
+    overrides: dict[str, float | Tensor],
+    num_envs: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """The leaves of a table of numbers: defaults with overrides.
 
     Args:
+      table: a class whose body annotates every leaf with a ``Number``.
+      place: what the messages call the table.
       overrides: name -> number, [] tensor or [E] tensor.
       num_envs: E.
       dtype: floating type of every leaf.
@@ -91,25 +105,25 @@ def build_hypers(
     Raises:
       ConfigError: unknown name, wrong shape, not finite where the range is, or out of range; one line.
     """
-    table = numbers()
+    known = numbers(table)
     for name in overrides:
-        if name not in table:
-            raise ConfigError(f"hypers.{name}: unknown; known are {', '.join(table)}")
+        if name not in known:
+            raise ConfigError(f"{place}.{name}: unknown; known are {', '.join(known)}")
     leaves = {}
-    for name, number in table.items():
+    for name, number in known.items():
         given = overrides.get(name, number.default)
         try:
             value = torch.as_tensor(given, dtype=dtype, device=device)
         except (TypeError, ValueError, RuntimeError):
-            raise ConfigError(f"hypers.{name} = {given!r}: expected a number or a tensor [{num_envs}]") from None
+            raise ConfigError(f"{place}.{name} = {given!r}: expected a number or a tensor [{num_envs}]") from None
         if value.shape not in ((), (num_envs,)):
-            raise ConfigError(f"hypers.{name}: shape {list(value.shape)}; expected [] or [{num_envs}]")
+            raise ConfigError(f"{place}.{name}: shape {list(value.shape)}; expected [] or [{num_envs}]")
         if not bool(((value >= number.low) & (value <= number.high)).all()):
             raise ConfigError(
-                f"hypers.{name} = {value.tolist()}: expected {number.low:g} to {number.high:g} {number.unit}"
+                f"{place}.{name} = {value.tolist()}: expected {number.low:g} to {number.high:g} {number.unit}"
             )
         leaves[name] = value
-    return HyperParams(**leaves, batch_size=[])
+    return leaves
 
 
 def over(number: Tensor, dims: int) -> Tensor:

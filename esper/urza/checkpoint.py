@@ -51,7 +51,8 @@ def save(path: Path, tensors: dict[str, Tensor], table: dict[str, Any]) -> None:
     entry = {"version": VERSION, "sha256": _digest(arrays, table), "table": table}
     beside = path.with_name(path.name + f".tmp-{os.getpid()}")
     with beside.open("wb") as file:
-        np.savez(file, **{TABLE: np.frombuffer(json.dumps(entry).encode(), dtype=np.uint8)}, **arrays)
+        members: dict[str, Any] = {TABLE: np.frombuffer(json.dumps(entry).encode(), dtype=np.uint8), **arrays}
+        np.savez(file, **members)
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)

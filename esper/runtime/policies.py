@@ -1,0 +1,73 @@
+"""Learners as named tensors, and back: what a checkpoint of a training run holds."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchrl.modules import ActorValueOperator
+
+from esper.engine import Engine
+from esper.simic.ppo import Learner
+from esper.tamiyo.policy import PolicyConfig, build_policy
+from esper.urza.checkpoint import Checkpoint, CheckpointError, load
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+def learner_tensors(learner: Learner) -> dict[str, Tensor]:
+    """Parameters and Adam's moments by name."""
+    tensors = {f"policy.{name}": value for name, value in learner.policy.state_dict().items()}
+    for index, parameter in enumerate(learner.policy.parameters()):
+        state = learner.optimizer.state.get(parameter, {})
+        tensors |= {f"adam.{index}.{name}": torch.as_tensor(state[name]) for name in MOMENTS if name in state}
+    return tensors
+
+
+def restore_policy(policy: ActorValueOperator, loaded: Checkpoint) -> None:
+    """Put a checkpoint's parameters into a policy of the same sizes.
+
+    Raises:
+      CheckpointError: a tensor is missing or of another shape.
+    """
+    own = policy.state_dict()
+    for name, value in own.items():
+        found = loaded.tensors.get(f"policy.{name}")
+        if found is None or found.shape != value.shape:
+            shape = None if found is None else list(found.shape)
+            raise CheckpointError(f"checkpoint: policy.{name} has shape {shape}; expected {list(value.shape)}")
+    policy.load_state_dict({name: loaded.tensors[f"policy.{name}"] for name in own})
+
+
+def restore_learner(learner: Learner, loaded: Checkpoint) -> None:
+    """Put a checkpoint into a learner of the same sizes.
+
+    Raises:
+      CheckpointError: a tensor is missing or of another shape.
+    """
+    restore_policy(learner.policy, loaded)
+    for index, parameter in enumerate(learner.policy.parameters()):
+        names = [name for name in MOMENTS if f"adam.{index}.{name}" in loaded.tensors]
+        if names:
+            learner.optimizer.state[parameter] = {n: loaded.tensors[f"adam.{index}.{n}"].clone() for n in names}
+    learner.done = int(loaded.table["done"])
+
+
+def load_policy(folder: Path, engine: Engine) -> tuple[ActorValueOperator, int]:
+    """The policy of a run directory, for an engine with the same actions and columns.
+
+    Args:
+      folder: run directory.
+      engine: what it will play.
+
+    Returns:
+      the policy and the width of its memory.
+
+    Raises:
+      CheckpointError: no checkpoint, or one for another observation or other actions.
+    """
+    loaded = load(folder / "checkpoint.npz")
+    settings = loaded.table["settings"]
+    sizes = PolicyConfig(settings["features"], settings["lstm"])
+    policy = build_policy(sizes, engine.codec, len(engine.columns), settings["seed"])
+    restore_policy(policy, loaded)
+    return policy, sizes.lstm

@@ -1,0 +1,1 @@
+"""Simic: learning. Rewards, the TorchRL environment, and what learns from them."""

@@ -1,0 +1,106 @@
+"""The TorchRL environment: the one stateful shell around the pure engine."""
+
+import time
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase
+
+from esper.engine import Engine
+from esper.kasmina.network import seed_sizes
+from esper.leyline.codes import Refusal
+from esper.leyline.state import State
+from esper.simic.rewards import RewardMode, RewardParams, build_reward_params, reward
+
+METRICS = ("val_accuracy", "val_loss", "seed_params", "refused", "rolled_back")
+"""Small numbers beside the observation, float32 [E, 1]: pp, nats, parameters, flag, flag."""
+
+
+class EsperEnv(EnvBase):
+    """A batch of growing networks as a TorchRL environment, batch size [E].
+
+    Reads ``action`` int64 [E] (an index into ``engine.codec``; an illegal one is WAIT plus the metric ``refused``).
+    Writes ``observation`` float32 [E, O] in [-1, 1], ``action_mask`` bool [E, A] (WAIT always legal), ``reward``
+    float32 [E, 1], ``done``, ``terminated`` (never) and ``truncated`` (at the horizon: bootstrap with the successor),
+    and the ``METRICS``.
+
+    The engine's state stays here, in ``state``: a value to be read, stored or set, never collected.
+    ``engine_seconds`` adds up the time spent in the engine.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        mode: RewardMode = RewardMode.SHAPED,
+        params: RewardParams | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Wrap an engine.
+
+        Args:
+          engine: from ``esper.make``.
+          mode: which reward.
+          params: its numbers; None = the defaults.
+          seed: of the first episode's environments; every reset takes the next.
+        """
+        config, device = engine.config, engine.data.train_inputs.device
+        super().__init__(device=device, batch_size=torch.Size([config.num_envs]))
+        self.engine, self.mode = engine, mode
+        self.engine_seconds = 0.0
+        self.params = build_reward_params({}, config, device) if params is None else params
+        self.next_seed = seed
+        self.state: State = engine.init(seed)
+        self._make_specs(len(engine.columns))
+
+    def _make_specs(self, num_columns: int) -> None:
+        num_envs, device = self.engine.config.num_envs, self.device
+        metrics = {name: Unbounded(shape=(num_envs, 1), device=device) for name in METRICS}
+        self.observation_spec = Composite(
+            observation=Bounded(-1.0, 1.0, shape=(num_envs, num_columns), device=device),
+            action_mask=Binary(shape=(num_envs, self.engine.codec.size), dtype=torch.bool, device=device),
+            **metrics,
+            shape=(num_envs,),
+            device=device,
+        )
+        self.action_spec = Categorical(self.engine.codec.size, shape=(num_envs,), device=device)
+        self.reward_spec = Unbounded(shape=(num_envs, 1), device=device)
+        flag = Categorical(2, shape=(num_envs, 1), dtype=torch.bool, device=device)
+        names = ("done", "terminated", "truncated")
+        self.done_spec = Composite({name: flag.clone() for name in names}, shape=(num_envs,), device=device)
+
+    def _describe(self, refused: Tensor, rolled_back: Tensor) -> dict[str, Tensor]:
+        state, engine = self.state, self.engine
+        sizes = seed_sizes(engine.network, state.slots).sum(1)
+        metrics = (state.signals.val_accuracy, state.signals.val_loss, sizes, refused, rolled_back)
+        columns = {name: value.float().unsqueeze(1) for name, value in zip(METRICS, metrics, strict=True)}
+        return {"observation": engine.observe(state), "action_mask": engine.mask(state), **columns}
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: object) -> TensorDictBase:
+        del kwargs
+        seed, self.next_seed = self.next_seed, self.next_seed + 1
+        chosen = None if tensordict is None else tensordict.get("_reset", None)
+        if chosen is None:
+            self.state = self.engine.init(seed)
+        else:
+            self.state = self.engine.reset(self.state, chosen.reshape(-1), seed)
+        no = torch.zeros(self.batch_size, dtype=torch.bool, device=self.device)
+        out = self._describe(no, no)
+        flags = {name: no.unsqueeze(1).clone() for name in ("done", "terminated", "truncated")}
+        return TensorDict({**out, **flags}, batch_size=self.batch_size, device=self.device)
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        before, start = self.state, time.perf_counter()
+        self.state, event = self.engine.step(before, tensordict["action"])
+        self.engine_seconds += time.perf_counter() - start
+        earned = reward(self.mode, self.params, self.engine.network, before, self.state, event)
+        refused = event.deed.refusal != int(Refusal.NONE)
+        out = self._describe(refused, event.judgement.rolled_back)
+        over = (self.state.epoch >= self.engine.config.horizon).unsqueeze(1)
+        flags = {"done": over, "terminated": torch.zeros_like(over), "truncated": over.clone()}
+        gained = {"reward": earned.total.float().unsqueeze(1)}
+        return TensorDict({**out, **flags, **gained}, batch_size=self.batch_size, device=self.device)
+
+    def _set_seed(self, seed: int | None) -> None:
+        self.next_seed = 0 if seed is None else int(seed)

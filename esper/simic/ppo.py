@@ -1,0 +1,198 @@
+"""PPO for the recurrent policy: whole episodes as sequences, several epochs over minibatches of environments.
+
+Schulman et al. 2017; generalised advantage estimation, Schulman et al. 2016. Collector, loss and the advantage's
+recursion are TorchRL's. With one epoch per batch the ratio is always 1 and clipping never acts, so there are several;
+an update stops early when the policy has moved too far.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.collectors import Collector
+from torchrl.envs import Compose, InitTracker, TransformedEnv
+from torchrl.modules import ActorValueOperator, set_recurrent_mode
+from torchrl.modules.utils import get_primers_from_module
+from torchrl.objectives import ClipPPOLoss
+from torchrl.objectives.value.functional import generalized_advantage_estimate
+
+from esper.simic.environment import EsperEnv
+from esper.utils import rng
+
+KEPT = ("observation", "action_mask", "is_init", "recurrent_state_h", "recurrent_state_c", "action", "action_log_prob")
+"""Keys of a rollout that the update needs, beside the advantages."""
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Numbers of the learner.
+
+    Attributes:
+      gamma: discount per decision; the shaping's potential uses the same.
+      gae_lambda: decay of the advantage estimate.
+      clip: range of the probability ratio.
+      epochs, minibatches: passes over a batch, and parts of each.
+      lr: Adam's rate at its peak; warmed up over ``warmup`` of all rounds, then decaying linearly to a tenth.
+      entropy_start, entropy_end: entropy bonus, linear over the rounds.
+      value_weight: weight of the critic's loss.
+      max_grad_norm: of all parameters together.
+      target_kl: an epoch in which the approximate KL exceeds 1.5 times this is the last.
+    """
+
+    gamma: float = 0.995
+    gae_lambda: float = 0.95
+    clip: float = 0.2
+    epochs: int = 4
+    minibatches: int = 4
+    lr: float = 1e-3
+    warmup: float = 0.05
+    entropy_start: float = 0.05
+    entropy_end: float = 0.005
+    value_weight: float = 0.5
+    max_grad_norm: float = 0.5
+    target_kl: float = 0.03
+
+
+def make_collector(env: EsperEnv, policy: ActorValueOperator) -> Collector:
+    """A collector of whole episodes: each batch is [E, T], T the horizon."""
+    transforms = Compose(InitTracker(), get_primers_from_module(policy))
+    horizon = env.engine.config.horizon
+    return Collector(
+        TransformedEnv(env, transforms),
+        policy.get_policy_operator(),
+        frames_per_batch=env.engine.config.num_envs * horizon,
+        total_frames=-1,
+        reset_at_each_iter=True,
+        auto_register_policy_transforms=False,
+        track_traj_ids=False,
+    )
+
+
+def values_of(policy: ActorValueOperator, batch: TensorDictBase) -> Tensor:
+    """State values along whole episodes and of the successor of their last step.
+
+    Args:
+      policy: trunk and critic.
+      batch: [E, T] rollout from the start of its episodes.
+
+    Returns:
+      [E, T + 1, 1].
+    """
+    last = batch[:, -1:]
+    keys = ("observation", "action_mask")
+    sequence = {key: torch.cat((batch[key], last["next", key]), dim=1) for key in keys}
+    again = ("is_init", "recurrent_state_h", "recurrent_state_c")
+    sequence |= {key: torch.cat((batch[key], torch.zeros_like(last[key])), dim=1) for key in again}
+    whole = TensorDict(sequence, batch_size=[batch.shape[0], batch.shape[1] + 1])
+    with torch.no_grad(), set_recurrent_mode(True):
+        value: Tensor = policy.get_value_operator()(whole)["state_value"]
+    return value
+
+
+def advantages(config: PPOConfig, values: Tensor, reward: Tensor, done: Tensor, terminated: Tensor) -> TensorDict:
+    """Advantages and value targets.
+
+    Args:
+      config: gamma and lambda.
+      values: [E, T + 1, 1].
+      reward, done, terminated: [E, T, 1]; a truncated step is done but not terminated and bootstraps.
+
+    Returns:
+      "advantage" and "value_target", [E, T, 1]. Law: A_t = sum_k (gamma lambda)^k delta_{t+k} within an episode.
+      TorchRL's recursion over time, not its vectorised form: that one drops the far tail of the sum (an error of 1e-5)
+      and raises where gamma * lambda is nearly 0.
+    """
+    gamma, lam = values.new_tensor(config.gamma), values.new_tensor(config.gae_lambda)
+    advantage, target = generalized_advantage_estimate(
+        gamma, lam, values[:, :-1], values[:, 1:], reward, done, terminated
+    )
+    return TensorDict({"advantage": advantage, "value_target": target}, batch_size=list(reward.shape[:2]))
+
+
+@dataclass
+class Learner:
+    """A policy with its optimizer; ``update`` is the only thing that changes it."""
+
+    policy: ActorValueOperator
+    config: PPOConfig
+    rounds: int
+    seed: int = 0
+    done: int = 0
+    loss: ClipPPOLoss = field(init=False)
+    optimizer: torch.optim.Adam = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Build loss and optimizer."""
+        config = self.config
+        self.loss = ClipPPOLoss(
+            self.policy.get_policy_operator(),
+            self.policy.get_value_head(),
+            clip_epsilon=config.clip,
+            entropy_coeff=config.entropy_start,
+            critic_coeff=config.value_weight,
+            loss_critic_type="l2",
+            normalize_advantage=False,
+        )
+        self.loss.set_keys(sample_log_prob="action_log_prob")
+        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=config.lr, eps=1e-5)
+
+    def schedule(self) -> tuple[float, float]:
+        """Learning rate and entropy bonus of the present round."""
+        config, share = self.config, self.done / max(self.rounds, 1)
+        warm = min(1.0, (self.done + 1) / max(1.0, config.warmup * self.rounds))
+        entropy = config.entropy_start + (config.entropy_end - config.entropy_start) * min(1.0, share)
+        return config.lr * warm * (1 - 0.9 * min(1.0, share)), entropy
+
+    def update(self, batch: TensorDictBase) -> dict[str, float]:
+        """Learn from one batch of whole episodes.
+
+        Args:
+          batch: [E, T] from ``make_collector``.
+
+        Returns:
+          means over the minibatches: losses, entropy, approximate KL, clipped fraction; and the epochs done.
+        """
+        config = self.config
+        lr, entropy = self.schedule()
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.loss.entropy_coeff.fill_(entropy)
+        after = batch["next"]
+        values = values_of(self.policy, batch)
+        estimate = advantages(config, values, after["reward"], after["done"], after["terminated"])
+        spread = estimate["advantage"].std().clamp(min=1e-6)
+        normal = (estimate["advantage"] - estimate["advantage"].mean()) / spread
+        estimate = estimate.set("advantage", normal)
+        data = batch.select(*KEPT).update(estimate.apply(lambda leaf: leaf.nan_to_num(0.0, 0.0, 0.0)))
+
+        seen: list[dict[str, float]] = []
+        epochs = 0
+        for epoch in range(config.epochs):
+            key = rng.fold_in(rng.key(self.seed), self.done, epoch)
+            kl = [
+                self._minibatch(data[rows], seen)
+                for rows in rng.permutation(key, batch.shape[0]).chunk(config.minibatches)
+            ]
+            epochs += 1
+            if sum(kl) / len(kl) > 1.5 * config.target_kl:
+                break
+        self.done += 1
+        variance = after["reward"].new_tensor(1e-8) + estimate["value_target"].var()
+        explained = 1 - (estimate["value_target"] - values[:, :-1]).var() / variance
+        means = {name: sum(row[name] for row in seen) / len(seen) for name in seen[0]}
+        return means | {"epochs": epochs, "lr": lr, "entropy_weight": entropy, "explained_variance": float(explained)}
+
+    def _minibatch(self, data: TensorDictBase, seen: list[dict[str, float]]) -> float:
+        with set_recurrent_mode(True):
+            out = self.loss(data)
+        total = out["loss_objective"] + out["loss_critic"] + out["loss_entropy"]
+        self.optimizer.zero_grad()
+        total.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
+        if bool(torch.isfinite(norm)):
+            self.optimizer.step()
+        row = {"policy_loss": out["loss_objective"], "value_loss": out["loss_critic"], "entropy": out["entropy"]}
+        row |= {"kl": out["kl_approx"], "clip_fraction": out["clip_fraction"], "gradient_norm": norm}
+        seen.append({name: float(value.detach().mean()) for name, value in row.items()})
+        return seen[-1]["kl"]

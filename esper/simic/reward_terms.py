@@ -1,0 +1,282 @@
+"""What a reward is made of: its numbers, the potential of a slot, and one function per term.
+
+A term maps a ``Step`` to [E]. Everything is elementwise; selection is ``torch.where``. Terms that pay for what an
+epoch measured are 0 where the governor rolled that epoch back: its evaluation says nothing of the restored network.
+Which modes a term counts in and its bounds are in the table of ``rewards``; the terms of the unshaped modes stand
+beside it.
+"""
+
+from itertools import pairwise
+from typing import Annotated, NamedTuple
+
+import torch
+from tensordict import TypedTensorDict
+from torch import Tensor
+
+from esper.kasmina.network import Network, seed_sizes
+from esper.leyline.actions import Op
+from esper.leyline.codes import Refusal
+from esper.leyline.events import Transition
+from esper.leyline.hypers import Number, over
+from esper.leyline.stages import MERGED, Stage, is_in
+from esper.leyline.state import Slots, State
+
+
+class RewardParams(TypedTensorDict):
+    """All numbers of the rewards; each leaf has shape [] or [E]. Weights and costs are positive, terms signed.
+
+    S4, S4H = December 2025 version, and its head; A = this project's design.
+    """
+
+    gamma: Annotated[Tensor, Number(0.995, "1 per step; equal to the learner's", 0.0, 1.0, "S4")]
+    shaping_weight: Annotated[Tensor, Number(0.3, "1 per potential", 0.0, 1e3, "S4 PBRS")]
+    contribution_weight: Annotated[Tensor, Number(0.1, "1 per pp", 0.0, 1e3, "S4 1.0; A: comparable scales")]
+    contribution_cap: Annotated[Tensor, Number(10.0, "pp per slot", 0.01, 100.0, "A; S4 unbounded")]
+    fossil_share: Annotated[Tensor, Number(1.0, "of a live seed's attribution", 0.0, 1.0, "A; S4 0, S4H drip 0.7")]
+    enough_contribution: Annotated[Tensor, Number(1.0, "pp", 0.01, 100.0, "S4 gate G5 and contributing fossils")]
+    ratio_limit: Annotated[Tensor, Number(5.0, "contribution per improvement", 0.0, 1e6, "S4")]
+    ratio_penalty: Annotated[Tensor, Number(0.3, "1 per slot", 0.0, 1e3, "S4")]
+    warning_base: Annotated[Tensor, Number(0.1, "1 per slot", 0.0, 1e3, "S4 blending, S4H holding")]
+    warning_step: Annotated[Tensor, Number(0.05, "1 per epoch", 0.0, 1e3, "S4 blending, S4H holding")]
+    warning_cap: Annotated[Tensor, Number(0.4, "1 per slot", 0.0, 1e3, "S4 blending; holding S4H 0.3, S4 10")]
+    patience: Annotated[Tensor, Number(2, "epochs in PROBATIONARY", 1, 1e6, "S4 2 for the warning, 5 for the bonus")]
+    rent_weight: Annotated[Tensor, Number(0.5, "1", 0.0, 1e3, "S4")]
+    rent_cap: Annotated[Tensor, Number(1.5, "1", 0.0, 1e3, "S4H; S4 8")]
+    rent_floor: Annotated[Tensor, Number(200, "host parameters", 1, 1e12, "S4H")]
+    germinate_cost: Annotated[Tensor, Number(0.02, "1", 0.0, 1e3, "S4")]
+    advance_cost: Annotated[Tensor, Number(0.01, "1", 0.0, 1e3, "S1 intervention costs")]
+    fossilize_cost: Annotated[Tensor, Number(0.01, "1", 0.0, 1e3, "S4")]
+    cull_cost: Annotated[Tensor, Number(0.005, "1", 0.0, 1e3, "S4")]
+    refusal_cost: Annotated[Tensor, Number(0.02, "1", 0.0, 1e3, "A; S4 0.2 to 1.0, its actions were not masked")]
+    fossil_bonus: Annotated[Tensor, Number(0.5, "1", 0.0, 1e3, "S4; and 0.1 per pp, the contribution weight")]
+    cull_age: Annotated[Tensor, Number(5, "epochs", 1, 1e6, "S4H; S4 1, which no seed is younger than")]
+    cull_young: Annotated[Tensor, Number(0.3, "1", 0.0, 1e3, "S4")]
+    cull_helping: Annotated[Tensor, Number(0.3, "1", 0.0, 1e3, "S4")]
+    cull_helping_slope: Annotated[Tensor, Number(0.05, "1 per pp", 0.0, 1e3, "S4")]
+    rollback_penalty: Annotated[Tensor, Number(2.0, "1", 0.0, 1e3, "A; S4 10")]
+    terminal_accuracy: Annotated[Tensor, Number(0.05, "1 per pp", 0.0, 1e3, "S4")]
+    terminal_fossil: Annotated[Tensor, Number(3.0, "1 per contributing fossil", 0.0, 1e3, "S4")]
+    sparse_scale: Annotated[Tensor, Number(1.0, "1", 0.0, 1e3, "S4")]
+    sparse_rent: Annotated[Tensor, Number(0.1, "1", 0.0, 1e3, "S4, of the logarithm instead of extra/500,000")]
+    minimal_cull: Annotated[Tensor, Number(0.1, "1", 0.0, 1e3, "S4")]
+    loss_weight: Annotated[Tensor, Number(1.0, "1", 0.0, 1e3, "S4 5; A: comparable scales")]
+    loss_scale: Annotated[Tensor, Number(0.1, "nats", 1e-6, 1e6, "S4 default standard deviation")]
+    loss_rent: Annotated[Tensor, Number(0.05, "1", 0.0, 1e3, "S4")]
+    loss_grace: Annotated[Tensor, Number(3, "epochs without rent", 0, 1e6, "S4")]
+    loss_target: Annotated[Tensor, Number(0.0, "nats", 0.0, 1e6, "A; S4 per task")]
+    loss_terminal: Annotated[Tensor, Number(1.0, "1", 0.0, 1e3, "S4")]
+
+
+class Step(NamedTuple):
+    """One environment step as a reward sees it: the state before the decision, and after the epoch."""
+
+    params: RewardParams
+    network: Network
+    before: State
+    after: State
+    event: Transition
+
+    @property
+    def ends(self) -> Tensor:
+        """Bool [E]: the horizon is reached."""
+        return self.after.epoch >= self.network.config.horizon
+
+    @property
+    def sane(self) -> Tensor:
+        """Bool [E]: the governor let the epoch stand."""
+        return ~self.event.judgement.rolled_back
+
+    def done_to(self, *ops: Op) -> Tensor:
+        """Bool [E, S]: the slot that one of these operations was carried out on."""
+        deed = self.event.deed
+        slots = torch.arange(self.network.config.num_slots, device=deed.slot.device)
+        chosen = torch.zeros_like(deed.op, dtype=torch.bool)
+        for op in ops:
+            chosen = chosen | (deed.op == int(op))
+        return (slots == deed.slot.unsqueeze(1)) & chosen.unsqueeze(1)
+
+
+POTENTIAL: dict[Stage, float] = {
+    Stage.GERMINATED: 1.0,
+    Stage.TRAINING: 2.0,
+    Stage.BLENDING: 3.5,
+    Stage.SHADOWING: 4.5,
+    Stage.PROBATIONARY: 5.5,
+    Stage.FOSSILIZED: 6.0,
+}
+"""Potential of a stage on entering it, in the order of life; 0 in all others, so that a removed seed forfeits it."""
+
+PROGRESS = 0.3
+"""Potential gained per epoch in a stage, until half of the step to the next stage."""
+
+
+def potential(slots: Slots) -> Tensor:
+    """Potential of every slot, [E, S] in [0, 6]; a function of stage and stage age, so nothing of it is stored.
+
+    Laws: 0 where there is no seed; it grows with time in a stage, and every next stage is worth more than any time
+    spent in the one before.
+    """
+    levels = list(POTENTIAL.values())
+    gaps = [(high - low) / 2 for low, high in pairwise(levels)] + [0.0]
+    age = slots.stage_age.to(slots.alpha.dtype)
+    value = torch.zeros_like(age)
+    for (stage, level), most in zip(POTENTIAL.items(), gaps, strict=True):
+        value = torch.where(slots.stage == int(stage), level + (PROGRESS * age).clamp(0.0, most), value)
+    return value
+
+
+def growth(params: RewardParams, network: Network, slots: Slots, counted: Tensor | None = None) -> Tensor:
+    """ln(1 + seed parameters / host parameters), [E]; ``counted`` bool [E, S] leaves seeds out."""
+    sizes = seed_sizes(network, slots)
+    sizes = sizes if counted is None else torch.where(counted, sizes, 0)
+    return torch.log1p(sizes.sum(1).to(slots.alpha.dtype) / params.rent_floor.clamp(min=network.host.num_params))
+
+
+def gains(state: State) -> Tensor:
+    """Validation accuracy gained since each seed's birth, [E, S], pp."""
+    return state.signals.val_accuracy.unsqueeze(1) - state.slots.birth_accuracy
+
+
+def credit(params: RewardParams, state: State) -> Tensor:
+    """What each slot's measured contribution is worth, [E, S] in +- ``contribution_cap``, pp.
+
+    A negative contribution counts in full. A positive one c counts as far as the network has progressed since the
+    seed's birth: not at all without progress p, sqrt(p c) for p < c, else c; c / 2 where the birth preceded the first
+    validation. (The geometric mean of a clipped c stays below it.)
+    """
+    slots, cap = state.slots, over(params.contribution_cap, 1)
+    given = slots.contribution.clamp(min=-cap, max=cap)
+    gain = gains(state)
+    shared = (gain.clamp(min=0.0) * given.clamp(min=0.0)).sqrt()
+    worth = torch.where(gain < given, shared, given)
+    worth = torch.where(slots.birth_accuracy > 0, worth, given / 2)
+    worth = torch.where(given < 0, given, worth)
+    return torch.where(is_in(slots.stage, MERGED) & slots.measured, worth, 0.0)
+
+
+def attribution(step: Step) -> Tensor:
+    """Credit of every merged seed; that of a seed culled by decision is given back: its last credit never counts."""
+    params, fossil = step.params, step.after.slots.stage == int(Stage.FOSSILIZED)
+    now = credit(params, step.after)
+    now = torch.where(fossil, over(params.fossil_share, 1) * now, now)
+    removed = step.done_to(Op.CULL, Op.CHANGE_BLUEPRINT)
+    worth = torch.where(removed, -credit(params, step.before), now).sum(1)
+    return torch.where(step.sane, params.contribution_weight * worth, 0.0)
+
+
+def ratio_penalty(step: Step) -> Tensor:
+    """For live seeds without which the network would be much worse, though it hardly improved since their birth."""
+    params, slots, gain = step.params, step.after.slots, gains(step.after)
+    live = is_in(slots.stage, MERGED) & (slots.stage != int(Stage.FOSSILIZED)) & slots.measured
+    most, limit = over(params.ratio_penalty, 1), over(params.ratio_limit, 1)
+    excess = 0.02 * (slots.contribution / gain.clamp(min=0.1) - limit).clamp(min=0.0)
+    penalty = torch.where(gain > 0.1, torch.minimum(excess, most), most * (slots.contribution / 10).clamp(0.0, 1.0))
+    suspect = live & (slots.contribution > 1) & (gain >= 0) & step.sane.unsqueeze(1)
+    return -torch.where(suspect, penalty, 0.0).sum(1)
+
+
+def _warning(params: RewardParams, epochs: Tensor) -> Tensor:
+    raised = over(params.warning_base, 1) + over(params.warning_step, 1) * epochs
+    return torch.minimum(raised, over(params.warning_cap, 1))
+
+
+def blending_warning(step: Step) -> Tensor:
+    """For seeds in BLENDING while the network is worse than at their birth, rising with the epochs there."""
+    slots = step.after.slots
+    bad = (slots.stage == int(Stage.BLENDING)) & (gains(step.after) < 0) & step.sane.unsqueeze(1)
+    return -torch.where(bad, _warning(step.params, slots.stage_age), 0.0).sum(1)
+
+
+def probation_warning(step: Step) -> Tensor:
+    """For waiting with a contributing seed in PROBATIONARY that could have been fossilized, from ``patience`` on."""
+    params, slots = step.params, step.before.slots
+    stays = (slots.stage == int(Stage.PROBATIONARY)) & (step.after.slots.stage == int(Stage.PROBATIONARY))
+    ready = slots.measured & slots.healthy & slots.banked & (credit(params, step.before) > 0)
+    ready = ready & (slots.contribution >= over(params.enough_contribution, 1))
+    late = slots.stage_age - over(params.patience, 1)
+    waited = (step.event.deed.op == int(Op.WAIT)).unsqueeze(1) & (late >= 0)
+    return -torch.where(stays & ready & waited, _warning(params, late), 0.0).sum(1)
+
+
+def shaping(step: Step) -> Tensor:
+    """Potential-based: gamma Phi(after) - Phi(before), summed over slots. Telescopes over any trajectory."""
+    gained = step.params.gamma * potential(step.after.slots).sum(1) - potential(step.before.slots).sum(1)
+    return step.params.shaping_weight * gained
+
+
+def rent(step: Step) -> Tensor:
+    """Parameters of all seeds, logarithmically, up to a cap."""
+    params = step.params
+    return -torch.minimum(params.rent_weight * growth(params, step.network, step.after.slots), params.rent_cap)
+
+
+def intervention(step: Step) -> Tensor:
+    """A small cost of doing anything."""
+    params, deed = step.params, step.event.deed
+    costs = {
+        Op.GERMINATE: params.germinate_cost,
+        Op.ADVANCE: params.advance_cost,
+        Op.CULL: params.cull_cost,
+        Op.FOSSILIZE: params.fossilize_cost,
+        Op.CHANGE_BLUEPRINT: params.cull_cost + params.germinate_cost,
+    }
+    total = torch.zeros_like(step.after.signals.val_accuracy)
+    for op, cost in costs.items():
+        total = torch.where(deed.op == int(op), -cost, total)
+    return total
+
+
+def refusal(step: Step) -> Tensor:
+    """An action that could not be carried out."""
+    refused = step.event.deed.refusal != int(Refusal.NONE)
+    return torch.where(refused, -step.params.refusal_cost, 0.0)
+
+
+def culling(step: Step) -> Tensor:
+    """Removing a seed before it could show anything, or one that helps. Never a bonus: cycles must not earn."""
+    params, slots = step.params, step.before.slots
+    removed = step.done_to(Op.CULL, Op.CHANGE_BLUEPRINT)
+    youth = (1 - slots.age / over(params.cull_age, 1)).clamp(0.0, 1.0)
+    helped = slots.contribution.clamp(min=0.0)
+    helped = torch.where(slots.measured, torch.minimum(helped, over(params.contribution_cap, 1)), 0.0)
+    share = (helped / over(params.enough_contribution, 1)).clamp(max=1.0)
+    cost = over(params.cull_young, 1) * youth + over(params.cull_helping, 1) * share
+    cost = cost + over(params.cull_helping_slope, 1) * helped
+    return -torch.where(removed, cost, 0.0).sum(1)
+
+
+def fossilization(step: Step) -> Tensor:
+    """Making a seed permanent: a bonus if this epoch still finds it contributing, else a penalty.
+
+    The bonus grows over ``patience`` epochs of probation. Worse than at the seed's birth: a penalty, and another if
+    the network depends on the seed nevertheless.
+    """
+    params, slots, gain = step.params, step.after.slots, gains(step.after)
+    cap = over(params.contribution_cap, 1)
+    given = torch.where(slots.measured, slots.contribution.clamp(min=-cap, max=cap), 0.0)
+    proven = (step.before.slots.stage_age / over(params.patience, 1)).clamp(0.0, 1.0)
+    bonus = (over(params.fossil_bonus, 1) + over(params.contribution_weight, 1) * given) * proven
+    value = torch.where(given >= over(params.enough_contribution, 1), bonus, -0.2)
+    fallen = -0.5 - (-0.2 * gain).clamp(0.0, 1.0)
+    fallen = torch.where((given > 0.1) & (gain < -0.2), fallen - 0.3, fallen)
+    value = torch.where(gain < 0, fallen, value)
+    paid = step.done_to(Op.FOSSILIZE) & step.sane.unsqueeze(1)
+    return torch.where(paid, value, 0.0).sum(1)
+
+
+def rollback(step: Step) -> Tensor:
+    """The governor had to roll the environment back."""
+    return torch.where(step.sane, 0.0, -step.params.rollback_penalty)
+
+
+def terminal_accuracy(step: Step) -> Tensor:
+    """At the horizon: validation accuracy."""
+    return torch.where(step.ends, step.params.terminal_accuracy * step.after.signals.val_accuracy, 0.0)
+
+
+def terminal_fossils(step: Step) -> Tensor:
+    """At the horizon: every fossilized seed that contributes enough then."""
+    params, slots = step.params, step.after.slots
+    good = (slots.stage == int(Stage.FOSSILIZED)) & slots.measured
+    good = good & (slots.contribution >= over(params.enough_contribution, 1))
+    return torch.where(step.ends, params.terminal_fossil * good.sum(1), 0.0)

@@ -1,0 +1,118 @@
+"""The learner's arithmetic against its definitions."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchrl.modules import set_recurrent_mode
+
+import esper
+from esper.runtime.train import torch_draws_from
+from esper.simic.environment import EsperEnv
+from esper.simic.ppo import KEPT, Learner, PPOConfig, advantages, make_collector, values_of
+from esper.tamiyo.policy import PolicyConfig, build_policy
+from esper.utils import rng
+
+
+@pytest.fixture(scope="module")
+def rollout(small_task):
+    env = EsperEnv(esper.make(small_task, 6, compile=False, horizon=5))
+    policy = build_policy(PolicyConfig(16, 8, 16), env.engine.codec, len(env.engine.columns), seed=3)
+    collector = make_collector(env, policy)
+    with torch_draws_from(5):
+        batch = next(iter(collector))
+    yield policy, batch
+    collector.shutdown()
+
+
+@given(st.integers(0, 10_000), st.floats(0, 1), st.floats(0, 1))
+@settings(max_examples=30)
+def test_advantages_equal_their_quadratic_definition(seed, gamma, lam):
+    envs, length = 3, 7
+    values = rng.normal(rng.key(seed), (envs, length + 1, 1), torch.float64)
+    rewards = rng.normal(rng.key(seed + 1), (envs, length, 1), torch.float64)
+    done = rng.uniform(rng.key(seed + 2), (envs, length, 1)) < 0.2
+    terminated = done & (rng.uniform(rng.key(seed + 3), (envs, length, 1)) < 0.5)
+    config = PPOConfig(gamma=gamma, gae_lambda=lam)
+    out = advantages(config, values, rewards, done, terminated)
+    for env in range(envs):
+        for start in range(length):
+            total, weight = 0.0, 1.0
+            for t in range(start, length):
+                bootstrap = 0.0 if terminated[env, t] else gamma * values[env, t + 1].item()
+                total += weight * (rewards[env, t].item() + bootstrap - values[env, t].item())
+                weight *= gamma * lam
+                if done[env, t]:
+                    break
+            assert out["advantage"][env, start].item() == pytest.approx(total, abs=1e-9)
+            assert out["value_target"][env, start].item() == pytest.approx(total + values[env, start].item(), abs=1e-9)
+
+
+def test_values_along_the_episode_are_those_of_acting_step_by_step(rollout):
+    """And the last one is the successor's, with the memory that the episode has built up."""
+    policy, batch = rollout
+    values = values_of(policy, batch)
+    assert values.shape == (6, 6, 1)
+    memory = {name: torch.zeros(6, 1, 8) for name in ("recurrent_state_h", "recurrent_state_c")}
+    operator = policy.get_value_operator()
+    for t in range(6):
+        source = batch[:, t] if t < 5 else batch[:, 4]["next"]
+        td = (
+            source.select("observation", "action_mask")
+            .set("is_init", torch.zeros(6, 1, dtype=torch.bool))
+            .update(memory)
+        )
+        with torch.no_grad():
+            out = operator(td)
+        torch.testing.assert_close(out["state_value"], values[:, t], rtol=1e-5, atol=1e-5)
+        memory = {name: out["next", name] for name in memory}
+
+
+def test_the_loss_equals_a_rendering_in_numpy(rollout):
+    policy, batch = rollout
+    learner = Learner(policy, PPOConfig(), rounds=3)
+    learner.loss.entropy_coeff.fill_(0.03)
+    shape = tuple(batch["next", "reward"].shape)
+    advantage, target = (rng.normal(rng.key(k), shape) for k in (8, 9))
+    old = batch["action_log_prob"] + 0.4 * rng.normal(rng.key(10), shape[:2])
+    data = batch.select(*KEPT).set("advantage", advantage).set("value_target", target).set("action_log_prob", old)
+    with set_recurrent_mode(True):
+        out = learner.loss(data.clone())
+        heads = policy.get_policy_operator()
+        logits = heads(data.clone())["logits"].detach().double().numpy()
+        values = policy.get_value_operator()(data.clone())["state_value"].detach().double().numpy()
+    legal = batch["action_mask"].numpy()
+    scores = np.where(legal, logits, -np.inf)
+    log_p = (
+        scores
+        - np.log(np.exp(scores - scores.max(-1, keepdims=True)).sum(-1, keepdims=True))
+        - scores.max(-1, keepdims=True)
+    )
+    chosen = np.take_along_axis(log_p, batch["action"].numpy()[..., None], -1)[..., 0]
+    ratio = np.exp(chosen - old.double().numpy())
+    a = advantage.double().numpy()[..., 0]
+    objective = -np.minimum(ratio * a, np.clip(ratio, 0.8, 1.2) * a).mean()
+    entropy = -np.where(legal, np.exp(log_p) * np.where(legal, log_p, 0), 0).sum(-1).mean()
+    critic = 0.5 * ((values - target.double().numpy()) ** 2).mean()
+    assert ((ratio < 0.8) | (ratio > 1.2)).any(), "clipping must act"
+    assert out["loss_objective"].item() == pytest.approx(objective, abs=1e-5)
+    assert out["loss_critic"].item() == pytest.approx(critic, abs=1e-5)
+    assert out["loss_entropy"].item() == pytest.approx(-0.03 * entropy, abs=1e-5)
+
+
+def test_an_update_changes_the_policy_and_stops_when_it_has_moved_too_far(rollout):
+    policy, batch = rollout
+    before = {name: value.clone() for name, value in policy.state_dict().items()}
+    learner = Learner(policy, PPOConfig(target_kl=1e-9, epochs=8, lr=3e-3, warmup=0.0), rounds=10)
+    assert learner.update(batch)["epochs"] < 8
+    assert any(not torch.equal(value, before[name]) for name, value in policy.state_dict().items())
+
+
+def test_a_broken_reward_does_not_break_the_policy(rollout):
+    """One NaN in one environment's reward: the step is dropped from the loss, and all parameters stay finite."""
+    policy, batch = rollout
+    broken = batch.clone()
+    broken["next", "reward"][2, 1] = torch.nan
+    Learner(policy, PPOConfig(), rounds=2).update(broken)
+    assert all(torch.isfinite(parameter).all() for parameter in policy.parameters())

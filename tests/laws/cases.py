@@ -15,6 +15,7 @@ from esper.kasmina.plan import make_plan
 from esper.leyline.events import Epoch, Evaluation
 from esper.leyline.hypers import HyperParams
 from esper.leyline.state import State
+from esper.tamiyo.observation import observe
 from esper.tolaria.data import Dataset
 from esper.tolaria.evaluation import evaluate, shapley_values
 from esper.tolaria.governor import govern
@@ -54,6 +55,11 @@ def _trained(scene: Scene) -> Any:
     return train_epoch(scene.network, scene.hypers, scene.state, plan, scene.data)
 
 
+def _observed(scene: Scene) -> Any:
+    growth = seed_sizes(scene.network, scene.state.slots).sum(1) / scene.network.host.num_params
+    return observe(scene.network.config, scene.state, growth, len(scene.network.blueprints))
+
+
 def _governed(scene: Scene) -> Any:
     plan = make_plan(scene.network, scene.state.slots)
     return govern(scene.network, scene.hypers, scene.state, plan, scene.epoch, scene.evaluation)
@@ -70,6 +76,7 @@ CASES: dict[str, Callable[[Scene], Any]] = {
     "update_signals": lambda s: update_signals(
         s.hypers, s.state.signals, s.epoch, s.evaluation, keep=s.evaluation.accuracy < 40
     ),
+    "observe": _observed,
     "sow": _sown,
     "train_epoch": _trained,
     "evaluate": _evaluated,
@@ -78,7 +85,7 @@ CASES: dict[str, Callable[[Scene], Any]] = {
     "step": lambda s: step(s.network, s.hypers, s.state, s.data, s.action),
 }
 
-ELEMENTWISE = ("refusals", "apply_action", "tick", "record", "seed_sizes", "update_signals")
+ELEMENTWISE = ("refusals", "apply_action", "tick", "record", "seed_sizes", "update_signals", "observe")
 """Step functions without a plan: traced whole by torch.compile."""
 
 KEEPS_STRUCTURE = {

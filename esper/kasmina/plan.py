@@ -90,24 +90,23 @@ def make_plan(network: Network, slots: Slots) -> Plan:
     device = slots.stage.device
     active, merged, fresh = census.within(ACTIVE), census.within(MERGED), census.within((Stage.GERMINATED,))
     lanes = np.arange(census.stage.shape[0])
-    plans = []
+    plans, sown = [], []
     for slot in range(network.config.num_slots):
         rows = by_blueprint(census, slot, lanes[active[:, slot]], lanes)
         plans.append(plan_slot(census, slot, rows, rows, merged[rows, slot], device))
-    sown = tuple(
-        tuple(
-            Group(int(k), torch.as_tensor(rows[census.blueprint[rows, slot] == k], device=device))
-            for rows in (lanes[fresh[:, slot]],)
-            for k in np.unique(census.blueprint[rows, slot])
-        )
-        for slot in range(network.config.num_slots)
-    )
-    return Plan(census, tuple(plans), sown)
+        sown.append(group_rows(census, slot, lanes[fresh[:, slot]], device))
+    return Plan(census, tuple(plans), tuple(sown))
 
 
 def by_blueprint(census: Census, slot: int, lanes: IntArray, env: IntArray) -> IntArray:
     """Sort lanes by the blueprint their environment (``env[lane]``) holds in a slot, otherwise keeping their order."""
     return lanes[np.argsort(census.blueprint[env[lanes], slot], kind="stable")]
+
+
+def group_rows(census: Census, slot: int, envs: IntArray, device: torch.device) -> tuple[Group, ...]:
+    """Environments by the blueprint they hold in a slot, in the order of blueprints; no group is empty."""
+    kinds = census.blueprint[envs, slot]
+    return tuple(Group(int(k), torch.as_tensor(envs[kinds == k], device=device)) for k in np.unique(kinds))
 
 
 def plan_slot(
@@ -126,7 +125,6 @@ def plan_slot(
     Returns:
       the slot's plan.
     """
-    kinds = census.blueprint[envs, slot]
     gated = np.flatnonzero(census.gated[envs, slot] & blended)
     stage = census.stage[envs, slot]
 
@@ -134,7 +132,7 @@ def plan_slot(
         return torch.as_tensor(array, device=device)
 
     return SlotPlan(
-        groups=tuple(Group(int(k), move(envs[kinds == k])) for k in np.unique(kinds)),
+        groups=group_rows(census, slot, envs, device),
         lanes=move(lanes),
         gated=move(gated),
         gate_rows=move(envs[gated]),

@@ -22,11 +22,6 @@ def _grouped(x: Tensor) -> Tensor:
     return x.transpose(0, 1).flatten(1, 2)
 
 
-def _split(x: Tensor, n: int) -> Tensor:
-    """[B, n*C, H, W] -> [n, B, C, H, W], a view."""
-    return x.unflatten(1, (n, -1)).transpose(0, 1)
-
-
 def _operands(x: Tensor, weight: Tensor) -> tuple[Tensor, int]:
     """Input [B, channels, H, W] and number of groups of the one convolution that does the work of all."""
     per_network = x.shape[2] // weight.shape[2]

@@ -20,7 +20,6 @@ from esper.tamiyo.players import Player, from_mask, heuristic_player, learned_pl
 from esper.utils.settings import SettingsError, setting
 from esper.utils.stats import mean_interval
 
-BASELINES = ("heuristic", "random", "wait")
 COLUMNS = ("accuracy", "best", "total_reward", "added", "germinated", "fossilized", "culled", "rollbacks")
 """Columns of the table: pp, pp, undiscounted return, parameters, seeds, seeds, seeds, count."""
 

@@ -83,6 +83,16 @@ def stoppable() -> Iterator[None]:
 
 
 @contextmanager
+def undisturbed() -> Iterator[None]:
+    """Hold SIGINT and SIGTERM back until the block is done, so that a round is recorded whole or not at all."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def torch_draws_from(seed: int) -> Iterator[None]:
     """Let torch's global generator, which TorchRL samples actions from, start at ``seed`` within the block."""
     with torch.random.fork_rng(devices=[]):
@@ -114,16 +124,19 @@ def train(settings: TrainSettings, out: TextIO = sys.stdout) -> Learner:
     _open_run(folder, settings, learner)
     collector = make_collector(env, policy)
     batches, start, first = iter(collector), time.perf_counter(), learner.done
+    saved = first
     try:
         with stoppable():
             while learner.done < settings.rounds:
                 row = _round(settings, env, batches, learner)
-                _record(folder, learner, row)
+                with undisturbed():
+                    _record(folder, settings, learner, row)
+                    saved = learner.done
                 left = (time.perf_counter() - start) / (learner.done - first) * (settings.rounds - learner.done)
                 out.write(_line(settings, learner.done, row, left))
                 out.flush()
     except Stopped as stopped:
-        out.write(f"{stopped}: stopped after round {learner.done}; --resume true goes on from {folder}\n")
+        out.write(f"{stopped}: stopped after round {saved}; --resume true goes on from {folder}\n")
     finally:
         collector.shutdown()
     return learner
@@ -168,8 +181,13 @@ def _line(settings: TrainSettings, done: int, row: dict[str, float], left: float
     )
 
 
+def _identity(settings: TrainSettings) -> dict[str, Any]:
+    """The settings that decide what a run computes."""
+    return {name: value for name, value in asdict(settings).items() if name not in ("resume", "out")}
+
+
 def _open_run(folder: Path, settings: TrainSettings, learner: Learner) -> None:
-    path, wanted = folder / "checkpoint.npz", {k: v for k, v in asdict(settings).items() if k not in ("resume", "out")}
+    path, wanted = folder / "checkpoint.npz", _identity(settings)
     if settings.resume:
         loaded = checkpoint.load(path)
         if loaded.table["settings"] != wanted:
@@ -185,16 +203,16 @@ def _open_run(folder: Path, settings: TrainSettings, learner: Learner) -> None:
     (folder / "config.json").write_text(json.dumps(asdict(settings), indent=2) + "\n")
     (folder / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")
     (folder / "metrics.jsonl").write_text("")
-    _save(folder, learner, wanted)
+    _save(folder, settings, learner)
 
 
-def _record(folder: Path, learner: Learner, row: dict[str, float]) -> None:
+def _record(folder: Path, settings: TrainSettings, learner: Learner, row: dict[str, float]) -> None:
     """Write the checkpoint, then the metrics' line: a line stands for a round that can be resumed."""
-    _save(folder, learner, checkpoint.load(folder / "checkpoint.npz").table["settings"])
+    _save(folder, settings, learner)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
 
 
-def _save(folder: Path, learner: Learner, settings: dict[str, Any]) -> None:
-    tensors = learner_tensors(learner)
-    checkpoint.save(folder / "checkpoint.npz", tensors, {"settings": settings, "done": learner.done})
+def _save(folder: Path, settings: TrainSettings, learner: Learner) -> None:
+    table = {"settings": _identity(settings), "done": learner.done}
+    checkpoint.save(folder / "checkpoint.npz", learner_tensors(learner), table)

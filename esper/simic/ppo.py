@@ -110,6 +110,27 @@ def advantages(config: PPOConfig, values: Tensor, reward: Tensor, done: Tensor, 
     return TensorDict({"advantage": advantage, "value_target": target}, batch_size=list(reward.shape[:2]))
 
 
+def normalise(estimate: TensorDict, values: Tensor) -> TensorDict:
+    """Advantages of mean 0 and deviation 1; steps that are not finite are left out and teach nothing.
+
+    Args:
+      estimate: from ``advantages``, [E, T].
+      values: [E, T, 1]; what the critic said.
+
+    Returns:
+      like estimate, finite. Law: the finite steps get what they would get if the others did not exist.
+    """
+    advantage, target = estimate["advantage"], estimate["value_target"]
+    finite = torch.isfinite(advantage)
+    sound = advantage[finite]
+    if sound.numel() < 2:
+        scaled = torch.zeros_like(advantage)
+    else:
+        scaled = torch.where(finite, (advantage - sound.mean()) / sound.std().clamp(min=1e-6), 0.0)
+    kept = {"advantage": scaled, "value_target": torch.where(finite, target, values)}
+    return TensorDict(kept, batch_size=estimate.batch_size)
+
+
 @dataclass
 class Learner:
     """A policy with its optimizer; ``update`` is the only thing that changes it."""
@@ -161,10 +182,7 @@ class Learner:
         after = batch["next"]
         values = values_of(self.policy, batch)
         estimate = advantages(config, values, after["reward"], after["done"], after["terminated"])
-        spread = estimate["advantage"].std().clamp(min=1e-6)
-        normal = (estimate["advantage"] - estimate["advantage"].mean()) / spread
-        estimate = estimate.set("advantage", normal)
-        data = batch.select(*KEPT).update(estimate.apply(lambda leaf: leaf.nan_to_num(0.0, 0.0, 0.0)))
+        data = batch.select(*KEPT).update(normalise(estimate, values[:, :-1]))
 
         seen: list[dict[str, float]] = []
         epochs = 0

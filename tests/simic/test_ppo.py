@@ -10,7 +10,7 @@ from torchrl.modules import set_recurrent_mode
 import esper
 from esper.runtime.train import torch_draws_from
 from esper.simic.environment import EsperEnv
-from esper.simic.ppo import KEPT, Learner, PPOConfig, advantages, make_collector, values_of
+from esper.simic.ppo import KEPT, Learner, PPOConfig, advantages, make_collector, normalise, values_of
 from esper.tamiyo.policy import PolicyConfig, build_policy
 from esper.utils import rng
 
@@ -110,9 +110,28 @@ def test_an_update_changes_the_policy_and_stops_when_it_has_moved_too_far(rollou
 
 
 def test_a_broken_reward_does_not_break_the_policy(rollout):
-    """One NaN in one environment's reward: the step is dropped from the loss, and all parameters stay finite."""
+    """One NaN in one environment's reward: all parameters stay finite."""
     policy, batch = rollout
     broken = batch.clone()
     broken["next", "reward"][2, 1] = torch.nan
     Learner(policy, PPOConfig(), rounds=2).update(broken)
     assert all(torch.isfinite(parameter).all() for parameter in policy.parameters())
+
+
+def test_steps_that_are_not_finite_teach_nothing_and_disturb_no_other():
+    """A NaN reward spoils its environment's steps up to it; all others are normalised as if those did not exist."""
+    shape = (3, 5, 1)
+    values, rewards = rng.normal(rng.key(1), (3, 6, 1), torch.float64), rng.normal(rng.key(2), shape, torch.float64)
+    done = torch.zeros(shape, dtype=torch.bool)
+    done[:, -1] = True
+    rewards[1, 2] = torch.nan
+    estimate = advantages(PPOConfig(), values, rewards, done, torch.zeros_like(done))
+    out = normalise(estimate, values[:, :-1])
+    spoilt = torch.zeros(shape, dtype=torch.bool)
+    spoilt[1, :3] = True
+    assert torch.equal(~torch.isfinite(estimate["advantage"]), spoilt)
+    sound = estimate["advantage"][~spoilt].numpy()
+    np.testing.assert_allclose(out["advantage"][~spoilt], (sound - sound.mean()) / sound.std(ddof=1), rtol=1e-12)
+    assert (out["advantage"][spoilt] == 0).all()
+    assert torch.equal(out["value_target"][spoilt], values[:, :-1][spoilt])
+    assert torch.equal(out["value_target"][~spoilt], estimate["value_target"][~spoilt])

@@ -7,7 +7,6 @@ where it varies from step to step, so no plan recompiles anything.
 
 import logging
 import os
-import shutil
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -17,15 +16,14 @@ import torch
 from torch import Tensor
 
 from esper.kasmina.network import InferUnit, Network, SeedUnit, TrainUnit, Units
+from esper.kernels.convolution import prefers_networks_outermost
+from esper.kernels.native import COMPILERS, find_compiler
 from esper.leyline.config import ConfigError, SampleOrder
 from esper.tolaria.data import Dataset
 
 CompileMode = Literal["auto"] | bool
 
 logger = logging.getLogger("esper")
-
-COMPILERS = ("c++", "g++", "clang++", "cl")
-"""Programs one of which Inductor needs on a CPU; the environment variable CXX names another."""
 
 
 def resolve_compile(mode: CompileMode, device: torch.device) -> bool:
@@ -42,8 +40,7 @@ def resolve_compile(mode: CompileMode, device: torch.device) -> bool:
         raise ConfigError(f"compile = {mode!r}: expected True, False or 'auto'")
     if mode is False:
         return False
-    compilers = (os.environ.get("CXX", ""), *COMPILERS)
-    found = device.type != "cpu" or any(name and shutil.which(name) for name in compilers)
+    found = device.type != "cpu" or find_compiler() is not None
     if not found and mode is True:
         raise ConfigError(f"compile = True: Inductor needs a C++ compiler on a CPU; looked for CXX, {COMPILERS}")
     if not found:
@@ -77,13 +74,16 @@ def warm_up(network: Network, data: Dataset) -> None:
       data: the task; sizes only.
     """
     config = network.config
-    dtype, device = data.train_inputs.dtype, data.train_inputs.device
+    dtype, device = config.precision.dtype, data.train_inputs.device
     val_sizes = {part.shape[0] for part in data.val_targets.split(config.eval_batch_size)}
 
     def rows(count: int, *shape: int) -> Tensor:
         return torch.ones(count, *shape, dtype=dtype, device=device)
 
-    h = rows(config.num_envs, config.batch_size, *data.input_shape)
+    def inputs(count: int, samples: int) -> Tensor:
+        return torch.ones(count, samples, *data.input_shape, dtype=data.train_inputs.dtype, device=device)
+
+    h = inputs(config.num_envs, config.batch_size)
     h = h[0].expand_as(h) if config.sample_order is SampleOrder.SHARED else h
     for stage, train in zip(network.host.stages, network.units.train, strict=True):
         params = rows(config.num_envs, stage.layout.size).requires_grad_()
@@ -101,7 +101,7 @@ def warm_up(network: Network, data: Dataset) -> None:
         unit(rows(3, layout.size).requires_grad_(), x).sum().backward()
     with torch.no_grad():
         for size in val_sizes:
-            h = rows(3, size, *data.input_shape)
+            h = inputs(3, size)
             for stage, infer in zip(network.host.stages, network.units.infer, strict=True):
                 h = infer(rows(3, stage.layout.size), rows(3, stage.buffer_layout.size), h)
             for unit, (layout, site) in seeds.items():
@@ -121,7 +121,7 @@ def _compile(unit: Callable[..., Any]) -> Callable[..., Any]:
 def _train_unit(unit: TrainUnit) -> TrainUnit:
     """A host stage in training form: every size is fixed."""
     compiled = _compile(unit)
-    return lambda params, buffers, x: compiled(_packed(params), _packed(buffers), _batch_major(x))
+    return lambda params, buffers, x: compiled(_packed(params), _packed(buffers), _as_convolutions_want(x))
 
 
 def _infer_unit(unit: InferUnit) -> InferUnit:
@@ -141,15 +141,17 @@ def _packed(rows: Tensor) -> Tensor:
     return rows.contiguous() if rows.numel() else rows.new_empty(rows.shape)
 
 
-def _batch_major(x: Tensor) -> Tensor:
-    """The same tensor [n, B, ...] laid out with B outermost, which is what convolutions produce and consume.
+def _as_convolutions_want(x: Tensor) -> Tensor:
+    """The same tensor [n, B, ...], laid out with B or n outermost as convolutions produce and consume it.
 
     Compiled code is specialised on strides; one layout per unit keeps it to one version. Where the rows vary the
-    layout is n outermost: such a view would drag the symbolic sizes of its base into the guards. A shared minibatch
-    stays expanded.
+    layout is always n outermost: such a view would drag the symbolic sizes of its base into the guards. A shared
+    minibatch stays expanded.
     """
     if x.stride(0) == 0:
         return x
+    if prefers_networks_outermost(x):
+        return x.contiguous()
     return x.transpose(0, 1).contiguous().transpose(0, 1)
 
 

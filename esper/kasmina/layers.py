@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from esper.kernels.convolution import conv2d
+from esper.kernels.pooling import max_pool2
 
 __all__ = ["batch_norm", "conv2d", "group_norm", "linear", "max_pool2", "normalise", "per_channel"]
 
@@ -78,19 +79,3 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
     dims = tuple(range(3, grouped.dim()))
     variance, mean = torch.var_mean(grouped, dim=dims, correction=0, keepdim=True)
     return normalise(grouped, mean, variance).flatten(2, 3) * per_channel(weight, x) + per_channel(bias, x)
-
-
-def max_pool2(x: Tensor) -> Tensor:
-    """2x2 max pooling with stride 2; an odd last row or column is dropped.
-
-    Args:
-      x: [n, B, C, H, W].
-
-    Returns:
-      [n, B, C, H // 2, W // 2]. The maximum of four strided slices: Inductor vectorises it and its backward, which
-      the backward of ``max_pool2d`` it does not. Where entries tie, the gradient is shared among them.
-    """
-    height, width = x.shape[-2] // 2 * 2, x.shape[-1] // 2 * 2
-    top, bottom = x[..., 0:height:2, :width], x[..., 1:height:2, :width]
-    rows = torch.maximum(top, bottom)
-    return torch.maximum(rows[..., 0::2], rows[..., 1::2])

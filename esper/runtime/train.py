@@ -51,6 +51,7 @@ class TrainSettings:
     minibatches: int = setting(4, "parts of a pass", low=1, high=1024)
     entropy_start: float = setting(0.05, "entropy bonus at the start", low=0.0)
     entropy_end: float = setting(0.005, "entropy bonus at the end", low=0.0)
+    value_scale: float = setting(20.0, "unit of the critic, of the order of an episode's return", low=1e-6, high=1e9)
     features: int = setting(64, "width of the feature layer", low=1)
     lstm: int = setting(64, "width of the memory", low=1)
     compile: bool = setting(True, "compile where a compiler is at hand")
@@ -59,7 +60,7 @@ class TrainSettings:
 
     def ppo(self) -> PPOConfig:
         """The learner's numbers."""
-        names = ("lr", "gamma", "gae_lambda", "clip", "epochs", "minibatches", "entropy_start", "entropy_end")
+        names = ("lr", "gamma", "gae_lambda", "clip", "epochs", "minibatches", "entropy_start", "entropy_end", "value_scale")
         return PPOConfig(**{name: getattr(self, name) for name in names})
 
 
@@ -118,7 +119,7 @@ def train(settings: TrainSettings, out: TextIO = sys.stdout) -> Learner:
     engine = make(settings.task, settings.num_envs, compile="auto" if settings.compile else False, **overrides)
     params = build_reward_params({"gamma": settings.gamma}, engine.config)
     env = EsperEnv(engine, RewardMode(settings.reward), params)
-    sizes = PolicyConfig(settings.features, settings.lstm)
+    sizes = PolicyConfig(settings.features, settings.lstm, value_scale=settings.value_scale)
     policy = build_policy(sizes, engine.codec, len(engine.columns), settings.seed)
     learner = Learner(policy, settings.ppo(), settings.rounds, settings.seed)
     _open_run(folder, settings, learner)

@@ -36,6 +36,8 @@ class PPOConfig:
       lr: Adam's rate at its peak; warmed up over ``warmup`` of all rounds, then decaying linearly to a tenth.
       entropy_start, entropy_end: entropy bonus, linear over the rounds.
       value_weight: weight of the critic's loss.
+      value_scale: the critic's errors are measured in this unit of return (the policy's ``value_scale``), so that the
+        clipping of the gradient's norm does not drown the actor in the critic.
       max_grad_norm: of all parameters together.
       target_kl: an epoch in which the approximate KL exceeds 1.5 times this is the last.
     """
@@ -50,6 +52,7 @@ class PPOConfig:
     entropy_start: float = 0.05
     entropy_end: float = 0.005
     value_weight: float = 0.5
+    value_scale: float = 1.0
     max_grad_norm: float = 0.5
     target_kl: float = 0.03
 
@@ -151,7 +154,7 @@ class Learner:
             self.policy.get_value_head(),
             clip_epsilon=config.clip,
             entropy_coeff=config.entropy_start,
-            critic_coeff=config.value_weight,
+            critic_coeff=config.value_weight / config.value_scale**2,
             loss_critic_type="l2",
             normalize_advantage=False,
         )

@@ -12,8 +12,9 @@ Deviations from S4, and why:
   Progress within a stage ends at half of the step to the next stage; with S4's cap of 2.0, advancing after a few
   epochs and fossilizing *lowered* the potential. SHADOWING has its 4.5 from before its removal.
 - The germination bonus of S4 is gone: it *is* the shaping of that stage entry, which would be paid twice.
-- Attribution counts all merged seeds, not the slot of the sampled action; 0.1 per pp and at most 10 pp per slot
-  (S4: 1 per pp, unbounded below). Improvement since birth and progress since germination, two baselines one epoch
+- Attribution counts all merged seeds, not the slot of the sampled action; 0.05 per pp and at most 50 pp per slot
+  (S4: 1 per pp, unbounded below). A cap of 10 pp made a seed worth 3 pp to the final network earn what one worth 30
+  does, once the network leans on both. Improvement since birth and progress since germination, two baselines one epoch
   apart in S4, are one here; its discount of a falling network is then the rule "no credit without progress".
 - Fossilized seeds keep earning (``fossil_share``; 0 gives S4). Otherwise keeping a seed on probation, or growing and
   culling seeds in turn, pays more than finishing one, and a fossil costs rent for nothing.
@@ -26,8 +27,10 @@ Deviations from S4, and why:
   where FOSSILIZE was open, and from the epoch on in which the bonus of fossilizing is full. S4 asked for five epochs
   and punished, then culled, whoever waited for them.
 - The bonus of fossilizing uses the contribution measured *after* the decision: not the noise it was selected by.
-- Illegal actions cost a little: masks exclude them. A rollback costs 2 (S4: 10). Rent ends at 1.5, and a host counts
-  at least 200 parameters (S4's head).
+- Illegal actions cost a little: masks exclude them. A rollback costs 2 (S4: 10). Rent is 0.1 per unit of log growth,
+  at most 1.5, and a host counts at least 200 parameters (S4: 0.5, to 8; its head: 0.5, to 1.5, 200). Hosts here are
+  tiny: growth by a factor of ten is what helps them, and cost more per step than any accuracy could earn.
+- Final accuracy earns 0.2 per pp (S4: 0.05, a twentieth of an episode's other terms).
 - A contributing fossil at the horizon is one whose measured contribution is enough *then*.
 - SIMPLIFIED uses the terms of SHAPED. SPARSE pays for ln(1 + extra/host), not extra/500,000, which is nothing for
   small hosts. LOSS has positive ``loss_delta`` = improvement (S4's loss reward: the opposite of its own tracker),
@@ -220,7 +223,7 @@ def reward(
 def bound(mode: RewardMode, params: RewardParams, network: Network) -> tuple[Tensor, Tensor]:
     """Least and greatest reward of any step, [] or [E]: the sums of the terms' bounds (accuracies in [0, 100]).
 
-    With the defaults and S slots: SHAPED [-6.445 - 3.9 S, 6.5 + 5.791 S], SIMPLIFIED [-2.045 - 1.8 S, 5 + 4.791 S],
+    With the defaults and S slots: SHAPED [-8.445 - 5.4 S, 23 + 7.291 S], SIMPLIFIED [-2.045 - 1.8 S, 20 + 4.791 S],
     SPARSE [-1, 1], MINIMAL [-1.1, 1], LOSS [-6 - 1.8 S, 6 + 1.791 S].
     """
     low = high = torch.zeros_like(params.gamma)

@@ -7,7 +7,7 @@ ones. Every number drawn here is a function of the seed (``esper.utils.rng``).
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from tensordict.nn import TensorDictModule, TensorDictSequential
@@ -36,18 +36,23 @@ class PolicyConfig:
       features: width of the layer before the LSTM, >= 1.
       lstm: width of the LSTM, >= 1.
       head: width of each head's hidden layer, >= 1.
+      value_scale: unit of the value head, > 0; of the order of an episode's return, so that the head's own output is
+        of the order of 1. It is kept with the parameters.
     """
 
     features: int = 64
     lstm: int = 64
     head: int = 64
+    value_scale: float = 1.0
 
     def __post_init__(self) -> None:
         """Check every field; raise ``ValueError`` with one line."""
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for name in ("features", "lstm", "head"):
+            value = getattr(self, name)
             if type(value) is not int or value < 1:
-                raise ValueError(f"policy.{field.name} = {value!r}: expected an integer >= 1")
+                raise ValueError(f"policy.{name} = {value!r}: expected an integer >= 1")
+        if not 0 < self.value_scale < math.inf:
+            raise ValueError(f"policy.value_scale = {self.value_scale!r}: expected a finite number > 0")
 
 
 class Features(nn.Module):
@@ -96,6 +101,22 @@ class ActionHeads(nn.Module):
         return factored_logits(codec, scores, mask)
 
 
+class Value(nn.Module):
+    """State values in units of the return: hidden [..., H] to [..., 1]."""
+
+    scale: Tensor
+
+    def __init__(self, config: PolicyConfig) -> None:
+        super().__init__()
+        self.head = _head(config, 1)
+        self.register_buffer("scale", torch.tensor(config.value_scale))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Score, in the unit of the return."""
+        value: Tensor = self.scale * self.head(hidden)
+        return value
+
+
 def build_policy(config: PolicyConfig, codec: Codec, observation_size: int, seed: int) -> ActorValueOperator:
     """A recurrent actor and critic on one trunk.
 
@@ -131,11 +152,11 @@ def build_policy(config: PolicyConfig, codec: Codec, observation_size: int, seed
         lstm = nn.LSTM(config.features, config.lstm, batch_first=True)
         norm = nn.LayerNorm(config.lstm)
         heads = ActionHeads(codec, config)
-        value = _head(config, 1)
+        value = Value(config)
     initialise(nn.ModuleList((features, lstm, norm, heads, value)), key)
     for head in (heads.op, heads.slot, heads.blueprint, heads.blend):
         _scale(head[-1], ACTION_GAIN)
-    _scale(value[-1], VALUE_GAIN)
+    _scale(value.head[-1], VALUE_GAIN)
     return _compose(features, lstm, norm, heads, value)
 
 
@@ -196,7 +217,7 @@ def _head(config: PolicyConfig, width: int) -> nn.Sequential:
 
 
 def _compose(
-    features: Features, lstm: nn.LSTM, norm: nn.LayerNorm, heads: ActionHeads, value: nn.Sequential
+    features: Features, lstm: nn.LSTM, norm: nn.LayerNorm, heads: ActionHeads, value: Value
 ) -> ActorValueOperator:
     """Wire the parts by their keys."""
     states = ("recurrent_state_h", "recurrent_state_c")

@@ -114,7 +114,7 @@ def test_the_walk_holds_what_it_should(legs):
 def scalar_credit(stage, measured, c, gain, birth):
     if stage not in (4, 5, 6, 7) or not measured:
         return 0.0
-    c = max(-10.0, min(10.0, c))
+    c = max(-50.0, min(50.0, c))
     if c < 0:
         return c
     if birth <= 0:
@@ -149,20 +149,20 @@ def scalar_probation_warning(b, a, op):
 
 def scalar_culling(b):
     young = -0.3 * max(0.0, 1 - b["age"] / 5)
-    return young - (0.3 * min(1.0, b["c"]) + 0.05 * min(10.0, b["c"]) if b["measured"] and b["c"] > 0 else 0.0)
+    return young - (0.3 * min(1.0, b["c"]) + 0.05 * min(50.0, b["c"]) if b["measured"] and b["c"] > 0 else 0.0)
 
 
 def scalar_fossilization(b, a):
-    c = max(-10.0, min(10.0, a["c"])) if a["measured"] else 0.0
+    c = max(-50.0, min(50.0, a["c"])) if a["measured"] else 0.0
     if a["gain"] < 0:
         return -0.5 - min(0.2 * abs(a["gain"]), 1.0) - (0.3 if c > 0.1 and a["gain"] < -0.2 else 0.0)
-    return (0.5 + 0.1 * c) * min(1.0, b["stage_age"] / 2) if c >= 1.0 else -0.2
+    return (0.5 + 0.05 * c) * min(1.0, b["stage_age"] / 2) if c >= 1.0 else -0.2
 
 
 def scalar_slot(b, a, op, acted, sane):
     """Terms of one slot, from its fields before and after; ``gain`` is part of the fields."""
     removed = acted and op in (3, 5)
-    side, sign = (b, -0.1) if removed else (a, 0.1)
+    side, sign = (b, -0.05) if removed else (a, 0.05)
     credit = sign * scalar_credit(side["stage"], side["measured"], side["c"], side["gain"], side["birth"])
     warned = sane and a["stage"] == 4 and a["gain"] < 0
     return {
@@ -194,13 +194,13 @@ def scalar_reward(engine, before, after, event, env):
     slots = [scalar_slot(b, a, op, s == where, sane) for s, (b, a) in enumerate(pairs)]
     out = {name: sum(slot[name] for slot in slots) for name in slots[0]}
     size = math.log(1 + sum(sizes) / max(host, 200))
-    out["rent"] = -min(0.5 * size, 1.5)
+    out["rent"] = -min(0.1 * size, 1.5)
     out["intervention"] = [0.0, -0.02, -0.01, -0.005, -0.01, -0.025][op]
     out["refusal"] = -0.02 if event.deed.refusal[env].item() else 0.0
     out["rollback"] = 0.0 if sane else -2.0
     last = after.epoch[env].item() >= engine.config.horizon
     fossils = sum(a["stage"] == 7 and a["measured"] and a["c"] >= 1 for _, a in pairs)
-    out["terminal_accuracy"] = 0.05 * after.signals.val_accuracy[env].item() if last else 0.0
+    out["terminal_accuracy"] = 0.2 * after.signals.val_accuracy[env].item() if last else 0.0
     out["terminal_fossils"] = 3.0 * fossils if last else 0.0
     best = after.signals.best_accuracy[env].item() / 100
     out["sparse"] = max(-1.0, min(1.0, best - 0.1 * size)) if last else 0.0
@@ -332,8 +332,8 @@ def test_bounds_hold_for_any_numbers(request, seed):
 def test_stated_bounds(engine, params):
     slots = engine.config.num_slots
     stated = {
-        RewardMode.SHAPED: (-6.445 - 3.9 * slots, 6.5 + 5.791 * slots),
-        RewardMode.SIMPLIFIED: (-2.045 - 1.8 * slots, 5 + 4.791 * slots),
+        RewardMode.SHAPED: (-8.445 - 5.4 * slots, 23 + 7.291 * slots),
+        RewardMode.SIMPLIFIED: (-2.045 - 1.8 * slots, 20 + 4.791 * slots),
         RewardMode.SPARSE: (-1.0, 1.0),
         RewardMode.MINIMAL: (-1.1, 1.0),
         RewardMode.LOSS: (-6 - 1.8 * slots, 6 + 1.791 * slots),
@@ -537,7 +537,7 @@ def test_a_cull_turns_no_penalty_into_a_bonus(engine, params):
 
 
 def test_no_credit_without_progress(engine, params):
-    for gain, worth in ((-3.0, 0.0), (0.0, 0.0), (2.0, 0.4), (50.0, 0.8)):
+    for gain, worth in ((-3.0, 0.0), (0.0, 0.0), (2.0, 0.2), (50.0, 0.4)):
         fields = SUSPECT | {"contribution": 8.0, "stage": 5}
         got = tale(engine, params, [(Op.WAIT, fields, 50.0), (Op.WAIT, fields, 50.0 + gain)])[0]
         assert float(got.terms["attribution"][0]) == pytest.approx(worth)
@@ -547,9 +547,9 @@ def test_fossilizing(engine, params):
     """Full bonus once waiting would cost; nothing at once; a penalty where the network is worse than at birth."""
     for age, gain, contribution, worth in (
         (0, 5.0, 4.0, 0.0),
-        (1, 5.0, 4.0, 0.45),
-        (2, 5.0, 4.0, 0.9),
-        (9, 5.0, 60.0, 1.5),
+        (1, 5.0, 4.0, 0.35),
+        (2, 5.0, 4.0, 0.7),
+        (9, 5.0, 60.0, 3.0),
         (2, 5.0, 0.5, -0.2),
         (2, -1.0, 4.0, -1.0),
         (2, -0.1, 4.0, -0.52),
@@ -643,7 +643,7 @@ def test_a_small_host_counts_as_the_floor(engine, legs):
     sizes = seed_sizes(engine.network, leg.after.slots).sum(1)
     for floor in (1.0, 10.0 * host):
         params = build_reward_params({"rent_floor": floor, "rent_cap": 100.0}, engine.config)
-        expected = -0.5 * torch.log1p(sizes.double() / max(host, floor))
+        expected = -0.1 * torch.log1p(sizes.double() / max(host, floor))
         assert bool((expected < 0).any())
         torch.testing.assert_close(paid(SHAPED, params, engine, leg).terms["rent"], expected, **EXACT)
 

@@ -19,8 +19,14 @@ from esper.utils import rng
 
 
 def split_stages(network: Network, flat: Tensor) -> tuple[Tensor, ...]:
-    """Host rows [E, P] -> per stage [E, P_i], views."""
-    return flat.split([stage.layout.size for stage in network.host.stages], dim=-1)
+    """Host rows [E, P] -> per stage the row it reads [E, P_i]: a view of its own numbers, then what is tied to it.
+
+    Differentiable: the gradient with respect to ``flat`` sums over all uses of a tied tensor.
+    """
+    stages = network.host.stages
+    own = flat.split([stage.layout.size for stage in stages], dim=-1)
+    tied = [[own[tie.stage][:, stages[tie.stage].layout.columns(tie.param.name)] for tie in s.ties] for s in stages]
+    return tuple(torch.cat((row, *more), dim=-1) if more else row for row, more in zip(own, tied, strict=True))
 
 
 def split_buffers(network: Network, flat: Tensor) -> tuple[Tensor, ...]:

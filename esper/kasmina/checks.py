@@ -4,8 +4,11 @@ import torch
 from torch import Tensor
 
 from esper.kasmina.blueprint import Blueprint
+from esper.kasmina.host_checks import TOLERANCE, HostError, check_host
 from esper.kasmina.site import Site
 from esper.utils import rng
+
+__all__ = ["BlueprintError", "HostError", "check_blueprint", "check_host"]
 
 
 class BlueprintError(ValueError):
@@ -17,8 +20,8 @@ def check_blueprint(blueprint: Blueprint, site: Site, num_networks: int = 3, bat
 
     Checked: it fits the site's kind; its tensors are named apart and tile a row; its cost is a number; ``apply``
     keeps shape, dtype and finiteness; it starts within ``identity_bound`` of the identity; some gradient reaches its
-    parameters and its input; rows do not depend on each other; float64 works as well as float32. The features are
-    |N(0, 1)|, as behind a relu.
+    parameters and its input; rows do not depend on each other, nor positions on later ones; float64 works as well as
+    float32. The features are |N(0, 1)|, as behind a relu.
 
     Args:
       blueprint: what to check.
@@ -41,7 +44,8 @@ def check_blueprint(blueprint: Blueprint, site: Site, num_networks: int = 3, bat
         distance = float((y - x).abs().max())
         bound = blueprint.identity_bound + 1e-5
         _expect(blueprint, distance <= bound, f"|apply(x) - x| = {distance:.3g} at initialisation", f"<= {bound:.3g}")
-        _check_rows(blueprint, site, flat, x, y)
+        _check_rows(blueprint, site, flat, x)
+        _check_time(blueprint, site, flat, x)
         _check_gradients(blueprint, site, flat, x)
 
 
@@ -64,11 +68,31 @@ def _check_layout(blueprint: Blueprint, site: Site) -> None:
     _expect(blueprint, isinstance(flops, int) and flops >= 0, f"flops {flops!r}", "an integer >= 0")
 
 
-def _check_rows(blueprint: Blueprint, site: Site, flat: Tensor, x: Tensor, y: Tensor) -> None:
+def _trained(flat: Tensor) -> Tensor:
+    """Parameters away from their start, where a branch that ends in zeros shows nothing of what it does."""
+    return flat + 0.1 * rng.normal(rng.key(3), tuple(flat.shape), flat.dtype)
+
+
+def _check_rows(blueprint: Blueprint, site: Site, flat: Tensor, x: Tensor) -> None:
+    flat = _trained(flat)
+    together = _apply(blueprint, site, flat, x)
     alone = torch.cat([_apply(blueprint, site, flat[i : i + 1], x[i : i + 1]) for i in range(x.shape[0])])
-    distance = float((alone - y).abs().max())
-    tolerance = 1e-4 if x.dtype == torch.float32 else 1e-9
-    _expect(blueprint, distance <= tolerance, f"rows that differ by {distance:.3g} when alone", "independent rows")
+    distance = float((alone - together).abs().max())
+    _expect(
+        blueprint, distance <= TOLERANCE[x.dtype], f"rows that differ by {distance:.3g} when alone", "independent rows"
+    )
+
+
+def _check_time(blueprint: Blueprint, site: Site, flat: Tensor, x: Tensor) -> None:
+    if site.time_axis is None or site.shape[site.time_axis] < 2:
+        return
+    flat, axis = _trained(flat), 2 + site.time_axis
+    early = site.shape[site.time_axis] // 2
+    changed = torch.cat((x.narrow(axis, 0, early), 1 - x.narrow(axis, early, x.shape[axis] - early)), dim=axis)
+    before, after = (_apply(blueprint, site, flat, features).narrow(axis, 0, early) for features in (x, changed))
+    distance = float((after - before).abs().max())
+    found = f"positions that change by {distance:.3g} with later ones"
+    _expect(blueprint, distance <= TOLERANCE[x.dtype], found, "positions that see only what came before")
 
 
 def _check_gradients(blueprint: Blueprint, site: Site, flat: Tensor, x: Tensor) -> None:

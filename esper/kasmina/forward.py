@@ -30,7 +30,7 @@ def blend(h: Tensor, s: Tensor, weight: Tensor, training: Tensor) -> Tensor:
     Args:
       h: [n, B, ...]; the host's features.
       s: like h; the seed's.
-      weight: [n, 1] or [n, B]; alpha, times the gate if there is one.
+      weight: [n, 1], [n, B] or [n, B, T]; alpha, times the gate if there is one.
       training: bool [n]; straight-through rows.
 
     Returns:
@@ -42,7 +42,7 @@ def blend(h: Tensor, s: Tensor, weight: Tensor, training: Tensor) -> Tensor:
     """
     silent = _rowwise(training, h)
     mixed = torch.where(silent, h.detach(), s)
-    faded = torch.where(training.unsqueeze(1), 0.0, weight)
+    faded = torch.where(_rowwise(training, weight), 0.0, weight)
     echo = torch.where(silent & torch.isfinite(s), s.detach() - s, 0.0)
     return torch.lerp(h, mixed, _rowwise(faded, h)) - echo
 
@@ -75,7 +75,7 @@ def through_slot(network: Network, slot: int, plan: SlotPlan, seeds: SeedParams,
     weight = alpha.unsqueeze(1)
     if plan.gated.shape[0]:
         opening = network.units.gates[slot](seeds.gate, seen.index_select(0, plan.gated))
-        full = weight.expand(-1, h.shape[1])
+        full = _rowwise(alpha, opening).expand(-1, *opening.shape[1:])
         weight = full.index_copy(0, plan.gated, full.index_select(0, plan.gated) * opening)
     out = blend(x, torch.cat(outputs), weight, plan.training)
     return h.index_copy(0, plan.lanes, out)

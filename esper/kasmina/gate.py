@@ -1,7 +1,9 @@
 """The learned gate of a gated blend: one weight per sample, from the features the seed sees.
 
 sigmoid(W2 relu(W1 mean(x) + b1) + b2), hidden width max(8, C // 4); its parameters belong to the seed and are
-trained with it. It starts at sigmoid(OPEN) for every sample (the source systems never trained theirs).
+trained with it. It starts at sigmoid(OPEN) for every sample (the source systems never trained theirs). Where the site
+has an axis of time there is one weight per position, from that position alone: a mean over time would tell a position
+what comes after it.
 """
 
 from collections.abc import Callable
@@ -32,7 +34,10 @@ def layout(site: Site) -> Layout:
 
 
 def unit(site: Site) -> Callable[[Tensor, Tensor], Tensor]:
-    """The gate at a site: (flat params [n, size], x [n, B, *site.shape]) -> weight [n, B] in (0, 1)."""
+    """The gate at a site: (flat params [n, size], x [n, B, *site.shape]) -> weight in (0, 1).
+
+    The weight is [n, B], or [n, B, T] where the site has an axis of time.
+    """
     row = layout(site)
 
     def weight(params: Tensor, x: Tensor) -> Tensor:

@@ -6,11 +6,24 @@ forms compile without specialising on n.
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from esper.kernels.convolution import conv2d
 from esper.kernels.pooling import max_pool2
 
-__all__ = ["batch_norm", "conv2d", "group_norm", "linear", "max_pool2", "normalise", "per_channel"]
+__all__ = [
+    "batch_norm",
+    "causal_attention",
+    "conv2d",
+    "embed",
+    "group_norm",
+    "layer_norm",
+    "linear",
+    "max_pool2",
+    "normalise",
+    "per_channel",
+    "standardise",
+]
 
 EPSILON = 1e-5
 """Added to variances; the default of torch.nn's norms."""
@@ -79,3 +92,57 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
     dims = tuple(range(3, grouped.dim()))
     variance, mean = torch.var_mean(grouped, dim=dims, correction=0, keepdim=True)
     return normalise(grouped, mean, variance).flatten(2, 3) * per_channel(weight, x) + per_channel(bias, x)
+
+
+def embed(tokens: Tensor, weight: Tensor) -> Tensor:
+    """Look tokens up, each network in its own table.
+
+    Args:
+      tokens: int64 [n, B, T] in [0, V).
+      weight: [n, V, D].
+
+    Returns:
+      [n, B, T, D].
+    """
+    count, vocabulary = weight.shape[:2]
+    first = torch.arange(count, device=tokens.device).reshape(-1, 1, 1) * vocabulary
+    return F.embedding(tokens + first, weight.flatten(0, 1))
+
+
+def standardise(x: Tensor) -> Tensor:
+    """Each vector of the last dimension, minus its mean and over its standard deviation; any shape [..., D]."""
+    return F.layer_norm(x, x.shape[-1:], eps=EPSILON)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Normalise each vector of the last dimension (Ba, Kiros & Hinton 2016).
+
+    Args:
+      x: [n, B, ..., D].
+      weight: [n, D].
+      bias: [n, D].
+
+    Returns:
+      like x.
+    """
+    shape = (x.shape[0], *(1,) * (x.dim() - 2), -1)
+    return standardise(x) * weight.reshape(shape) + bias.reshape(shape)
+
+
+def causal_attention(qkv: Tensor, heads: int) -> Tensor:
+    """Scaled dot-product attention of each position to itself and those before it (Vaswani et al. 2017).
+
+    Networks and samples become one batch, so that the fused kernels apply.
+
+    Args:
+      qkv: [n, B, T, 3 D]; queries, keys and values side by side.
+      heads: divides D; head i has the i-th part of each.
+
+    Returns:
+      [n, B, T, D]; the heads' outputs side by side.
+    """
+    count, samples, length, width = qkv.shape
+    parts = qkv.reshape(count * samples, length, 3, heads, width // (3 * heads))
+    query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
+    mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    return mixed.transpose(1, 2).reshape(count, samples, length, width // 3)

@@ -61,6 +61,12 @@ class Layout(NamedTuple):
         pieces = flat.split([param.size for param in self.params], dim=1)
         return {p.name: piece.unflatten(1, p.shape or (1,)) for p, piece in zip(self.params, pieces, strict=True)}
 
+    def columns(self, name: str) -> slice:
+        """Where a named tensor lies in the row."""
+        index = [param.name for param in self.params].index(name)
+        start = sum(param.size for param in self.params[:index])
+        return slice(start, start + self.params[index].size)
+
     def init(self, key: Tensor, dtype: torch.dtype) -> Tensor:
         """Draw n rows.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from esper.kasmina import gate
 from esper.kasmina.blueprint import Blueprint
-from esper.kasmina.host import Host
+from esper.kasmina.host import Host, check_ties
 from esper.kasmina.layout import Layout
 from esper.kasmina.site import Site
 from esper.leyline.actions import BLENDS, NONE, Blend, Codec, build_codec
@@ -32,7 +32,7 @@ class Units(NamedTuple):
       train: per host stage, (flat params, flat buffers, x) -> (y, flat buffers).
       infer: per host stage, (flat params, flat buffers, x) -> y.
       seeds: per slot, per blueprint (None where it does not fit), (flat params, x) -> y.
-      gates: per slot, (flat params, x) -> weight [n, B].
+      gates: per slot, (flat params, x) -> weight [n, B], or [n, B, T] where the site has an axis of time.
     """
 
     train: tuple[TrainUnit, ...]
@@ -95,8 +95,10 @@ def build_network(config: Config, host: Host, blueprints: tuple[Blueprint, ...],
     """Bind host, slots and blueprints.
 
     Raises:
-      ConfigError: a slot after a stage without a site, two blueprints of one name, or a site that no blueprint fits.
+      ConfigError: a tie to nothing, a slot after a stage without a site, two blueprints of one name, or a site that
+        no blueprint fits.
     """
+    check_ties(host)
     names = tuple(blueprint.name for blueprint in blueprints)
     if len(set(names)) != len(names):
         raise ConfigError(f"blueprints {list(names)}: expected distinct names")
@@ -153,7 +155,7 @@ def _units(
 
     def train(index: int) -> TrainUnit:
         stage = host.stages[index]
-        layout, buffer_layout = stage.layout, stage.buffer_layout
+        layout, buffer_layout = stage.reads, stage.buffer_layout
 
         def unit(params: Tensor, buffers: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
             y, new = stage.train(layout.views(params), buffer_layout.views(buffers), x)
@@ -164,7 +166,7 @@ def _units(
 
     def infer(index: int) -> InferUnit:
         stage = host.stages[index]
-        layout, buffer_layout = stage.layout, stage.buffer_layout
+        layout, buffer_layout = stage.reads, stage.buffer_layout
         return lambda params, buffers, x: stage.infer(layout.views(params), buffer_layout.views(buffers), x)
 
     def seed(blueprint: Blueprint, layout: Layout) -> SeedUnit:

@@ -28,8 +28,8 @@ def through_slot(network: Network, slot: int, slots: Slots, params: Tensor, h: T
       like h.
     """
 
-    def rows(mask: Tensor) -> Tensor:
-        return mask.reshape(-1, *(1,) * (h.dim() - 1))
+    def rows(values: Tensor, like: Tensor = h) -> Tensor:
+        return values.reshape(-1, *(1,) * (like.dim() - 1))
 
     stage, kind = slots.stage[:, slot], slots.blueprint[:, slot]
     seen = torch.where(rows(is_in(stage, ISOLATED)), h.detach(), h)
@@ -38,10 +38,11 @@ def through_slot(network: Network, slot: int, slots: Slots, params: Tensor, h: T
         if unit is not None:
             output = unit(params[:, arena.blueprint_columns(network, slot, k)], seen)
             features = torch.where(rows(kind == k), output, features)
-    weight = slots.alpha[:, slot].unsqueeze(1).expand(h.shape[:2])
+    weight = slots.alpha[:, slot].unsqueeze(1)
     if network.gates[slot].size:
         opening = network.units.gates[slot](params[:, arena.gate_columns(network, slot)], seen)
-        weight = torch.where(is_gated(slots.blend[:, slot]).unsqueeze(1), weight * opening, weight)
+        weight = rows(slots.alpha[:, slot], opening)
+        weight = torch.where(rows(is_gated(slots.blend[:, slot]), opening), weight * opening, weight)
     out = blend(h, features, weight, stage == int(Stage.TRAINING))
     return torch.where(rows(is_in(stage, ACTIVE)), out, h)
 

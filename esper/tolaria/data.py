@@ -42,12 +42,15 @@ class DatasetError(ValueError):
 class Dataset(NamedTuple):
     """A classification dataset with a fixed split, all of it on one device.
 
+    A sample has one target; or it is a sequence of tokens, and every position has one (the token that follows). The
+    tokens of inputs and targets are then the same classes.
+
     Attributes:
         name: what messages and records call it.
-        train_inputs: floating ``[N, *shape]``.
-        train_targets: int64 ``[N]``, class indices in ``[0, num_classes)``.
-        val_inputs: floating ``[V, *shape]``, same dtype and shape as the training inputs.
-        val_targets: int64 ``[V]``, class indices in ``[0, num_classes)``.
+        train_inputs: floating ``[N, *shape]``; tokens: int64 ``[N, T]`` in ``[0, num_classes)``.
+        train_targets: int64 ``[N]``, class indices in ``[0, num_classes)``; with tokens ``[N, T]``.
+        val_inputs: like the training inputs, ``[V, *shape]``, same dtype and sample shape.
+        val_targets: int64 ``[V]`` or ``[V, T]``, class indices in ``[0, num_classes)``.
         num_classes: number of classes, at least 2. A class may be absent from either part.
     """
 
@@ -63,8 +66,13 @@ class Dataset(NamedTuple):
         """Shape of one sample (without the sample axis)."""
         return tuple(self.train_inputs.shape[1:])
 
+    @property
+    def has_tokens(self) -> bool:
+        """Whether samples are sequences of tokens, with a target at every position."""
+        return not self.train_inputs.is_floating_point()
+
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "Dataset":
-        """Return the dataset on ``device`` with its inputs as ``dtype``; targets stay int64.
+        """Return the dataset on ``device`` with floating inputs as ``dtype``; tokens and targets stay int64.
 
         Values are not looked at: after a cast that can overflow (float16), :func:`validate` tells.
 
@@ -73,10 +81,11 @@ class Dataset(NamedTuple):
         """
         if not dtype.is_floating_point:
             raise _error(self.name, "inputs", f"a cast to {dtype}", "a floating dtype")
+        kind = torch.int64 if self.has_tokens else dtype
         return self._replace(
-            train_inputs=self.train_inputs.to(device, dtype),
+            train_inputs=self.train_inputs.to(device, kind),
             train_targets=self.train_targets.to(device),
-            val_inputs=self.val_inputs.to(device, dtype),
+            val_inputs=self.val_inputs.to(device, kind),
             val_targets=self.val_targets.to(device),
         )
 
@@ -172,14 +181,15 @@ def validate(dataset: Dataset, input_shape: tuple[int, ...] | None = None) -> Da
     It reads every value and waits for the device, so it belongs where a dataset is made or loaded, not in a step.
 
     Args:
-        dataset: any device, any floating dtype.
+        dataset: any device; any floating dtype, or int64 tokens.
         input_shape: shape of one sample that the consumer (a host's input) expects; None accepts any.
 
     Raises:
-        DatasetError: fewer than 2 classes; a field that is no tensor; no samples; inputs not floating, of rank below
-            2 or with an empty axis; targets not int64 or not of rank 1; inputs and targets that differ in length;
-            parts that differ in sample shape, dtype or device; a sample shape other than ``input_shape``; non-finite
-            inputs; labels outside ``[0, num_classes)``. The first of these, in this order, is the one named.
+        DatasetError: fewer than 2 classes; a field that is no tensor; no samples; inputs neither floating nor tokens,
+            of rank below 2 or with an empty axis; targets not int64 or not of rank 1 (with tokens: of another shape
+            than the inputs); inputs and targets that differ in length; parts that differ in sample shape, dtype or
+            device; a sample shape other than ``input_shape``; non-finite inputs; tokens or labels outside
+            ``[0, num_classes)``. The first of these, in this order, is the one named.
     """
     name, num_classes = dataset.name, dataset.num_classes
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
@@ -187,13 +197,16 @@ def validate(dataset: Dataset, input_shape: tuple[int, ...] | None = None) -> Da
     parts = (("train", dataset.train_inputs, dataset.train_targets), ("val", dataset.val_inputs, dataset.val_targets))
     for part, inputs, targets in parts:
         _check_inputs(name, f"{part}_inputs", inputs)
-        _check_targets(name, f"{part}_targets", targets, len(inputs))
+        _check_targets(name, f"{part}_targets", targets, inputs)
     _check_parts_agree(dataset)
     if input_shape is not None and dataset.input_shape != tuple(input_shape):
         raise _error(name, "train_inputs", f"sample shape {dataset.input_shape}", f"{tuple(input_shape)}")
     for part, inputs, targets in parts:
-        _check_finite(name, f"{part}_inputs", inputs)
-        _check_labels(name, f"{part}_targets", targets, num_classes)
+        if dataset.has_tokens:
+            _check_range(name, f"{part}_inputs", inputs, num_classes, "token")
+        else:
+            _check_finite(name, f"{part}_inputs", inputs)
+        _check_range(name, f"{part}_targets", targets, num_classes, "label")
     return dataset
 
 
@@ -203,7 +216,7 @@ def _error(name: str, field: str, found: str, expected: str) -> DatasetError:
 
 
 def _check_inputs(name: str, field: str, inputs: Tensor) -> None:
-    """Raise unless ``inputs`` is a floating tensor ``[N, *shape]`` with samples in it."""
+    """Raise unless ``inputs`` is a floating tensor ``[N, *shape]`` or tokens ``[N, T]``, with samples in it."""
     if not isinstance(inputs, Tensor):
         raise _error(name, field, type(inputs).__name__, "a torch.Tensor")
     shape = tuple(inputs.shape)
@@ -213,18 +226,23 @@ def _check_inputs(name: str, field: str, inputs: Tensor) -> None:
         raise _error(name, field, f"no samples (shape {shape})", "at least 1 sample")
     if 0 in shape:
         raise _error(name, field, f"an empty axis (shape {shape})", "sizes of at least 1")
-    if not inputs.is_floating_point():
-        raise _error(name, field, f"dtype {inputs.dtype}", "a floating dtype")
+    if not inputs.is_floating_point() and inputs.dtype != torch.int64:
+        raise _error(name, field, f"dtype {inputs.dtype}", "a floating dtype, or torch.int64 for tokens")
+    if inputs.dtype == torch.int64 and inputs.ndim != 2:
+        raise _error(name, field, f"tokens of rank {inputs.ndim} (shape {shape})", "rank 2, [samples, positions]")
 
 
-def _check_targets(name: str, field: str, targets: Tensor, samples: int) -> None:
-    """Raise unless ``targets`` is an int64 tensor ``[samples]``."""
+def _check_targets(name: str, field: str, targets: Tensor, inputs: Tensor) -> None:
+    """Raise unless ``targets`` is an int64 tensor ``[samples]``, or one of the shape of tokens."""
     if not isinstance(targets, Tensor):
         raise _error(name, field, type(targets).__name__, "a torch.Tensor")
-    if targets.ndim != 1:
+    if inputs.dtype == torch.int64 and targets.shape != inputs.shape:
+        expected = f"{tuple(inputs.shape)}, one for each token of the inputs"
+        raise _error(name, field, f"shape {tuple(targets.shape)}", expected)
+    if inputs.is_floating_point() and targets.ndim != 1:
         raise _error(name, field, f"rank {targets.ndim} (shape {tuple(targets.shape)})", "rank 1, [samples]")
-    if len(targets) != samples:
-        raise _error(name, field, f"{len(targets)} targets", f"{samples}, one for each sample of the inputs")
+    if len(targets) != len(inputs):
+        raise _error(name, field, f"{len(targets)} targets", f"{len(inputs)}, one for each sample of the inputs")
     if targets.dtype != torch.int64:
         raise _error(name, field, f"dtype {targets.dtype}", "torch.int64")
 
@@ -245,6 +263,8 @@ def _check_parts_agree(dataset: Dataset) -> None:
 
 def _check_finite(name: str, field: str, inputs: Tensor) -> None:
     """Raise if ``inputs`` ``[N, *shape]`` holds NaN or infinity, naming how many values and the first sample."""
+    if bool(torch.isfinite(inputs.sum(dtype=torch.float64))):  # then every one is; the masks below are as large again
+        return
     bad = ~torch.isfinite(inputs)
     count = int(bad.sum())
     if count:
@@ -252,9 +272,10 @@ def _check_finite(name: str, field: str, inputs: Tensor) -> None:
         raise _error(name, field, f"{count} non-finite value(s), the first in sample {first}", "finite values only")
 
 
-def _check_labels(name: str, field: str, targets: Tensor, num_classes: int) -> None:
-    """Raise if a label of ``targets`` ``[N]`` is not a class, naming the first one and its place."""
-    bad = ((targets < 0) | (targets >= num_classes)).nonzero()
+def _check_range(name: str, field: str, values: Tensor, num_classes: int, word: str) -> None:
+    """Raise if a label or token of ``values`` ``[N, ...]`` is no class, naming the first one and its place."""
+    bad = ((values < 0) | (values >= num_classes)).nonzero()
     if len(bad):
-        first = int(bad[0])
-        raise _error(name, field, f"label {int(targets[first])} at index {first}", f"labels in [0, {num_classes})")
+        place = bad[0].tolist()
+        found = f"{word} {int(values[tuple(place)])} at index {', '.join(map(str, place))}"
+        raise _error(name, field, found, f"{word}s in [0, {num_classes})")

@@ -1,10 +1,10 @@
 """Validation: loss, accuracy, accuracy per class, and what every slot contributes."""
 
-from math import factorial
+from math import factorial, log
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from esper.kasmina.lanes import Lanes, fork_lanes, lane_forward, lane_params
 from esper.kasmina.network import Network
@@ -16,9 +16,15 @@ from esper.tolaria.data import Dataset
 from esper.tolaria.training import sample_losses
 
 
-def lane_scores(
-    network: Network, hypers: HyperParams, state: State, lanes: Lanes, data: Dataset
-) -> tuple[Tensor, Tensor]:
+class Scores(NamedTuple):
+    """What the validation set says, sample by sample; of a sequence, the mean over its positions."""
+
+    losses: Tensor  # [E, V]; nats
+    correct: Tensor  # [L, V] in [0, 1]
+    class_hits: Tensor  # [E, C]; correct predictions by true class
+
+
+def lane_scores(network: Network, hypers: HyperParams, state: State, lanes: Lanes, data: Dataset) -> Scores:
     """Loss of every environment and correctness of every lane on the whole validation set.
 
     Args:
@@ -27,13 +33,11 @@ def lane_scores(
       state: [E].
       lanes: the tree, L lanes.
       data: the task, V validation samples.
-
-    Returns:
-      losses [E, V] (for sequences, mean over positions) and correct [L, V] in [0, 1] (likewise).
     """
     num_envs, dtype = network.config.num_envs, state.host.params.dtype
     target = hypers.alpha_target.expand(num_envs)
     losses, correct = [], []
+    class_hits = state.host.params.new_zeros(num_envs, data.num_classes)
     with torch.no_grad():
         params = lane_params(network, state, lanes, target)
         size = network.config.eval_batch_size
@@ -43,7 +47,8 @@ def lane_scores(
             losses.append(own.flatten(2).mean(2) if own.dim() > 2 else own)
             hits = (logits.argmax(-1) == targets).to(dtype)
             correct.append(hits.flatten(2).mean(2) if hits.dim() > 2 else hits)
-    return torch.cat(losses, dim=1), torch.cat(correct, dim=1)
+            class_hits = class_hits.index_add(1, targets.flatten(), hits[:num_envs].flatten(1))
+    return Scores(torch.cat(losses, dim=1), torch.cat(correct, dim=1), class_hits)
 
 
 def evaluate(network: Network, hypers: HyperParams, state: State, census: Census, data: Dataset) -> Evaluation:
@@ -63,7 +68,7 @@ def evaluate(network: Network, hypers: HyperParams, state: State, census: Census
     """
     num_envs = network.config.num_envs
     lanes = fork_lanes(network, census, False, state.key.device)
-    losses, correct = lane_scores(network, hypers, state, lanes, data)
+    losses, correct, class_hits = lane_scores(network, hypers, state, lanes, data)
     own = correct[:num_envs]
     effect = own.new_zeros((num_envs, network.config.num_slots))
     error, measured = torch.zeros_like(effect), torch.zeros_like(effect, dtype=torch.bool)
@@ -80,7 +85,7 @@ def evaluate(network: Network, hypers: HyperParams, state: State, census: Census
     return Evaluation(
         loss=loss,
         accuracy=100 * own.mean(1),
-        class_accuracy=_class_accuracy(own, data),
+        class_accuracy=_class_accuracy(class_hits, data),
         finite=torch.isfinite(loss),
         effect=effect,
         effect_error=error,
@@ -88,12 +93,21 @@ def evaluate(network: Network, hypers: HyperParams, state: State, census: Census
     )
 
 
-def _class_accuracy(correct: Tensor, data: Dataset) -> Tensor:
-    """Accuracy per class [E, C] in pp; 0 for a class without validation samples, and for sequence tasks."""
-    if data.val_targets.dim() > 1:
-        return correct.new_zeros(correct.shape[0], data.num_classes)
-    members = F.one_hot(data.val_targets, data.num_classes).to(correct.dtype)
-    return 100 * (correct @ members) / members.sum(0).clamp(min=1)
+def _class_accuracy(hits: Tensor, data: Dataset) -> Tensor:
+    """Accuracy per class [E, C] in pp; 0 for a class without validation samples."""
+    labels = data.val_targets.flatten()
+    members = hits.new_zeros(data.num_classes).index_add(0, labels, hits.new_ones(labels.shape))
+    return 100 * hits / members.clamp(min=1)
+
+
+def perplexity(loss: Tensor) -> Tensor:
+    """Number of equally likely tokens among which a guess has the same loss; nats -> 1."""
+    return torch.exp(loss)
+
+
+def bits(loss: Tensor) -> Tensor:
+    """Nats -> bits; of a loss per character, the bits per character."""
+    return loss / log(2)
 
 
 def shapley_values(network: Network, hypers: HyperParams, state: State, census: Census, data: Dataset) -> Tensor:
@@ -117,7 +131,7 @@ def shapley_values(network: Network, hypers: HyperParams, state: State, census: 
     if num_slots > MAX_SHAPLEY_SLOTS:
         raise ValueError(f"shapley_values: {num_slots} slots; expected at most {MAX_SHAPLEY_SLOTS}")
     lanes = fork_lanes(network, census, True, state.key.device)
-    _, correct = lane_scores(network, hypers, state, lanes, data)
+    correct = lane_scores(network, hypers, state, lanes, data).correct
     env, off = (torch.as_tensor(column, device=correct.device) for column in (lanes.env, lanes.off))
     value = correct.new_zeros((num_envs, 2**num_slots)).index_put((env, off), 100 * correct.mean(1))
     merged = torch.as_tensor(lanes.merged, device=correct.device)

@@ -8,10 +8,13 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+import esper
 from esper.engine import Engine, step
 from esper.kasmina import arena, lifecycle, metrics
 from esper.kasmina.network import Network, seed_sizes
 from esper.kasmina.plan import make_plan
+from esper.kasmina.token_blueprints import TOKEN_BLUEPRINTS
+from esper.kasmina.transformer import transformer_host
 from esper.leyline.events import Epoch, Evaluation
 from esper.leyline.hypers import HyperParams
 from esper.leyline.state import State
@@ -99,6 +102,16 @@ KEEPS_STRUCTURE = {
     "step": lambda s: s.state,
 }
 """Functions that change state, and the part of it they return first."""
+
+
+def token_task(settings: dict[str, Any]) -> esper.Task:
+    """A transformer over random tokens: slots after the embedding and after its block, all blueprints."""
+    vocabulary, block = 7, 5
+    tokens = (rng.uniform(rng.key(2), (78, block + 1)) * vocabulary).long()
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    data = Dataset("random text", inputs[:48], targets[:48], inputs[48:], targets[48:], vocabulary)
+    host = transformer_host(vocabulary, block, num_layers=1, num_heads=2, width=4)
+    return esper.Task("small text", host, TOKEN_BLUEPRINTS, data, settings | {"slots": (0, 0, 1)})
 
 
 def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -26,12 +26,15 @@ ROUNDING = {"rtol": 1e-9, "atol": 1e-9}
 """float64 sums may be taken in another order in a batch of another composition."""
 
 
+@pytest.fixture(scope="module", params=["conv", "token"])
+def task(request, small_task):
+    return small_task if request.param == "conv" else cases.token_task(small_task.settings)
+
+
 @pytest.fixture(scope="module", params=[SampleOrder.SHARED, SampleOrder.INDEPENDENT], ids=lambda order: order.value)
-def scenes(request, small_task):
+def scenes(request, task):
     sweep = torch.linspace(0.02, 0.08, E, dtype=torch.float64)
-    engine = esper.make(
-        small_task, E, compile=False, precision=Precision.FLOAT64, sample_order=request.param, host_lr=sweep
-    )
+    engine = esper.make(task, E, compile=False, precision=Precision.FLOAT64, sample_order=request.param, host_lr=sweep)
     walked = cases.walk(engine, seed=3, length=9)
     return [walked[index] for index in (1, 4, 6, 8)]
 
@@ -105,8 +108,8 @@ def test_the_first_environments_do_not_depend_on_the_rest(name, count, scenes):
         assert_same(alone, cases.take(cases.CASES[name](scene), rows, E), exact=False)
 
 
-def test_initial_noise_and_order_do_not_depend_on_the_number_of_environments(small_task):
-    few, many = (esper.make(small_task, count, compile=False).init(11) for count in (2, 7))
+def test_initial_noise_and_order_do_not_depend_on_the_number_of_environments(task):
+    few, many = (esper.make(task, count, compile=False).init(11) for count in (2, 7))
     assert_same(few, many[:2], exact=True)
     assert not torch.equal(many.host.params[0], many.host.params[1])
 

@@ -5,9 +5,12 @@ and ``torch.optim``, always in float64: the truth for both precisions. ``HANDS``
 to every slot; each hand has another combination of sites, optimizers and sample order.
 """
 
+import importlib.util
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import cycle, islice, product
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -18,21 +21,22 @@ from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_para
 import esper
 from esper.engine import Engine
 from esper.kasmina import arena
-from esper.kasmina.cnn import cnn_host
-from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
 from esper.kasmina.plan import Plan, make_plan
 from esper.leyline.actions import NONE, Blend
 from esper.leyline.config import Optimizer, Precision, SampleOrder
 from esper.leyline.events import Epoch
 from esper.leyline.stages import ACTIVE, MERGED, Stage
 from esper.leyline.state import Bank, State
-from esper.tolaria.data import synthetic
 from esper.tolaria.training import sample_indices, train_epoch
 
-ENVS, STEPS, BATCH, HORIZON, CHANNELS, CLASSES = 10, 10, 8, 12, (4, 8, 16), 10
+_spec = importlib.util.spec_from_file_location("oracle_topologies", Path(__file__).with_name("topologies.py"))
+topologies = importlib.util.module_from_spec(_spec)
+sys.modules["oracle_topologies"] = topologies
+_spec.loader.exec_module(topologies)
+TOPOLOGIES = topologies.TOPOLOGIES
+
+ENVS, STEPS, BATCH, HORIZON = 10, 10, 8, 12
 TOLERANCE = {Precision.FLOAT64: 1e-9, Precision.FLOAT32: 1e-4}
-DATA = synthetic((1, 8, 8), num_train=96, num_val=57)
-HOST = cnn_host((1, 8, 8), CLASSES, num_blocks=3, base_channels=CHANNELS[0], pool_blocks=2)
 BLENDS = tuple(Blend)
 
 
@@ -47,6 +51,7 @@ class Card(NamedTuple):
 class Hand(NamedTuple):
     """A run: its structure, and per slot the cards of all environments."""
 
+    topology: str
     slots: tuple[int, ...]
     host_optimizer: Optimizer
     seed_optimizer: Optimizer
@@ -55,27 +60,27 @@ class Hand(NamedTuple):
     cards: tuple[tuple[Card, ...], ...]
 
 
-ACTIVE_CARDS = [Card(*card) for card in product(ACTIVE, range(len(CONV_BLUEPRINTS)), BLENDS)]
 EMPTY_STAGES = (Stage.DORMANT, Stage.CULLED, Stage.EMBARGOED, Stage.RESETTING)
 IDLE_CARDS = [Card(Stage.GERMINATED, 4, Blend.GATED), *(Card(stage) for stage in EMPTY_STAGES)]
 
 
-def deal() -> Iterator[Hand]:
+def deal(topology: str) -> Iterator[Hand]:
     """Deal one shuffled deck per slot; then a host without slots, and one that offers no gated blend."""
     settings = list(product(((0, 1, 2), (0, 0, 2)), Optimizer, Optimizer, SampleOrder))
     size = ENVS * len(settings)
-    deck = [*ACTIVE_CARDS, *islice(cycle(IDLE_CARDS), size - len(ACTIVE_CARDS))]
+    active = [Card(*card) for card in product(ACTIVE, range(len(TOPOLOGIES[topology].blueprints)), BLENDS)]
+    deck = [*active, *islice(cycle(IDLE_CARDS), size - len(active))]
     orders = [torch.randperm(size, generator=torch.Generator().manual_seed(slot)).tolist() for slot in range(3)]
     for index, setting in enumerate(settings):
         span = slice(index * ENVS, (index + 1) * ENVS)
-        yield Hand(*setting, BLENDS, tuple(tuple(deck[i] for i in order[span]) for order in orders))
-    yield Hand((), Optimizer.SGD, Optimizer.SGD, SampleOrder.SHARED, BLENDS, ())
-    plain = tuple(card for card in ACTIVE_CARDS if card.blend == Blend.LINEAR)
+        yield Hand(topology, *setting, BLENDS, tuple(tuple(deck[i] for i in order[span]) for order in orders))
+    yield Hand(topology, (), Optimizer.SGD, Optimizer.SGD, SampleOrder.SHARED, BLENDS, ())
+    plain = tuple(card for card in active if card.blend == Blend.LINEAR)
     cards = (plain[:ENVS], plain[-ENVS:])
-    yield Hand((1, 2), Optimizer.SGD, Optimizer.ADAM, SampleOrder.SHARED, (Blend.LINEAR,), cards)
+    yield Hand(topology, (1, 2), Optimizer.SGD, Optimizer.ADAM, SampleOrder.SHARED, (Blend.LINEAR,), cards)
 
 
-HANDS = tuple(deal())
+HANDS = {topology: tuple(deal(topology)) for topology in TOPOLOGIES}
 
 
 def random_numbers(generator: torch.Generator) -> dict[str, float | Tensor]:
@@ -111,11 +116,11 @@ def random_bank(bank: Bank, optimizer: Optimizer, generator: torch.Generator) ->
     )
 
 
-def random_state(index: int, precision: Precision) -> tuple[Engine, State]:
+def random_state(hand: Hand, index: int, precision: Precision) -> tuple[Engine, State]:
     """An engine and a state that holds a hand's cards."""
-    hand, generator = HANDS[index], torch.Generator().manual_seed(100 + index)
+    topology, generator = TOPOLOGIES[hand.topology], torch.Generator().manual_seed(100 + index)
     engine = esper.make(
-        esper.Task("oracle", HOST, CONV_BLUEPRINTS, DATA, {}),
+        esper.Task("oracle", topology.host, topology.blueprints, topology.data, {}),
         num_envs=ENVS,
         compile=False,
         slots=hand.slots,
@@ -137,7 +142,8 @@ def random_state(index: int, precision: Precision) -> tuple[Engine, State]:
     merged = torch.isin(stage, torch.tensor(MERGED))
     slots = state.slots.replace(stage=stage, blueprint=blueprint, blend=blend, alpha=torch.where(merged, alpha, 0.0))
     statistics = torch.randn(state.buffers.shape, generator=generator, dtype=precision.dtype)
-    variances = torch.cat([torch.arange(2 * c) >= c for c in CHANNELS])
+    buffers = [param for stage in topology.host.stages for param in stage.buffers]
+    variances = torch.tensor([param.name == "variance" for param in buffers for _ in range(param.size)], dtype=bool)
     return engine, state.replace(
         slots=slots,
         epoch=torch.arange(ENVS) // 2 * 3,
@@ -148,101 +154,14 @@ def random_state(index: int, precision: Precision) -> tuple[Engine, State]:
     )
 
 
-class Residual(nn.Module):
-    """x + branch(x)."""
-
-    def __init__(self, *branch: nn.Module) -> None:
-        super().__init__()
-        self.branch = nn.Sequential(*branch)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.branch(x)
-
-
-class Norm(nn.Module):
-    """x + tanh(scale) * (GN(x) - x)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(min(32, channels), channels)
-        self.scale = nn.ParameterList([torch.zeros(1)])  # a module of its own: it comes after the norm's parameters
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + torch.tanh(self.scale[0]) * (self.norm(x) - x)
-
-
-class Attention(nn.Module):
-    """x * 2 sigmoid(W2 relu(W1 mean(x)))."""
-
-    def __init__(self, channels: int, width: int) -> None:
-        super().__init__()
-        self.squeeze, self.excite = nn.Linear(channels, width, bias=False), nn.Linear(width, channels, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate = 2 * torch.sigmoid(self.excite(torch.relu(self.squeeze(x.mean((2, 3))))))
-        return x * gate[:, :, None, None]
-
-
-class Gate(nn.Module):
-    """sigmoid(W2 relu(W1 mean(x) + b1) + b2), one weight per sample."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        width = max(8, channels // 4)
-        self.net = nn.Sequential(nn.Linear(channels, width), nn.ReLU(), nn.Linear(width, 1), nn.Sigmoid())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x.mean((2, 3)))[:, :, None, None]
-
-
-def conv(into: int, out: int, kernel: int, groups: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(into, out, kernel, padding=kernel // 2, groups=groups, bias=False)
-
-
-def group_norm(channels: int) -> nn.GroupNorm:
-    """By the rule of ``norm_groups``: one group of 16 channels; fewer channels are a group each."""
-    return nn.GroupNorm({4: 4, 8: 8, 16: 1}[channels], channels)
-
-
-def seed_module(name: str, c: int) -> nn.Module:
-    """A blueprint, from the table in ``esper.kasmina.conv_blueprints``."""
-    b, relu = max(8, c // 4), nn.ReLU()
-    match name:
-        case "norm":
-            return Norm(c)
-        case "attention":
-            return Attention(c, max(1, c // 4))
-        case "depthwise":
-            return Residual(conv(c, c, 3, groups=c), conv(c, c, 1), group_norm(c), relu)
-        case "conv_small":
-            return Residual(group_norm(c), relu, conv(c, c, 1))
-        case "conv_light":
-            return Residual(conv(c, c, 3), group_norm(c), relu)
-        case "conv_heavy":
-            return Residual(conv(c, c, 3), group_norm(c), relu, conv(c, c, 3), group_norm(c), relu)
-        case "bottleneck":
-            return Residual(conv(c, b, 1), group_norm(b), relu, conv(b, b, 3), group_norm(b), relu, conv(b, c, 1))
-    raise ValueError(name)
-
-
-def host_module() -> nn.Sequential:
-    """Blocks of convolution, batch norm, relu and (the first two) pooling; then mean and a linear head."""
-    blocks, into = nn.Sequential(), 1
-    for index, out in enumerate(CHANNELS):
-        pool = nn.MaxPool2d(2) if index < 2 else nn.Identity()
-        blocks.append(nn.Sequential(conv(into, out, 3), nn.BatchNorm2d(out), nn.ReLU(), pool))
-        into = out
-    return blocks.append(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(into, CLASSES)))
-
-
 class Slot:
     """One slot of one environment: a card with its modules."""
 
-    def __init__(self, card: Card, site: int) -> None:
+    def __init__(self, topology: NamedTuple, card: Card, site: int) -> None:
         self.stage, self.site = card.stage, site
-        active = card.stage in ACTIVE
-        self.seed = seed_module(CONV_BLUEPRINTS[card.blueprint].name, CHANNELS[site]).double() if active else None
-        self.gate = Gate(CHANNELS[site]).double() if active and card.blend == Blend.GATED else None
+        active, name = card.stage in ACTIVE, topology.blueprints[card.blueprint].name
+        self.seed = topology.seed_module(name, site).double() if active else None
+        self.gate = topology.gate_module(site).double() if active and card.blend == Blend.GATED else None
 
     def __call__(self, h: Tensor, alpha: float, training: bool) -> Tensor:
         if self.seed is None:
@@ -323,8 +242,9 @@ class Plain:
         self.numbers = {n: (v if v.dim() == 0 else v[env]).item() for n, v in engine.hypers.items()}
         self.epoch, self.alphas = int(state.epoch[env]), state.slots.alpha[env].tolist()
         with torch.random.fork_rng(devices=[]):  # torch.nn draws initial values; all are overwritten below
-            self.host = host_module().double()
-            self.slots = [Slot(cards[env], site) for cards, site in zip(hand.cards, hand.slots, strict=True)]
+            topology = TOPOLOGIES[hand.topology]
+            self.host = topology.host_module().double()
+            self.slots = [Slot(topology, cards[env], site) for cards, site in zip(hand.cards, hand.slots, strict=True)]
         bank = state.host[env]
         host = Trained(self.host, hand.host_optimizer, self.numbers, "host")
         self.trained = {"host": host.load(bank.params, bank.moments, int(bank.steps))}
@@ -340,7 +260,7 @@ class Plain:
             ):  # not trained yet, but a prospect looks through it
                 row = bank.params[arena.gate_columns(engine.network, slot)]
                 vector_to_parameters(row.double().clone(), part.gate.parameters())
-        statistics = state.buffers[env].double().split([c for c in CHANNELS for _ in range(2)])
+        statistics = state.buffers[env].double().split([row.numel() for row in self._statistics()])
         for own, given in zip(self._statistics(), statistics, strict=True):
             own.copy_(given)
 
@@ -350,7 +270,7 @@ class Plain:
 
     def buffers(self) -> Tensor:
         """Running statistics in the state's order."""
-        return torch.cat(self._statistics())
+        return torch.cat([torch.zeros(0), *self._statistics()])
 
     def factor(self, step: int) -> float:
         """Linear warm-up, then cosine decay to a floor."""
@@ -371,13 +291,13 @@ class Plain:
         losses, accuracies, norms = [], [], {}
         for step, (inputs, targets) in enumerate(batches):
             logits = self.logits(inputs, self.alphas)
-            loss = nn.CrossEntropyLoss()(logits, targets)
+            loss = nn.CrossEntropyLoss()(logits.flatten(0, -2), targets.flatten())
             loss.backward()
             norms = {name: part.norms() for name, part in self.trained.items()}
             for part in self.trained.values():
                 part.step(self.factor(step))
             losses.append(loss.item())
-            accuracies.append(100 * (logits.argmax(1) == targets).double().mean().item())
+            accuracies.append(100 * (logits.argmax(-1) == targets).double().mean().item())
         return Report(sum(losses) / len(losses), sum(accuracies) / len(accuracies), norms)
 
     @torch.no_grad()
@@ -419,24 +339,30 @@ class Run(NamedTuple):
         assert errors and len(strays) <= (precision is Precision.FLOAT32), bad
 
 
-RUNS = [(Precision.FLOAT64, hand) for hand in range(len(HANDS))]
-RUNS += [(Precision.FLOAT32, hand) for hand in (5, 10, 15)]
+RUNS = [(Precision.FLOAT64, name, hand) for name, hands in HANDS.items() for hand in range(len(hands))]
+RUNS += [(Precision.FLOAT32, name, hand) for name in HANDS for hand in (5, 10, 15)]
 
 
-@pytest.fixture(scope="session", params=RUNS, ids=lambda param: f"{param[0].value}-{param[1]}")
+@pytest.fixture(scope="session", params=RUNS, ids=lambda param: f"{param[0].value}-{param[1]}-{param[2]}")
 def run(request: pytest.FixtureRequest) -> Run:
-    precision, index = request.param
-    hand = HANDS[index]
-    engine, state = random_state(index, precision)
+    precision, topology, index = request.param
+    hand = HANDS[topology][index]
+    engine, state = random_state(hand, index, precision)
     plan = make_plan(engine.network, state.slots)
     after, epoch = train_epoch(engine.network, engine.hypers, state, plan, engine.data)
-    inputs, targets = engine.data.train_inputs.double(), engine.data.train_targets
+    data = engine.data.to("cpu", torch.float64)
+    inputs, targets = data.train_inputs, data.train_targets
     order = sample_indices(engine.config, state, len(targets)).expand(ENVS, STEPS, BATCH)
     plains = tuple(Plain(engine, state, hand, env) for env in range(ENVS))
     reports = tuple(p.train([(inputs[i], targets[i]) for i in rows]) for p, rows in zip(plains, order, strict=True))
     return Run(hand, engine, plan, state, after, epoch, plains, reports)
 
 
-@pytest.fixture(scope="session")
-def hands() -> tuple[Hand, ...]:
-    return HANDS
+@pytest.fixture(params=HANDS)
+def hands(request: pytest.FixtureRequest) -> tuple[Hand, ...]:
+    return HANDS[request.param]
+
+
+@pytest.fixture(scope="module", params=TOPOLOGIES)
+def topology(request: pytest.FixtureRequest) -> NamedTuple:
+    return TOPOLOGIES[request.param]

@@ -1,6 +1,7 @@
 """A seed in TRAINING learns behind the host: the host computes and learns as if there were no seed."""
 
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -9,36 +10,32 @@ from torch import Tensor
 import esper
 from esper.engine import Engine
 from esper.kasmina import arena
-from esper.kasmina.cnn import cnn_host
-from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
 from esper.kasmina.forward import train_forward
 from esper.kasmina.plan import make_plan
 from esper.leyline.actions import Blend
 from esper.leyline.config import Precision
 from esper.leyline.stages import Stage
 from esper.leyline.state import State
-from esper.tolaria.data import synthetic
 from esper.tolaria.training import Gradients, compute_gradients, gather, train_epoch
 
-SLOTS, ENVS = (0, 0, 1, 2), 2 * len(CONV_BLUEPRINTS)
+SLOTS = (0, 0, 1, 2)
 
 
 @pytest.fixture(scope="module")
-def engine() -> Engine:
-    host = cnn_host((1, 8, 8), 10, num_blocks=3, base_channels=4, pool_blocks=2)
-    task = esper.Task("isolation", host, CONV_BLUEPRINTS, synthetic(num_train=32, num_val=16), {})
-    return esper.make(
-        task, ENVS, compile=False, slots=SLOTS, batch_size=16, steps_per_epoch=4, precision=Precision.FLOAT64
-    )
+def engine(topology: NamedTuple) -> Engine:
+    task = esper.Task("isolation", topology.host, topology.blueprints, topology.data, {})
+    envs, precision = 2 * len(topology.blueprints), Precision.FLOAT64
+    return esper.make(task, envs, compile=False, slots=SLOTS, batch_size=16, steps_per_epoch=4, precision=precision)
 
 
 @pytest.fixture(scope="module")
 def seeded(engine: Engine) -> State:
     """Fresh seeds in every slot, all in TRAINING; every blueprint with and without a gate."""
     state = engine.init(3)
-    env, slot = torch.arange(ENVS).unsqueeze(1), torch.arange(len(SLOTS))
-    stage, blueprint = torch.full_like(state.slots.stage, int(Stage.GERMINATED)), (env + slot) % len(CONV_BLUEPRINTS)
-    blend = torch.where(env < ENVS // 2, int(Blend.LINEAR), int(Blend.GATED)).expand_as(stage)
+    kinds = len(engine.network.blueprints)
+    env, slot = torch.arange(2 * kinds).unsqueeze(1), torch.arange(len(SLOTS))
+    stage, blueprint = torch.full_like(state.slots.stage, int(Stage.GERMINATED)), (env + slot) % kinds
+    blend = torch.where(env < kinds, int(Blend.LINEAR), int(Blend.GATED)).expand_as(stage)
     slots = state.slots.replace(stage=stage, blueprint=blueprint, blend=blend)
     state = arena.sow(engine.network, state, make_plan(engine.network, slots))
     return state.replace(slots=slots.replace(stage=torch.full_like(stage, int(Stage.TRAINING))))
@@ -49,7 +46,7 @@ def pass_through(engine: Engine, state: State) -> tuple[Tensor, Gradients]:
     network, data = engine.network, engine.data
     plan = make_plan(network, state.slots)
     alphas = [state.slots.alpha[:, slot][rows.lanes] for slot, rows in enumerate(plan.slots)]
-    batch = data.train_inputs.expand(ENVS, *data.train_inputs.shape), data.train_targets.expand(ENVS, -1)
+    batch = tuple(part[:32].expand(state.batch_size[0], 32, *part.shape[1:]) for part in data[1:3])
     host = arena.split_stages(network, state.host.params), arena.split_buffers(network, state.buffers)
     seeds = [arena.slot_params(network, state.seeds.params, slot, rows) for slot, rows in enumerate(plan.slots)]
     logits, _ = train_forward(network, plan.slots, host, seeds, alphas, batch[0])
@@ -116,8 +113,8 @@ def test_every_seed_in_training_learns(engine: Engine, seeded: State) -> None:
     _, grads = pass_through(engine, seeded)
     plan = make_plan(engine.network, seeded.slots)
     for rows, groups, gate in zip(plan.slots, grads.seeds, grads.gates, strict=True):
-        assert [group.blueprint for group in rows.groups] == list(range(len(CONV_BLUEPRINTS)))
-        for blueprint, grad in zip(CONV_BLUEPRINTS, groups, strict=True):
+        assert [group.blueprint for group in rows.groups] == list(range(len(engine.network.blueprints)))
+        for blueprint, grad in zip(engine.network.blueprints, groups, strict=True):
             learns = torch.linalg.vector_norm(grad, dim=1) > 1e-6
             assert learns.all(), blueprint.name
         assert gate.shape[0] == 0
@@ -125,14 +122,24 @@ def test_every_seed_in_training_learns(engine: Engine, seeded: State) -> None:
 
 @pytest.mark.parametrize("stage", [Stage.BLENDING, Stage.SHADOWING])
 def test_isolation_ends_with_blending(engine: Engine, seeded: State, stage: Stage) -> None:
-    """At alpha 1 nothing of the host before the seeds learns while they blend in, and all of it does afterwards."""
+    """At alpha 1 nothing of the host before the seeds learns while they blend in, and all of it does afterwards.
+
+    What the last stage reads through a tie learns there, behind the seeds.
+    """
     slots = seeded.slots.replace(
         stage=torch.full_like(seeded.slots.stage, int(stage)),
         blend=torch.full_like(seeded.slots.blend, int(Blend.LINEAR)),
         alpha=torch.ones_like(seeded.slots.alpha),
     )
     _, grads = pass_through(engine, seeded.replace(slots=slots))
-    upstream = arena.split_stages(engine.network, grads.host)[:-1]
+    stages = engine.network.host.stages
+    tied = [(tie.stage, tie.param.name) for tie in stages[-1].ties]
+    rows = zip(stages[:-1], arena.split_stages(engine.network, grads.host)[:-1], strict=True)
+    upstream = [
+        torch.cat([g.flatten(1) for name, g in stage.layout.views(row).items() if (index, name) not in tied], dim=1)
+        for index, (stage, row) in enumerate(rows)
+    ]
+    assert len(upstream) == 3
     for grad in upstream:
         assert (torch.linalg.vector_norm(grad, dim=1) > 1e-6).all() == (stage == Stage.SHADOWING)
         assert stage == Stage.SHADOWING or (grad == 0).all()

@@ -270,11 +270,11 @@ BROKEN = {
     ),
     "integer inputs": (
         {"val_inputs": S.val_inputs.to(torch.uint8)},
-        "val_inputs: found dtype torch.uint8, expected a floating dtype",
+        "val_inputs: found dtype torch.uint8, expected a floating dtype, or torch.int64 for tokens",
     ),
     "complex inputs": (
         {"train_inputs": S.train_inputs.to(torch.complex64)},
-        "train_inputs: found dtype torch.complex64, expected a floating dtype",
+        "train_inputs: found dtype torch.complex64, expected a floating dtype, or torch.int64 for tokens",
     ),
     "int32 targets": (
         {"train_targets": S.train_targets.int()},

@@ -54,6 +54,8 @@ class Config:
       eval_batch_size: validation samples per forward pass, >= 1 (memory only; results do not depend on it).
       horizon: decisions T per episode, >= 1.
       sample_order: shared or independent minibatches.
+      crop_padding: pixels of zeros around a training image, of which a random crop of its own size is taken; 0 = none.
+      mirror: whether half of the training images are reversed left to right.
       host_optimizer, seed_optimizer: SGD with momentum, or Adam.
       auto_advance: whether the clock advances seeds whose gate is open; otherwise only ADVANCE does.
       precision: float32, or float64 for checks.
@@ -69,6 +71,8 @@ class Config:
     eval_batch_size: int = 512
     horizon: int = 25
     sample_order: SampleOrder = SampleOrder.SHARED
+    crop_padding: int = 0
+    mirror: bool = False
     host_optimizer: Optimizer = Optimizer.SGD
     seed_optimizer: Optimizer = Optimizer.SGD
     auto_advance: bool = True
@@ -79,13 +83,13 @@ class Config:
     def __post_init__(self) -> None:
         """Check every field; raise ``ConfigError`` with one line."""
         least = {"num_envs": 1, "batch_size": 1, "steps_per_epoch": 1, "eval_batch_size": 1, "horizon": 1}
-        least |= {"loss_window": 2, "history": 1}
+        least |= {"loss_window": 2, "history": 1, "crop_padding": 0}
         for name, low in least.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
                 raise ConfigError(f"config.{name} = {value!r}: expected an integer >= {low}")
         kinds = {"sample_order": SampleOrder, "host_optimizer": Optimizer, "seed_optimizer": Optimizer}
-        for name, kind in (kinds | {"precision": Precision, "auto_advance": bool}).items():
+        for name, kind in (kinds | {"precision": Precision, "auto_advance": bool, "mirror": bool}).items():
             value = getattr(self, name)
             if not isinstance(value, kind):
                 allowed = "True or False" if kind is bool else " or ".join(str(member) for member in kind)  # type: ignore[attr-defined]

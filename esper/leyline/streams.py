@@ -11,3 +11,4 @@ class Stream(IntEnum):
     SOW = 2
     GATE = 3
     ORDER = 4
+    AUGMENT = 5

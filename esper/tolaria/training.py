@@ -22,6 +22,7 @@ from esper.leyline.hypers import HyperParams
 from esper.leyline.state import Bank, State
 from esper.leyline.streams import Stream
 from esper.tolaria import optim
+from esper.tolaria.augment import crop_and_flip
 from esper.tolaria.data import Dataset
 from esper.tolaria.health import measure_health
 from esper.tolaria.optim import Learner
@@ -108,13 +109,20 @@ def sample_indices(config: Config, state: State, num_samples: int) -> Tensor:
     return order.unflatten(-1, (steps, batch))
 
 
-def minibatch(config: Config, data: Dataset, indices: Tensor, step: int) -> tuple[Tensor, Tensor]:
-    """Inputs [E, B, *shape] and targets [E, B, ...] of one SGD step; shared minibatches are expanded, not copied."""
+def minibatch(config: Config, state: State, data: Dataset, indices: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """Inputs [E, B, *shape] and targets [E, B, ...] of one SGD step; shared minibatches are expanded, not copied.
+
+    Cropped and mirrored images are each environment's own: they depend on its key, the epoch, the step and the place
+    in the minibatch.
+    """
     rows = indices[..., step, :]
     inputs, targets = data.train_inputs[rows], data.train_targets[rows]
     if config.sample_order is SampleOrder.SHARED:
         inputs = inputs.expand(config.num_envs, *inputs.shape)
         targets = targets.expand(config.num_envs, *targets.shape)
+    if config.crop_padding or config.mirror:
+        key = rng.fold_in(state.key, int(Stream.AUGMENT), state.epoch, step)
+        inputs = crop_and_flip(key, inputs, config.crop_padding, flip=config.mirror)
     return inputs, targets
 
 
@@ -139,16 +147,17 @@ def compute_gradients(
     Returns:
       loss [E] (mean over the minibatch), accuracy [E] (pp), new buffers per stage, gradients.
     """
-    host = tuple(leaf.detach().requires_grad_() for leaf in arena.split_stages(network, work.host.params))
+    host = work.host.params.detach().requires_grad_()
     seeds = tuple(tuple(g.params.detach().requires_grad_() for g in groups) for groups in work.seeds)
     gates = tuple(g.params.detach().requires_grad_() for g in work.gates)
-    leaves = [*host, *(leaf for groups in seeds for leaf in groups), *gates]
+    leaves = [host, *(leaf for groups in seeds for leaf in groups), *gates]
     with torch.enable_grad():
         params = [SeedParams(groups, gate) for groups, gate in zip(seeds, gates, strict=True)]
-        logits, buffers = train_forward(network, plan.slots, (host, work.buffers), params, alphas, batch[0])
+        stages = arena.split_stages(network, host)
+        logits, buffers = train_forward(network, plan.slots, (stages, work.buffers), params, alphas, batch[0])
         loss = sample_losses(logits, batch[1]).flatten(1).mean(1)
         grads = iter(torch.autograd.grad(loss.sum(), leaves, materialize_grads=True))
-    host_grad = torch.cat([next(grads) for _ in host], dim=1)
+    host_grad = next(grads)
     seed_grads = tuple(tuple(next(grads) for _ in groups) for groups in seeds)
     correct = (logits.argmax(-1) == batch[1]).flatten(1)
     accuracy = 100 * correct.to(loss.dtype).mean(1)
@@ -201,7 +210,7 @@ def train_epoch(network: Network, hypers: HyperParams, state: State, plan: Plan,
     loss_sum = accuracy_sum = torch.zeros_like(state.signals.val_loss)
     steps = config.steps_per_epoch
     for step in range(steps):
-        batch = minibatch(config, data, indices, step)
+        batch = minibatch(config, state, data, indices, step)
         loss, accuracy, buffers, grads = compute_gradients(network, plan, work, alphas, batch)
         factor = optim.schedule(hypers, state.epoch, step, steps, config.horizon)
         work = train_step(network, hypers, plan, work._replace(buffers=buffers), factor, grads)

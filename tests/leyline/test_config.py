@@ -61,6 +61,8 @@ CHANGES = {
     "seed_optimizer": Optimizer.ADAM,
     "auto_advance": False,
     "precision": Precision.FLOAT64,
+    "crop_padding": 2,
+    "mirror": True,
     "loss_window": 2,
     "history": 1,
 }
@@ -85,6 +87,7 @@ def test_every_field_counts_for_equality_and_none_can_be_set() -> None:
         ("horizon", 1),
         ("loss_window", 2),
         ("history", 1),
+        ("crop_padding", 0),
     ],
 )
 def test_counts_are_checked(name: str, least: int) -> None:
@@ -250,7 +253,9 @@ def test_make_takes_settings_of_both_kinds() -> None:
 def test_make_refuses_an_unknown_task_with_the_known_ones(task: object) -> None:
     with pytest.raises(ConfigError) as error:
         esper.make(task, 2)
-    assert message(error) == f"task {task!r}: expected one of digits, synthetic, or a Task"
+    presets = "digits, digits_impaired, digits_deep, chars, synthetic, synthetic_tokens"
+    expected = f"task {task!r}: expected one of {presets}, cifar10:PATH, idx:PATH, npz:PATH, text:PATH"
+    assert message(error) == expected + ("; did you mean 'digits'?" if task == "digit" else "")
 
 
 @pytest.mark.parametrize(

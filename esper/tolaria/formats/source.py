@@ -1,0 +1,100 @@
+"""What the files of a dataset hold, as they hold it, and how it becomes a :class:`~esper.tolaria.data.Dataset`."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from esper.tolaria.data import Dataset, validate
+from esper.tolaria.formats.files import broken
+
+LEVELS = 256
+"""Values of a pixel."""
+
+_BLOCK = 1024  # records counted at a time: bincount widens them eightfold
+
+
+class Part(NamedTuple):
+    """One part of a dataset as stored.
+
+    Attributes:
+        inputs: uint8 ``[N, C, H, W]`` are pixels; float32 ``[N, *shape]`` and int64 ``[N, T]`` are used as they are.
+        targets: int64 ``[N]`` or, for int64 inputs, ``[N, T]``.
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray
+
+
+class Source(NamedTuple):
+    """A dataset as stored.
+
+    Attributes:
+        format: its name.
+        path: the folder or file that errors name.
+        train: what to train on.
+        val: what to validate with.
+        num_classes: number of classes.
+        class_names: one for each class, or none at all.
+        used: files and arrays that were read, by name.
+    """
+
+    format: str
+    path: Path
+    train: Part
+    val: Part
+    num_classes: int
+    class_names: tuple[str, ...]
+    used: tuple[str, ...]
+
+
+class Scale(NamedTuple):
+    """Mean and standard deviation of each channel's pixels, float64 ``[C]``, in units of a pixel value (0 to 255)."""
+
+    mean: np.ndarray
+    std: np.ndarray
+
+
+def build(source: Source) -> Dataset:
+    """The dataset of a source, named by its path; pixels are standardised as :func:`standardise` says.
+
+    Raises:
+        DatasetError: :func:`~esper.tolaria.data.validate` refuses it, or the training pixels do not vary.
+    """
+    train, val = source.train, source.val
+    if train.inputs.dtype == np.uint8:
+        scale = pixel_scale(train.inputs)
+        if (scale.std == 0).any():
+            channel = int(np.flatnonzero(scale.std == 0)[0])
+            place, found = f"training inputs, channel {channel}", f"only the pixel value {scale.mean[channel]:.0f}"
+            raise broken(source.path, place, found, "pixels that vary")
+        train_inputs, val_inputs = standardise(train.inputs, scale), standardise(val.inputs, scale)
+    else:
+        train_inputs, val_inputs = torch.from_numpy(train.inputs), torch.from_numpy(val.inputs)
+    targets = torch.from_numpy(train.targets), torch.from_numpy(val.targets)
+    return validate(Dataset(str(source.path), train_inputs, targets[0], val_inputs, targets[1], source.num_classes))
+
+
+def pixel_scale(pixels: np.ndarray) -> Scale:
+    """The scale of uint8 ``[N, C, H, W]``, N >= 1: the population's, from exact sums, so alike on every machine."""
+    value = np.arange(LEVELS)
+    mean, std = [], []
+    for channel in range(pixels.shape[1]):
+        blocks = (pixels[start : start + _BLOCK, channel].ravel() for start in range(0, len(pixels), _BLOCK))
+        tally = np.sum([np.bincount(block, minlength=LEVELS) for block in blocks], axis=0)
+        count, total, squares = int(tally.sum()), int(tally @ value), int(tally @ value**2)
+        mean.append(total / count)
+        std.append((count * squares - total**2) ** 0.5 / count)
+    return Scale(np.array(mean), np.array(std))
+
+
+def standardise(pixels: np.ndarray, scale: Scale) -> Tensor:
+    """``(pixel - mean) / std`` per channel: uint8 ``[N, C, H, W]`` to float32 of that shape.
+
+    With the training part's own scale it has mean 0 and variance 1 there. In units of 255 the scale of MNIST is
+    0.1307 and 0.3081, that of CIFAR-10 (0.4914, 0.4822, 0.4465) and (0.2470, 0.2435, 0.2616).
+    """
+    mean, std = (torch.from_numpy(moment).float()[:, None, None] for moment in scale)
+    return torch.from_numpy(pixels).to(torch.float32, memory_format=torch.contiguous_format).sub_(mean).div_(std)

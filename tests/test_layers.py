@@ -10,6 +10,7 @@ LAYERS = {
     "utils": 0,
     "kernels": 1,
     "leyline": 1,
+    "nissa": 2,
     "tamiyo": 2,
     "urza": 2,
     "kasmina": 3,
@@ -17,8 +18,9 @@ LAYERS = {
     "engine": 5,
     "simic": 6,
     "runtime": 7,
-    "__init__": 8,
-    "__main__": 8,
+    "bench": 8,
+    "__init__": 9,
+    "__main__": 9,
 }
 
 

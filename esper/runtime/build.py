@@ -11,7 +11,7 @@ from esper.kasmina.network import build_network
 from esper.leyline.config import Config, ConfigError
 from esper.leyline.hypers import build_hypers, numbers
 from esper.runtime.compilation import CompileMode, compile_units, resolve_compile
-from esper.runtime.tasks import TASKS, Task
+from esper.runtime.tasks import Task, named
 from esper.tolaria.data import validate
 
 
@@ -25,7 +25,7 @@ def make(
     """Build an engine.
 
     Args:
-      task: name of a preset, or a task of your own.
+      task: name of a preset, a kind of dataset and its path (``cifar10:PATH``), or a task of your own.
       num_envs: environments E in the batch.
       device: where everything lives.
       compile: True, False, or "auto" (where it can work; without a C++ compiler eagerly, with one log line).
@@ -37,7 +37,7 @@ def make(
     Raises:
       ConfigError, DatasetError: one line with the place, the value and what is allowed.
     """
-    task = _named(task)
+    task = task if isinstance(task, Task) else named(task)
     settings = task.settings | overrides
     known = {field.name for field in fields(Config)} - {"num_envs"}
     table = numbers()
@@ -56,15 +56,13 @@ def make(
             f"make({task.name!r}): dataset {dataset.name} has {dataset.num_classes} classes, "
             f"host {task.host.name} has {task.host.num_outputs} outputs"
         )
+    if dataset.has_tokens != task.host.takes_tokens:
+        kinds = {True: "tokens", False: "floating features"}
+        raise ConfigError(
+            f"make({task.name!r}): dataset {dataset.name} has {kinds[dataset.has_tokens]}, "
+            f"host {task.host.name} takes {kinds[task.host.takes_tokens]}"
+        )
     network = build_network(config, task.host, task.blueprints, place)
     if resolve_compile(compile, place):
         network = compile_units(network)
     return Engine(network, hypers, dataset)
-
-
-def _named(task: str | Task) -> Task:
-    if isinstance(task, Task):
-        return task
-    if task not in TASKS:
-        raise ConfigError(f"task {task!r}: expected one of {', '.join(TASKS)}, or a Task")
-    return TASKS[task]()

@@ -86,7 +86,7 @@ def warm_up(network: Network, data: Dataset) -> None:
     h = inputs(config.num_envs, config.batch_size)
     h = h[0].expand_as(h) if config.sample_order is SampleOrder.SHARED else h
     for stage, train in zip(network.host.stages, network.units.train, strict=True):
-        params = rows(config.num_envs, stage.layout.size).requires_grad_()
+        params = rows(config.num_envs, stage.reads.size).requires_grad_()
         h, _ = train(params, rows(config.num_envs, stage.buffer_layout.size), h)
     h.sum().backward()
     seeds = {
@@ -103,7 +103,7 @@ def warm_up(network: Network, data: Dataset) -> None:
         for size in val_sizes:
             h = inputs(3, size)
             for stage, infer in zip(network.host.stages, network.units.infer, strict=True):
-                h = infer(rows(3, stage.layout.size), rows(3, stage.buffer_layout.size), h)
+                h = infer(rows(3, stage.reads.size), rows(3, stage.buffer_layout.size), h)
             for unit, (layout, site) in seeds.items():
                 unit(rows(3, layout.size), rows(3, size, *site.shape))
 

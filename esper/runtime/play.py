@@ -5,13 +5,13 @@ from typing import NamedTuple, TextIO
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from esper.engine import Engine
 from esper.kasmina.network import seed_sizes
-from esper.leyline.actions import Op
-from esper.leyline.stages import Stage
 from esper.leyline.state import State
+from esper.nissa.actions import counts
+from esper.nissa.seeds import REMOVED, Fate, Lives, lives
+from esper.nissa.trace import Trace, record, stack, think
 from esper.simic.rewards import RewardMode, RewardParams, build_reward_params, reward
 from esper.tamiyo.players import Player, Sight
 from esper.utils import rng
@@ -35,6 +35,8 @@ class Outcome(NamedTuple):
     refused: Tensor  # illegal actions
     operations: Tensor  # int64 [T, 6]; how often each operation was carried out, by decision
     seconds: float
+    trace: Trace  # every decision
+    seeds: Lives  # every seed
 
 
 def play(
@@ -61,38 +63,48 @@ def play(
     numbers = build_reward_params({}, config, engine.data.train_inputs.device) if params is None else params
     state, memory = engine.init(seed), player.init(config.num_envs)
     keys = rng.fold_in(rng.fold_in(rng.key(seed), PLAY_STREAM), torch.arange(config.num_envs)).to(state.key.device)
-    total = torch.zeros(config.num_envs, dtype=torch.float64)
-    germinated, culled, refused = (torch.zeros(config.num_envs, dtype=torch.int64) for _ in range(3))
-    operations = []
+    frames, thoughts, names = [], [], tuple[str, ...]()
     for decision in range(config.horizon):
-        sight = Sight(state, engine.observe(state), engine.mask(state), rng.fold_in(keys, decision))
-        memory, action = player.act(memory, sight)
+        memory, choice = player.act(memory, _sight(engine, state, rng.fold_in(keys, decision)))
         before = state
-        state, event = engine.step(state, action)
-        total += reward(mode, numbers, engine.network, before, state, event).total
-        op, after = event.deed.op, event.life.after
-        germinated += (op == int(Op.GERMINATE)) | (op == int(Op.CHANGE_BLUEPRINT))
-        lost = ((event.life.before != after) & (after == int(Stage.CULLED))) | event.judgement.culled
-        culled += lost.sum(1) + (op == int(Op.CULL)) + (op == int(Op.CHANGE_BLUEPRINT))
-        refused += event.deed.refusal != 0
-        operations.append(F.one_hot(op, len(Op)).sum(0))
+        state, event = engine.step(state, choice.action)
+        earned = reward(mode, numbers, engine.network, before, state, event)
+        frames.append(record(engine.codec, state, event, earned.terms, earned.total))
+        names = tuple(earned.terms)
+        if choice.thought is not None:
+            thoughts.append(think(choice.action, *choice.thought))
         if progress is not None and ((decision + 1) % 5 == 0 or decision + 1 == config.horizon):
             accuracy, elapsed = float(state.signals.val_accuracy.mean()), time.perf_counter() - start
             line = f"  epoch {decision + 1:3d}/{config.horizon}  accuracy {accuracy:5.1f} %  {elapsed:5.0f} s\n"
             progress.write(line)
             progress.flush()
-    outcome = Outcome(
-        player=player.name,
-        accuracy=state.signals.val_accuracy,
-        best=state.signals.best_accuracy,
-        total_reward=total,
-        added=seed_sizes(engine.network, state.slots).sum(1),
-        germinated=germinated,
-        fossilized=(state.slots.stage == int(Stage.FOSSILIZED)).sum(1),
-        culled=culled,
-        rollbacks=state.governor.rollbacks,
-        refused=refused,
-        operations=torch.stack(operations),
-        seconds=time.perf_counter() - start,
+    trace = stack(frames, names, thoughts)
+    return state, _outcome(engine, player.name, state, trace, time.perf_counter() - start)
+
+
+def _sight(engine: Engine, state: State, keys: Tensor) -> Sight:
+    return Sight(state, engine.observe(state), engine.mask(state), keys)
+
+
+def _outcome(engine: Engine, name: str, state: State, trace: Trace, seconds: float) -> Outcome:
+    seeds = lives(trace)
+
+    def per_env(which: Tensor) -> Tensor:
+        return torch.bincount(seeds.env[which], minlength=engine.config.num_envs)
+
+    return Outcome(
+        player=name,
+        accuracy=state.signals.val_accuracy.cpu(),
+        best=state.signals.best_accuracy.cpu(),
+        total_reward=trace.reward.double().sum(0),
+        added=seed_sizes(engine.network, state.slots).sum(1).cpu(),
+        germinated=per_env(seeds.born >= 0),
+        fossilized=per_env(seeds.fate == int(Fate.FOSSILIZED)),
+        culled=per_env(torch.isin(seeds.fate, torch.tensor(list(map(int, REMOVED))))),
+        rollbacks=state.governor.rollbacks.cpu(),
+        refused=(trace.refusal != 0).sum(0),
+        operations=counts(trace),
+        seconds=seconds,
+        trace=trace,
+        seeds=seeds,
     )
-    return state, outcome

@@ -13,6 +13,9 @@ from esper.urza.checkpoint import Checkpoint, CheckpointError, load
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
+CHECKPOINTS = {"latest": "checkpoint.npz", "best": "best.npz"}
+"""Files of a run directory by what they hold."""
+
 
 def learner_tensors(learner: Learner) -> dict[str, Tensor]:
     """Parameters and Adam's moments by name."""
@@ -52,20 +55,31 @@ def restore_learner(learner: Learner, loaded: Checkpoint) -> None:
     learner.done = int(loaded.table["done"])
 
 
-def load_policy(folder: Path, engine: Engine) -> tuple[ActorValueOperator, int]:
-    """The policy of a run directory, for an engine with the same actions and columns.
+def load_run(path: Path) -> Checkpoint:
+    """Read a checkpoint of a training run.
+
+    Raises:
+      CheckpointError: not readable, or a checkpoint of something else.
+    """
+    loaded = load(path)
+    if not {"settings", "done"} <= loaded.table.keys():
+        raise CheckpointError(f"checkpoint {path}: holds {', '.join(loaded.table)}; expected one of a training run")
+    return loaded
+
+
+def load_policy(loaded: Checkpoint, engine: Engine) -> tuple[ActorValueOperator, int]:
+    """The policy of a training run, for an engine with the same actions and columns.
 
     Args:
-      folder: run directory.
+      loaded: from ``load_run``.
       engine: what it will play.
 
     Returns:
       the policy and the width of its memory.
 
     Raises:
-      CheckpointError: no checkpoint, or one for another observation or other actions.
+      CheckpointError: it was trained on another observation or other actions.
     """
-    loaded = load(folder / "checkpoint.npz")
     settings = loaded.table["settings"]
     sizes = PolicyConfig(settings["features"], settings["lstm"])
     policy = build_policy(sizes, engine.codec, len(engine.columns), settings["seed"])

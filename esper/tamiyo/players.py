@@ -25,37 +25,54 @@ class Sight(NamedTuple):
     key: Tensor  # int64 [E, 2]; for this decision alone
 
 
+class Thought(NamedTuple):
+    """What a learned player thinks of a sight."""
+
+    value: Tensor  # [E]; predicted discounted return-to-go
+    log_probs: Tensor  # [E, A]; -inf where illegal
+
+
+class Choice(NamedTuple):
+    """A decision, with the thought behind it where there is one."""
+
+    action: Tensor  # int64 [E]; always legal
+    thought: Thought | None = None
+
+
 class Player(NamedTuple):
     """A policy.
 
     Attributes:
       name: for tables.
       init: number of environments -> memory at the start of an episode.
-      act: (memory, sight) -> (memory, action int64 [E], always legal).
+      act: (memory, sight) -> (memory, choice).
     """
 
     name: str
     init: Callable[[int], Any]
-    act: Callable[[Any, Sight], tuple[Any, Tensor]]
+    act: Callable[[Any, Sight], tuple[Any, Choice]]
 
 
 def from_mask(name: str, policy: MaskPolicy) -> Player:
     """A player that looks at the mask alone, such as ``scripted.wait`` and ``scripted.grow``."""
-    return Player(name, lambda num_envs: None, lambda memory, sight: (memory, policy(sight.mask)))
+    return Player(name, lambda num_envs: None, lambda memory, sight: (memory, Choice(policy(sight.mask))))
 
 
 def random_player(codec: Codec) -> Player:
     """Draws a legal operation, then its arguments."""
     policy = baselines.random_legal(codec)
-    return Player("random", lambda num_envs: None, lambda memory, sight: (memory, policy(sight.mask, sight.key)))
+    return Player(
+        "random", lambda num_envs: None, lambda memory, sight: (memory, Choice(policy(sight.mask, sight.key)))
+    )
 
 
 def heuristic_player(codec: Codec, config: baselines.HeuristicConfig | None = None) -> Player:
     """The rule of thumb."""
     numbers = baselines.HeuristicConfig() if config is None else config
 
-    def act(memory: baselines.Memory, sight: Sight) -> tuple[baselines.Memory, Tensor]:
-        return baselines.heuristic(numbers, codec, memory, sight.state, sight.mask)
+    def act(memory: baselines.Memory, sight: Sight) -> tuple[baselines.Memory, Choice]:
+        memory, action = baselines.heuristic(numbers, codec, memory, sight.state, sight.mask)
+        return memory, Choice(action)
 
     return Player("heuristic", lambda num_envs: baselines.init_heuristic(codec, num_envs), act)
 
@@ -68,20 +85,21 @@ def learned_player(policy: ActorValueOperator, lstm: int, greedy: bool = False) 
       lstm: width of its memory.
       greedy: take the likeliest action instead of drawing one from the sight's key.
     """
-    operator = policy.get_policy_operator()
+    actor, critic = policy.get_policy_operator(), policy.get_value_head()
 
     def init(num_envs: int) -> dict[str, Tensor]:
         zero = torch.zeros(num_envs, 1, lstm)
         return {"recurrent_state_h": zero, "recurrent_state_c": zero.clone()}
 
-    def act(memory: dict[str, Tensor], sight: Sight) -> tuple[dict[str, Tensor], Tensor]:
+    def act(memory: dict[str, Tensor], sight: Sight) -> tuple[dict[str, Tensor], Choice]:
         count = sight.mask.shape[0]
         start = torch.zeros(count, 1, dtype=torch.bool)
         seen = {"observation": sight.observation, "action_mask": sight.mask, "is_init": start, **memory}
         with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
-            out = operator(TensorDict(seen, batch_size=[count]))
-        logits = torch.where(sight.mask, out["logits"], -torch.inf)
-        action = logits.argmax(1) if greedy else rng.categorical(sight.key, logits)
-        return {name: out["next", name] for name in memory}, action
+            out = critic(actor(TensorDict(seen, batch_size=[count])))
+        log_probs = torch.where(sight.mask, out["logits"], -torch.inf)
+        action = log_probs.argmax(1) if greedy else rng.categorical(sight.key, log_probs)
+        thought = Thought(out["state_value"].squeeze(1), log_probs)
+        return {name: out["next", name] for name in memory}, Choice(action, thought)
 
     return Player("learned", init, act)

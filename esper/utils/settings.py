@@ -1,7 +1,9 @@
 """Settings of a command: one dataclass gives its flags, its file format, its checks and its help.
 
 Every field is a flag (``--num-envs 64``) and a key of the file named by ``--config`` (TOML or JSON). A flag beats the
-file, the file beats the default. Whatever is wrong is one line: where, what was found, what is allowed.
+file, the file beats the default. A field whose default is a dict is a table of names: a table of the file, and
+``--rewards name=value,name=value`` on the command line, which beats the file name by name. Whatever is wrong is one
+line: where, what was found, what is allowed.
 """
 
 import argparse
@@ -15,6 +17,9 @@ from typing import Any, TypeVar
 
 Settings = TypeVar("Settings")
 
+Value = int | float | bool | str
+"""An entry of a table: what the programs that read the table check further."""
+
 
 class SettingsError(ValueError):
     """A setting that is not allowed; one line with place, value and what is allowed."""
@@ -26,12 +31,15 @@ def setting(
     """A dataclass field with help, and a closed range or choices.
 
     Args:
-      default: int, float, str or bool; its type is the setting's.
+      default: int, float, str, bool or dict of ``Value``s; its type is the setting's.
       text: one line of help.
       low, high: range of a number.
       choices: allowed strings; empty = any.
     """
-    return field(default=default, metadata={"help": text, "low": low, "high": high, "choices": choices})
+    metadata = {"help": text, "low": low, "high": high, "choices": choices}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def read_settings(kind: type[Settings], arguments: Sequence[str], program: str) -> Settings:
@@ -49,7 +57,7 @@ def read_settings(kind: type[Settings], arguments: Sequence[str], program: str) 
     parser = _Parser(prog=program, description=(kind.__doc__ or "").split("\n")[0], allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", help="TOML or JSON file with any of these settings")
     for entry in fields(kind):  # type: ignore[arg-type]
-        text = f"{entry.metadata['help']} ({_allowed(entry)}; default {entry.default!r})".replace("%", "%%")
+        text = f"{entry.metadata['help']} ({_allowed(entry)}; default {_default(entry)!r})".replace("%", "%%")
         parser.add_argument("--" + entry.name.replace("_", "-"), dest=entry.name, metavar="VALUE", help=text)
     given = vars(parser.parse_args(list(arguments)))
     path = given.pop("config")
@@ -58,7 +66,8 @@ def read_settings(kind: type[Settings], arguments: Sequence[str], program: str) 
         word = given[entry.name]
         if word is not None:
             flag = "--" + entry.name.replace("_", "-")
-            values[entry.name] = _check(entry, _from_word(entry, word, flag), flag)
+            value = _check(entry, _from_word(entry, word, flag), flag)
+            values[entry.name] = values.get(entry.name, {}) | value if _kind(entry) is dict else value
     return kind(**values)
 
 
@@ -67,9 +76,15 @@ class _Parser(argparse.ArgumentParser):
         raise SettingsError(f"{self.prog}: {message}")
 
 
-def _kind(entry: "Field[Any]") -> type:
+def _default(entry: "Field[Any]") -> Any:
+    if entry.default_factory is not MISSING:
+        return entry.default_factory()
     assert entry.default is not MISSING
-    return type(entry.default)
+    return entry.default
+
+
+def _kind(entry: "Field[Any]") -> type:
+    return type(_default(entry))
 
 
 def _allowed(entry: "Field[Any]") -> str:
@@ -77,13 +92,16 @@ def _allowed(entry: "Field[Any]") -> str:
     if choices:
         return " or ".join(choices)
     bounds = "" if low is None and high is None else f" from {low:g}" if high is None else f" from {low:g} to {high:g}"
-    return {bool: "true or false", int: "an integer", float: "a number", str: "text"}[_kind(entry)] + bounds
+    kinds = {bool: "true or false", int: "an integer", float: "a number", str: "text", dict: "name=value,name=value"}
+    return kinds[_kind(entry)] + bounds
 
 
 def _from_word(entry: "Field[Any]", word: str, place: str) -> Any:
     kind = _kind(entry)
     if kind is bool:
         value: Any = {"true": True, "false": False}.get(word.lower())
+    elif kind is dict:
+        value = _table(word)
     else:
         try:
             value = kind(word)
@@ -94,11 +112,34 @@ def _from_word(entry: "Field[Any]", word: str, place: str) -> Any:
     return value
 
 
+def _table(word: str) -> dict[str, Value] | None:
+    """``name=value,name=value``; None where it is something else, or names anything twice."""
+    pairs = [part.split("=") for part in word.split(",")] if word else []
+    if any(len(pair) != 2 or not all(pair) for pair in pairs):
+        return None
+    table = {name.strip(): _value(text.strip()) for name, text in pairs}
+    return table if len(table) == len(pairs) else None
+
+
+def _value(word: str) -> Value:
+    """An integer, a number, true or false, else the word itself."""
+    for kind in (int, float):
+        try:
+            return kind(word)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(word.lower(), word)
+
+
 def _check(entry: "Field[Any]", value: Any, place: str) -> Any:
     kind = _kind(entry)
     if kind is float and type(value) is int:
         value = float(value)
     low, high, choices = (entry.metadata[name] for name in ("low", "high", "choices"))
+    if kind is dict and type(value) is dict:
+        for name, found in value.items():
+            if not isinstance(found, Value):
+                raise SettingsError(f"{place}.{name} = {found!r}: expected a number, true or false, or a word")
     good = type(value) is kind and (not choices or value in choices)
     good = good and (low is None or value >= low) and (high is None or value <= high)
     if not good:

@@ -1,25 +1,32 @@
-"""The training and evaluation commands: resumable to the bit, honest about errors, and their files."""
+"""The training command: resumable to the bit, honest about errors, and its files."""
 
 import io
 import json
 import os
 import signal
-from dataclasses import replace
+import threading
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
 
 import esper.__main__
-from esper.runtime.evaluate import EvaluateSettings, evaluate
-from esper.runtime.train import TrainSettings, train
+from esper.leyline.actions import Op
+from esper.runtime.runs import SMOOTHING
+from esper.runtime.train import train
+from esper.runtime.train_settings import TrainSettings
 from esper.urza.checkpoint import load
+
+ROUNDS = 7
 
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "whole"
     small = {"features": 8, "lstm": 8, "minibatches": 2, "epochs": 2, "horizon": 4, "compile": False}
-    return TrainSettings(task="synthetic", num_envs=4, rounds=3, out=str(out), **small)
+    numbers = {"engine": {"steps_per_epoch": 1, "host_lr": 0.02}, "rewards": {"rent_weight": 0.25}}
+    return TrainSettings(task="synthetic", num_envs=4, rounds=ROUNDS, eval_envs=6, out=str(out), **small, **numbers)
 
 
 @pytest.fixture(scope="module")
@@ -29,83 +36,165 @@ def whole(settings):
     return out.getvalue()
 
 
-def test_a_resumed_run_ends_in_the_same_bits(settings, whole, tmp_path, monkeypatch):
-    """Interrupted by SIGTERM in its second round, then resumed."""
-    part = replace(settings, out=str(tmp_path / "part"))
-    out = InterruptingStream()
-    train(part, out)
-    assert "stopped after round 1" in out.getvalue() and load(tmp_path / "part" / "checkpoint.npz").table["done"] == 1
-    train(replace(part, resume=True), io.StringIO())
-    expected, actual = (load(folder / "checkpoint.npz") for folder in (_folder(settings), tmp_path / "part"))
-    assert actual.table == expected.table and actual.tensors.keys() == expected.tensors.keys()
-    for name, tensor in expected.tensors.items():
-        assert torch.equal(actual.tensors[name], tensor), name
-    assert any(name.startswith("adam.") for name in expected.tensors)
-    wanted = [line["return"] for line in _metrics(_folder(settings))]
-    assert [line["return"] for line in _metrics(tmp_path / "part")] == wanted and len(wanted) == 3
+class Interrupting(io.StringIO):
+    """Asks its own process to stop when a line with these words is written."""
 
-
-class InterruptingStream(io.StringIO):
-    """Asks its own process to stop after the first line."""
+    def __init__(self, words):
+        super().__init__()
+        self.words = words
 
     def flush(self):
-        if self.getvalue().count("round") == 1:
+        if self.words in self.getvalue():
+            self.words = "\x00"
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _folder(settings):
-    from pathlib import Path
-
-    return Path(settings.out)
+def metrics(folder):
+    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
 
 
-def _metrics(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+def assert_same_checkpoint(actual, expected):
+    actual, expected = load(actual), load(expected)
+    assert actual.table == expected.table and actual.tensors.keys() == expected.tensors.keys()
+    for name, tensor in expected.tensors.items():
+        assert torch.equal(actual.tensors[name], tensor), name
+
+
+def test_a_resumed_run_ends_in_the_same_bits(settings, whole, tmp_path):
+    """Interrupted by SIGTERM after its sixth round, taken up elsewhere from the directory, interrupted in the
+    evaluation, and taken up again in place. A line without its checkpoint does not count.
+    """
+    part = replace(settings, out=str(tmp_path / "part"), tensorboard=False)
+    out = Interrupting("round   6/7")
+    train(part, out)
+    assert "SIGTERM: stopped after round 6; --resume auto" in out.getvalue()
+    assert load(tmp_path / "part" / "checkpoint.npz").table["done"] == 6
+    assert "stopped after 6 of 7 rounds" in (tmp_path / "part" / "report.html").read_text()
+    assert not (tmp_path / "part" / "evaluation.json").exists()
+
+    with (tmp_path / "part" / "metrics.jsonl").open("a") as file:  # a round whose checkpoint was never written
+        file.write('{"round": 7, "return": 1e9}\n{"round": 8, "ret')
+
+    out = Interrupting("playing random")
+    train(replace(settings, out=str(tmp_path / "other"), resume=str(tmp_path / "part")), out)
+    assert "stopped after round 7" in out.getvalue() and not (tmp_path / "other" / "evaluation.json").exists()
+    train(replace(settings, out=str(tmp_path / "other"), resume="auto"), io.StringIO())
+
+    for name in ("checkpoint.npz", "best.npz"):
+        assert_same_checkpoint(tmp_path / "other" / name, Path(settings.out) / name)
+    assert any(name.startswith("adam.") for name in load(tmp_path / "other" / "checkpoint.npz").tensors)
+    wanted = [line["return"] for line in metrics(settings.out)]
+    assert [line["return"] for line in metrics(tmp_path / "other")] == wanted and len(wanted) == ROUNDS
+    evaluations = [json.loads((Path(f) / "evaluation.json").read_text()) for f in (settings.out, tmp_path / "other")]
+    for report in evaluations:
+        for row in report["players"].values():
+            del row["seconds"]
+    assert evaluations[0] == evaluations[1]
+
+
+def test_the_best_policy_is_the_one_after_the_best_rounds_in_a_row(settings, whole):
+    """Found again in the metrics by brute force; the first full window counts from its own end on."""
+    returns = [row["return"] for row in metrics(settings.out)]
+    ends = range(SMOOTHING, ROUNDS + 1)
+    means = {end: sum(returns[end - SMOOTHING : end]) / SMOOTHING for end in ends}
+    best = load(Path(settings.out) / "best.npz").table
+    assert best["done"] == max(means, key=means.get) and best["best"] == pytest.approx(max(means.values()))
+    assert len(set(means.values())) == ROUNDS - SMOOTHING + 1
 
 
 def test_a_run_directory_tells_what_was_run(settings, whole):
-    folder = _folder(settings)
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "checkpoint.npz",
-        "config.json",
-        "metrics.jsonl",
-        "versions.json",
-    ]
-    assert json.loads((folder / "config.json").read_text())["num_envs"] == 4
+    folder = Path(settings.out)
+    names = ["best.npz", "checkpoint.npz", "config.json", "evaluation.json", "metrics.jsonl", "report.html"]
+    assert sorted(path.name for path in folder.iterdir()) == [*names, "resolved.json", "versions.json"]
+    assert json.loads((folder / "config.json").read_text()) == asdict(settings)
+    resolved = json.loads((folder / "resolved.json").read_text())
+    assert resolved["config"]["steps_per_epoch"] == 1 and resolved["config"]["sample_order"] == "shared"
+    assert resolved["hypers"]["host_lr"] == pytest.approx(0.02) and resolved["rewards"]["rent_weight"] == 0.25
     assert json.loads((folder / "versions.json").read_text())["torch"] == torch.__version__
-    rows = _metrics(folder)
-    assert [row["round"] for row in rows] == [1, 2, 3] and all(row["refused"] == 0 for row in rows)
-    assert whole.count("\n") == 3 and "round    3/3" in whole
+    rows = metrics(folder)
+    assert [row["round"] for row in rows] == list(range(1, ROUNDS + 1)) and all(row["refused"] == 0 for row in rows)
+    for row in rows:
+        assert sum(row[f"share_{op.name.lower()}"] for op in Op) == pytest.approx(1, abs=1e-6)
+        assert row["host_seconds"] <= row["collect_seconds"] and row["learn_seconds"] > 0
+        assert row["collect_seconds"] + row["learn_seconds"] == pytest.approx(row["seconds"])
 
 
-def test_other_settings_or_a_taken_directory_are_refused(settings, whole, capsys):
+def test_what_training_prints(settings, whole):
+    rows = metrics(settings.out)
+    assert whole.count("round   ") == ROUNDS and "round   7/7" in whole
+    counted = rows[1:]
+    share = 100 * (1 - sum(r["host_seconds"] for r in counted) / sum(r["seconds"] for r in counted))
+    assert f"other than the hosts: {share:.1f} % of a round" in whole
+    assert "synthetic, 6 environments from seed 1, 4 decisions, reward shaped" in whole
+    assert whole.splitlines()[-1] == str(Path(settings.out) / "report.html")
+
+
+def test_other_settings_or_a_taken_directory_are_refused(settings, whole, capsys, tmp_path):
     words = ["train", "--task", "synthetic", "--compile", "false", "--out", settings.out]
-    assert esper.__main__.main(words) == 2
-    assert "holds a run already" in capsys.readouterr().err
-    assert esper.__main__.main([*words, "--resume", "true"]) == 2
-    assert "written with other settings (" in capsys.readouterr().err
-    assert esper.__main__.main(["train", "--out", settings.out + "-none", "--resume", "true"]) == 2
-    assert "no such file" in capsys.readouterr().err
+
+    def refused(*more):
+        assert esper.__main__.main([*words, *more]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        return error
+
+    assert "holds a run already; --resume auto goes on with it" in refused()
+    error = refused("--resume", "auto")
+    assert "written with other settings (" in error and "num_envs 4, not 32" in error and "config.json" in error
+    assert "no such file" in refused("--resume", settings.out + "-none")
+    (tmp_path / "checkpoint.npz").write_bytes(b"something else")
+    assert "expected an unused directory" in refused("--resume", str(tmp_path))
+    words[-1] = str(tmp_path / "unused")
+    assert "not readable" in refused("--resume", str(tmp_path))
+    assert not (tmp_path / "unused").exists()
 
 
-def test_evaluation_is_paired_and_repeatable(settings, whole):
-    asked = EvaluateSettings(
-        run=settings.out, task="synthetic", num_envs=6, compile=False, grow="conv_light", json=True
+WRONG = {
+    ("--rewards", "rent=1"): "--rewards: rewards.rent: unknown; known are gamma, ",
+    ("--rewards", "rent_weight=-1"): "--rewards: rewards.rent_weight = -1.0: expected 0 to 1000",
+    ("--rewards", "gamma=0.9"): "--rewards: gamma: is a setting of its own (--gamma)",
+    ("--engine", "host_lrr=1"): "--engine: make('digits'): unknown setting 'host_lrr'; did you mean 'host_lr'?",
+    ("--engine", "steps_per_epoch=1.5"): "--engine: config.steps_per_epoch = 1.5: expected an integer >= 1",
+    ("--engine", "host_optimizer=rms"): "--engine: host_optimizer = 'rms': expected sgd or adam",
+    ("--engine", "num_envs=3"): "--engine: num_envs: is a setting of its own (--num-envs)",
+    ("--engine", "host_lr=fast"): "--engine: hypers.host_lr = 'fast': expected a number",
+    ("--eval-envs", "3"): "--eval-envs = 3: expected 0 (no evaluation) or an integer >= 6",
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_wrong_numbers_name_flag_value_and_what_is_allowed(words, capsys, tmp_path):
+    assert esper.__main__.main(["train", "--compile", "false", "--out", str(tmp_path / "x"), *words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"esper train: {WRONG[words]}") and error.count("\n") == 1
+    assert not (tmp_path / "x").exists()
+
+
+def test_tables_of_a_file_are_the_flags(settings, tmp_path, monkeypatch):
+    """The same run from a TOML file: the same settings in force, the same first round."""
+    lines = ['task = "synthetic"', "num_envs = 4", f"rounds = {ROUNDS}", "features = 8", "lstm = 8", "minibatches = 2"]
+    lines += ["epochs = 2", "horizon = 4", "compile = false", "eval_envs = 0", 'progress = "off"']
+    lines += ["[engine]", "steps_per_epoch = 1", "host_lr = 0.02", "[rewards]", "rent_weight = 0.25"]
+    (tmp_path / "run.toml").write_text("\n".join(lines))
+    out = Path(tmp_path / "out")
+    assert esper.__main__.main(["train", "--config", str(tmp_path / "run.toml"), "--out", str(out)]) == 0
+    assert json.loads((out / "resolved.json").read_text())["hypers"]["host_lr"] == pytest.approx(0.02)
+    assert (
+        load(out / "checkpoint.npz").table["settings"] == load(Path(settings.out) / "checkpoint.npz").table["settings"]
     )
-    out = io.StringIO()
-    report = evaluate(asked, out)
-    assert json.loads(out.getvalue()) == report
-    players = report["players"]
-    assert list(players) == ["learned", "heuristic", "random", "wait", "grow conv_light"]
-    assert players["wait"]["added"]["mean"] == 0 and "no seed was ever germinated" in players["wait"]["red_flags"]
-    assert players["wait"]["operations"]["WAIT"] == 1.0
-    difference = report["first_minus"]["wait"]["accuracy"]["mean"]
-    assert difference == pytest.approx(players["learned"]["accuracy"]["mean"] - players["wait"]["accuracy"]["mean"])
-    again = evaluate(asked, io.StringIO())
-    for name, row in players.items():
-        assert {k: v for k, v in row.items() if k != "seconds"} == {
-            k: v for k, v in again["players"][name].items() if k != "seconds"
-        }
-    table = io.StringIO()
-    evaluate(replace(asked, json=False, grow=""), table)
-    assert "paired differences, learned minus" in table.getvalue() and "red flags" in table.getvalue()
+    assert [row["return"] for row in metrics(out)] == [row["return"] for row in metrics(settings.out)]
+    assert "Nothing was played" in (out / "report.html").read_text()
+
+
+def test_interrupting_what_cannot_be_saved_is_one_line(capsys):
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    assert esper.__main__.main(["evaluate", "--compile", "false"]) == 130
+    assert capsys.readouterr().err == "esper evaluate: interrupted\n"
+
+
+def test_the_commands_are_listed(capsys):
+    for words in ([], ["--help"]):
+        assert esper.__main__.main(words) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split()[0] for line in lines[2:]] == [*esper.__main__.COMMANDS, esper.__main__.DATA]
+        assert all(len(line.split()) > 3 for line in lines[2:])

@@ -1,13 +1,14 @@
 """Settings: flags over file over defaults, and one line for everything that is wrong."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esper.utils.settings import SettingsError, read_settings, setting
+from esper.utils.settings import SettingsError, Value, read_settings, setting
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Example:
     mode: str = setting("shaped", "reward", choices=("shaped", "sparse"))
     fast: bool = setting(False, "hurry")
     out: str = setting("runs", "folder")
+    terms: Mapping[str, Value] = setting({"rent": 1}, "numbers by name")
 
 
 def read(*words):
@@ -41,7 +43,46 @@ def test_file_round_trip(tmp_path_factory, envs, rate, mode, fast, out):
     assert read("--config", str(path)) == example
 
 
+names = st.sampled_from(["a", "rent", "rent_weight", "steps_2"])  # few, so that flags and file share some
+words = st.from_regex(r"[g-m]{1,6}", fullmatch=True).filter(lambda word: word not in ("inf", "infinity"))
+values = st.integers() | st.floats(allow_nan=False) | st.booleans() | words
+
+
+@given(st.dictionaries(names, values, max_size=4), st.dictionaries(names, values, max_size=4))
+def test_tables_on_the_command_line_and_in_a_file(tmp_path_factory, table, flags):
+    """Kinds and bits are kept (an int stays an int), and flags beat the file name by name."""
+
+    def word(value):
+        return str(value).lower() if isinstance(value, bool) else repr(value) if isinstance(value, float) else value
+
+    def same(found, expected):
+        return found == expected and {k: type(v) for k, v in found.items()} == {k: type(v) for k, v in expected.items()}
+
+    text = ",".join(f"{name}={word(value)}" for name, value in flags.items())
+    assert same(read("--terms", text).terms, flags)
+    path = tmp_path_factory.mktemp("settings") / "run.json"
+    path.write_text(json.dumps({"terms": table}))
+    assert same(read("--config", str(path)).terms, table)
+    assert same(read("--config", str(path), "--terms", text).terms, table | flags)
+
+
+def test_a_table_of_a_toml_file_and_the_default(tmp_path):
+    (tmp_path / "a.toml").write_text("num_envs = 2\n[terms]\nrate = 0.5\nsteps = 3\nsharp = true\nlimit = inf\n")
+    assert read("--config", str(tmp_path / "a.toml")).terms == {
+        "rate": 0.5,
+        "steps": 3,
+        "sharp": True,
+        "limit": float("inf"),
+    }
+    assert read().terms == {"rent": 1} and read().terms is not read().terms
+
+
 FAULTS = {
+    "--terms = 'rent': expected name=value,name=value": ["--terms", "rent"],
+    "--terms = 'rent=1,,x=2': expected name=value": ["--terms", "rent=1,,x=2"],
+    "--terms = 'rent=1,rent=2': expected name=value": ["--terms", "rent=1,rent=2"],
+    "--terms = '=1': expected name=value": ["--terms", "=1"],
+    "--terms = 'a=1=2': expected name=value": ["--terms", "a=1=2"],
     "--num-envs = 0: expected an integer from 1 to 4096": ["--num-envs", "0"],
     "--num-envs = 'many': expected an integer": ["--num-envs", "many"],
     "--rate = -1.0: expected a number from 0": ["--rate", "-1"],
@@ -60,6 +101,9 @@ def test_bad_flags_are_one_line(message):
 
 
 FILES = {
+    "terms = 3: expected name=value,name=value": ("a.toml", "terms = 3"),
+    "terms.x = [1]: expected a number, true or false, or a word": ("a.toml", "[terms]\nx = [1]"),
+    "terms.x = None: expected a number": ("a.json", '{"terms": {"x": null}}'),
     "num_env: unknown setting; did you mean 'num_envs'?": ("a.toml", "num_env = 3"),
     "rate = 'x': expected a number": ("a.toml", "rate = 'x'"),
     "fast = 1: expected true or false": ("a.toml", "fast = 1"),

@@ -1,0 +1,90 @@
+"""Sinks: where a run's numbers go, under the same names everywhere."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+METRICS = "metrics.jsonl"
+
+
+class SinkError(ValueError):
+    """A sink that cannot be opened or read; one line with the place and what is expected."""
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file, in order; a last line that was cut off is left out.
+
+    Raises:
+      SinkError: another line is not a round; the file and the line's number.
+    """
+    if not path.exists():
+        return []
+    lines, rows = path.read_text(encoding="utf-8").split("\n"), []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not isinstance(row.get("round"), int):
+            raise SinkError(f"{path}: line {number}: found {line[:40]!r}; expected a JSON object with a round")
+        rows.append(row)
+    return rows
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in one step: a reader sees the old one or the new one."""
+    beside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+
+
+class Metrics:
+    """The sinks of a run: ``metrics.jsonl``, and TensorBoard's events if asked for."""
+
+    def __init__(self, folder: Path, tensorboard: bool, done: int) -> None:
+        """Open the sinks.
+
+        Args:
+          folder: run directory; its metrics hold the first ``done`` rounds.
+          tensorboard: also write events, into the folder ``tensorboard``.
+          done: rounds so far; later ones that are there already are taken back.
+
+        Raises:
+          SinkError: tensorboard is asked for and not installed.
+        """
+        self.path = folder / METRICS
+        self.events = _event_writer(folder / "tensorboard", done + 1) if tensorboard else None
+
+    def write(self, row: dict[str, float]) -> None:
+        """Add a round; ``row["round"]`` counts from 1."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        if self.events is not None:
+            for name, value in row.items():
+                self.events.add_scalar(name, value, int(row["round"]))
+            self.events.flush()
+
+    def close(self) -> None:
+        """Finish the files."""
+        if self.events is not None:
+            self.events.close()
+
+
+def require_tensorboard() -> None:
+    """Check that events can be written.
+
+    Raises:
+      SinkError: tensorboard is not installed.
+    """
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError:
+        raise SinkError("--tensorboard true: needs tensorboard; pip install 'esper[tensorboard]'") from None
+
+
+def _event_writer(folder: Path, first: int) -> Any:
+    require_tensorboard()
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=first)

@@ -1,0 +1,142 @@
+"""Traces: what happened in every decision of an episode, small enough to keep.
+
+Evaluation, report and inspection draw from traces alone. Enumerations are int8 or int16, numbers float32: about 200
+bytes per decision of an environment with three slots.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from esper.leyline.actions import NONE, Codec, Op
+from esper.leyline.events import Transition
+from esper.leyline.stages import Stage
+from esper.leyline.state import State
+
+ALTERNATIVES = 4
+"""How many of a decision's likeliest actions a trace keeps."""
+
+
+class Thoughts(NamedTuple):
+    """What a learned player thought at its decisions. Probabilities count legal actions only; entropy is in nats."""
+
+    value: Tensor  # float32 [T, E]; predicted discounted return-to-go
+    probability: Tensor  # float32 [T, E]; of the action taken
+    entropy: Tensor  # float32 [T, E]; of the distribution it was drawn from
+    likeliest: Tensor  # int32 [T, E, N]; actions, the likeliest first
+    likelihood: Tensor  # float32 [T, E, N]; their probabilities
+
+
+class Trace(NamedTuple):
+    """T decisions of E environments with S slots, on the CPU.
+
+    "After" is after the decision's epoch, clock and governor: what the next decision is made on.
+    """
+
+    action: Tensor  # int32 [T, E]; as asked for
+    op: Tensor  # int8 [T, E]; Op carried out, WAIT where refused
+    slot: Tensor  # int16 [T, E]; its arguments, NONE without one
+    kind: Tensor  # int16 [T, E]; blueprint
+    blend: Tensor  # int8 [T, E]
+    refusal: Tensor  # int8 [T, E]; Refusal
+    failed: Tensor  # int16 [T, E]; Check bits of the gate that refused
+    verdict: Tensor  # int8 [T, E]; Verdict
+    rolled_back: Tensor  # bool [T, E]
+    during: Tensor  # int8 [T, E, S]; stage in which the slot went through the epoch, so after the decision
+    stage: Tensor  # int8 [T, E, S]; after
+    blueprint: Tensor  # int16 [T, E, S]; after, NONE where empty
+    alpha: Tensor  # float32 [T, E, S]; after
+    effect: Tensor  # float32 [T, E, S]; pp; contribution, or prospect in TRAINING; NaN where not measured
+    effect_error: Tensor  # float32 [T, E, S]; pp; its standard error
+    accuracy: Tensor  # float32 [T, E]; pp; validation, after
+    loss: Tensor  # float32 [T, E]; nats; validation, after
+    reward: Tensor  # float32 [T, E]
+    terms: Tensor  # float32 [T, E, R]; what the reward is made of
+    term_names: tuple[str, ...]  # R names
+    thoughts: Thoughts | None  # of a player that has any
+
+    @property
+    def length(self) -> int:
+        """Decisions T."""
+        return self.action.shape[0]
+
+
+def record(codec: Codec, state: State, event: Transition, terms: dict[str, Tensor], total: Tensor) -> dict[str, Tensor]:
+    """One decision's part of a trace.
+
+    Args:
+      codec: actions.
+      state: after the step.
+      event: what the step reported.
+      terms: name -> [E]; what the reward is made of.
+      total: [E]; the reward.
+
+    Returns:
+      the fields of ``Trace`` without T, except names and thoughts; on the state's device.
+    """
+    deed, slots, signals = event.deed, state.slots, state.signals
+    idle, action = deed.op == int(Op.WAIT), deed.action.clamp(0, codec.size - 1)
+
+    def argument(column: Tensor) -> Tensor:
+        return torch.where(idle, NONE, column.to(idle.device)[action])
+
+    training = (slots.stage == int(Stage.TRAINING)) & (slots.evaluations > 0)
+    effect = torch.where(slots.measured, slots.contribution, torch.where(training, slots.prospect, torch.nan))
+    error = torch.where(slots.measured, slots.contribution_error, slots.prospect_error)
+    return {
+        "action": deed.action.int(),
+        "op": deed.op.to(torch.int8),
+        "slot": argument(codec.slot).short(),
+        "kind": argument(codec.blueprint).short(),
+        "blend": argument(codec.blend).to(torch.int8),
+        "refusal": deed.refusal.to(torch.int8),
+        "failed": deed.failed.short(),
+        "verdict": event.judgement.verdict.to(torch.int8),
+        "rolled_back": event.judgement.rolled_back,
+        "during": event.life.before.to(torch.int8),
+        "stage": slots.stage.to(torch.int8),
+        "blueprint": slots.blueprint.short(),
+        "alpha": slots.alpha.float(),
+        "effect": effect.float(),
+        "effect_error": torch.where(effect.isnan(), torch.nan, error).float(),
+        "accuracy": signals.val_accuracy.float(),
+        "loss": signals.val_loss.float(),
+        "reward": total.float(),
+        "terms": torch.stack(list(terms.values()), dim=1).float(),
+    }
+
+
+def think(action: Tensor, value: Tensor, log_probs: Tensor) -> dict[str, Tensor]:
+    """One decision's part of ``Thoughts``.
+
+    Args:
+      action: int64 [E].
+      value: [E].
+      log_probs: [E, A]; -inf where illegal.
+    """
+    top = log_probs.topk(min(ALTERNATIVES, log_probs.shape[1]), dim=1)
+    chances = log_probs.exp()
+    surprise = torch.where(chances > 0, -chances * log_probs, 0.0)
+    return {
+        "value": value.float(),
+        "probability": chances.gather(1, action.unsqueeze(1)).squeeze(1).float(),
+        "entropy": surprise.sum(1).float(),
+        "likeliest": top.indices.int(),
+        "likelihood": top.values.exp().float(),
+    }
+
+
+def stack(frames: list[dict[str, Tensor]], term_names: tuple[str, ...], thoughts: list[dict[str, Tensor]]) -> Trace:
+    """Put decisions together, on the CPU.
+
+    Args:
+      frames: T of ``record``.
+      term_names: R names.
+      thoughts: T of ``think``, or none at all.
+    """
+    whole = {name: torch.stack([frame[name] for frame in frames]).cpu() for name in frames[0]}
+    if not thoughts:
+        return Trace(**whole, term_names=term_names, thoughts=None)
+    kept = Thoughts(**{name: torch.stack([thought[name] for thought in thoughts]).cpu() for name in thoughts[0]})
+    return Trace(**whole, term_names=term_names, thoughts=kept)

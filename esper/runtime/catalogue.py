@@ -1,0 +1,72 @@
+"""The tasks command: every preset with its host, its slots and what can grow in them."""
+
+import json
+import sys
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+from esper.runtime.tasks import SOURCES, TASKS, Task, named
+from esper.utils.settings import setting
+
+
+@dataclass(frozen=True)
+class TasksSettings:
+    """List the tasks: hosts, slots, blueprints, sizes."""
+
+    task: str = setting("", "only this one; a preset or KIND:PATH; empty = all presets")
+    json: bool = setting(False, "print one JSON object instead of text")
+
+
+def show_tasks(settings: TasksSettings, out: TextIO = sys.stdout) -> None:
+    """Print what tasks there are.
+
+    Raises:
+      ConfigError, DatasetError: no such task, or its dataset does not load.
+    """
+    names = [settings.task] if settings.task else list(TASKS)
+    facts = [describe(named(name)) for name in names]
+    if settings.json:
+        out.write(json.dumps({"tasks": facts, "sources": list(SOURCES)}) + "\n")
+        return
+    for fact in facts:
+        out.write(_text(fact))
+    if not settings.task:
+        out.write(f"datasets on disk: {', '.join(f'{kind}:PATH' for kind in SOURCES)}\n")
+
+
+def describe(task: Task) -> dict[str, Any]:
+    """A task's facts, JSON-able: host, data, and per slot its site and the blueprints that fit it with their sizes."""
+    sites = task.host.sites
+    slots = []
+    for stage in task.settings.get("slots", ()):
+        site = sites[stage]
+        fitting = {
+            blueprint.name: blueprint.layout(site).size for blueprint in task.blueprints if site.kind in blueprint.kinds
+        }
+        slots.append({"after_stage": stage, "site": site.kind, "shape": list(site.shape), "blueprints": fitting})
+    return {
+        "name": task.name,
+        "host": task.host.name,
+        "parameters": task.host.num_params,
+        "input_shape": list(task.data.input_shape),
+        "training_samples": len(task.data.train_targets),
+        "validation_samples": len(task.data.val_targets),
+        "classes": task.data.num_classes,
+        "settings": {name: getattr(value, "value", value) for name, value in task.settings.items() if name != "slots"},
+        "slots": slots,
+    }
+
+
+def _text(fact: dict[str, Any]) -> str:
+    shape = "x".join(map(str, fact["input_shape"]))
+    lines = [
+        f"{fact['name']}",
+        f"  host    {fact['host']}, {fact['parameters']:,} parameters",
+        f"  data    {fact['training_samples']:,} training and {fact['validation_samples']:,} validation samples "
+        f"of {shape}, {fact['classes']} classes",
+    ]
+    for number, slot in enumerate(fact["slots"]):
+        grown = ", ".join(f"{name} {size:,}" for name, size in slot["blueprints"].items())
+        place = "x".join(map(str, slot["shape"]))
+        lines.append(f"  slot {number}  after stage {slot['after_stage']}, {slot['site']} {place}: {grown}")
+    return "\n".join([*lines, "", ""])

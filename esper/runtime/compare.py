@@ -1,0 +1,126 @@
+"""Comparison: policies side by side on the same environments, as one table of numbers."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from esper.leyline.actions import Op
+from esper.nissa import calibration
+from esper.nissa.actions import by_third, mix_entropy, shares
+from esper.nissa.seeds import survival
+from esper.nissa.trace import Trace
+from esper.runtime.play import Outcome, play
+from esper.runtime.scene import Scene
+from esper.tamiyo.players import Player
+from esper.utils.stats import mean_interval
+
+
+class Column(NamedTuple):
+    """A number of an outcome: its heading in tables, its unit, and how many decimals are worth printing."""
+
+    head: str
+    unit: str
+    decimals: int = 2
+
+
+COLUMNS = {
+    "accuracy": Column("accuracy %", "pp, final validation accuracy", 1),
+    "best": Column("best %", "pp, best validation accuracy", 1),
+    "total_reward": Column("return", "undiscounted"),
+    "added": Column("added", "parameters in seeds at the end", 0),
+    "germinated": Column("germinated", "seeds"),
+    "fossilized": Column("fossilized", "seeds"),
+    "culled": Column("culled", "seeds"),
+    "rollbacks": Column("rollbacks", "count"),
+}
+"""Fields of ``Outcome`` that are averaged and compared, in the order of the tables."""
+
+DOMINANT, COLLAPSED = 0.9, 0.05
+"""Share of one operation, and entropy in nats of the mix of operations, beyond which a reader is warned."""
+
+
+def compare(
+    scene: Scene, players: list[Player], seed: int, note: Callable[[str], None]
+) -> tuple[dict[str, Any], list[Outcome]]:
+    """Play every policy on the same environments.
+
+    Args:
+      scene: what is played.
+      players: the one the others are compared with comes first.
+      seed: of the environments and of the players' draws.
+      note: told what is going on.
+
+    Returns:
+      the report, JSON-able, and the outcomes. Per player the report holds the mean and 95 % half-width of every
+      column, its shares of the operations as a whole and by third of the episode, the entropy of that mix and of the
+      policy itself, the survival of its seeds, the calibration of its values, and red flags; per other player the
+      paired differences of the first player to it. None stands for what is undefined.
+    """
+    outcomes = []
+    for number, player in enumerate(players, start=1):
+        note(f"playing {player.name} in {scene.engine.config.num_envs} environments ({number}/{len(players)})")
+        outcomes.append(play(scene.engine, player, seed, scene.mode, scene.params)[1])
+    rules = scene.rules
+    report = {
+        "task": rules.task,
+        "num_envs": scene.engine.config.num_envs,
+        "horizon": scene.engine.config.horizon,
+        "seed": seed,
+        "reward": rules.reward,
+        "gamma": rules.gamma,
+        "rewards": dict(rules.rewards),
+        "engine": dict(rules.engine),
+        "players": {outcome.player: summary(outcome, rules.gamma) for outcome in outcomes},
+        "first_minus": {other.player: differences(outcomes[0], other) for other in outcomes[1:]},
+    }
+    return report, outcomes
+
+
+def summary(outcome: Outcome, gamma: float) -> dict[str, Any]:
+    """One player's part of the report."""
+    columns = {name: mean_interval(getattr(outcome, name)) for name in COLUMNS}
+    thirds = by_third(outcome.operations)
+    thoughts = outcome.trace.thoughts
+    return {
+        **{name: {"mean": mean, "half_width": half} for name, (mean, half) in columns.items()},
+        "operations": shares(outcome.operations),
+        "operations_by_third": [shares(part) for part in thirds],
+        "entropy_by_third": [mix_entropy(part) for part in thirds],
+        "policy_entropy_by_third": thoughts and [float(part.mean()) for part in by_third(thoughts.entropy)],
+        "survival": survival(outcome.seeds),
+        "calibration": value_calibration(outcome.trace, gamma),
+        "seconds": outcome.seconds,
+        "red_flags": red_flags(outcome),
+    }
+
+
+def value_calibration(trace: Trace, gamma: float) -> dict[str, Any] | None:
+    """Predicted values beside realised returns-to-go (see ``calibrate``); None for a player without values."""
+    if trace.thoughts is None:
+        return None
+    return calibration.calibrate(trace.thoughts.value, calibration.returns_to_go(trace.reward, gamma))
+
+
+def red_flags(outcome: Outcome) -> list[str]:
+    """What a reader should be warned of: one operation for nearly everything, no variety left, no seeds at all."""
+    mix = shares(outcome.operations)
+    flags = [f"{op.name} is over {DOMINANT:.0%} of all actions" for op in Op if mix[op.name] > DOMINANT]
+    if mix_entropy(outcome.operations) < COLLAPSED:
+        flags.append(f"the mix of operations has collapsed (entropy below {COLLAPSED} nats)")
+    if not outcome.seeds.born.numel():
+        flags.append("no seed was ever germinated")
+    return [flag.replace("%", " %") for flag in flags]
+
+
+def with_error(name: str, cell: dict[str, float], sign: str = "") -> str:
+    """A column's mean with its half-width, as text; ``sign`` is a format's sign."""
+    form = f"z.{COLUMNS[name].decimals}f"
+    return f"{cell['mean']:{sign}{form}} ± {cell['half_width']:{form}}"
+
+
+def differences(first: Outcome, other: Outcome) -> dict[str, dict[str, float]]:
+    """Paired differences of every column, first minus other, with 95 % half-widths."""
+    rows = {}
+    for name in COLUMNS:
+        mean, half = mean_interval(getattr(first, name).double() - getattr(other, name).double())
+        rows[name] = {"mean": mean, "half_width": half}
+    return rows

@@ -1,0 +1,98 @@
+"""``esper data check PATH``: what a dataset's folder or file holds, and whether it loads."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TextIO
+
+from esper.tolaria.data import DatasetError
+from esper.tolaria.formats.detect import PartReport, Report, check, detect
+from esper.tolaria.formats.files import Listed, as_path, listing
+from esper.utils.settings import SettingsError
+
+MAX_CLASSES_SHOWN = 26
+"""With more classes, the counts are summed up in a line."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise SettingsError(" ".join(f"{self.prog}: {message}".split()))
+
+
+def data_check(arguments: Sequence[str], out: TextIO = sys.stdout) -> None:
+    """Run ``check PATH [--classes N] [--json]``: list the files, load the dataset as training would, report it.
+
+    Args:
+        arguments: words after ``esper data``.
+        out: where the report goes: lines, or one JSON object with ``path``, ``files``, ``format``, ``ok``, ``error``
+            and ``report`` (the fields of :class:`~esper.tolaria.formats.detect.Report`, or null).
+
+    Raises:
+        SettingsError: the words are not as above.
+        DatasetError: the dataset does not load. What was found is reported before.
+        SystemExit: ``--help``.
+    """
+    given = _parse(arguments)
+    facts: dict[str, Any] = {"path": given.path, "files": [], "format": None}
+    try:
+        path = as_path(given.path)
+        files = listing(path)
+        facts["files"] = [entry._asdict() for entry in files]
+        if not given.json:
+            _write(out, _show_files(path, files))
+        facts["format"] = detect(path).name
+        report = check(path, given.classes)
+    except DatasetError as error:
+        if given.json:
+            _write(out, [json.dumps({**facts, "ok": False, "error": str(error), "report": None})])
+        raise
+    if given.json:
+        _write(out, [json.dumps({**facts, "ok": True, "error": None, "report": asdict(report)})])
+    else:
+        _write(out, [*_show_report(report), "ok"])
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(
+        prog="esper data", description="Say what a dataset holds and whether it loads.", allow_abbrev=False
+    )
+    parser.add_argument("action", choices=("check",))
+    parser.add_argument("path", help="folder of a cifar10 or idx dataset, .npz file, or UTF-8 text")
+    text = "number of classes (default: 10 for cifar10 and idx; of npz, its num_classes or the largest target + 1)"
+    parser.add_argument("--classes", type=int, metavar="N", help=text)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser.parse_args(list(arguments))
+
+
+def _write(out: TextIO, lines: Sequence[str]) -> None:
+    """Write lines; what UTF-8 cannot say (an undecodable file name) is escaped."""
+    out.writelines(line.encode("utf-8", "backslashreplace").decode("utf-8") + "\n" for line in lines)
+
+
+def _show_files(path: Path, files: tuple[Listed, ...]) -> list[str]:
+    width = max((len(entry.name) for entry in files), default=0)
+    return [str(path), *(f"  {entry.name:<{width}}  {entry.size:>13,} bytes" for entry in files)]
+
+
+def _show_report(report: Report) -> list[str]:
+    lines = [f"format {report.format}, read: {', '.join(report.used)}"]
+    for part in report.parts:
+        shape = "x".join(map(str, part.shape))
+        unit = f"records of {part.dtype} {shape}" if part.counts else f"characters, {report.num_classes} different"
+        values = f"values {part.low:g} to {part.high:g}" if part.counts else f"U+{part.low:04X} to U+{part.high:04X}"
+        lines.append(f"{part.name:<5}  {part.records:,} {unit}, {values}")
+        if part.counts:
+            lines.append(f"       {report.num_classes} classes: {_show_counts(report, part)}")
+    return lines
+
+
+def _show_counts(report: Report, part: PartReport) -> str:
+    """Targets of each class, or of how many classes there are how many."""
+    if report.num_classes > MAX_CLASSES_SHOWN:
+        absent = sum(count == 0 for count in part.counts)
+        return f"{min(part.counts):,} to {max(part.counts):,} of each, {absent} absent"
+    names = report.class_names or tuple(map(str, range(report.num_classes)))
+    return ", ".join(f"{name} {count:,}" for name, count in zip(names, part.counts, strict=True))

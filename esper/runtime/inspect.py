@@ -1,0 +1,194 @@
+"""The inspection command: one episode told decision by decision."""
+
+import json
+import sys
+from dataclasses import dataclass
+from textwrap import wrap
+from typing import Any, TextIO
+
+from esper.leyline.actions import Codec
+from esper.leyline.codes import CHECK_TEXT, REFUSAL_TEXT, VERDICT_TEXT, Check, Refusal, Verdict
+from esper.leyline.stages import Stage
+from esper.nissa.trace import Trace
+from esper.runtime.play import play
+from esper.runtime.scene import Scene, SceneSettings, build_scene, players_of
+from esper.urza.checkpoint import Checkpoint
+from esper.utils.settings import SettingsError, setting
+
+POLICIES = ("auto", "learned", "heuristic", "random", "wait")
+
+TERMS = 4
+"""Largest terms of a reward that the text names."""
+
+COLUMNS = 110
+"""Width of the text."""
+
+
+@dataclass(frozen=True)
+class InspectSettings(SceneSettings):
+    """Tell one episode decision by decision."""
+
+    env: int = setting(0, "which environment; those before it are played along", low=0, high=65535)
+    policy: str = setting("auto", "who decides; auto = learned with a run, heuristic without", choices=POLICIES)
+    compile: bool = setting(False, "compile where a compiler is at hand; results agree to rounding")
+    json: bool = setting(False, "print one JSON object instead of text")
+
+
+def inspect(settings: InspectSettings, out: TextIO = sys.stdout) -> dict[str, Any]:
+    """Play an episode and tell it.
+
+    Args:
+      settings: everything.
+      out: where the text or the JSON object goes.
+
+    Returns:
+      the story: what was played, and per decision what was seen, chosen and brought about.
+
+    Raises:
+      SettingsError, CheckpointError: the run cannot be read, or a name or number is not allowed.
+    """
+    loaded = settings.loaded()
+    name = settings.policy if settings.policy != "auto" else "heuristic" if loaded is None else "learned"
+    if name == "learned" and loaded is None:
+        raise SettingsError("--policy learned: needs a run; expected --run DIRECTORY")
+    scene = build_scene(settings.rules(loaded), settings.env + 1, settings.compile)
+    player = next(player for player in players_of(scene, loaded, settings.greedy) if player.name == name)
+    trace = play(scene.engine, player, settings.seed, scene.mode, scene.params)[1].trace
+    story = _heading(settings, scene, loaded, name) | {
+        "decisions": [decision(trace, scene.engine.codec, t, settings.env) for t in range(trace.length)],
+        "end": situation(trace, scene.engine.codec, trace.length, settings.env),
+    }
+    out.write(json.dumps(story) + "\n" if settings.json else tell(story))
+    return story
+
+
+def _heading(settings: InspectSettings, scene: Scene, loaded: Checkpoint | None, policy: str) -> dict[str, Any]:
+    return {
+        "task": scene.rules.task,
+        "env": settings.env,
+        "seed": settings.seed,
+        "policy": policy,
+        "run": settings.run or None,
+        "round": None if loaded is None else loaded.table["done"],
+        "reward": scene.rules.reward,
+        "horizon": scene.engine.config.horizon,
+    }
+
+
+def situation(trace: Trace, codec: Codec, decision: int, env: int) -> dict[str, Any]:
+    """What there is before a decision (after the last one, for ``decision`` = T); None before the first epoch."""
+    num_slots, t = trace.stage.shape[2], decision - 1
+    if t < 0:
+        empty = {"stage": Stage.DORMANT.name, "blueprint": None, "alpha": 0.0, "effect": None, "effect_error": None}
+        slots = [{"slot": slot, **empty} for slot in range(num_slots)]
+        return {"accuracy": None, "loss": None, "slots": slots}
+    return {
+        "accuracy": float(trace.accuracy[t, env]),
+        "loss": float(trace.loss[t, env]),
+        "slots": [_slot(trace, codec, t, env, slot) for slot in range(num_slots)],
+    }
+
+
+def _slot(trace: Trace, codec: Codec, t: int, env: int, slot: int) -> dict[str, Any]:
+    here = (t, env, slot)
+    kind, effect = int(trace.blueprint[here]), float(trace.effect[here])
+    known = effect == effect  # NaN where not measured
+    return {
+        "slot": slot,
+        "stage": Stage(int(trace.stage[here])).name,
+        "blueprint": codec.blueprint_names[kind] if kind >= 0 else None,
+        "alpha": float(trace.alpha[here]),
+        "effect": effect if known else None,
+        "effect_error": float(trace.effect_error[here]) if known else None,
+    }
+
+
+def decision(trace: Trace, codec: Codec, t: int, env: int) -> dict[str, Any]:
+    """A decision: what was seen, what was chosen, and what came of it."""
+    here = (t, env)
+    refusal, failed = Refusal(int(trace.refusal[here])), int(trace.failed[here])
+    verdict = Verdict(int(trace.verdict[here]))
+    return {
+        "epoch": t + 1,
+        "before": situation(trace, codec, t, env),
+        "action": codec.describe(int(trace.action[here])),
+        "thoughts": _thoughts(trace, codec, t, env),
+        "refused": None if refusal is Refusal.NONE else REFUSAL_TEXT[refusal],
+        "failed_checks": [CHECK_TEXT[check] for check in Check if failed & check],
+        "verdict": None if verdict is Verdict.CALM else VERDICT_TEXT[verdict],
+        "rolled_back": bool(trace.rolled_back[here]),
+        "accuracy": float(trace.accuracy[here]),
+        "loss": float(trace.loss[here]),
+        "reward": float(trace.reward[here]),
+        "terms": dict(zip(trace.term_names, trace.terms[here].tolist(), strict=True)),
+    }
+
+
+def _thoughts(trace: Trace, codec: Codec, t: int, env: int) -> dict[str, Any] | None:
+    if trace.thoughts is None:
+        return None
+    taken, thoughts = int(trace.action[t, env]), trace.thoughts
+    ranked = zip(thoughts.likeliest[t, env].tolist(), thoughts.likelihood[t, env].tolist(), strict=True)
+    return {
+        "value": float(thoughts.value[t, env]),
+        "probability": float(thoughts.probability[t, env]),
+        "entropy": float(thoughts.entropy[t, env]),
+        "alternatives": [
+            {"action": codec.describe(action), "probability": chance}
+            for action, chance in ranked
+            if action != taken and chance > 0
+        ],
+    }
+
+
+def tell(story: dict[str, Any]) -> str:
+    """The story as text of at most about ``COLUMNS`` columns."""
+    lines = [
+        f"{story['task']}, environment {story['env']} of seed {story['seed']}, {story['policy']}, "
+        f"{story['horizon']} decisions, reward {story['reward']}",
+    ]
+    if story["policy"] == "learned":
+        lines.append(f"policy of {story['run']} after round {story['round']}")
+    for row in story["decisions"]:
+        lines += ["", *_tell_before(f"decision {row['epoch']}", row["before"]), *_tell_decision(row)]
+    total = sum(row["reward"] for row in story["decisions"])
+    lines += ["", *_tell_before("end", story["end"]), f"  return   {total:+.2f}"]
+    return "\n".join(lines) + "\n"
+
+
+def _tell_before(title: str, row: dict[str, Any]) -> list[str]:
+    seen = "" if row["accuracy"] is None else f"accuracy {row['accuracy']:.1f} %   loss {row['loss']:.3f}"
+    dormant = [str(slot["slot"]) for slot in row["slots"] if slot["stage"] == Stage.DORMANT.name]
+    empty = f"dormant: slot {', '.join(dormant)}" if dormant else ""
+    lines = [f"{title:<14}{'   '.join(word for word in (seen, empty) if word)}".rstrip()]
+    for slot in row["slots"]:
+        if slot["stage"] == Stage.DORMANT.name:
+            continue
+        effect = ""
+        if slot["effect"] is not None:
+            name = "prospect" if slot["stage"] == Stage.TRAINING.name else "contribution"
+            effect = f"{name} {slot['effect']:+.2f} ± {slot['effect_error']:.2f} pp"
+        grown = f"{slot['blueprint']:<16} alpha {slot['alpha']:.2f}   {effect}" if slot["blueprint"] else ""
+        lines.append(f"  slot {slot['slot']}   {slot['stage']:<13} {grown}".rstrip())
+    return lines
+
+
+def _tell_decision(row: dict[str, Any]) -> list[str]:
+    thoughts, chance, lines = row["thoughts"], "", []
+    if thoughts is not None:
+        chance = f"   (probability {thoughts['probability']:.2f}, value {thoughts['value']:+.2f})"
+    lines.append(f"  chose    {row['action']}{chance}")
+    if thoughts is not None and thoughts["alternatives"]:
+        others = [f"{other['action']} {other['probability']:.2f}" for other in thoughts["alternatives"]]
+        indent = " " * 11
+        lines += wrap(f"rather than {', '.join(others)}", COLUMNS, initial_indent=indent, subsequent_indent=indent)
+    if row["refused"]:
+        lines.append(f"  refused  {'; '.join([row['refused'], *row['failed_checks']])}")
+    if row["verdict"]:
+        lines.append(f"  governor {row['verdict']}")
+    terms = sorted(row["terms"].items(), key=lambda term: -abs(term[1]))
+    named = [f"{name} {value:+.2f}" for name, value in terms if abs(value) >= 0.005][:TERMS]
+    lines.append(f"  reward   {row['reward']:+.2f}" + (f" = {', '.join(named)}" if named else ""))
+    if len(named) == TERMS and sum(abs(value) >= 0.005 for value in row["terms"].values()) > TERMS:
+        lines[-1] += ", …"
+    return lines

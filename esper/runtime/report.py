@@ -1,0 +1,178 @@
+"""The report of a run: one HTML file that works offline, from what the run directory holds and what was played."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from esper.leyline.actions import Op
+from esper.nissa import page
+from esper.nissa.charts import Series, colour, line_chart, smooth, stacked_chart
+from esper.nissa.markup import Markup
+from esper.nissa.sinks import METRICS, read_rows, write_text
+from esper.runtime.play import Outcome
+from esper.runtime.report_episodes import action_section, episode_section, seed_section
+from esper.runtime.report_evaluation import evaluation_section, headline, value_section
+from esper.runtime.runs import BEST, SMOOTHING
+from esper.urza import checkpoint
+
+ROWS = 200
+"""Rounds that a table lists at most; ``metrics.jsonl`` has all."""
+
+CURVES = {
+    "return": ("Return of an episode, training", "undiscounted return", ()),
+    "final_accuracy": ("Final accuracy, training", "validation accuracy, %", ()),
+    "entropy": ("Entropy of the policy", "nats", (0.0,)),
+    "kl": ("Change of the policy by an update", "approximate KL, nats", (0.0,)),
+    "explained_variance": ("Explained variance of the critic", "share of the variance", (1.0,)),
+    "seed_params": ("Parameters in seeds at the end", "parameters", (0.0,)),
+}
+"""Curves by their name in ``metrics.jsonl``: title, unit, and what the axis must show."""
+
+LISTED = (*CURVES, "refused", "rolled_back", "seconds")
+"""Columns of the table of rounds."""
+
+TIMES = {"hosts": "training and evaluating hosts", "collecting": "the rest of collecting", "learning": "learning"}
+
+OP_COLOURS = {Op.WAIT: 7, Op.GERMINATE: 4, Op.ADVANCE: 5, Op.CULL: 1, Op.FOSSILIZE: 2, Op.CHANGE_BLUEPRINT: 3}
+
+
+class Findings(NamedTuple):
+    """What was played at the end of a run; nothing, where it did not come to that.
+
+    Attributes:
+      evaluation: report of ``compare``.
+      outcomes: of the same players, the learned one first.
+      blueprints: names.
+    """
+
+    evaluation: dict[str, Any] | None = None
+    outcomes: tuple[Outcome, ...] = ()
+    blueprints: tuple[str, ...] = ()
+
+
+def write_report(folder: Path, findings: Findings) -> None:
+    """Write ``report.html`` into a run directory.
+
+    Args:
+      folder: holds ``config.json``, ``versions.json`` and ``metrics.jsonl``.
+      findings: what was played.
+
+    Raises:
+      SinkError: the metrics cannot be read.
+    """
+    config, versions = (json.loads((folder / f"{name}.json").read_text()) for name in ("config", "versions"))
+    rows = read_rows(folder / METRICS)
+    best = checkpoint.load(folder / BEST).table["done"]
+    write_text(folder / "report.html", report(config, versions, rows, best, findings))
+
+
+def report(
+    config: dict[str, Any], versions: dict[str, str], rows: list[dict[str, Any]], best: int, findings: Findings
+) -> str:
+    """The document.
+
+    Args:
+      config: settings of the run.
+      versions: what it ran on.
+      rows: of its metrics.
+      best: round after which the best policy was stored.
+      findings: what was played.
+    """
+    done, total = len(rows), config["rounds"]
+    state = f"finished after {done} rounds" if done >= total else f"stopped after {done} of {total} rounds"
+    sections = [
+        page.header(
+            f"Esper: {config['task']}, seed {config['seed']}",
+            f"A policy that decides when to grow, {state}: {config['num_envs']} environments per round, reward "
+            f"{config['reward']}. The best {SMOOTHING} rounds in a row ended with round {best} (best.npz).",
+        )
+    ]
+    if findings.evaluation is not None:
+        mixes = [(outcome.player, operation_series(outcome.operations)) for outcome in findings.outcomes]
+        sections += [
+            headline(findings.evaluation),
+            evaluation_section(findings.evaluation),
+            episode_section(findings.outcomes[0], findings.blueprints),
+            action_section(mixes, operation_legend()),
+            seed_section(findings.outcomes, findings.blueprints),
+            value_section(findings.evaluation),
+        ]
+    else:
+        sections.append(page.paragraph("Nothing was played on held-out environments.", kind="remark"))
+    sections += [learning_section(rows), time_section(rows), settings_section(config, versions)]
+    return page.page(f"Esper: {config['task']}, seed {config['seed']}", *sections)
+
+
+def operation_series(operations: Any) -> list[Series]:
+    """Shares of the operations by decision, from counts [T, 6]."""
+    share = operations.double() / operations.sum(1, keepdim=True)
+    return [Series(op.name, (100 * share[:, int(op)]).tolist(), OP_COLOURS[op]) for op in Op]
+
+
+def operation_legend() -> Markup:
+    """Colours of the operations."""
+    return page.legend([(f"c{OP_COLOURS[op]}", op.name.lower().replace("_", " ")) for op in Op])
+
+
+def learning_section(rows: list[dict[str, Any]]) -> Markup:
+    """Learning curves, their table, and the mix of operations over the rounds."""
+    if not rows:
+        return page.section("Learning", page.paragraph("No round was finished.", kind="remark"))
+    charts = []
+    for name, (title, unit, include) in CURVES.items():
+        values = [float(row[name]) for row in rows]
+        lines, legend = [Series("round", values, 0)], None
+        if name in ("return", "final_accuracy") and len(rows) >= 2 * SMOOTHING:
+            lines.append(Series(f"mean of {SMOOTHING} rounds", smooth(values, SMOOTHING), 1))
+            legend = page.legend([(colour(line, 0), line.name) for line in lines])
+        charts.append(page.figure(title, line_chart(title, "round", unit, lines, include), legend))
+    mix = [Series(op.name, [100 * row[f"share_{op.name.lower()}"] for row in rows], OP_COLOURS[op]) for op in Op]
+    chart = stacked_chart("Operations chosen in training", "round", "% of decisions", mix, 100.0)
+    charts.append(page.figure("Operations chosen in training", chart, operation_legend()))
+    return page.section("Learning", page.figures(*charts), page.details("Numbers by round", _rounds(rows)))
+
+
+def _rounds(rows: list[dict[str, Any]]) -> Markup:
+    step = -(-len(rows) // ROWS)
+    listed = [row for row in rows if row["round"] % step == 0 or row is rows[-1]]
+    caption = "Every round" if step == 1 else f"Every {step}th round; metrics.jsonl has all"
+    cells = [[str(row["round"]), *(f"{row[name]:.4g}" for name in LISTED)] for row in listed]
+    return page.table(["round", *(name.replace("_", " ") for name in LISTED)], cells, caption)
+
+
+def split(row: dict[str, Any]) -> dict[str, float]:
+    """Seconds of a round by what they were spent on; they add up to the round."""
+    return {
+        "hosts": row["host_seconds"],
+        "collecting": max(row["collect_seconds"] - row["host_seconds"], 0.0),
+        "learning": row["learn_seconds"],
+    }
+
+
+def time_section(rows: list[dict[str, Any]]) -> Markup:
+    """Where a round's time went."""
+    if not rows:
+        return Markup("")
+    parts = [split(row) for row in rows]
+    series = [Series(words, [part[name] for part in parts]) for name, words in TIMES.items()]
+    legend = page.legend([(colour(row, index), row.name) for index, row in enumerate(series)])
+    chart = page.figure("Time of a round", stacked_chart("Time of a round", "round", "seconds", series), legend)
+    whole = sum(row["seconds"] for row in rows)
+    sums = {name: sum(part[name] for part in parts) for name in TIMES}
+    cells = [
+        [words, f"{sums[name]:.1f}", f"{sums[name] / len(rows):.2f}", f"{100 * sums[name] / whole:.1f}"]
+        for name, words in TIMES.items()
+    ]
+    heads = ("", "seconds", "per round", "% of all")
+    numbers = page.table(heads, cells, "All rounds; the first includes compilation")
+    return page.section("Time", page.figures(chart, numbers))
+
+
+def settings_section(config: dict[str, Any], versions: dict[str, str]) -> Markup:
+    """Settings and versions."""
+    words = {
+        name: json.dumps(value) if isinstance(value, (dict, bool)) else str(value) for name, value in config.items()
+    }
+    settings = page.table(("setting", "value"), list(words.items()), "config.json; resolved.json has every number")
+    ran = page.table(("package", "version"), list(versions.items()), "versions.json")
+    return page.section("Settings", page.details("Settings and versions", page.figures(settings, ran)))

@@ -1,0 +1,95 @@
+"""The report's part on how policies compare: headline, outcomes with intervals, and value calibration."""
+
+from typing import Any
+
+from esper.nissa import page
+from esper.nissa.charts import Interval, identity_chart, interval_chart
+from esper.nissa.markup import Markup
+from esper.runtime.compare import COLUMNS, with_error
+from esper.runtime.table import number
+
+CHARTED = {
+    "accuracy": ("Final accuracy", "validation accuracy, %", "percentage points"),
+    "total_reward": ("Return", "undiscounted return", "undiscounted return"),
+}
+"""Columns that are drawn: title, unit, and unit of a difference."""
+
+
+def headline(evaluation: dict[str, Any]) -> Markup:
+    """What a reader wants to know first, and what to be wary of."""
+    players, others = evaluation["players"], evaluation["first_minus"]
+    first = next(iter(players))
+    entries = [
+        ("final accuracy, " + first, with_error("accuracy", players[first]["accuracy"]) + " %", "mean, 95 % interval")
+    ]
+    for name, row in others.items():
+        remark = f"percentage points of final accuracy; return {with_error('total_reward', row['total_reward'], '+')}"
+        entries.append((f"{first} minus {name}", with_error("accuracy", row["accuracy"], "+"), remark))
+    flags = players[first]["red_flags"]
+    warned = page.bullets([f"{first}: {flag}" for flag in flags], kind="flags") if flags else Markup("")
+    theirs = "; ".join(f"{name}: {flag}" for name in others for flag in players[name]["red_flags"])
+    remark = f"{'' if flags else f'No red flags for {first}. '}Of the baselines: {theirs or 'none'}."
+    return Markup(page.tiles(entries) + warned + page.paragraph(remark, kind="remark"))
+
+
+def evaluation_section(evaluation: dict[str, Any]) -> Markup:
+    """Every policy's outcomes, and the paired differences."""
+    players, others = evaluation["players"], evaluation["first_minus"]
+    first, charts = next(iter(players)), []
+    for name, (title, unit, gap) in CHARTED.items():
+        means = [
+            Interval(player, row[name]["mean"], row[name]["half_width"], 0 if player == first else 7)
+            for player, row in players.items()
+        ]
+        charts.append(page.figure(title, interval_chart(title, unit, means)))
+        gaps = [Interval(player, row[name]["mean"], row[name]["half_width"]) for player, row in others.items()]
+        paired = f"{title}, {first} minus the other, paired"
+        charts.append(page.figure(paired, interval_chart(paired, f"difference, {gap}", gaps, mark=0.0)))
+    heads = ["policy", *(column.head for column in COLUMNS.values())]
+    means_table = [[player, *(with_error(name, row[name]) for name in COLUMNS)] for player, row in players.items()]
+    gaps_table = [[player, *(with_error(name, row[name], "+") for name in COLUMNS)] for player, row in others.items()]
+    remark = (
+        f"{evaluation['num_envs']} environments from seed {evaluation['seed']}, {evaluation['horizon']} decisions "
+        "each. Training never used these seeds, and every policy met the same hosts and the same data, so "
+        "differences are paired."
+    )
+    return page.section(
+        "Against the baselines",
+        page.paragraph(remark, kind="remark"),
+        page.figures(*charts),
+        page.table(heads, means_table, "Mean ± 95 % half-width"),
+        page.table([f"{first} minus", *heads[1:]], gaps_table, "Paired differences ± 95 % half-width"),
+    )
+
+
+def value_section(evaluation: dict[str, Any]) -> Markup:
+    """How well the critic foresees returns."""
+    parts = []
+    for player, row in evaluation["players"].items():
+        found = row["calibration"]
+        if found is not None:
+            parts.append(_calibration(player, found))
+    if not parts:
+        return Markup("")
+    remark = (
+        "Each point is a tenth of all decisions, by predicted value. The outcome is the discounted return from the "
+        "decision on. Whiskers are 95 % intervals over environments."
+    )
+    return page.section("Value calibration", page.paragraph(remark, kind="remark"), *parts)
+
+
+def _calibration(player: str, found: dict[str, Any]) -> Markup:
+    groups = found["bins"]
+    points = [(group["predicted"], group["realised"], group["half_width"]) for group in groups]
+    title = f"Predicted and realised return-to-go, {player}"
+    chart = identity_chart(title, "predicted value", "realised return-to-go", points)
+    cells = [
+        [str(place), str(group["count"]), *(number(group[name]) for name in ("predicted", "realised", "half_width"))]
+        for place, group in enumerate(groups, start=1)
+    ]
+    caption = (
+        f"Return-to-go on value: slope {number(found['slope'])}, intercept {number(found['intercept'])}; "
+        f"explained variance {number(found['explained_variance'])}"
+    )
+    heads = ("group", "decisions", "predicted", "realised", "± 95 %")
+    return page.figures(page.figure(title, chart), page.table(heads, cells, caption))

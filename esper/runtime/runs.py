@@ -1,0 +1,184 @@
+"""Run directories: what a training run leaves behind, and how it is taken up again.
+
+``config.json`` holds the settings, ``resolved.json`` every number in force, ``versions.json`` what it ran on,
+``metrics.jsonl`` a line per round, ``checkpoint.npz`` the learner after the last round, ``best.npz`` the learner after
+the round that ended the best ``SMOOTHING`` rounds in a row, ``evaluation.json`` and ``report.html`` what came of it.
+"""
+
+import json
+import math
+import platform
+from dataclasses import asdict, dataclass, fields, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tensordict import TensorDictBase
+
+import esper
+from esper.nissa.sinks import METRICS, Metrics, read_rows, write_text
+from esper.runtime.policies import CHECKPOINTS, learner_tensors, load_run, restore_learner
+from esper.runtime.scene import Scene
+from esper.runtime.train_settings import TrainSettings
+from esper.simic.ppo import Learner
+from esper.urza import checkpoint
+from esper.urza.checkpoint import Checkpoint
+from esper.utils.settings import SettingsError
+
+SMOOTHING = 5
+"""Rounds whose mean return decides which policy is best: one round's return is luck in part."""
+
+LATEST, BEST = CHECKPOINTS["latest"], CHECKPOINTS["best"]
+
+INCIDENTAL = ("out", "resume", "progress", "tensorboard", "eval_envs")
+"""Settings that do not decide what a run computes."""
+
+
+@dataclass
+class Run:
+    """A run directory that is being written.
+
+    Attributes:
+      folder: where.
+      identity: the settings that decide what is computed.
+      returns: of the last rounds, at most ``SMOOTHING``; oldest first.
+      best: highest mean of ``SMOOTHING`` returns in a row; None before there are as many rounds.
+      metrics: where rows go.
+    """
+
+    folder: Path
+    identity: dict[str, Any]
+    returns: list[float]
+    best: float | None
+    metrics: Metrics
+
+
+def places(settings: TrainSettings) -> tuple[Path, Path | None]:
+    """The run directory, and the checkpoint to go on from, if any.
+
+    Raises:
+      SettingsError: the directory holds a run that is not the one to go on with.
+    """
+    folder = Path(settings.out or f"runs/{settings.task}")
+    own = folder / LATEST
+    if settings.resume == "auto":
+        return folder, own if own.exists() else None
+    if settings.resume:
+        named = Path(settings.resume)
+        source = named / LATEST if named.is_dir() else named
+        if not source.exists():
+            raise SettingsError(f"--resume {named}: no such file; expected a run directory or a checkpoint, or auto")
+        folder = folder if settings.out else source.parent
+        if own.exists() and settings.out and folder.resolve() != source.parent.resolve():
+            raise SettingsError(f"--out {folder}: holds a run already; expected an unused directory, or that run's own")
+        return folder, source
+    if own.exists():
+        raise SettingsError(f"--out {folder}: holds a run already; --resume auto goes on with it")
+    return folder, None
+
+
+def open_run(folder: Path, source: Path | None, settings: TrainSettings, scene: Scene, learner: Learner) -> Run:
+    """Make the run directory, or put the learner where it was.
+
+    Args:
+      folder, source: from ``places``.
+      settings: everything.
+      scene: what is played.
+      learner: fresh; goes on from ``source`` if there is one.
+
+    Raises:
+      SettingsError: the checkpoint was written with other settings.
+      CheckpointError: it cannot be read.
+    """
+    identity = identity_of(settings)
+    loaded = None if source is None else _taken_up(source, identity)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"--out {folder}: {error.strerror}; expected a place for a directory") from None
+    kept: list[dict[str, Any]] = []
+    if source is not None and loaded is not None:
+        restore_learner(learner, loaded)
+        kept = [row for row in read_rows(source.parent / METRICS) if row["round"] <= learner.done]
+        _bring_best(source.parent / BEST, folder / BEST, learner.done)
+    write_text(folder / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
+    for stale in ("evaluation.json", "report.html"):
+        (folder / stale).unlink(missing_ok=True)
+    settings = replace(settings, out=str(folder))
+    for name, table in (
+        ("config.json", asdict(settings)),
+        ("resolved.json", resolved(scene)),
+        ("versions.json", versions()),
+    ):
+        write_text(folder / name, json.dumps(table, indent=2) + "\n")
+    so_far: dict[str, Any] = {"returns": [], "best": None} if loaded is None else loaded.table
+    metrics = Metrics(folder, settings.tensorboard, learner.done)
+    run = Run(folder, identity, list(so_far["returns"]), so_far["best"], metrics)
+    if not (folder / BEST).exists():
+        _save(run, BEST, learner)
+    _save(run, LATEST, learner)
+    return run
+
+
+def record(run: Run, learner: Learner, row: dict[str, float]) -> None:
+    """Add a round: its line, the best policy if it is that, then the checkpoint, which makes the round count."""
+    run.metrics.write(row)
+    run.returns = [*run.returns, row["return"]][-SMOOTHING:]
+    mean = sum(run.returns) / SMOOTHING if len(run.returns) == SMOOTHING else math.nan
+    if run.best is None or mean > run.best:
+        run.best = mean if math.isfinite(mean) else None
+        _save(run, BEST, learner)
+    _save(run, LATEST, learner)
+
+
+def identity_of(settings: TrainSettings) -> dict[str, Any]:
+    """The settings that decide what a run computes."""
+    return {name: value for name, value in asdict(settings).items() if name not in INCIDENTAL}
+
+
+def resolved(scene: Scene) -> dict[str, Any]:
+    """Every number in force: structure, hyperparameters, rewards, and the names of host and blueprints."""
+    network = scene.engine.network
+
+    def leaves(table: TensorDictBase) -> dict[str, Any]:
+        return {str(name): value.tolist() for name, value in sorted(table.items())}
+
+    config = {entry.name: getattr(network.config, entry.name) for entry in fields(network.config)}
+    return {
+        "host": {"name": network.host.name, "parameters": network.host.num_params},
+        "blueprints": [blueprint.name for blueprint in network.blueprints],
+        "config": json.loads(json.dumps(config, default=lambda member: member.value)),
+        "hypers": leaves(scene.engine.hypers),
+        "rewards": leaves(scene.params),
+    }
+
+
+def versions() -> dict[str, str]:
+    """What the run ran on."""
+    packages = {name: version(name) for name in ("torch", "tensordict", "torchrl", "numpy")}
+    return {"esper": esper.__version__, **packages, "python": platform.python_version(), "machine": platform.machine()}
+
+
+def _taken_up(source: Path, wanted: dict[str, Any]) -> Checkpoint:
+    loaded = load_run(source)
+    found = loaded.table["settings"]
+    if found != wanted:
+        changed = [f"{n} {found.get(n)!r}, not {v!r}" for n, v in wanted.items() if found.get(n) != v]
+        raise SettingsError(
+            f"--resume: {source} was written with other settings ({'; '.join(changed)}); "
+            f"--config {source.parent / 'config.json'} repeats them"
+        )
+    return loaded
+
+
+def _bring_best(source: Path, target: Path, done: int) -> None:
+    """Take the best policy along into another directory, unless it lies ahead of where the run goes on."""
+    if source != target and source.exists():
+        best = checkpoint.load(source)
+        if int(best.table["done"]) <= done:
+            checkpoint.save(target, best.tensors, best.table)
+
+
+def _save(run: Run, name: str, learner: Learner) -> None:
+    table = {"settings": run.identity, "done": learner.done, "returns": run.returns, "best": run.best}
+    checkpoint.save(run.folder / name, learner_tensors(learner), table)

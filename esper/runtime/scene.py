@@ -1,0 +1,160 @@
+"""Scenes: what is played. A task with its engine's and its reward's numbers, the same for training, evaluation and
+inspection.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from enum import EnumMeta
+from pathlib import Path
+from typing import Any, NamedTuple, get_type_hints
+
+from esper.engine import Engine
+from esper.leyline.config import Config, ConfigError
+from esper.leyline.hypers import numbers
+from esper.runtime.build import make
+from esper.runtime.policies import CHECKPOINTS, load_policy, load_run
+from esper.simic.rewards import RewardMode, RewardParams, build_reward_params
+from esper.tamiyo import scripted
+from esper.tamiyo.players import Player, from_mask, heuristic_player, learned_player, random_player
+from esper.urza.checkpoint import Checkpoint
+from esper.utils.settings import SettingsError, Value, setting
+
+OWN_FLAGS = {"task": "--task", "num_envs": "--num-envs", "horizon": "--horizon", "compile": "--compile"}
+"""Arguments of ``make`` that are settings of their own."""
+
+RUNS = "auto"
+"""Value of a setting that follows the run, or the default without one."""
+
+MODES = tuple(mode.value for mode in RewardMode)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is played, apart from how many environments.
+
+    Attributes:
+      task: name of a preset, or a kind of dataset and its path.
+      horizon: decisions per episode; 0 = the preset's.
+      engine: values of ``Config`` and ``HyperParams`` by name; enumerations by their words.
+      reward: mode.
+      rewards: values of ``RewardParams`` by name, but for gamma.
+      gamma: discount per decision, of learner and shaping alike.
+    """
+
+    task: str = "digits"
+    horizon: int = 0
+    engine: Mapping[str, Value] = field(default_factory=dict)
+    reward: str = RewardMode.SHAPED.value
+    rewards: Mapping[str, Value] = field(default_factory=dict)
+    gamma: float = numbers(RewardParams)["gamma"].default
+
+
+class Scene(NamedTuple):
+    """Rules made concrete for a number of environments."""
+
+    rules: Rules
+    engine: Engine
+    mode: RewardMode
+    params: RewardParams
+
+
+def rules_of(settings: Mapping[str, Any]) -> Rules:
+    """The rules among a run's settings; what they do not name has its default."""
+    return Rules(**{entry.name: settings[entry.name] for entry in fields(Rules) if entry.name in settings})
+
+
+def build_scene(rules: Rules, num_envs: int, compile: bool) -> Scene:
+    """Build the engine and the reward's numbers.
+
+    Args:
+      rules: what is played.
+      num_envs: environments E.
+      compile: compile where a compiler is at hand.
+
+    Raises:
+      SettingsError: a name or a value of ``--engine`` or ``--rewards`` is not allowed.
+      ConfigError, DatasetError: the rest cannot be built.
+    """
+    engine_numbers, reward_numbers = dict(rules.engine), dict(rules.rewards)
+    if "gamma" in reward_numbers:
+        raise SettingsError("--rewards: gamma: is a setting of its own (--gamma), which learner and shaping share")
+    overrides = _enumerations(engine_numbers) | ({"horizon": rules.horizon} if rules.horizon else {})
+    try:
+        engine = make(rules.task, num_envs, compile="auto" if compile else False, **overrides)
+    except ConfigError as error:
+        raise SettingsError(f"--engine: {error}") from None if engine_numbers else error
+    try:
+        params = build_reward_params({"gamma": rules.gamma, **reward_numbers}, engine.config)  # type: ignore[dict-item]
+    except ConfigError as error:
+        raise SettingsError(f"--rewards: {error}") from None
+    return Scene(rules, engine, RewardMode(rules.reward), params)
+
+
+def _enumerations(given: dict[str, Value]) -> dict[str, Any]:
+    """Words of ``Config``'s enumerations as their members; the other values as they are."""
+    hints, found = get_type_hints(Config), dict[str, Any]()
+    for name, value in given.items():
+        if name in OWN_FLAGS or name == "device":
+            raise SettingsError(f"--engine: {name}: is a setting of its own ({OWN_FLAGS.get(name, 'the CPU is used')})")
+        kind = hints.get(name)
+        if isinstance(kind, EnumMeta):
+            words = [member.value for member in kind]  # type: ignore[var-annotated]
+            if value not in words:
+                raise SettingsError(f"--engine: {name} = {value!r}: expected {' or '.join(words)}")
+            found[name] = kind(value)
+        else:
+            found[name] = value
+    return found
+
+
+@dataclass(frozen=True)
+class SceneSettings:
+    """Settings of commands that play: a run to follow, and what to play otherwise than it did."""
+
+    run: str = setting("", "run directory of a learned policy; empty = baselines only")
+    checkpoint: str = setting("latest", "which policy of the run", choices=("latest", "best"))
+    seed: int = setting(1, "seed of the environments; odd numbers are never trained on", low=0, high=2**40)
+    task: str = setting(RUNS, "preset or KIND:PATH (esper tasks lists them); auto = the run's, digits without one")
+    horizon: int = setting(0, "decisions per episode; 0 = the run's, or the preset's", low=0, high=100_000)
+    engine: Mapping[str, Value] = setting({}, "numbers of the engine by name, over the run's own")
+    reward: str = setting(
+        RUNS, "reward that is summed up; auto = the run's, shaped without one", choices=(RUNS, *MODES)
+    )
+    rewards: Mapping[str, Value] = setting({}, "numbers of the reward by name, over the run's own")
+    greedy: bool = setting(False, "the learned policy takes its likeliest action instead of drawing one")
+
+    def loaded(self) -> Checkpoint | None:
+        """The run's checkpoint, if there is a run.
+
+        Raises:
+          CheckpointError: it cannot be read.
+        """
+        return load_run(Path(self.run) / CHECKPOINTS[self.checkpoint]) if self.run else None
+
+    def rules(self, loaded: Checkpoint | None) -> Rules:
+        """The run's rules, or the defaults, with what was asked for in their place.
+
+        Another task than the run's starts from that task's preset: the run's horizon and engine numbers are not its.
+        """
+        base = Rules() if loaded is None else rules_of(loaded.table["settings"])
+        if self.task not in (RUNS, base.task):
+            base = replace(base, task=self.task, horizon=0, engine={})
+        return Rules(
+            task=base.task,
+            horizon=self.horizon or base.horizon,
+            engine=dict(base.engine) | dict(self.engine),
+            reward=base.reward if self.reward == RUNS else self.reward,
+            rewards=dict(base.rewards) | dict(self.rewards),
+            gamma=base.gamma,
+        )
+
+
+def players_of(scene: Scene, loaded: Checkpoint | None, greedy: bool) -> list[Player]:
+    """The players to compare, the learned one first: a run's policy if there is one, heuristic, random and wait.
+
+    Raises:
+      CheckpointError: the run's policy was trained on other actions or columns.
+    """
+    codec = scene.engine.codec
+    learned = [] if loaded is None else [learned_player(*load_policy(loaded, scene.engine), greedy)]
+    return [*learned, heuristic_player(codec), random_player(codec), from_mask("wait", scripted.wait(codec))]

@@ -1,0 +1,106 @@
+"""The comparison as text for a terminal."""
+
+from typing import Any
+
+from esper.leyline.actions import Op
+from esper.nissa.actions import PHASES
+from esper.nissa.seeds import COURSE, REMOVED
+from esper.runtime.compare import COLUMNS, with_error
+
+OPS = {op: op.name.lower().split("_")[0] for op in Op}
+"""Headings of the operations."""
+
+
+def table(report: dict[str, Any]) -> str:
+    """All of a report of ``compare``, for people."""
+    blocks = (_outcomes, _actions, _survival, _calibration, _flags)
+    return "\n".join(text for block in blocks if (text := block(report)))
+
+
+def percent(share: float | None) -> str:
+    """A share as a whole percentage; - where undefined."""
+    return "-" if share is None else f"{100 * share:.0f}"
+
+
+def number(value: float | None, form: str = ".2f") -> str:
+    """A number; - where undefined."""
+    return "-" if value is None else format(value, form)
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    """Rows of cells as lines: the first column to the left, the others to the right, as wide as they must be."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, *cells in rows:
+        lines.append(
+            f"{name:<{widths[0]}}"
+            + "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True)).rstrip()
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _outcomes(report: dict[str, Any]) -> str:
+    """Means and paired differences in one table, so that they stand below each other."""
+    first, *_ = report["players"]
+    rows = [["policy", *(column.head for column in COLUMNS.values())]]
+    for name, row in report["players"].items():
+        rows.append([name, *(with_error(key, row[key]) for key in COLUMNS)])
+    count = len(rows)
+    for name, row in report["first_minus"].items():
+        rows.append([f"  {name}", *(with_error(key, row[key], "+") for key in COLUMNS)])
+    lines = _aligned(rows).splitlines(keepends=True)
+    heading = (
+        f"{report['task']}, {report['num_envs']} environments from seed {report['seed']}, {report['horizon']} decisions"
+        f", reward {report['reward']}; mean ± 95 % half-width\n"
+    )
+    return "".join([heading, *lines[:count], f"\npaired differences, {first} minus\n", *lines[count:]])
+
+
+def _actions(report: dict[str, Any]) -> str:
+    rows = [["", *OPS.values(), "entropy of the mix", "of the policy"]]
+    for name, player in report["players"].items():
+        thirds = player["operations_by_third"]
+        cells = [" ".join(f"{percent(third[op.name]):>3}" for third in thirds) for op in Op]
+        mix, own = (player[f"{key}entropy_by_third"] for key in ("", "policy_"))
+        rows.append([name, *cells, *(" ".join(f"{value:.2f}" for value in values or []) for values in (mix, own))])
+    return f"operations carried out, % of the {', '.join(PHASES)} third of the episode; entropy, nats\n" + _aligned(
+        rows
+    )
+
+
+def _survival(report: dict[str, Any]) -> str:
+    rows = [["", "seeds", *(stage.name.lower() for stage in COURSE[1:]), "culled", "alive", "age at cull"]]
+    for name, player in report["players"].items():
+        row = player["survival"]
+        reached = [percent(row["reached"][stage.name]) for stage in COURSE[1:]]
+        ends = [percent(culled_share(row)), percent(row["fate"]["ALIVE"]), number(row["median_cull_age"], "d")]
+        rows.append([name, str(row["count"]), *reached, *ends])
+    heading = "seeds germinated: % that reached each stage, were culled, were alive at the end; median age at a cull\n"
+    return heading + _aligned(rows)
+
+
+def culled_share(survival: dict[str, Any]) -> float | None:
+    """Share of the seeds that were culled, by whomever; None without seeds."""
+    shares = [survival["fate"][fate.name] for fate in REMOVED]
+    return None if None in shares else sum(shares)
+
+
+def _calibration(report: dict[str, Any]) -> str:
+    lines = []
+    for name, player in report["players"].items():
+        found = player["calibration"]
+        if found is None:
+            continue
+        lines.append(
+            f"value calibration, {name}: return-to-go on value has slope {number(found['slope'])} and intercept "
+            f"{number(found['intercept'])}; explained variance {number(found['explained_variance'])}\n"
+        )
+        rows = {"predicted": "predicted", "realised": "realised", "half_width": "± 95 %"}
+        groups = [[f"  {head}", *(number(group[key]) for group in found["bins"])] for key, head in rows.items()]
+        lines.append(_aligned(groups))
+    return "".join(lines)
+
+
+def _flags(report: dict[str, Any]) -> str:
+    flags = [f"  {name}: {flag}\n" for name, row in report["players"].items() for flag in row["red_flags"]]
+    return "".join(["red flags\n", *flags]) if flags else ""

@@ -1,0 +1,49 @@
+"""Settings of the training command."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+
+from esper.nissa.progress import KINDS
+from esper.runtime.scene import MODES, Rules, rules_of
+from esper.simic.ppo import PPOConfig
+from esper.utils.settings import Value, setting
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Train a policy that decides when to grow."""
+
+    task: str = setting("digits", "preset or KIND:PATH (esper tasks lists them)")
+    num_envs: int = setting(32, "environments per round", low=2, high=65536)
+    rounds: int = setting(24, "PPO rounds, one episode of every environment each", low=1)
+    horizon: int = setting(0, "decisions per episode; 0 = the preset's", low=0, high=100_000)
+    seed: int = setting(0, "seed of policy and environments", low=0, high=2**31)
+    engine: Mapping[str, Value] = setting({}, "numbers of the engine by name, such as host_lr and steps_per_epoch")
+    reward: str = setting("shaped", "reward", choices=MODES)
+    rewards: Mapping[str, Value] = setting({}, "numbers of the reward by name, such as rent_weight")
+    lr: float = setting(3e-3, "peak learning rate", low=0.0, high=1.0)
+    gamma: float = setting(0.995, "discount per decision", low=0.0, high=1.0)
+    gae_lambda: float = setting(0.95, "decay of the advantage estimate", low=0.0, high=1.0)
+    clip: float = setting(0.2, "range of the probability ratio", low=0.0, high=10.0)
+    epochs: int = setting(6, "passes over a round", low=1, high=100)
+    minibatches: int = setting(4, "parts of a pass", low=1, high=1024)
+    entropy_start: float = setting(0.02, "entropy bonus at the start", low=0.0)
+    entropy_end: float = setting(0.002, "entropy bonus at the end", low=0.0)
+    value_scale: float = setting(20.0, "unit of the critic: of the order of an episode's return", low=1e-6, high=1e9)
+    features: int = setting(64, "width of the feature layer", low=1)
+    lstm: int = setting(64, "width of the memory", low=1)
+    compile: bool = setting(True, "compile where a compiler is at hand")
+    out: str = setting("", "run directory; empty = runs/<task>, or the one that --resume names")
+    resume: str = setting("", "go on: auto = from --out if it holds a run; or a run directory or checkpoint file")
+    eval_envs: int = setting(128, "held-out environments of the evaluation at the end; 0 = none, else >= 6", low=0)
+    progress: str = setting("auto", "auto = a bar on a terminal, lines elsewhere", choices=KINDS)
+    tensorboard: bool = setting(False, "also write TensorBoard events")
+
+    def ppo(self) -> PPOConfig:
+        """The learner's numbers."""
+        shared = {entry.name for entry in fields(PPOConfig)} & {entry.name for entry in fields(self)}
+        return PPOConfig(**{name: getattr(self, name) for name in shared})
+
+    def rules(self) -> Rules:
+        """What is played."""
+        return rules_of(asdict(self))

@@ -1,0 +1,258 @@
+"""The evaluation and inspection commands, and the report: what they say is what happened."""
+
+import io
+import json
+import re
+import statistics
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+import esper.__main__
+from esper.leyline.actions import Op
+from esper.runtime.evaluate import EvaluateSettings, evaluate
+from esper.runtime.inspect import InspectSettings, inspect
+from esper.runtime.train import train
+from esper.runtime.train_settings import TrainSettings
+
+KEYS = ("accuracy", "best", "total_reward", "added")
+NUMBERS = {"engine": {"steps_per_epoch": 1}, "rewards": {"rent_weight": 10.0, "rent_cap": 90.0}}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run with numbers of its own: rent so high that a wrong reward shows."""
+    folder = tmp_path_factory.mktemp("runs") / "<b>&run"
+    small = {"features": 8, "lstm": 8, "minibatches": 2, "epochs": 1, "horizon": 7, "compile": False, "rounds": 2}
+    train(TrainSettings(task="synthetic", num_envs=6, eval_envs=6, out=str(folder), **small, **NUMBERS), io.StringIO())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def asked(run):
+    return EvaluateSettings(run=str(run), num_envs=6, compile=False, grow="conv_light", json=True)
+
+
+@pytest.fixture(scope="module")
+def report(asked):
+    out = io.StringIO()
+    found = evaluate(asked, out)
+    assert json.loads(out.getvalue()) == found
+    return found
+
+
+def without_seconds(players):
+    return {name: {key: value for key, value in row.items() if key != "seconds"} for name, row in players.items()}
+
+
+def test_evaluation_is_paired_and_repeatable(asked, report):
+    players = report["players"]
+    assert list(players) == ["learned", "heuristic", "random", "wait", "grow conv_light"]
+    assert players["wait"]["added"]["mean"] == 0 and "no seed was ever germinated" in players["wait"]["red_flags"]
+    assert players["wait"]["operations"]["WAIT"] == 1.0 and players["wait"]["entropy_by_third"] == [0.0] * 3
+    assert players["wait"]["survival"]["count"] == 0 and players["wait"]["calibration"] is None
+    for other, row in report["first_minus"].items():
+        for name, cell in row.items():
+            expected = players["learned"][name]["mean"] - players[other][name]["mean"]
+            assert cell["mean"] == pytest.approx(expected, abs=1e-4)
+    assert without_seconds(evaluate(asked, io.StringIO())["players"]) == without_seconds(players)
+
+
+def test_evaluation_follows_the_run(run, asked, report):
+    """The same horizon, engine and reward as at the end of training, unless asked otherwise."""
+    trained = json.loads((run / "evaluation.json").read_text())
+    for name, row in without_seconds(trained["players"]).items():
+        assert without_seconds(report["players"])[name] == row
+    assert (report["horizon"], report["engine"], report["rewards"]) == (7, NUMBERS["engine"], NUMBERS["rewards"])
+    free = evaluate(replace(asked, grow="", rewards={"rent_weight": 0.0}), io.StringIO())["players"]
+    assert free["random"]["total_reward"]["mean"] > report["players"]["random"]["total_reward"]["mean"] + 3
+    assert free["random"]["accuracy"] == report["players"]["random"]["accuracy"]
+    other = replace(asked, grow="", task="digits", horizon=2, reward="sparse")
+    assert other.rules(other.loaded()).engine == {} and other.rules(other.loaded()).gamma == 0.995
+
+
+def test_the_best_policy_can_be_asked_for(run, asked):
+    first = replace(asked, checkpoint="best")
+    assert first.loaded().table["done"] <= replace(asked).loaded().table["done"] == 2
+    assert esper.__main__.main(["evaluate", "--run", str(run), "--checkpoint", "worst"]) == 2
+
+
+def test_the_table_shows_the_report(asked, report):
+    out = io.StringIO()
+    evaluate(replace(asked, json=False), out)
+    text = out.getvalue()
+    assert max(map(len, text.splitlines())) <= 130
+    assert text.startswith("synthetic, 6 environments from seed 1, 7 decisions, reward shaped; mean ± 95 % half-width")
+    for name, row in report["players"].items():
+        line = next(line for line in text.splitlines() if line.startswith(name))
+        cells = re.findall(r"(-?[\d.]+) ± ([\d.]+)", line)
+        assert [float(mean) for mean, _ in cells[:3]] == [
+            round(row[key]["mean"], digits) for key, digits in (("accuracy", 1), ("best", 1), ("total_reward", 2))
+        ]
+    learned = report["players"]["learned"]
+    mix = next(line for line in text.splitlines() if line.startswith("learned") and "±" not in line).split()[1:]
+    assert [int(word) for word in mix[:18]] == [
+        round(100 * third[op.name]) for op in Op for third in learned["operations_by_third"]
+    ]
+    assert f"has slope {learned['calibration']['slope']:.2f} and" in text
+    for words in ("paired differences, learned minus", "seeds germinated: %", "red flags", "wait: WAIT is over 90 %"):
+        assert words in text
+
+
+@pytest.fixture(scope="module")
+def stories(run):
+    """Six episodes of two policies, told one by one."""
+
+    def told(policy):
+        return [inspect(InspectSettings(run=str(run), policy=policy, env=env), io.StringIO()) for env in range(6)]
+
+    return {policy: told(policy) for policy in ("learned", "random")}
+
+
+@pytest.mark.parametrize("policy", ["learned", "random"])
+def test_an_inspected_episode_is_the_evaluated_one(stories, report, policy):
+    """Six episodes told one by one add up to what evaluation reports of their policy."""
+    rewards = [sum(row["reward"] for row in story["decisions"]) for story in stories[policy]]
+    assert sum(rewards) / 6 == pytest.approx(report["players"][policy]["total_reward"]["mean"], rel=1e-4)
+    final = [story["end"]["accuracy"] for story in stories[policy]]
+    assert sum(final) / 6 == pytest.approx(report["players"][policy]["accuracy"]["mean"], rel=1e-4)
+    decisions = [row for story in stories[policy] for row in story["decisions"]]
+    assert len(decisions) == 42 and all(row["refused"] is None for row in decisions)
+    for op in Op:
+        share = sum(row["action"].split()[0] == op.name for row in decisions) / 42
+        assert share == pytest.approx(report["players"][policy]["operations"][op.name])
+    for row in decisions:
+        assert sum(row["terms"].values()) == pytest.approx(row["reward"], abs=1e-4)
+        thoughts = row["thoughts"]
+        assert (thoughts is None) == (policy != "learned")
+        if thoughts:
+            assert all(other["action"] != row["action"] for other in thoughts["alternatives"])
+            chances = [other["probability"] for other in thoughts["alternatives"]]
+            assert chances == sorted(chances, reverse=True) and sum(chances) + thoughts["probability"] <= 1 + 1e-5
+
+
+def test_differences_are_paired(stories, report):
+    """Means and intervals from twelve episodes played one by one; 2.5706 is Student's t for 5 degrees of freedom."""
+
+    totals = {
+        policy: [sum(row["reward"] for row in story["decisions"]) for story in told] for policy, told in stories.items()
+    }
+    gaps = [a - b for a, b in zip(totals["learned"], totals["random"], strict=True)]
+    cell = report["first_minus"]["random"]["total_reward"]
+    assert cell["mean"] == pytest.approx(statistics.mean(gaps), abs=1e-3)
+    assert cell["half_width"] == pytest.approx(2.5706 * statistics.stdev(gaps) / 6**0.5, rel=2e-3)
+
+
+def test_the_story_is_told_in_order(run):
+    story = inspect(InspectSettings(run=str(run), env=1, json=True), out := io.StringIO())
+    assert json.loads(out.getvalue()) == story
+    out = io.StringIO()
+    inspect(InspectSettings(run=str(run), env=1), out)
+    text = out.getvalue()
+    assert f"\npolicy of {run} after round 2\n" in text
+    assert max(len(line) for line in text.splitlines() if not line.startswith("policy of")) <= 110
+    assert text.startswith("synthetic, environment 1 of seed 1, learned, 7 decisions, reward shaped\n")
+    blocks = text.split("\n\n")[1:]
+    assert [block.split()[:2] for block in blocks[:-1]] == [["decision", str(t)] for t in range(1, 8)]
+    for block, row in zip(blocks, story["decisions"], strict=False):
+        assert f"chose    {row['action']}   (probability {row['thoughts']['probability']:.2f}" in block
+        assert f"reward   {row['reward']:+.2f}" in block
+    assert f"return   {sum(row['reward'] for row in story['decisions']):+.2f}" in blocks[-1]
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    command = f"{sys.executable} -m esper inspect --policy wait --horizon 2 --engine steps_per_epoch=1 | true"
+    done = subprocess.run(["bash", "-c", f"{command}; echo ${{PIPESTATUS[0]}}"], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("141\n", "")
+
+
+def test_inspection_needs_a_run_for_its_policy(capsys):
+    assert esper.__main__.main(["inspect", "--policy", "learned"]) == 2
+    assert capsys.readouterr().err == "esper inspect: --policy learned: needs a run; expected --run DIRECTORY\n"
+    assert esper.__main__.main(["inspect", "--run", "nowhere"]) == 2
+    assert "no such file" in capsys.readouterr().err
+
+
+class Report(HTMLParser):
+    """Tables by their caption, and everything that could reach the network."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tables, self.outside, self.figures, self.words = [], {}, [], 0, []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.outside += [
+            (key, value) for key, value in attrs if key in ("src", "href", "srcset", "action", "xlink:href")
+        ]
+        self.outside += [(tag, "") for _ in range(tag in ("script", "link", "iframe", "object", "img", "base"))]
+        self.figures += tag == "svg"
+        if tag == "table":
+            self.rows, self.caption = [], ""
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("th", "td"):
+            self.rows[-1].append("")
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+        if tag == "table":
+            self.tables[self.caption] = self.rows
+
+    def handle_data(self, data):
+        self.words.append(data)
+        if self.open[-1:] == ["caption"]:
+            self.caption += data
+        elif self.open[-1:] in (["th"], ["td"]):
+            self.rows[-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def page(run):
+    text = (run / "report.html").read_text()
+    assert "url(" not in text and "@import" not in text and "//" not in text.replace("<!--", "")
+    return Report(text)
+
+
+def test_the_report_stands_alone(page):
+    assert page.outside == [] and page.figures >= 18
+
+
+def test_the_reports_tables_are_the_evaluation(run, page):
+    found = json.loads((run / "evaluation.json").read_text())
+    for caption, part in (
+        ("Mean ± 95 % half-width", "players"),
+        ("Paired differences ± 95 % half-width", "first_minus"),
+    ):
+        for (name, *cells), (wanted, row) in zip(page.tables[caption][1:], found[part].items(), strict=True):
+            assert name == wanted
+            for cell, key, near in zip(cells, KEYS, (0.0501, 0.0501, 0.00501, 0.501), strict=False):
+                mean, half = map(float, cell.split(" ± "))
+                assert mean == pytest.approx(row[key]["mean"], abs=near)
+                assert half == pytest.approx(row[key]["half_width"], abs=near)
+    (calibration,) = (rows for caption, rows in page.tables.items() if caption.startswith("Return-to-go on value"))
+    groups = found["players"]["learned"]["calibration"]["bins"]
+    assert [float(row[2]) for row in calibration[1:]] == [round(group["predicted"], 2) for group in groups]
+    (survived,) = (rows for caption, rows in page.tables.items() if caption.startswith("By policy:"))
+    assert [int(row[1]) for row in survived[1:]] == [row["survival"]["count"] for row in found["players"].values()]
+    (kinds,) = (rows for caption, rows in page.tables.items() if caption.startswith("learned, by blueprint:"))
+    assert sum(int(row[1]) for row in kinds[1:]) == found["players"]["learned"]["survival"]["count"]
+
+
+def test_the_reports_rounds_are_the_metrics(run, page):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    shown = page.tables["Every round"]
+    assert shown[0][:3] == ["round", "return", "final accuracy"] and len(shown) == 1 + len(rows)
+    for line, row in zip(shown[1:], rows, strict=True):
+        assert float(line[1]) == pytest.approx(row["return"], rel=1e-3)
+    times = page.tables["All rounds; the first includes compilation"]
+    assert sum(float(row[3]) for row in times[1:]) == pytest.approx(100, abs=0.2)
+    assert Path(str(run)).name in "".join(page.words)

@@ -1,7 +1,11 @@
 """PPO for the recurrent policy: whole episodes as sequences, several epochs over minibatches of environments.
 
 Schulman et al. 2017; generalised advantage estimation, Schulman et al. 2016. Collector, loss and the advantage's
-recursion are TorchRL's. With one epoch per batch the ratio is always 1 and clipping never acts, so there are several;
+recursion are TorchRL's. The horizon ends the task here: the policy sees how much of it is left, rewards are paid for
+it, and nothing follows. The environment calls it a truncation, for learners that would look beyond; bootstrapping
+there lets the values run away, for the state at the horizon is a target's part in every update and a target in none.
+
+With one epoch per batch the ratio is always 1 and clipping never acts, so there are several;
 an update stops early when the policy has moved too far.
 """
 
@@ -184,7 +188,7 @@ class Learner:
         self.loss.entropy_coeff.fill_(entropy)
         after = batch["next"]
         values = values_of(self.policy, batch)
-        estimate = advantages(config, values, after["reward"], after["done"], after["terminated"])
+        estimate = advantages(config, values, after["reward"], after["done"], after["done"])
         data = batch.select(*KEPT).update(normalise(estimate, values[:, :-1]))
 
         seen: list[dict[str, float]] = []

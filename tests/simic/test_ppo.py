@@ -135,3 +135,26 @@ def test_steps_that_are_not_finite_teach_nothing_and_disturb_no_other():
     assert (out["advantage"][spoilt] == 0).all()
     assert torch.equal(out["value_target"][spoilt], values[:, :-1][spoilt])
     assert torch.equal(out["value_target"][~spoilt], estimate["value_target"][~spoilt])
+
+
+def test_gradients_of_one_minibatch_do_not_leak_into_the_next(rollout):
+    """At rate 0 the parameters stand still, so that every pass over the same whole batch has the same gradient."""
+    policy, batch = rollout
+    config = PPOConfig(lr=0.0, minibatches=1, epochs=3, target_kl=1e9)
+    norms = [
+        Learner(policy, PPOConfig(**vars(config) | {"epochs": k}), 1).update(batch)["gradient_norm"] for k in (1, 3)
+    ]
+    assert norms[0] > 0
+    assert norms[1] == pytest.approx(norms[0], rel=1e-5)
+
+
+def test_nothing_counts_beyond_the_horizon(rollout):
+    """The last decision's target is its reward alone, whatever the critic says of the state behind it."""
+    policy, batch = rollout
+    learner = Learner(policy, PPOConfig(lr=0.0, epochs=1), 1)
+    seen = []
+    learner._minibatch = lambda data, rows: seen.append(data) or rows.append({"kl": 0.0}) or 0.0
+    learner.update(batch)
+    target = torch.cat([part["value_target"] for part in seen])[:, -1]
+    expected = batch["next", "reward"][:, -1]
+    assert torch.allclose(target.flatten().sort().values, expected.flatten().sort().values, atol=1e-5)

@@ -14,6 +14,7 @@ from esper.leyline.events import Transition
 from esper.leyline.hypers import HyperParams
 from esper.leyline.state import Bank, State, Vault
 from esper.leyline.streams import Stream
+from esper.tamiyo.interface import Interface
 from esper.tamiyo.observation import column_names, observe
 from esper.tolaria.data import Dataset
 from esper.tolaria.evaluation import evaluate
@@ -165,9 +166,14 @@ class Engine:
         return observe(self.config, state, growth, len(self.network.blueprints))
 
     @property
+    def interface(self) -> Interface:
+        """What a policy sees and says here."""
+        return Interface(tuple(self.columns), self.codec)
+
+    @property
     def columns(self) -> list[str]:
         """Names of the observation's columns."""
-        return column_names(self.config, len(self.network.blueprints))
+        return column_names(self.config, self.codec.blueprint_names)
 
     def mask(self, state: State) -> Tensor:
         """Which actions are legal, bool [E, A]; exactly those that ``step`` would not refuse."""

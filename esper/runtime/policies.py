@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torchrl.modules import ActorValueOperator
 
-from esper.engine import Engine
 from esper.simic.ppo import Learner
+from esper.tamiyo.interface import Interface, from_table, translate
+from esper.tamiyo.players import Player, learned_player
 from esper.tamiyo.policy import PolicyConfig, build_policy
 from esper.urza.checkpoint import Checkpoint, CheckpointError, load
 
@@ -62,26 +63,24 @@ def load_run(path: Path) -> Checkpoint:
       CheckpointError: not readable, or a checkpoint of something else.
     """
     loaded = load(path)
-    if not {"settings", "done"} <= loaded.table.keys():
+    if not {"settings", "done", "interface"} <= loaded.table.keys():
         raise CheckpointError(f"checkpoint {path}: holds {', '.join(loaded.table)}; expected one of a training run")
     return loaded
 
 
-def load_policy(loaded: Checkpoint, engine: Engine) -> tuple[ActorValueOperator, int]:
-    """The policy of a training run, for an engine with the same actions and columns.
+def load_player(loaded: Checkpoint, task: Interface, greedy: bool) -> Player:
+    """The policy of a training run as a player of a task, be it another than it was trained on.
 
     Args:
       loaded: from ``load_run``.
-      engine: what it will play.
-
-    Returns:
-      the policy and the width of its memory.
+      task: what the task shows and takes; columns and actions that the policy does not know are left alone.
+      greedy: take the likeliest action instead of drawing one.
 
     Raises:
-      CheckpointError: it was trained on another observation or other actions.
+      CheckpointError: its tensors do not fit its settings.
     """
-    settings = loaded.table["settings"]
+    settings, own = loaded.table["settings"], from_table(loaded.table["interface"])
     sizes = PolicyConfig(settings["features"], settings["lstm"])
-    policy = build_policy(sizes, engine.codec, len(engine.columns), settings["seed"])
+    policy = build_policy(sizes, own.codec, len(own.columns), settings["seed"])
     restore_policy(policy, loaded)
-    return policy, sizes.lstm
+    return learned_player(policy, sizes.lstm, greedy, translate(own, task))

@@ -1,6 +1,6 @@
 """Run directories: what a training run leaves behind, and how it is taken up again.
 
-``config.json`` holds the settings, ``resolved.json`` every number in force, ``versions.json`` what it ran on,
+``config.json`` holds the settings, ``resolved.json`` every number in force by task, ``versions.json`` what it ran on,
 ``metrics.jsonl`` a line per round, ``checkpoint.npz`` the learner after the last round, ``best.npz`` the learner after
 the round that ended the best ``SMOOTHING`` rounds in a row, ``evaluation.json`` and ``report.html`` what came of it.
 """
@@ -8,6 +8,7 @@ the round that ended the best ``SMOOTHING`` rounds in a row, ``evaluation.json``
 import json
 import math
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +22,7 @@ from esper.runtime.policies import CHECKPOINTS, learner_tensors, load_run, resto
 from esper.runtime.scene import Scene
 from esper.runtime.train_settings import TrainSettings
 from esper.simic.ppo import Learner
+from esper.tamiyo.interface import Interface, to_table
 from esper.urza import checkpoint
 from esper.urza.checkpoint import Checkpoint
 from esper.utils.settings import SettingsError
@@ -41,6 +43,7 @@ class Run:
     Attributes:
       folder: where.
       identity: the settings that decide what is computed.
+      interface: what the policy sees and says, as a table.
       returns: of the last rounds, at most ``SMOOTHING``; oldest first.
       best: highest mean of ``SMOOTHING`` returns in a row; None before there are as many rounds.
       metrics: where rows go.
@@ -48,6 +51,7 @@ class Run:
 
     folder: Path
     identity: dict[str, Any]
+    interface: dict[str, list[object]]
     returns: list[float]
     best: float | None
     metrics: Metrics
@@ -77,19 +81,27 @@ def places(settings: TrainSettings) -> tuple[Path, Path | None]:
     return folder, None
 
 
-def open_run(folder: Path, source: Path | None, settings: TrainSettings, scene: Scene, learner: Learner) -> Run:
+def open_run(
+    places: tuple[Path, Path | None],
+    settings: TrainSettings,
+    scenes: Sequence[Scene],
+    interface: Interface,
+    learner: Learner,
+) -> Run:
     """Make the run directory, or put the learner where it was.
 
     Args:
-      folder, source: from ``places``.
+      places: the run directory and the checkpoint to go on from.
       settings: everything.
-      scene: what is played.
+      scenes: what is played.
+      interface: what the policy sees and says.
       learner: fresh; goes on from ``source`` if there is one.
 
     Raises:
       SettingsError: the checkpoint was written with other settings.
       CheckpointError: it cannot be read.
     """
+    folder, source = places
     identity = identity_of(settings)
     loaded = None if source is None else _taken_up(source, identity)
     try:
@@ -107,13 +119,13 @@ def open_run(folder: Path, source: Path | None, settings: TrainSettings, scene: 
     settings = replace(settings, out=str(folder))
     for name, table in (
         ("config.json", asdict(settings)),
-        ("resolved.json", resolved(scene)),
+        ("resolved.json", {scene.rules.task: resolved(scene) for scene in scenes}),
         ("versions.json", versions()),
     ):
         write_text(folder / name, json.dumps(table, indent=2) + "\n")
     so_far: dict[str, Any] = {"returns": [], "best": None} if loaded is None else loaded.table
     metrics = Metrics(folder, settings.tensorboard, learner.done)
-    run = Run(folder, identity, list(so_far["returns"]), so_far["best"], metrics)
+    run = Run(folder, identity, to_table(interface), list(so_far["returns"]), so_far["best"], metrics)
     if not (folder / BEST).exists():
         _save(run, BEST, learner)
     _save(run, LATEST, learner)
@@ -180,5 +192,6 @@ def _bring_best(source: Path, target: Path, done: int) -> None:
 
 
 def _save(run: Run, name: str, learner: Learner) -> None:
-    table = {"settings": run.identity, "done": learner.done, "returns": run.returns, "best": run.best}
+    table = {"settings": run.identity, "interface": run.interface, "done": learner.done}
+    table |= {"returns": run.returns, "best": run.best}
     checkpoint.save(run.folder / name, learner_tensors(learner), table)

@@ -12,10 +12,10 @@ from esper.engine import Engine
 from esper.leyline.config import Config, ConfigError
 from esper.leyline.hypers import numbers
 from esper.runtime.build import make
-from esper.runtime.policies import CHECKPOINTS, load_policy, load_run
+from esper.runtime.policies import CHECKPOINTS, load_player, load_run
 from esper.simic.rewards import RewardMode, RewardParams, build_reward_params
 from esper.tamiyo import scripted
-from esper.tamiyo.players import Player, from_mask, heuristic_player, learned_player, random_player
+from esper.tamiyo.players import Player, from_mask, heuristic_player, random_player
 from esper.urza.checkpoint import Checkpoint
 from esper.utils.settings import SettingsError, Value, setting
 
@@ -61,6 +61,18 @@ class Scene(NamedTuple):
 def rules_of(settings: Mapping[str, Any]) -> Rules:
     """The rules among a run's settings; what they do not name has its default."""
     return Rules(**{entry.name: settings[entry.name] for entry in fields(Rules) if entry.name in settings})
+
+
+def tasks_of(names: str) -> list[str]:
+    """Tasks named with commas between.
+
+    Raises:
+      SettingsError: an empty name, or one twice.
+    """
+    tasks = names.split(",")
+    if "" in tasks or len(set(tasks)) < len(tasks):
+        raise SettingsError(f"--task = {names!r}: expected different names with commas between")
+    return tasks
 
 
 def build_scene(rules: Rules, num_envs: int, compile: bool) -> Scene:
@@ -114,7 +126,9 @@ class SceneSettings:
     run: str = setting("", "run directory of a learned policy; empty = baselines only")
     checkpoint: str = setting("latest", "which policy of the run", choices=("latest", "best"))
     seed: int = setting(1, "seed of the environments; odd numbers are never trained on", low=0, high=2**40)
-    task: str = setting(RUNS, "preset or KIND:PATH (esper tasks lists them); auto = the run's, digits without one")
+    task: str = setting(
+        RUNS, "preset or KIND:PATH (esper tasks lists them); auto = the run's first, digits without one"
+    )
     horizon: int = setting(0, "decisions per episode; 0 = the run's, or the preset's", low=0, high=100_000)
     engine: Mapping[str, Value] = setting({}, "numbers of the engine by name, over the run's own")
     reward: str = setting(
@@ -134,9 +148,10 @@ class SceneSettings:
     def rules(self, loaded: Checkpoint | None) -> Rules:
         """The run's rules, or the defaults, with what was asked for in their place.
 
-        Another task than the run's starts from that task's preset: the run's horizon and engine numbers are not its.
+        Another task than the run's first starts from its preset: the run's horizon and engine numbers are not its.
         """
         base = Rules() if loaded is None else rules_of(loaded.table["settings"])
+        base = replace(base, task=tasks_of(base.task)[0])
         if self.task not in (RUNS, base.task):
             base = replace(base, task=self.task, horizon=0, engine={})
         return Rules(
@@ -153,8 +168,8 @@ def players_of(scene: Scene, loaded: Checkpoint | None, greedy: bool) -> list[Pl
     """The players to compare, the learned one first: a run's policy if there is one, heuristic, random and wait.
 
     Raises:
-      CheckpointError: the run's policy was trained on other actions or columns.
+      CheckpointError: the run's policy cannot be restored.
     """
     codec = scene.engine.codec
-    learned = [] if loaded is None else [learned_player(*load_policy(loaded, scene.engine), greedy)]
+    learned = [] if loaded is None else [load_player(loaded, scene.engine.interface, greedy)]
     return [*learned, heuristic_player(codec), random_player(codec), from_mask("wait", scripted.wait(codec))]

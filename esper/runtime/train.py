@@ -7,10 +7,11 @@ learner, nothing else. What a run leaves behind is described in ``esper.runtime.
 import json
 import sys
 import time
-from collections.abc import Iterator
-from typing import Any, TextIO
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, TextIO
 
 from tensordict import TensorDictBase
+from torchrl.collectors import Collector
 
 from esper.leyline.actions import Op
 from esper.nissa.progress import Progress, make_progress
@@ -20,11 +21,12 @@ from esper.runtime.interrupt import Stopped, stoppable, torch_draws_from, undist
 from esper.runtime.policies import load_run
 from esper.runtime.report import Findings, write_report
 from esper.runtime.runs import LATEST, Run, open_run, places, record
-from esper.runtime.scene import build_scene, players_of
+from esper.runtime.scene import Rules, Scene, build_scene, players_of, tasks_of
 from esper.runtime.table import table
 from esper.runtime.train_settings import TrainSettings
 from esper.simic.environment import EsperEnv
 from esper.simic.ppo import Learner, make_collector
+from esper.tamiyo.interface import Interface, common
 from esper.tamiyo.policy import PolicyConfig, build_policy
 from esper.utils.settings import SettingsError
 
@@ -51,17 +53,18 @@ def train(settings: TrainSettings, out: TextIO = sys.stdout) -> Learner:
     """
     _check(settings)
     folder, source = places(settings)
-    scene = build_scene(settings.rules(), settings.num_envs, settings.compile)
-    env = EsperEnv(scene.engine, scene.mode, scene.params)
+    scenes = [build_scene(rules, settings.num_envs, settings.compile) for rules in settings.rules()]
+    interface = _interface(settings, scenes)
     sizes = PolicyConfig(settings.features, settings.lstm, value_scale=settings.value_scale)
-    policy = build_policy(sizes, scene.engine.codec, len(scene.engine.columns), settings.seed)
+    policy = build_policy(sizes, interface.codec, len(interface.columns), settings.seed)
     learner = Learner(policy, settings.ppo(), settings.rounds, settings.seed)
-    run = open_run(folder, source, settings, scene, learner)
+    run = open_run((folder, source), settings, scenes, interface, learner)
+    tracks = [_track(scene, interface, learner) for scene in scenes]
     progress = make_progress(settings.progress, "round", out)
     findings = Findings()
     try:
         with stoppable():
-            _learn(settings, env, learner, run, progress)
+            _learn(settings, tracks, learner, run, progress)
             out.write(_time_split(read_rows(folder / METRICS)))
             if settings.eval_envs:
                 findings = _evaluate(settings, run, progress, out)
@@ -71,6 +74,8 @@ def train(settings: TrainSettings, out: TextIO = sys.stdout) -> Learner:
         out.write(f"{stopped}: stopped after round {done}; --resume auto --out {folder} goes on\n")
     finally:
         run.metrics.close()
+        for track in tracks:
+            track.collector.shutdown()
     with undisturbed():
         write_report(folder, findings)
     out.write(f"{folder / 'report.html'}\n")
@@ -85,49 +90,80 @@ def _check(settings: TrainSettings) -> None:
         require_tensorboard()
 
 
-def _learn(settings: TrainSettings, env: EsperEnv, learner: Learner, run: Run, progress: Progress) -> None:
-    """All rounds that are left, each recorded whole or not at all."""
+class Track(NamedTuple):
+    """One task of a run: its environments, and what plays them."""
+
+    task: str
+    env: EsperEnv
+    collector: Collector
+    batches: Iterator[TensorDictBase]
+
+
+def _interface(settings: TrainSettings, scenes: Sequence[Scene]) -> Interface:
+    """What the policy sees and says: everything of the tasks it trains on, and of those it shall be able to play."""
+    further = tasks_of(settings.room_for) if settings.room_for else []
+    rooms = [build_scene(Rules(task=task), 1, compile=False) for task in further]
+    return common([scene.engine.interface for scene in (*scenes, *rooms)])
+
+
+def _track(scene: Scene, interface: Interface, learner: Learner) -> Track:
+    env = EsperEnv(scene.engine, scene.mode, scene.params, interface=interface)
     collector = make_collector(env, learner.policy)
-    batches, start, first = iter(collector), time.perf_counter(), learner.done
+    return Track(scene.rules.task, env, collector, iter(collector))
+
+
+def _learn(settings: TrainSettings, tracks: Sequence[Track], learner: Learner, run: Run, progress: Progress) -> None:
+    """All rounds that are left, each recorded whole or not at all."""
+    start, first = time.perf_counter(), learner.done
     try:
         while learner.done < settings.rounds:
-            row = _round(settings, env, batches, learner)
+            row = _round(settings, tracks, learner)
             with undisturbed():
                 record(run, learner, row)
             left = (time.perf_counter() - start) / (learner.done - first) * (settings.rounds - learner.done)
             progress.show(learner.done, settings.rounds, _line(row), left)
     finally:
-        collector.shutdown()
         progress.close()
 
 
-def _round(
-    settings: TrainSettings, env: EsperEnv, batches: Iterator[TensorDictBase], learner: Learner
-) -> dict[str, float]:
-    """One episode of every environment, and what is learned from it."""
+def _round(settings: TrainSettings, tracks: Sequence[Track], learner: Learner) -> dict[str, float]:
+    """One episode of every environment of every task, and what is learned from it."""
     number, begun = learner.done, time.perf_counter()
-    env.next_seed, env.engine_seconds = round_seed(settings.seed, number), 0.0
-    with torch_draws_from(round_seed(settings.seed, number)):
-        batch = next(batches)
+    seed, batches = round_seed(settings.seed, number), []
+    for track in tracks:
+        track.env.next_seed, track.env.engine_seconds = seed, 0.0
+        with torch_draws_from(seed):
+            batches.append(next(track.batches))
     collected = time.perf_counter()
-    learned = learner.update(batch)
+    learned = learner.update(batches)
     ended = time.perf_counter()
-    after = batch["next"]
-    op = env.engine.codec.op[batch["action"]]
+    told = [_describe(track, batch) for track, batch in zip(tracks, batches, strict=True)]
     row = {
         "round": number + 1,
-        "return": float(after["reward"].sum(1).mean()),
-        "final_accuracy": float(after["val_accuracy"][:, -1].mean()),
-        "seed_params": float(after["seed_params"][:, -1].mean()),
-        "refused": float(after["refused"].sum()),
-        "rolled_back": float(after["rolled_back"].sum()),
-        **{f"share_{kind.name.lower()}": float((op == int(kind)).float().mean()) for kind in Op},
+        **{name: sum(one[name] for one in told) / len(told) for name in told[0]},
         "seconds": ended - begun,
         "collect_seconds": collected - begun,
         "learn_seconds": ended - collected,
-        "host_seconds": env.engine_seconds,
+        "host_seconds": sum(track.env.engine_seconds for track in tracks),
     }
+    if len(tracks) > 1:
+        row |= {f"{name}/{track.task}": one[name] for track, one in zip(tracks, told, strict=True) for name in one}
     return row | learned
+
+
+def _describe(track: Track, batch: TensorDictBase) -> dict[str, float]:
+    """What came of one task's episodes; counts are per environment."""
+    after, envs = batch["next"], batch.shape[0]
+    op = track.env.interface.codec.op[batch["action"]]
+    return {
+        "return": float(after["reward"].sum(1).mean()),
+        "final_accuracy": float(after["val_accuracy"][:, -1].mean()),
+        "final_loss": float(after["val_loss"][:, -1].mean()),
+        "seed_params": float(after["seed_params"][:, -1].mean()),
+        "refused": float(after["refused"].sum()) / envs,
+        "rolled_back": float(after["rolled_back"].sum()) / envs,
+        **{f"share_{kind.name.lower()}": float((op == int(kind)).float().mean()) for kind in Op},
+    }
 
 
 def round_seed(seed: int, number: int) -> int:
@@ -156,11 +192,19 @@ def _time_split(rows: list[dict[str, Any]]) -> str:
 
 
 def _evaluate(settings: TrainSettings, run: Run, progress: Progress, out: TextIO) -> Findings:
-    """Play the learned policy and the baselines on held-out environments; write ``evaluation.json`` and the table."""
-    scene = build_scene(settings.rules(), settings.eval_envs, settings.compile)
-    players = players_of(scene, load_run(run.folder / LATEST), greedy=False)
-    report, outcomes = compare(scene, players, HELD_OUT, progress.note)
-    progress.close()
-    write_text(run.folder / "evaluation.json", json.dumps(report, indent=2) + "\n")
-    out.write("\n" + table(report))
-    return Findings(report, tuple(outcomes), scene.engine.codec.blueprint_names)
+    """Play the learned policy and the baselines on held-out environments of every task; write what came of it.
+
+    Returns:
+      the first task's findings; the others' are in files of their own, ``evaluation-2.json`` and on.
+    """
+    found = []
+    for place, rules in enumerate(settings.rules(), start=1):
+        scene = build_scene(rules, settings.eval_envs, settings.compile)
+        players = players_of(scene, load_run(run.folder / LATEST), greedy=False)
+        report, outcomes = compare(scene, players, HELD_OUT, progress.note)
+        progress.close()
+        name = "evaluation.json" if place == 1 else f"evaluation-{place}.json"
+        write_text(run.folder / name, json.dumps(report, indent=2) + "\n")
+        out.write("\n" + table(report))
+        found.append(Findings(report, tuple(outcomes), scene.engine.codec.blueprint_names))
+    return found[0]

@@ -1,10 +1,10 @@
 """Settings of the training command."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 from esper.nissa.progress import KINDS
-from esper.runtime.scene import MODES, Rules, rules_of
+from esper.runtime.scene import MODES, Rules, rules_of, tasks_of
 from esper.simic.ppo import PPOConfig
 from esper.utils.settings import Value, setting
 
@@ -13,8 +13,11 @@ from esper.utils.settings import Value, setting
 class TrainSettings:
     """Train a policy that decides when to grow."""
 
-    task: str = setting("digits", "preset or KIND:PATH (esper tasks lists them)")
-    num_envs: int = setting(32, "environments per round", low=2, high=65536)
+    task: str = setting(
+        "digits", "preset or KIND:PATH (esper tasks lists them); several, with commas between, share a policy"
+    )
+    room_for: str = setting("", "further tasks that the policy shall be able to play, with commas between")
+    num_envs: int = setting(32, "environments per round and task", low=2, high=65536)
     rounds: int = setting(24, "PPO rounds, one episode of every environment each", low=1)
     horizon: int = setting(0, "decisions per episode; 0 = the preset's", low=0, high=100_000)
     seed: int = setting(0, "seed of policy and environments", low=0, high=2**31)
@@ -44,6 +47,6 @@ class TrainSettings:
         shared = {entry.name for entry in fields(PPOConfig)} & {entry.name for entry in fields(self)}
         return PPOConfig(**{name: getattr(self, name) for name in shared})
 
-    def rules(self) -> Rules:
-        """What is played."""
-        return rules_of(asdict(self))
+    def rules(self) -> list[Rules]:
+        """What is played, task by task."""
+        return [replace(rules_of(asdict(self)), task=task) for task in tasks_of(self.task)]

@@ -13,6 +13,7 @@ from esper.kasmina.network import seed_sizes
 from esper.leyline.codes import Refusal
 from esper.leyline.state import State
 from esper.simic.rewards import RewardMode, RewardParams, build_reward_params, reward
+from esper.tamiyo.interface import Interface, translate
 
 METRICS = ("val_accuracy", "val_loss", "seed_params", "refused", "rolled_back")
 """Small numbers beside the observation, float32 [E, 1]: pp, nats, parameters, flag, flag."""
@@ -24,7 +25,7 @@ class EsperEnv(EnvBase):
     Reads ``action`` int64 [E] (an index into ``engine.codec``; an illegal one is WAIT plus the metric ``refused``).
     Writes ``observation`` float32 [E, O] in [-1, 1], ``action_mask`` bool [E, A] (WAIT always legal), ``reward``
     float32 [E, 1], ``done``, ``terminated`` (never) and ``truncated`` (at the horizon: bootstrap with the successor),
-    and the ``METRICS``.
+    and the ``METRICS``. O and A are those of ``interface``: the engine's own, or a wider one that several tasks share.
 
     The engine's state stays here, in ``state``: a value to be read, stored or set, never collected.
     ``engine_seconds`` adds up the time spent in the engine.
@@ -36,6 +37,7 @@ class EsperEnv(EnvBase):
         mode: RewardMode = RewardMode.SHAPED,
         params: RewardParams | None = None,
         seed: int = 0,
+        interface: Interface | None = None,
     ) -> None:
         """Wrap an engine.
 
@@ -44,6 +46,7 @@ class EsperEnv(EnvBase):
           mode: which reward.
           params: its numbers; None = the defaults.
           seed: of the first episode's environments; every reset takes the next.
+          interface: what the policy sees and says; None = the engine's own.
         """
         config, device = engine.config, engine.data.train_inputs.device
         super().__init__(device=device, batch_size=torch.Size([config.num_envs]))
@@ -52,19 +55,22 @@ class EsperEnv(EnvBase):
         self.params = build_reward_params({}, config, device) if params is None else params
         self.next_seed = seed
         self.state: State = engine.init(seed)
-        self._make_specs(len(engine.columns))
+        self.interface = engine.interface if interface is None else interface
+        self.translation = translate(self.interface, engine.interface)
+        self._make_specs()
 
-    def _make_specs(self, num_columns: int) -> None:
+    def _make_specs(self) -> None:
         num_envs, device = self.engine.config.num_envs, self.device
+        num_columns, num_actions = len(self.interface.columns), self.interface.codec.size
         metrics = {name: Unbounded(shape=(num_envs, 1), device=device) for name in METRICS}
         self.observation_spec = Composite(
             observation=Bounded(-1.0, 1.0, shape=(num_envs, num_columns), device=device),
-            action_mask=Binary(shape=(num_envs, self.engine.codec.size), dtype=torch.bool, device=device),
+            action_mask=Binary(shape=(num_envs, num_actions), dtype=torch.bool, device=device),
             **metrics,
             shape=(num_envs,),
             device=device,
         )
-        self.action_spec = Categorical(self.engine.codec.size, shape=(num_envs,), device=device)
+        self.action_spec = Categorical(num_actions, shape=(num_envs,), device=device)
         self.reward_spec = Unbounded(shape=(num_envs, 1), device=device)
         flag = Categorical(2, shape=(num_envs, 1), dtype=torch.bool, device=device)
         names = ("done", "terminated", "truncated")
@@ -75,7 +81,8 @@ class EsperEnv(EnvBase):
         sizes = seed_sizes(engine.network, state.slots).sum(1)
         metrics = (state.signals.val_accuracy, state.signals.val_loss, sizes, refused, rolled_back)
         columns = {name: value.float().unsqueeze(1) for name, value in zip(METRICS, metrics, strict=True)}
-        return {"observation": engine.observe(state), "action_mask": engine.mask(state), **columns}
+        seen = self.translation.observation(engine.observe(state))
+        return {"observation": seen, "action_mask": self.translation.mask(engine.mask(state)), **columns}
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: object) -> TensorDictBase:
         del kwargs
@@ -92,7 +99,7 @@ class EsperEnv(EnvBase):
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         before, start = self.state, time.perf_counter()
-        self.state, event = self.engine.step(before, tensordict["action"])
+        self.state, event = self.engine.step(before, self.translation.action(tensordict["action"]))
         self.engine_seconds += time.perf_counter() - start
         earned = reward(self.mode, self.params, self.engine.network, before, self.state, event)
         refused = event.deed.refusal != int(Refusal.NONE)

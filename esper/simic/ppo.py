@@ -9,7 +9,9 @@ With one epoch per batch the ratio is always 1 and clipping never acts, so there
 an update stops early when the policy has moved too far.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -26,6 +28,9 @@ from esper.utils import rng
 
 KEPT = ("observation", "action_mask", "is_init", "recurrent_state_h", "recurrent_state_c", "action", "action_log_prob")
 """Keys of a rollout that the update needs, beside the advantages."""
+
+LOSSES = ("loss_objective", "loss_critic", "loss_entropy", "entropy", "kl_approx", "clip_fraction")
+"""What TorchRL's loss says of a minibatch."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +143,29 @@ def normalise(estimate: TensorDict, values: Tensor) -> TensorDict:
     return TensorDict(kept, batch_size=estimate.batch_size)
 
 
+class Lesson(NamedTuple):
+    """A task's episodes, ready to learn from."""
+
+    data: TensorDictBase  # [E, T]; what the update needs, with normalised advantages and value targets
+    explained: float  # share of the targets' variance that the critic foresaw
+
+
+def prepare(policy: ActorValueOperator, config: PPOConfig, batch: TensorDictBase) -> Lesson:
+    """Judge a task's episodes.
+
+    Args:
+      policy: trunk and critic.
+      config: gamma and lambda.
+      batch: [E, T] from ``make_collector``.
+    """
+    after = batch["next"]
+    values = values_of(policy, batch)
+    estimate = advantages(config, values, after["reward"], after["done"], after["done"])
+    target = estimate["value_target"]
+    explained = 1 - (target - values[:, :-1]).var() / (target.var() + 1e-8)
+    return Lesson(batch.select(*KEPT).update(normalise(estimate, values[:, :-1])), float(explained))
+
+
 @dataclass
 class Learner:
     """A policy with its optimizer; ``update`` is the only thing that changes it."""
@@ -172,11 +200,14 @@ class Learner:
         entropy = config.entropy_start + (config.entropy_end - config.entropy_start) * min(1.0, share)
         return config.lr * warm * (1 - 0.9 * min(1.0, share)), entropy
 
-    def update(self, batch: TensorDictBase) -> dict[str, float]:
-        """Learn from one batch of whole episodes.
+    def update(self, batches: Sequence[TensorDictBase]) -> dict[str, float]:
+        """Learn from whole episodes, of one task or of several.
+
+        Advantages are normalised within a task: their returns need not be on one scale. Every minibatch holds a share
+        of every task, and counts each decision alike.
 
         Args:
-          batch: [E, T] from ``make_collector``.
+          batches: a task each, [E, T] from ``make_collector``; E and T may differ.
 
         Returns:
           means over the minibatches: losses, entropy, approximate KL, clipped fraction; and the epochs done.
@@ -186,31 +217,30 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.loss.entropy_coeff.fill_(entropy)
-        after = batch["next"]
-        values = values_of(self.policy, batch)
-        estimate = advantages(config, values, after["reward"], after["done"], after["done"])
-        data = batch.select(*KEPT).update(normalise(estimate, values[:, :-1]))
-
+        lessons = [prepare(self.policy, config, batch) for batch in batches]
+        count = min([config.minibatches, *(len(lesson.data) for lesson in lessons)])
         seen: list[dict[str, float]] = []
         epochs = 0
         for epoch in range(config.epochs):
             key = rng.fold_in(rng.key(self.seed), self.done, epoch)
+            parts = [rng.permutation(key, len(lesson.data)).tensor_split(count) for lesson in lessons]
             kl = [
-                self._minibatch(data[rows], seen)
-                for rows in rng.permutation(key, batch.shape[0]).chunk(config.minibatches)
+                self._minibatch([lesson.data[rows] for lesson, rows in zip(lessons, share, strict=True)], seen)
+                for share in zip(*parts, strict=True)
             ]
             epochs += 1
             if sum(kl) / len(kl) > 1.5 * config.target_kl:
                 break
         self.done += 1
-        variance = after["reward"].new_tensor(1e-8) + estimate["value_target"].var()
-        explained = 1 - (estimate["value_target"] - values[:, :-1]).var() / variance
         means = {name: sum(row[name] for row in seen) / len(seen) for name in seen[0]}
-        return means | {"epochs": epochs, "lr": lr, "entropy_weight": entropy, "explained_variance": float(explained)}
+        explained = sum(lesson.explained for lesson in lessons) / len(lessons)
+        return means | {"epochs": epochs, "lr": lr, "entropy_weight": entropy, "explained_variance": explained}
 
-    def _minibatch(self, data: TensorDictBase, seen: list[dict[str, float]]) -> float:
+    def _minibatch(self, parts: Sequence[TensorDictBase], seen: list[dict[str, float]]) -> float:
+        steps = sum(part.numel() for part in parts)
         with set_recurrent_mode(True):
-            out = self.loss(data)
+            losses = [(part.numel() / steps, self.loss(part)) for part in parts]
+        out = {name: sum(share * loss[name].mean() for share, loss in losses) for name in LOSSES}
         total = out["loss_objective"] + out["loss_critic"] + out["loss_entropy"]
         self.optimizer.zero_grad()
         total.backward()
@@ -219,5 +249,5 @@ class Learner:
             self.optimizer.step()
         row = {"policy_loss": out["loss_objective"], "value_loss": out["loss_critic"], "entropy": out["entropy"]}
         row |= {"kl": out["kl_approx"], "clip_fraction": out["clip_fraction"], "gradient_norm": norm}
-        seen.append({name: float(value.detach().mean()) for name, value in row.items()})
+        seen.append({name: float(value.detach()) for name, value in row.items()})
         return seen[-1]["kl"]

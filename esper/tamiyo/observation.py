@@ -4,7 +4,7 @@ Every column is bounded by [-1, 1]. What is absent differs from what is zero: a 
 a history that has not happened yet is -1.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -38,7 +38,7 @@ class Column(NamedTuple):
     name: str
     unit: str
     scaling: str
-    labels: Callable[[Config, int], list[str]]
+    labels: Callable[[Config, Sequence[str]], list[str]]
     value: Callable[[View], Tensor]
 
 
@@ -47,13 +47,13 @@ def squash(x: Tensor) -> Tensor:
     return torch.where(torch.isinf(x), 1.0, x / (1 + x))
 
 
-def _one(config: Config, kinds: int) -> list[str]:
-    del config, kinds
+def _one(config: Config, blueprints: Sequence[str]) -> list[str]:
+    del config, blueprints
     return [""]
 
 
-def _history(config: Config, kinds: int) -> list[str]:
-    del kinds
+def _history(config: Config, blueprints: Sequence[str]) -> list[str]:
+    del blueprints
     return [f"[-{age}]" for age in range(config.history, 0, -1)]
 
 
@@ -138,31 +138,36 @@ PER_SLOT: tuple[Column, ...] = (
         "stage",
         "1",
         "one-hot",
-        lambda config, kinds: [f"={stage.name}" for stage in STAGES],
+        lambda config, blueprints: [f"={stage.name}" for stage in STAGES],
         lambda v: F.one_hot(v.state.slots.stage - 1, len(STAGES)).float(),
     ),
     Column(
         "blueprint",
         "1",
         "one-hot, zeros when empty",
-        lambda config, kinds: [f"={kind}" for kind in range(kinds)],
+        lambda config, blueprints: [f"={name}" for name in blueprints],
         lambda v: F.one_hot(v.state.slots.blueprint + 1, v.num_blueprints + 1)[..., 1:].float(),
     ),
     Column(
         "blend",
         "1",
         "one-hot, zeros when empty",
-        lambda config, kinds: [f"={blend.name}" for blend in Blend],
+        lambda config, blueprints: [f"={blend.name}" for blend in Blend],
         lambda v: F.one_hot(v.state.slots.blend + 1, len(Blend) + 1)[..., 1:].float(),
     ),
 )
 """Columns of every slot, slot after slot."""
 
 
-def column_names(config: Config, num_blueprints: int) -> list[str]:
-    """Names of all O columns, in order: the environment's, then those of slot 0, slot 1, ..."""
-    names = [column.name + label for column in BASE for label in column.labels(config, num_blueprints)]
-    each = [column.name + label for column in PER_SLOT for label in column.labels(config, num_blueprints)]
+def column_names(config: Config, blueprints: Sequence[str]) -> list[str]:
+    """Names of all O columns, in order: the environment's, then those of slot 0, slot 1, ...
+
+    Args:
+      config: history, slots.
+      blueprints: their names.
+    """
+    names = [column.name + label for column in BASE for label in column.labels(config, blueprints)]
+    each = [column.name + label for column in PER_SLOT for label in column.labels(config, blueprints)]
     return names + [f"slot{slot}.{name}" for slot in range(config.num_slots) for name in each]
 
 

@@ -12,6 +12,7 @@ from torchrl.modules import ActorValueOperator
 from esper.leyline.actions import Codec
 from esper.leyline.state import State
 from esper.tamiyo import baselines
+from esper.tamiyo.interface import Translation
 from esper.tamiyo.scripted import MaskPolicy
 from esper.utils import rng
 
@@ -77,13 +78,16 @@ def heuristic_player(codec: Codec, config: baselines.HeuristicConfig | None = No
     return Player("heuristic", lambda num_envs: baselines.init_heuristic(codec, num_envs), act)
 
 
-def learned_player(policy: ActorValueOperator, lstm: int, greedy: bool = False) -> Player:
+def learned_player(
+    policy: ActorValueOperator, lstm: int, greedy: bool = False, translation: Translation | None = None
+) -> Player:
     """A learned policy.
 
     Args:
       policy: from ``build_policy``.
       lstm: width of its memory.
       greedy: take the likeliest action instead of drawing one from the sight's key.
+      translation: between the policy's interface and the task's; None where they are the same.
     """
     actor, critic = policy.get_policy_operator(), policy.get_value_head()
 
@@ -94,10 +98,14 @@ def learned_player(policy: ActorValueOperator, lstm: int, greedy: bool = False) 
     def act(memory: dict[str, Tensor], sight: Sight) -> tuple[dict[str, Tensor], Choice]:
         count = sight.mask.shape[0]
         start = torch.zeros(count, 1, dtype=torch.bool)
-        seen = {"observation": sight.observation, "action_mask": sight.mask, "is_init": start, **memory}
+        observation, mask = sight.observation, sight.mask
+        if translation is not None:
+            observation, mask = translation.observation(observation), translation.mask(mask)
+        seen = {"observation": observation, "action_mask": mask, "is_init": start, **memory}
         with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
             out = critic(actor(TensorDict(seen, batch_size=[count])))
-        log_probs = torch.where(sight.mask, out["logits"], -torch.inf)
+        log_probs = torch.where(mask, out["logits"], -torch.inf)
+        log_probs = log_probs if translation is None else translation.log_probs(log_probs)
         action = log_probs.argmax(1) if greedy else rng.categorical(sight.key, log_probs)
         thought = Thought(out["state_value"].squeeze(1), log_probs)
         return {name: out["next", name] for name in memory}, Choice(action, thought)

@@ -96,3 +96,37 @@ def test_data_check_is_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (folder / "test_batch.bin").write_bytes((folder / "test_batch.bin").read_bytes()[:-1])
     assert esper.__main__.main(["data", "check", str(folder)]) == 2
     assert "test_batch.bin" in capsys.readouterr().err
+
+
+def test_one_policy_trains_on_two_tasks_and_plays_a_third(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(tmp_path / "both")
+    words = [
+        "train",
+        "--task",
+        "synthetic,synthetic_tokens",
+        "--room-for",
+        "digits_deep",
+        "--rounds",
+        "2",
+        "--out",
+        run,
+    ]
+    small = ["--num-envs", "3", "--horizon", "3", "--compile", "false", "--engine", "steps_per_epoch=1,batch_size=8"]
+    assert esper.__main__.main([*words, *small, "--eval-envs", "6"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "both" / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        each = [row["return/synthetic"], row["return/synthetic_tokens"]]
+        assert row["return"] == pytest.approx(sum(each) / 2)
+    reports = [json.loads((tmp_path / "both" / f"evaluation{n}.json").read_text()) for n in ("", "-2")]
+    assert [report["task"] for report in reports] == ["synthetic", "synthetic_tokens"]
+    capsys.readouterr()
+    again = ["evaluate", "--run", run, "--task", "digits_deep", "--num-envs", "6", "--horizon", "3", "--json", "true"]
+    assert esper.__main__.main([*again, "--compile", "false", "--engine", "steps_per_epoch=1"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["task"] == "digits_deep" and "learned" in report["players"]
+
+
+@pytest.mark.parametrize("task", ["digits,", ",digits", "digits,digits", ""])
+def test_tasks_are_named_once_each(task: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert esper.__main__.main(["train", "--task", task, "--out", "unused"]) == 2
+    assert "--task" in capsys.readouterr().err

@@ -107,7 +107,7 @@ def test_a_run_directory_tells_what_was_run(settings, whole):
     names = ["best.npz", "checkpoint.npz", "config.json", "evaluation.json", "metrics.jsonl", "report.html"]
     assert sorted(path.name for path in folder.iterdir()) == [*names, "resolved.json", "versions.json"]
     assert json.loads((folder / "config.json").read_text()) == asdict(settings)
-    resolved = json.loads((folder / "resolved.json").read_text())
+    resolved = json.loads((folder / "resolved.json").read_text())["synthetic"]
     assert resolved["config"]["steps_per_epoch"] == 1 and resolved["config"]["sample_order"] == "shared"
     assert resolved["hypers"]["host_lr"] == pytest.approx(0.02) and resolved["rewards"]["rent_weight"] == 0.25
     assert json.loads((folder / "versions.json").read_text())["torch"] == torch.__version__
@@ -178,7 +178,7 @@ def test_tables_of_a_file_are_the_flags(settings, tmp_path, monkeypatch):
     (tmp_path / "run.toml").write_text("\n".join(lines))
     out = Path(tmp_path / "out")
     assert esper.__main__.main(["train", "--config", str(tmp_path / "run.toml"), "--out", str(out)]) == 0
-    assert json.loads((out / "resolved.json").read_text())["hypers"]["host_lr"] == pytest.approx(0.02)
+    assert json.loads((out / "resolved.json").read_text())["synthetic"]["hypers"]["host_lr"] == pytest.approx(0.02)
     assert (
         load(out / "checkpoint.npz").table["settings"] == load(Path(settings.out) / "checkpoint.npz").table["settings"]
     )

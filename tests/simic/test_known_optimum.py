@@ -244,7 +244,7 @@ def test_ppo_reaches_the_optimum(seed):
 
     first = 1000 * seed
     for number in range(ROUNDS):
-        learner.update(collect(first + number))
+        learner.update([collect(first + number)])
     mean = returns_of(collect(first + ROUNDS)).mean().item()
     collector.shutdown()
     assert mean >= ENOUGH * closed_form()

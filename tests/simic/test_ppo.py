@@ -105,7 +105,7 @@ def test_an_update_changes_the_policy_and_stops_when_it_has_moved_too_far(rollou
     policy, batch = rollout
     before = {name: value.clone() for name, value in policy.state_dict().items()}
     learner = Learner(policy, PPOConfig(target_kl=1e-9, epochs=8, lr=3e-3, warmup=0.0), rounds=10)
-    assert learner.update(batch)["epochs"] < 8
+    assert learner.update([batch])["epochs"] < 8
     assert any(not torch.equal(value, before[name]) for name, value in policy.state_dict().items())
 
 
@@ -114,7 +114,7 @@ def test_a_broken_reward_does_not_break_the_policy(rollout):
     policy, batch = rollout
     broken = batch.clone()
     broken["next", "reward"][2, 1] = torch.nan
-    Learner(policy, PPOConfig(), rounds=2).update(broken)
+    Learner(policy, PPOConfig(), rounds=2).update([broken])
     assert all(torch.isfinite(parameter).all() for parameter in policy.parameters())
 
 
@@ -142,7 +142,7 @@ def test_gradients_of_one_minibatch_do_not_leak_into_the_next(rollout):
     policy, batch = rollout
     config = PPOConfig(lr=0.0, minibatches=1, epochs=3, target_kl=1e9)
     norms = [
-        Learner(policy, PPOConfig(**vars(config) | {"epochs": k}), 1).update(batch)["gradient_norm"] for k in (1, 3)
+        Learner(policy, PPOConfig(**vars(config) | {"epochs": k}), 1).update([batch])["gradient_norm"] for k in (1, 3)
     ]
     assert norms[0] > 0
     assert norms[1] == pytest.approx(norms[0], rel=1e-5)
@@ -153,8 +153,18 @@ def test_nothing_counts_beyond_the_horizon(rollout):
     policy, batch = rollout
     learner = Learner(policy, PPOConfig(lr=0.0, epochs=1), 1)
     seen = []
-    learner._minibatch = lambda data, rows: seen.append(data) or rows.append({"kl": 0.0}) or 0.0
-    learner.update(batch)
+    learner._minibatch = lambda parts, rows: seen.extend(parts) or rows.append({"kl": 0.0}) or 0.0
+    learner.update([batch])
     target = torch.cat([part["value_target"] for part in seen])[:, -1]
     expected = batch["next", "reward"][:, -1]
     assert torch.allclose(target.flatten().sort().values, expected.flatten().sort().values, atol=1e-5)
+
+
+def test_two_tasks_weigh_as_their_decisions(rollout):
+    """The same episodes twice, as two tasks, teach what they teach once."""
+    policy, batch = rollout
+    config = PPOConfig(lr=0.0, minibatches=1, epochs=1)
+    once = Learner(policy, config, 1).update([batch])
+    twice = Learner(policy, config, 1).update([batch, batch])
+    for name in ("policy_loss", "value_loss", "entropy", "gradient_norm", "explained_variance"):
+        assert twice[name] == pytest.approx(once[name], rel=1e-4, abs=1e-7)

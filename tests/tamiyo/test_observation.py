@@ -29,8 +29,8 @@ def grown(engine, epochs):
 def test_width_and_order_come_from_the_table(engine):
     names, config = engine.columns, engine.config
     assert len(set(names)) == len(names) == engine.observe(engine.init(0)).shape[1]
-    width = sum(len(column.labels(config, 7)) for column in BASE)
-    each = sum(len(column.labels(config, 7)) for column in PER_SLOT)
+    width = sum(len(column.labels(config, "abcdefg")) for column in BASE)
+    each = sum(len(column.labels(config, "abcdefg")) for column in PER_SLOT)
     assert len(names) == width + config.num_slots * each
     assert names[0] == "epoch" and names[width] == "slot0.alpha" and names[width + each] == "slot1.alpha"
 
@@ -58,10 +58,10 @@ def test_columns_are_bounded_and_equal_their_definition(engine, epochs):
             "slot1.contribution": max(-1, min(1, slot.contribution.item() / 10)),
             f"slot1.stage={Stage(slot.stage.item()).name}": 1.0,
             "slot0.stage=DORMANT": 1.0,
-            "slot0.blueprint=4": 0.0,
+            "slot0.blueprint=conv_light": 0.0,
         }
         if slot.blueprint >= 0:
-            expected |= {"slot1.blueprint=4": 1.0, "slot1.blend=SIGMOID": 1.0, "slot1.blend=LINEAR": 0.0}
+            expected |= {"slot1.blueprint=conv_light": 1.0, "slot1.blend=SIGMOID": 1.0, "slot1.blend=LINEAR": 0.0}
         for name, value in expected.items():
             assert seen[name] == pytest.approx(value, abs=1e-5), name
 

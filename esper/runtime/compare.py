@@ -1,6 +1,6 @@
 """Comparison: policies side by side on the same environments, as one table of numbers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from esper.leyline.actions import Op
@@ -20,11 +20,14 @@ class Column(NamedTuple):
     head: str
     unit: str
     decimals: int = 2
+    of_tokens: bool | None = None  # whether it is for token tasks alone, for the others alone, or for all
 
 
 COLUMNS = {
     "accuracy": Column("accuracy %", "pp, final validation accuracy", 1),
-    "best": Column("best %", "pp, best validation accuracy", 1),
+    "best": Column("best %", "pp, best validation accuracy", 1, of_tokens=False),
+    "bits": Column("bits", "bits per token, final validation", 3, of_tokens=True),
+    "perplexity": Column("perplexity", "final validation", of_tokens=True),
     "total_reward": Column("return", "undiscounted"),
     "added": Column("added", "parameters in seeds at the end", 0),
     "germinated": Column("germinated", "seeds"),
@@ -55,7 +58,8 @@ def compare(
       policy itself, the survival of its seeds, the calibration of its values, and red flags; per other player the
       paired differences of the first player to it. None stands for what is undefined.
     """
-    outcomes = []
+    outcomes, tokens = [], scene.engine.data.has_tokens
+    names = [name for name, column in COLUMNS.items() if column.of_tokens in (None, tokens)]
     for number, player in enumerate(players, start=1):
         note(f"playing {player.name} in {scene.engine.config.num_envs} environments ({number}/{len(players)})")
         outcomes.append(play(scene.engine, player, seed, scene.mode, scene.params)[1])
@@ -69,15 +73,21 @@ def compare(
         "gamma": rules.gamma,
         "rewards": dict(rules.rewards),
         "engine": dict(rules.engine),
-        "players": {outcome.player: summary(outcome, rules.gamma) for outcome in outcomes},
-        "first_minus": {other.player: differences(outcomes[0], other) for other in outcomes[1:]},
+        "players": {outcome.player: summary(outcome, names, rules.gamma) for outcome in outcomes},
+        "first_minus": {other.player: differences(outcomes[0], other, names) for other in outcomes[1:]},
     }
     return report, outcomes
 
 
-def summary(outcome: Outcome, gamma: float) -> dict[str, Any]:
+def columns_of(report: dict[str, Any]) -> list[str]:
+    """Names of the columns that a report has, in the order of the tables."""
+    row = next(iter(report["players"].values()))
+    return [name for name in COLUMNS if name in row]
+
+
+def summary(outcome: Outcome, names: Sequence[str], gamma: float) -> dict[str, Any]:
     """One player's part of the report."""
-    columns = {name: mean_interval(getattr(outcome, name)) for name in COLUMNS}
+    columns = {name: mean_interval(getattr(outcome, name)) for name in names}
     thirds = by_third(outcome.operations)
     thoughts = outcome.trace.thoughts
     return {
@@ -117,10 +127,10 @@ def with_error(name: str, cell: dict[str, float], sign: str = "") -> str:
     return f"{cell['mean']:{sign}{form}} ± {cell['half_width']:{form}}"
 
 
-def differences(first: Outcome, other: Outcome) -> dict[str, dict[str, float]]:
-    """Paired differences of every column, first minus other, with 95 % half-widths."""
+def differences(first: Outcome, other: Outcome, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Paired differences of columns, first minus other, with 95 % half-widths."""
     rows = {}
-    for name in COLUMNS:
+    for name in names:
         mean, half = mean_interval(getattr(first, name).double() - getattr(other, name).double())
         rows[name] = {"mean": mean, "half_width": half}
     return rows

@@ -14,6 +14,7 @@ from esper.nissa.seeds import REMOVED, Fate, Lives, lives
 from esper.nissa.trace import Trace, record, stack, think
 from esper.simic.rewards import RewardMode, RewardParams, build_reward_params, reward
 from esper.tamiyo.players import Player, Sight
+from esper.tolaria.evaluation import bits, perplexity
 from esper.utils import rng
 
 PLAY_STREAM = 0x91A7
@@ -26,6 +27,8 @@ class Outcome(NamedTuple):
     player: str
     accuracy: Tensor  # pp; final validation accuracy
     best: Tensor  # pp; best validation accuracy
+    bits: Tensor  # final validation loss, bits per prediction
+    perplexity: Tensor  # the same as a number of equally likely outcomes
     total_reward: Tensor  # undiscounted return
     added: Tensor  # parameters in seeds at the end
     germinated: Tensor  # seeds germinated, by GERMINATE or CHANGE_BLUEPRINT
@@ -96,6 +99,8 @@ def _outcome(engine: Engine, name: str, state: State, trace: Trace, seconds: flo
         player=name,
         accuracy=state.signals.val_accuracy.cpu(),
         best=state.signals.best_accuracy.cpu(),
+        bits=bits(state.signals.val_loss).cpu(),
+        perplexity=perplexity(state.signals.val_loss).cpu(),
         total_reward=trace.reward.double().sum(0),
         added=seed_sizes(engine.network, state.slots).sum(1).cpu(),
         germinated=per_env(seeds.born >= 0),

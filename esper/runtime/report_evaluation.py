@@ -5,7 +5,7 @@ from typing import Any
 from esper.nissa import page
 from esper.nissa.charts import Interval, identity_chart, interval_chart
 from esper.nissa.markup import Markup
-from esper.runtime.compare import COLUMNS, with_error
+from esper.runtime.compare import COLUMNS, columns_of, with_error
 from esper.runtime.table import number
 
 CHARTED = {
@@ -45,9 +45,10 @@ def evaluation_section(evaluation: dict[str, Any]) -> Markup:
         gaps = [Interval(player, row[name]["mean"], row[name]["half_width"]) for player, row in others.items()]
         paired = f"{title}, {first} minus the other, paired"
         charts.append(page.figure(paired, interval_chart(paired, f"difference, {gap}", gaps, mark=0.0)))
-    heads = ["policy", *(column.head for column in COLUMNS.values())]
-    means_table = [[player, *(with_error(name, row[name]) for name in COLUMNS)] for player, row in players.items()]
-    gaps_table = [[player, *(with_error(name, row[name], "+") for name in COLUMNS)] for player, row in others.items()]
+    columns = columns_of(evaluation)
+    heads = ["policy", *(COLUMNS[name].head for name in columns)]
+    means_table = [[player, *(with_error(name, row[name]) for name in columns)] for player, row in players.items()]
+    gaps_table = [[player, *(with_error(name, row[name], "+") for name in columns)] for player, row in others.items()]
     remark = (
         f"{evaluation['num_envs']} environments from seed {evaluation['seed']}, {evaluation['horizon']} decisions "
         "each. Training never used these seeds, and every policy met the same hosts and the same data, so "

@@ -5,7 +5,7 @@ from typing import Any
 from esper.leyline.actions import Op
 from esper.nissa.actions import PHASES
 from esper.nissa.seeds import COURSE, REMOVED
-from esper.runtime.compare import COLUMNS, with_error
+from esper.runtime.compare import COLUMNS, columns_of, with_error
 
 OPS = {op: op.name.lower().split("_")[0] for op in Op}
 """Headings of the operations."""
@@ -42,12 +42,13 @@ def _aligned(rows: list[list[str]]) -> str:
 def _outcomes(report: dict[str, Any]) -> str:
     """Means and paired differences in one table, so that they stand below each other."""
     first, *_ = report["players"]
-    rows = [["policy", *(column.head for column in COLUMNS.values())]]
+    columns = columns_of(report)
+    rows = [["policy", *(COLUMNS[key].head for key in columns)]]
     for name, row in report["players"].items():
-        rows.append([name, *(with_error(key, row[key]) for key in COLUMNS)])
+        rows.append([name, *(with_error(key, row[key]) for key in columns)])
     count = len(rows)
     for name, row in report["first_minus"].items():
-        rows.append([f"  {name}", *(with_error(key, row[key], "+") for key in COLUMNS)])
+        rows.append([f"  {name}", *(with_error(key, row[key], "+") for key in columns)])
     lines = _aligned(rows).splitlines(keepends=True)
     heading = (
         f"{report['task']}, {report['num_envs']} environments from seed {report['seed']}, {report['horizon']} decisions"

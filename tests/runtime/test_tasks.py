@@ -130,3 +130,11 @@ def test_one_policy_trains_on_two_tasks_and_plays_a_third(tmp_path: Path, capsys
 def test_tasks_are_named_once_each(task: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert esper.__main__.main(["train", "--task", task, "--out", "unused"]) == 2
     assert "--task" in capsys.readouterr().err
+
+
+def test_language_tasks_report_bits_and_perplexity(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", "--task", "synthetic_tokens", "--num-envs", "6", "--horizon", "2", "--compile", "false"]
+    assert esper.__main__.main([*words, "--engine", "steps_per_epoch=1", "--json", "true"]) == 0
+    wait = json.loads(capsys.readouterr().out)["players"]["wait"]
+    assert "best" not in wait and 1.0 < wait["bits"]["mean"] < 2.2  # four tokens: 2 bits for a host that knows nothing
+    assert wait["perplexity"]["mean"] == pytest.approx(2 ** wait["bits"]["mean"], rel=0.01)

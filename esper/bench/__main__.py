@@ -1,0 +1,100 @@
+"""``python -m esper.bench list | run [CASE...] | compare A.json B.json``."""
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+from esper.bench.case import Bench, Case
+from esper.bench.cases import cases_of
+from esper.bench.compare import compare
+from esper.bench.probe import ProbeError
+from esper.bench.record import machine, to_table
+from esper.bench.report import listing, report
+from esper.bench.run import run_cases
+from esper.bench.settings import Asked, choose, read_arguments
+from esper.leyline.config import ConfigError
+from esper.runtime.tasks import TASKS
+from esper.tolaria.data import DatasetError
+from esper.utils.settings import SettingsError
+
+RED, MISUSED = 1, 2
+"""Exit statuses: a gate was red; a word on the command line is not allowed."""
+
+
+def run(asked: Asked, out: TextIO, notes: TextIO, table: dict[str, Case] | None = None) -> int:
+    """Measure, report, and write the file.
+
+    Args:
+      asked: what.
+      out: where the report goes.
+      notes: where progress goes.
+      table: the cases; None = the task's.
+
+    Returns:
+      0, or 1 if a gate was red.
+    """
+    bench = asked.bench()
+    chosen = choose(cases_of(bench.task) if table is None else table, asked.cases)
+    facts = machine(bench.device)
+
+    def note(line: str) -> None:
+        notes.write(line + "\n")
+        notes.flush()
+
+    results, rates = run_cases(bench, chosen, asked.envs, asked.repeat, asked.probe, note)
+    record = to_table(facts, _settings(asked, bench), rates, results)
+    out.write(report(record, rates, results))
+    if asked.json is not None:
+        asked.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return RED if any(result.wrong is not None for result in results) else 0
+
+
+def _settings(asked: Asked, bench: Bench) -> dict[str, Any]:
+    """What was measured, with the sizes that decide what it costs."""
+    config = bench.engine(asked.envs[0]).config
+    return {
+        "cases": list(asked.cases),
+        "envs": list(asked.envs),
+        "task": asked.task,
+        "host": bench.task.host.name,
+        "slots": config.num_slots,
+        "batch_size": config.batch_size,
+        "steps_per_epoch": config.steps_per_epoch,
+        "horizon": config.horizon,
+        "device": asked.device,
+        "dtype": asked.dtype,
+        "compile": bench.compile,
+        "repeat": asked.repeat,
+        "quick": asked.quick,
+        "probe": asked.probe,
+    }
+
+
+def main(words: Sequence[str] | None = None, out: TextIO | None = None, notes: TextIO | None = None) -> int:
+    """Run a command.
+
+    Args:
+      words: after the program's name; None = the process's own.
+      out, notes: where the report and the progress go; None = standard output and standard error.
+
+    Returns:
+      exit status: 0; 1 if a gate was red; 2 with one line for a word that is not allowed or a process that failed.
+    """
+    out, notes = sys.stdout if out is None else out, sys.stderr if notes is None else notes
+    try:
+        asked = read_arguments(sys.argv[1:] if words is None else words)
+        if asked.action == "list":
+            out.write(listing(cases_of(TASKS[asked.task]())))
+            return 0
+        if asked.action == "compare":
+            out.write(compare(*asked.files))
+            return 0
+        return run(asked, out, notes)
+    except (SettingsError, ConfigError, DatasetError, ProbeError) as error:
+        notes.write(f"esper.bench: {error}\n")
+        return MISUSED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""Results as text for a terminal of 120 columns."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from esper.bench.case import Case
+from esper.bench.rates import Rates, median_rates
+from esper.bench.ratios import Finding, findings
+from esper.bench.record import Result, summary
+
+NAME = 20
+"""Columns of a case's name."""
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number in as few columns as its digits need, with k, M, G or T; - where there is none."""
+    if value is None:
+        return "-"
+    for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= factor:
+            return f"{_significant(value / factor, digits)}{letter}"
+    return _significant(value, digits)
+
+
+def _significant(value: float, digits: int) -> str:
+    whole = len(str(int(abs(value))))
+    return f"{value:.{max(digits - whole, 0)}f}" if value == 0 or abs(value) >= 0.1 else f"{value:.{digits - 1}g}"
+
+
+def percent(share: float | None) -> str:
+    """A share as a percentage; - where there is none."""
+    return "-" if share is None else f"{100 * share:.1f}"
+
+
+def _line(cells: Iterable[tuple[str, int]]) -> str:
+    """Cells with their widths; a negative width aligns left."""
+    texts = [f"{text:<{-width}}" if width < 0 else f"{text:>{width}}" for text, width in cells]
+    return " ".join(texts).rstrip() + "\n"
+
+
+def header(facts: dict[str, Any], settings: dict[str, Any]) -> str:
+    """What was measured, and on what."""
+    versions = ", ".join(f"{name} {facts[name]}" for name in ("torch", "tensordict", "torchrl", "python"))
+    sizes = f"batch {settings['batch_size']}, {settings['steps_per_epoch']} SGD steps, {settings['slots']} slots"
+    how = ("compiled" if settings["compile"] else "eager") + (", --quick" if settings["quick"] else "")
+    return (
+        f"esper {facts['esper']} at {facts['commit'] or 'no commit'}, {versions}\n"
+        f"{facts['processor']}, device {facts['device']}, {facts['threads']} threads on {facts['cores']} cores\n"
+        f"{settings['task']}: {settings['host']}, {sizes}, {settings['dtype']}, {how}\n"
+    )
+
+
+def rates_text(rates: list[Rates]) -> str:
+    """The machine's rates during the run, each with its range."""
+    best = median_rates(rates)
+    flops, moved = sorted(rate.flops for rate in rates), sorted(rate.bytes for rate in rates)
+    return (
+        f"rates in this run: matrix product {best.flops / 1e9:.1f} GFLOP/s ({flops[0] / 1e9:.1f} to "
+        f"{flops[-1] / 1e9:.1f}), copy {best.bytes / 1e9:.1f} GB/s ({moved[0] / 1e9:.1f} to {moved[-1] / 1e9:.1f})\n"
+    )
+
+
+def times(results: list[Result], rates: list[Rates]) -> str:
+    """Milliseconds and rates of every result; a red gate shows what it found, and no time."""
+    heads = ("case", "E", "ms", "p10", "p90", "steps/s", "SGD/s", "samples/s", "FLOP/s", "%", "byte/s", "%")
+    widths = (-NAME, 5, 9, 9, 9, 8, 8, 9, 8, 5, 8, 5)
+    lines = [_line(zip(heads, widths, strict=True))]
+    for result in results:
+        name = [(result.case, -NAME), (str(result.envs), 5)]
+        if result.wrong is not None:
+            lines.append(_line([*name, (f"WRONG: {result.wrong}", -1)]))
+            continue
+        row = summary(result, rates)
+        cells = [f"{1e3 * (row[key] or 0):.2f}" for key in ("median", "p10", "p90")]
+        cells += [number(row[f"{key}_per_second"]) for key in ("env_steps", "sgd_steps", "samples")]
+        for key in ("flops", "bytes"):
+            cells += [number(row[f"{key}_per_second"]), percent(row[f"{key}_share"])]
+        lines.append(_line([*name, *zip(cells, widths[2:], strict=True)]))
+    steps = "steps/s: environment steps; SGD/s: minibatches per host; %: of the matrix product's and the copy's rate\n"
+    return "".join(lines) + steps
+
+
+def costs(results: list[Result], rates: list[Rates]) -> str:
+    """What beside time every result costs: compilation, waits, memory."""
+    heads = (
+        "case",
+        "E",
+        "cold s",
+        "warm s",
+        "graphs",
+        "breaks",
+        "recomp.",
+        "waits/run",
+        "peak MB",
+        "kB/env",
+        "formula",
+    )
+    widths = (-NAME, 5, 8, 8, 7, 7, 8, 10, 9, 9, 9)
+    lines = [_line(zip(heads, widths, strict=True))]
+    for result in results:
+        row = summary(result, rates)
+        if row and result.counted:
+            cells = [number(row["cold_seconds"]), number(row["warm_seconds"]), number(row["graphs"])]
+            waits = f"{result.waits / result.counted:.4g}"
+            cells += [str(result.graph_breaks), str(result.recompiles), waits]
+            cells += [_scaled(row["peak_bytes"], 1e6), _scaled(row["bytes_per_env"], 1e3)]
+            cells.append(_scaled(result.formula_bytes, 1e3))
+            lines.append(_line([(result.case, -NAME), (str(result.envs), 5), *zip(cells, widths[2:], strict=True)]))
+    return "".join(lines) if len(lines) > 1 else ""
+
+
+def _scaled(value: float | None, unit: float) -> str:
+    return "-" if value is None else f"{value / unit:.1f}"
+
+
+def claims(found: list[Finding]) -> str:
+    """Ratios and counts with their limits."""
+    if not found:
+        return ""
+    widths = (-58, 9, 9, 9, 9, 9, -8)
+    lines = [_line(zip(("ratio, or count", "E", "median", "p10", "p90", "limit", ""), widths, strict=True))]
+    for each in found:
+        cells = [number(each.median), number(each.p10), number(each.p90), number(each.limit), each.verdict]
+        lines.append(_line(zip([each.name, each.envs, *cells], widths, strict=True)))
+    return "".join(lines)
+
+
+def report(table: dict[str, Any], rates: list[Rates], results: list[Result]) -> str:
+    """Everything, for people."""
+    head = header(table["machine"], table["settings"]) + rates_text(rates)
+    blocks = (head, times(results, rates), costs(results, rates), claims(findings(results)))
+    return "\n".join(block for block in blocks if block)
+
+
+def listing(cases: dict[str, Case]) -> str:
+    """Names and units of work."""
+    return "".join(f"{case.name:<{NAME}} {case.unit}\n" for case in cases.values())

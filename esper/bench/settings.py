@@ -1,0 +1,158 @@
+"""What was asked for on the command line."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from esper.bench.case import Bench, Case
+from esper.leyline.config import Precision
+from esper.runtime.compilation import resolve_compile
+from esper.runtime.tasks import TASKS
+from esper.utils.settings import SettingsError
+
+MOST_ENVS = 1 << 20
+REPEAT, QUICK_REPEAT = 21, 3
+ENVS, QUICK_ENVS = "64", "2"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One command.
+
+    Attributes:
+      action: list, run or compare.
+      cases: patterns of names; none = all.
+      files: two files to compare.
+      envs: numbers of environments.
+      device, dtype, compile, repeat, task, quick, probe: of the run.
+      json: where results go, if anywhere.
+    """
+
+    action: str
+    cases: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
+    envs: tuple[int, ...] = (64,)
+    device: str = "cpu"
+    dtype: str = Precision.FLOAT32.value
+    compile: bool | None = None
+    repeat: int = REPEAT
+    task: str = "digits"
+    quick: bool = False
+    probe: bool = True
+    json: Path | None = None
+
+    def bench(self) -> Bench:
+        """What the cases share.
+
+        Raises:
+          SettingsError: the device is not there.
+          ConfigError: ``--compile`` without a compiler.
+        """
+        device = _device(self.device)
+        mode = resolve_compile("auto" if self.compile is None else self.compile, device)
+        return Bench(TASKS[self.task](), device, Precision(self.dtype), mode, self.quick)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise SettingsError(" ".join(message.split()))
+
+
+def read_arguments(words: Sequence[str]) -> Asked:
+    """Words after ``python -m esper.bench``.
+
+    Raises:
+      SettingsError: one line.
+      SystemExit: ``--help``.
+    """
+    given = vars(_parser().parse_args(list(words)))
+    quick = given.get("quick", False)
+    if "envs" in given:
+        given["envs"] = _counts(given["envs"] or (QUICK_ENVS if quick else ENVS))
+        repeat = given["repeat"]
+        given["repeat"] = (QUICK_REPEAT if quick else REPEAT) if repeat is None else _count("--repeat", repeat, 10**6)
+        given["probe"] = not quick if given["probe"] is None else given["probe"]
+        given["json"] = None if given["json"] is None else _writable(Path(given["json"]))
+    for name in ("cases", "files"):
+        if name in given:
+            given[name] = tuple(Path(word) if name == "files" else word for word in given[name])
+    return Asked(**given)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="esper.bench", description="Measure what Esper costs.", allow_abbrev=False)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="list | run | compare")
+    for name, text in (("list", "name the cases and their units of work"), ("run", "check and time cases")):
+        each = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
+        each.add_argument("--task", choices=tuple(TASKS), default="digits", help="preset (default: digits)")
+        if name == "run":
+            _add_run_flags(each)
+    both = actions.add_parser("compare", help="two files of run --json", allow_abbrev=False)
+    both.add_argument("files", nargs=2, metavar="FILE.json")
+    return parser
+
+
+def _add_run_flags(parser: argparse.ArgumentParser) -> None:
+    flag, pair = parser.add_argument, argparse.BooleanOptionalAction
+    flag("cases", nargs="*", metavar="CASE", help="names, or patterns such as 'slot-*'; none = all")
+    flag("--envs", metavar="1,16,64", help=f"numbers of environments (default: {ENVS})")
+    flag("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    flag("--dtype", choices=[p.value for p in Precision], default=Precision.FLOAT32.value, help="default: float32")
+    flag("--compile", action=pair, help="default: where a compiler is at hand")
+    flag("--repeat", metavar="N", help=f"timings of each case, in turn (default: {REPEAT})")
+    flag("--json", metavar="FILE", help="write everything there")
+    flag("--quick", action="store_true", help="tiny sizes: whether a case works, not what it costs")
+    flag("--probe", action=pair, help="fresh processes for compile seconds and memory (default: not with --quick)")
+
+
+def _count(place: str, word: str, most: int) -> int:
+    if not (word.isascii() and word.isdigit() and 1 <= int(word) <= most):
+        raise SettingsError(f"{place} = {word!r}: expected an integer from 1 to {most}")
+    return int(word)
+
+
+def _counts(words: str) -> tuple[int, ...]:
+    parts = [_count("--envs", word.strip(), MOST_ENVS) for word in words.split(",")]
+    if len(set(parts)) != len(parts):
+        raise SettingsError(f"--envs = {words!r}: expected distinct numbers")
+    return tuple(parts)
+
+
+def _writable(path: Path) -> Path:
+    """Known before anything is measured: a run is too long to lose its file at the end."""
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise SettingsError(f"--json = {str(path)!r}: expected a file in a folder that exists")
+    return path
+
+
+def _device(word: str) -> torch.device:
+    try:
+        device = torch.device(word)
+    except RuntimeError:
+        raise SettingsError(f"--device = {word!r}: expected cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise SettingsError(f"--device = {word!r}: expected cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise SettingsError(f"--device = {word!r}: found {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def choose(table: dict[str, Case], patterns: Sequence[str]) -> list[Case]:
+    """The cases that the patterns name, in the table's order; none = all.
+
+    Raises:
+      SettingsError: a pattern names no case.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in table):
+            near = get_close_matches(pattern, table, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(table)}"
+            raise SettingsError(f"case {pattern!r}: unknown; {hint}")
+    wanted = patterns or ("*",)
+    return [case for name, case in table.items() if any(fnmatchcase(name, pattern) for pattern in wanted)]

@@ -1,0 +1,1 @@
+"""The laboratory book: the same work done otherwise, and recorded results. Not shipped."""

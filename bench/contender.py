@@ -1,0 +1,187 @@
+"""One contender in its own process: ``python -m bench.contender NAME WORKLOAD.npz``.
+
+Alone it passes through all epochs of the workload, repeats the first as an environment step, and prints one JSON line.
+With ``--serve`` it answers requests, one JSON line each (``bench.served`` asks them), and is idle in between.
+"""
+
+import argparse
+import importlib
+import importlib.metadata
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bench.contract import Contender
+from bench.workload import Workload, load
+
+
+class Entry(NamedTuple):
+    """Which module renders a contender, and with which options.
+
+    Attributes:
+      module: has ``prepare(workload, **options)``.
+      options: for every shape; ``BEST`` adds more for one.
+      packages: whose versions matter.
+    """
+
+    module: str
+    options: dict[str, Any]
+    packages: tuple[str, ...] = ("torch",)
+
+
+JAX = ("jax", "jaxlib", "optax")
+CONTENDERS = {
+    "esper": Entry("bench.esper_step", {"compile": True}),
+    "esper-eager": Entry("bench.esper_step", {"compile": False}),
+    "loop": Entry("bench.loop", {}),
+    "loop-compiled": Entry("bench.loop", {"compile": "whole"}),
+    "processes": Entry("bench.processes", {}),
+    "processes-compiled": Entry("bench.processes", {"compile": "whole"}),
+    "jax-conv": Entry("bench.jax_step", {"form": "conv"}, packages=JAX),
+    "jax-im2col": Entry("bench.jax_step", {"form": "im2col"}, packages=JAX),
+}
+"""Everyone, each in its best variant; README.md says how the variants compare."""
+
+BEST: dict[tuple[str, str], dict[str, Any]] = {
+    ("loop", "cifar"): {"channels_last": True},
+    ("processes", "cifar"): {"channels_last": True},
+}
+"""Further options by contender and shape."""
+
+
+def start(name: str, workload: Workload, overrides: dict[str, Any]) -> tuple[Contender, dict[str, Any]]:
+    """Build a contender and take its first two steps.
+
+    Returns:
+      the contender, and what its start was like: seconds to the end of the first step, versions, options.
+    """
+    entry = CONTENDERS[name]
+    module = importlib.import_module(entry.module)
+    options = entry.options | BEST.get((name, workload.structure.name), {}) | overrides
+    began = time.perf_counter()
+    contender = module.prepare(workload, **options)
+    contender.step()
+    seconds = time.perf_counter() - began
+    contender.reset()
+    contender.step()
+    versions = {package: importlib.metadata.version(package) for package in entry.packages}
+    return contender, {"first_seconds": seconds, "versions": versions, "options": options}
+
+
+def timed_step(contender: Contender) -> dict[str, Any]:
+    """One environment step from where things stand."""
+    began = time.perf_counter()
+    outcome = contender.step()
+    seconds = time.perf_counter() - began
+    return {"seconds": seconds, "mean_loss": outcome.mean_loss.tolist()} | _scores(contender_scores=outcome.scores)
+
+
+def timed_product(contender: Contender) -> dict[str, Any]:
+    """The best of some matrix products."""
+    times = []
+    for _ in range(8):
+        began = time.perf_counter()
+        contender.multiply()
+        times.append(time.perf_counter() - began)
+    return {"seconds": min(times)}
+
+
+def usage() -> dict[str, float]:
+    """Peak memory of this process and its largest child, MB."""
+    peaks = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return {"peak_mb": sum(peaks) / 1024}
+
+
+def _scores(contender_scores: Any) -> dict[str, Any]:
+    return {"accuracy": contender_scores.accuracy.tolist(), "effect": contender_scores.effect.tolist()}
+
+
+def answer(contender: Contender, request: dict[str, Any]) -> dict[str, Any]:
+    """Do what is asked."""
+    match request["do"]:
+        case "reset":
+            contender.reset()
+            return {}
+        case "train":
+            return {"losses": contender.train(request["epoch"]).tolist()}
+        case "validate":
+            return _scores(contender.validate())
+        case "step":
+            return timed_step(contender)
+        case "product":
+            return timed_product(contender)
+        case "usage":
+            return usage()
+    raise ValueError(f"request {request!r}: expected reset, train, validate, step, product or usage")
+
+
+def serve(contender: Contender, about: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> None:
+    """Answer requests from standard input until it ends."""
+    say(about)
+    for line in sys.stdin:
+        say(answer(contender, json.loads(line)))
+
+
+def report(contender: Contender, about: dict[str, Any], epochs: int, repeats: int) -> dict[str, Any]:
+    """Everything in one go."""
+    contender.reset()
+    losses = [contender.train(0)]
+    scores = contender.validate()
+    losses += [contender.train(epoch) for epoch in range(1, epochs)]
+    steps = []
+    for _ in range(repeats):
+        contender.reset()
+        steps.append(timed_step(contender)["seconds"])
+    measured = {"seconds": steps, "compile_seconds": about["first_seconds"] - (min(steps) if steps else 0)}
+    return about | measured | usage() | {"losses": np.concatenate(losses).tolist()} | _scores(scores)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=CONTENDERS)
+    parser.add_argument("workload", type=Path)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--cores", default="0,1", help="processors to run on, such as 0,1; one thread each")
+    parser.add_argument("--serve", action="store_true")
+    parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="another variant")
+    return parser.parse_args(arguments)
+
+
+def option(text: str) -> tuple[str, Any]:
+    """OPTION=VALUE; true and false are booleans."""
+    name, value = text.split("=", 1)
+    return name, {"true": True, "false": False}.get(value, value)
+
+
+def main() -> None:
+    """Run one contender."""
+    options = parse()
+    cores = [int(core) for core in options.cores.split(",")]
+    os.sched_setaffinity(0, cores)
+    os.environ |= {"OMP_NUM_THREADS": str(len(cores)), "MKL_NUM_THREADS": str(len(cores)), "JAX_PLATFORMS": "cpu"}
+    out = os.fdopen(os.dup(1), "w")  # what libraries print goes to standard error
+    os.dup2(2, 1)
+
+    def say(answer: dict[str, Any]) -> None:
+        out.write(json.dumps(answer) + "\n")
+        out.flush()
+
+    workload = load(options.workload)
+    contender, about = start(options.name, workload, dict(map(option, options.set)))
+    if options.serve:
+        serve(contender, about, say)
+    else:
+        say(report(contender, about, len(workload.indices), options.repeats))
+    contender.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""What a contender is: a handful of functions over one workload."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from bench.workload import Array
+
+
+class Scores(NamedTuple):
+    """What validation says."""
+
+    accuracy: Array  # [E]; percentage points
+    effect: Array  # [E, S]; what every active seed contributes (or, behind the host, would): percentage points
+
+
+class Outcome(NamedTuple):
+    """What an environment step says."""
+
+    losses: Array | None  # [k, E]; nats, before each SGD step; None if only their mean is known
+    mean_loss: Array  # [E]
+    scores: Scores
+
+
+class Contender(NamedTuple):
+    """One way to do the work. Results are numpy arrays, so whoever returns them has finished.
+
+    Attributes:
+      reset: back to the initial numbers; not timed.
+      train: the SGD steps of an epoch -> losses [k, E].
+      validate: scores as they stand.
+      step: one environment step from where things stand, with the first epoch's minibatches; this is timed.
+      multiply: one product of two 2048 x 2048 float32 matrices, by the contender's own library.
+      close: end whatever was started.
+    """
+
+    reset: Callable[[], None]
+    train: Callable[[int], Array]
+    validate: Callable[[], Scores]
+    step: Callable[[], Outcome]
+    multiply: Callable[[], object]
+    close: Callable[[], None] = lambda: None

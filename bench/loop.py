@@ -1,0 +1,229 @@
+"""A plain PyTorch loop over environments, each a ``torch.nn`` module: eager, or compiled."""
+
+import types
+from collections.abc import Callable
+from functools import partial
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils import clip_grad_norm_
+
+from bench.contract import Contender, Outcome, Scores
+from bench.modules import Environment, Slot
+from bench.workload import Array, Numbers, Workload
+
+MATRIX = 2048
+
+
+class Variant(NamedTuple):
+    """How the loop is run.
+
+    Attributes:
+      channels_last: memory format of features and weights.
+      optimizer: "foreach" or "fused", one per environment; or "joint": one fused optimizer and one joint clipping for
+        the parameters of all environments.
+      compile: "none"; "parts": every block, seed and head; "whole": forward and loss of a structure in one graph, and
+        its validation in another. Environments of equal structure share their graphs.
+    """
+
+    channels_last: bool = False
+    optimizer: str = "joint"
+    compile: str = "none"
+
+
+def own_code(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function with a code object of its own, under which dynamo keeps its graphs and counts them."""
+    assert isinstance(function, types.FunctionType)
+    code = function.__code__.replace()
+    return types.FunctionType(
+        code, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+
+
+def signature(environment: Environment) -> tuple[Any, ...]:
+    """Equal for environments that one graph can serve."""
+    return tuple((part.role, str(part.seed)) if isinstance(part, Slot) else str(part) for part in environment.path)
+
+
+def train_loss(environment: Environment, inputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of a minibatch."""
+    return F.cross_entropy(environment(inputs), targets)
+
+
+def scores(environment: Environment, inputs: Tensor, targets: Tensor) -> Tensor:
+    """Counts of correct predictions, [1 + active slots]."""
+    return torch.stack(environment.score(inputs, targets))
+
+
+class Graphs(NamedTuple):
+    """What is called for one environment."""
+
+    loss: Callable[[Environment, Tensor, Tensor], Tensor]
+    scores: Callable[[Environment, Tensor, Tensor], Tensor]
+
+
+def graphs_of(environments: list[Environment], compile: str) -> list[Graphs]:
+    """The functions to call, per environment."""
+    if compile != "whole":
+        if compile == "parts":
+            compile_parts(environments)
+        return [Graphs(train_loss, scores)] * len(environments)
+    known: dict[Any, Graphs] = {}
+    for environment in environments:
+        key = signature(environment)
+        if key not in known:
+            build = partial(torch.compile, fullgraph=True, dynamic=False)
+            known[key] = Graphs(build(own_code(train_loss)), build(own_code(scores)))
+    return [known[signature(environment)] for environment in environments]
+
+
+def compile_parts(environments: list[Environment]) -> None:
+    """Let every block, seed and head run compiled; equal ones share a graph."""
+    known: dict[str, Callable[..., Tensor]] = {}
+    for environment in environments:
+        modules = [part.seed if isinstance(part, Slot) else part for part in environment.path]
+        for module in modules:
+            if str(module) not in known:
+                known[str(module)] = torch.compile(own_code(_call), fullgraph=True, dynamic=False)
+            module.forward = partial(known[str(module)], type(module).forward, module)
+
+
+def _call(forward: Callable[..., Tensor], module: torch.nn.Module, x: Tensor) -> Tensor:
+    return forward(module, x)
+
+
+def make_optimizer(environments: list[Environment], numbers: Numbers, fused: bool) -> torch.optim.SGD:
+    """SGD with momentum over some environments; hosts and seeds have rates and decays of their own."""
+    hosts = [param for environment in environments for param in environment.parts()[0]]
+    seeds = [param for environment in environments for part in environment.parts()[1:] for param in part]
+    groups: list[dict[str, Any]] = [{"params": hosts, "lr": numbers.host_lr, "weight_decay": numbers.host_decay}]
+    if seeds:
+        groups.append({"params": seeds, "lr": numbers.seed_lr, "weight_decay": numbers.seed_decay})
+    return torch.optim.SGD(groups, momentum=numbers.momentum, fused=fused, foreach=not fused)
+
+
+class JointClip:
+    """Clips the gradients of many parts, each by its own norm, in a dozen calls."""
+
+    def __init__(self, environments: list[Environment], numbers: Numbers) -> None:
+        parts = [part for environment in environments for part in environment.parts()]
+        limits = [n for e in environments for n in (numbers.host_clip, *[numbers.seed_clip] * len(e.slots))]
+        self.params = list(chain.from_iterable(parts))
+        self.owner = torch.tensor([index for index, part in enumerate(parts) for _ in part])
+        self.limit = torch.tensor(limits, dtype=self.params[0].dtype)
+
+    def __call__(self) -> None:
+        """Scale ``.grad`` in place."""
+        grads = [param.grad for param in self.params]
+        squares = torch.stack(torch._foreach_norm(grads)).square()
+        norms = torch.zeros_like(self.limit).index_add_(0, self.owner, squares).sqrt()
+        factors = (self.limit / (norms + 1e-6)).clamp_(max=1)
+        torch._foreach_mul_(grads, list(factors[self.owner].unbind()))
+
+
+def clip_each(environment: Environment, numbers: Numbers) -> None:
+    """Clip host and seeds of one environment."""
+    host, *seeds = environment.parts()
+    clip_grad_norm_(host, numbers.host_clip)
+    for seed in seeds:
+        clip_grad_norm_(seed, numbers.seed_clip)
+
+
+class Loop:
+    """The environments with their optimizers and data."""
+
+    def __init__(self, workload: Workload, variant: Variant) -> None:
+        self.workload, self.variant = workload, variant
+        self.layout = torch.channels_last if variant.channels_last else torch.contiguous_format
+        eager = variant.compile == "none"
+        self.environments = [Environment(workload, env, self.layout, eager) for env in range(workload.num_envs)]
+        numbers = workload.structure.numbers
+        self.joint = variant.optimizer == "joint"
+        shares = [self.environments] if self.joint else [[each] for each in self.environments]
+        self.optimizers = [make_optimizer(share, numbers, variant.optimizer != "foreach") for share in shares]
+        self.clip = JointClip(self.environments, numbers)
+        self.graphs = graphs_of(self.environments, variant.compile)
+        self.train_inputs = torch.from_numpy(workload.train_inputs)
+        self.train_targets = torch.from_numpy(workload.train_targets)
+        self.val_inputs = torch.from_numpy(workload.val_inputs).contiguous(memory_format=self.layout)
+        self.val_targets = torch.from_numpy(workload.val_targets)
+        self.indices = torch.from_numpy(workload.indices)
+
+    def reset(self) -> None:
+        """Initial numbers, momentum 0."""
+        for environment in self.environments:
+            environment.reset()
+        for optimizer in self.optimizers:
+            for state in optimizer.state.values():
+                if state.get("momentum_buffer") is not None:
+                    state["momentum_buffer"].zero_()
+
+    def batch(self, epoch: int, env: int, step: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of one environment's minibatch."""
+        rows = self.indices[epoch, env % self.indices.shape[1], step]
+        return self.train_inputs[rows].contiguous(memory_format=self.layout), self.train_targets[rows]
+
+    def backward(self, epoch: int, env: int, step: int) -> Tensor:
+        """Loss of one minibatch, its gradient in ``.grad``."""
+        loss = self.graphs[env].loss(self.environments[env], *self.batch(epoch, env, step))
+        loss.backward()
+        return loss.detach()
+
+    def train(self, epoch: int) -> Array:
+        """All SGD steps of an epoch -> losses [k, E]."""
+        numbers = self.workload.structure.numbers
+        steps, envs = range(self.workload.steps), range(len(self.environments))
+        for environment in self.environments:
+            environment.train()
+        losses = [[torch.empty(())] * len(envs) for _ in steps]
+        if self.joint:
+            for step in steps:
+                for env in envs:
+                    losses[step][env] = self.backward(epoch, env, step)
+                self.clip()
+                self.optimizers[0].step()
+                self.optimizers[0].zero_grad()
+        else:
+            for env in envs:
+                for step in steps:
+                    losses[step][env] = self.backward(epoch, env, step)
+                    clip_each(self.environments[env], numbers)
+                    self.optimizers[env].step()
+                    self.optimizers[env].zero_grad()
+        return torch.stack([torch.stack(row) for row in losses]).numpy()
+
+    @torch.no_grad()
+    def validate(self) -> Scores:
+        """Accuracy and effects."""
+        accuracy = torch.zeros(len(self.environments), dtype=torch.float64)
+        effect = torch.zeros(len(self.environments), self.workload.num_slots, dtype=torch.float64)
+        for env, environment in enumerate(self.environments):
+            environment.eval()
+            rates = self.graphs[env].scores(environment, self.val_inputs, self.val_targets) * (
+                100 / len(self.val_targets)
+            )
+            accuracy[env] = rates[0]
+            for rate, (index, slot) in zip(rates[1:], environment.slots, strict=True):
+                gain = rates[0] - rate
+                effect[env, slot] = -gain if environment.path[index].role.training else gain
+        return Scores(accuracy.numpy(), effect.numpy())
+
+    def step(self) -> Outcome:
+        """One environment step."""
+        losses = self.train(0)
+        return Outcome(losses, losses.mean(0), self.validate())
+
+
+def matrix_product() -> Callable[[], Tensor]:
+    """A product of two 2048 x 2048 float32 matrices."""
+    square = torch.linspace(-1, 1, MATRIX * MATRIX).reshape(MATRIX, MATRIX)
+    return lambda: square @ square
+
+
+def prepare(workload: Workload, **options: Any) -> Contender:
+    """Build the loop; ``options`` are the fields of ``Variant``."""
+    loop = Loop(workload, Variant(**options))
+    return Contender(loop.reset, loop.train, loop.validate, loop.step, matrix_product())

@@ -1,0 +1,74 @@
+"""The loop over environments in several processes, one per processor, each with one thread and its share."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.contract import Contender, Outcome, Scores
+from bench.served import Served
+from bench.workload import Array, Workload, save, take
+
+
+class Processes:
+    """One served ``loop`` per processor of this process."""
+
+    def __init__(self, workload: Workload, options: dict[str, Any]) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        folder, cores = Path(self.folder.name), sorted(os.sched_getaffinity(0))
+        bounds = np.linspace(0, workload.num_envs, len(cores) + 1).round().astype(int)
+        cache = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", folder / "inductor"))
+        self.workers = []
+        for worker, core in enumerate(cores):
+            share = folder / f"{worker}.npz"
+            save(take(workload, slice(bounds[worker], bounds[worker + 1])), share)
+            self.workers.append(Served("loop", share, [core], options, cache / str(worker)))
+        for worker in self.workers:
+            worker.receive()
+
+    def ask(self, **request: Any) -> list[dict[str, Any]]:
+        """Ask all, then wait for all."""
+        for worker in self.workers:
+            worker.send(**request)
+        return [worker.receive() for worker in self.workers]
+
+    def reset(self) -> None:
+        """Initial numbers."""
+        self.ask(do="reset")
+
+    def train(self, epoch: int) -> Array:
+        """Losses [k, E] of an epoch."""
+        return np.concatenate([np.array(part["losses"]) for part in self.ask(do="train", epoch=epoch)], axis=1)
+
+    def validate(self) -> Scores:
+        """Accuracy and effects."""
+        return _joined(self.ask(do="validate"))
+
+    def step(self) -> Outcome:
+        """One environment step."""
+        parts = self.ask(do="step")
+        return Outcome(None, np.concatenate([part["mean_loss"] for part in parts]), _joined(parts))
+
+    def close(self) -> None:
+        """End the workers."""
+        for worker in self.workers:
+            worker.close()
+        self.folder.cleanup()
+
+
+def _joined(parts: list[dict[str, Any]]) -> Scores:
+    return Scores(*(np.concatenate([np.array(part[name]) for part in parts]) for name in Scores._fields))
+
+
+def multiply() -> Array:
+    """A matrix product in this process, by numpy."""
+    square = np.linspace(-1, 1, 2048 * 2048, dtype=np.float32).reshape(2048, 2048)
+    return square @ square
+
+
+def prepare(workload: Workload, **options: Any) -> Contender:
+    """Start the workers; ``options`` are those of ``bench.loop``."""
+    workers = Processes(workload, options)
+    return Contender(workers.reset, workers.train, workers.validate, workers.step, multiply, workers.close)

@@ -1,0 +1,213 @@
+"""Esper beside the same work done otherwise: ``python -m bench.rivals --cores 0,1``.
+
+For every case all contenders are started, each in its own process. First the gate: whoever does not do the same work
+is left out. Then the contenders take turns, one environment step each, while the others are idle. The result is
+written as a table and as numbers to ``bench/results``.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bench import report
+from bench.contender import CONTENDERS, option
+from bench.deal import SHAPES, Deal, build_engine, deal_state, export
+from bench.gate import Verdict, compare
+from bench.served import ROOT, Served
+from bench.workload import Array, Workload, flops, save
+
+WARN_LOAD = 0.2
+"""Load average per measured processor above which the machine is not idle."""
+
+
+class Plan(NamedTuple):
+    """How to measure.
+
+    Attributes:
+      names: contenders; the first is the reference of the gate.
+      cores: processors, one thread each.
+      repeats: environment steps per contender.
+      budget: seconds after which a slow contender drops out of further rounds (three it takes at least).
+      options: variants, by contender.
+    """
+
+    names: tuple[str, ...]
+    cores: list[int]
+    repeats: int
+    budget: float
+    options: dict[str, dict[str, Any]]
+
+
+class Case(NamedTuple):
+    """What was measured of one deal."""
+
+    deal: Deal
+    flops: int
+    steps: int
+    batch: int
+    validation: int
+    starts: dict[str, dict[str, Any]]
+    verdicts: dict[str, Verdict]
+    seconds: dict[str, list[float]]
+    products: dict[str, list[float]]
+    idle_share: float
+    failures: dict[str, str]
+
+
+def say(text: str) -> None:
+    """Progress, to standard error."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def deal_workload(deal: Deal) -> Workload:
+    """A deal as numbers."""
+    engine = build_engine(deal, compile=False)
+    return export(engine, deal_state(engine, deal), deal)
+
+
+def start_all(plan: Plan, path: Path, folder: Path) -> tuple[dict[str, Served], dict[str, Any], dict[str, str]]:
+    """Start one after the other, so that nobody's compilation disturbs another's."""
+    running, starts, failures = {}, {}, {}
+    for name in plan.names:
+        served = Served(name, path, plan.cores, plan.options.get(name, {}), folder / f"inductor-{name}")
+        try:
+            starts[name] = served.receive()
+            running[name] = served
+            say(f"  {name}: {starts[name]['first_seconds']:.1f} s to the end of the first step")
+        except RuntimeError as error:
+            failures[name] = str(error)
+            say(f"  {error}")
+    return running, starts, failures
+
+
+def trajectory(served: Served, epochs: int) -> tuple[Array, Array]:
+    """Losses [steps, E] of all epochs, and scores [E, 1 + S] after the first."""
+    served.ask(do="reset")
+    losses = [np.array(served.ask(do="train", epoch=0)["losses"])]
+    scores = served.ask(do="validate")
+    losses += [np.array(served.ask(do="train", epoch=epoch)["losses"]) for epoch in range(1, epochs)]
+    table = np.column_stack((np.array(scores["accuracy"]), np.array(scores["effect"])))
+    return np.concatenate(losses), table
+
+
+def timed_path_agrees(served: Served, losses: Array, steps: int) -> bool:
+    """Whether what is timed is what passed the gate: the mean loss of the first epoch."""
+    served.ask(do="reset")
+    mean = np.array(served.ask(do="step")["mean_loss"])
+    return bool(np.allclose(mean, losses[:steps].mean(0), rtol=1e-5, atol=0))
+
+
+def pass_gate(running: dict[str, Served], workload: Workload) -> dict[str, Verdict]:
+    """Compare everyone with the first."""
+    verdicts, reference = {}, None
+    for name, served in running.items():
+        losses, scores = trajectory(served, len(workload.indices))
+        reference = reference or (losses, scores)
+        verdict = compare(workload.structure.precision, (losses, reference[0]), (scores, reference[1]))
+        verdict = verdict._replace(green=verdict.green and timed_path_agrees(served, losses, workload.steps))
+        verdicts[name] = verdict
+        say(f"  {name}: {verdict}")
+    return verdicts
+
+
+def take_turns(plan: Plan, running: dict[str, Served]) -> tuple[dict[str, list[float]], dict[str, list[float]], float]:
+    """Environment steps in turn; the order is reversed every other round.
+
+    Returns:
+      seconds of every step, seconds of a matrix product in the same process, and the share of a processor that all
+      idle contenders together used while another worked.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in running}
+    products: dict[str, list[float]] = {name: [] for name in running}
+    burnt = worked = 0.0
+    for turn in range(plan.repeats):
+        names = [n for n in running if len(seconds[n]) < 3 or sum(seconds[n]) < plan.budget]
+        for name in names if turn % 2 == 0 else reversed(names):
+            running[name].ask(do="reset")
+            others = [served for other, served in running.items() if other != name]
+            before, began = sum(map(Served.cpu_seconds, others)), time.perf_counter()
+            seconds[name].append(running[name].ask(do="step")["seconds"])
+            burnt += sum(map(Served.cpu_seconds, others)) - before
+            worked += time.perf_counter() - began
+            products[name].append(running[name].ask(do="product")["seconds"])
+    return seconds, products, burnt / worked if worked else 0.0
+
+
+def measure(deal: Deal, plan: Plan) -> Case:
+    """Everything about one deal."""
+    workload = deal_workload(deal)
+    say(f"{deal.shape}: {deal.num_envs} environments, {(workload.kind >= 0).sum()} active seeds, {deal.precision}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save(workload, folder / "workload.npz")
+        running, starts, failures = start_all(plan, folder / "workload.npz", folder)
+        verdicts = pass_gate(running, workload)
+        green = {each: served for each, served in running.items() if verdicts[each].green}
+        seconds, products, idle = take_turns(plan, green)
+        for each, served in running.items():
+            starts[each] |= served.ask(do="usage")
+            served.close()
+    sizes = workload.steps, workload.indices.shape[3], len(workload.val_targets)
+    return Case(deal, flops(workload), *sizes, starts, verdicts, seconds, products, idle, failures)
+
+
+CASES = {
+    f"{shape}{suffix}": {"shape": shape, "active": active}
+    for suffix, active in (("", 0.5), ("-hosts", 0.0))
+    for shape in SHAPES
+}
+"""What can be measured: a shape with half of its slots active, or its hosts alone."""
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cores", default="0,1", help="processors, one thread each (default 0,1)")
+    parser.add_argument("--cases", default=",".join(CASES), help="default: all")
+    parser.add_argument("--contenders", default=",".join(CONTENDERS), help="default: all; the first is the reference")
+    parser.add_argument("--envs", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=9, help="environment steps of each contender (default 9)")
+    parser.add_argument("--budget", type=float, default=120, help="seconds of steps after which a slow one drops out")
+    parser.add_argument("--shared", action="store_true", help="all environments see the same minibatches")
+    parser.add_argument("--check", action="store_true", help="the gate alone, in float64 with 8 environments")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME:OPTION=VALUE", help="another variant")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results", help="where the results go")
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    """Measure; 0 if every gate is green."""
+    options = parse()
+    variants: dict[str, dict[str, Any]] = {}
+    for text in options.set:
+        name, rest = text.split(":", 1)
+        variants.setdefault(name, {}).update([option(rest)])
+    cores = [int(core) for core in options.cores.split(",")]
+    repeats = 0 if options.check else options.repeats
+    plan = Plan(tuple(options.contenders.split(",")), cores, repeats, options.budget, variants)
+    machine = report.describe_machine(cores)
+    if machine["load"] > WARN_LOAD * len(cores):
+        say(f"load average {machine['load']}: the machine is not idle; take no time from this run")
+    cases = []
+    for name in options.cases.split(","):
+        width, precision = (8, "float64") if options.check else (options.envs, "float32")
+        cases.append(measure(Deal(num_envs=width, precision=precision, shared=options.shared, **CASES[name]), plan))
+    if not options.check:
+        paths = report.write(options.out, machine, [case._asdict() for case in cases])
+        print(paths[0].read_text(), end="")
+        say(f"written: {', '.join(map(str, paths))}")
+    red = [(case.deal.shape, name) for case in cases for name, verdict in case.verdicts.items() if not verdict.green]
+    red += [(case.deal.shape, name) for case in cases for name in case.failures]
+    print(f"gate: {'red: ' + str(red) if red else 'green for all'}")
+    return 1 if red else 0
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    sys.exit(main())

@@ -35,6 +35,15 @@ def small_task() -> esper.Task:
     return esper.Task("small", host, CONV_BLUEPRINTS, dataset, settings)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    """The sizes here are tiny: threads cost more than they give, and on a busy machine they wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def _no_global_randomness():
     """Nothing may draw from torch's global generator."""

@@ -44,14 +44,6 @@ class Leg(NamedTuple):
     fresh: torch.Tensor  # bool [E]; the state before is that of a new episode
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def engine(small_task):
     return esper.make(small_task, E, compile=False, precision=Precision.FLOAT64, auto_advance=False)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench.contract import Contender
+from bench.contract import Contender, Scores
 from bench.workload import Workload, load
 
 
@@ -80,7 +80,7 @@ def timed_step(contender: Contender) -> dict[str, Any]:
     began = time.perf_counter()
     outcome = contender.step()
     seconds = time.perf_counter() - began
-    return {"seconds": seconds, "mean_loss": outcome.mean_loss.tolist()} | _scores(contender_scores=outcome.scores)
+    return {"seconds": seconds, "mean_loss": outcome.mean_loss.tolist()} | _scores(outcome.scores)
 
 
 def timed_product(contender: Contender) -> dict[str, Any]:
@@ -99,8 +99,8 @@ def usage() -> dict[str, float]:
     return {"peak_mb": sum(peaks) / 1024}
 
 
-def _scores(contender_scores: Any) -> dict[str, Any]:
-    return {"accuracy": contender_scores.accuracy.tolist(), "effect": contender_scores.effect.tolist()}
+def _scores(scores: Scores) -> dict[str, Any]:
+    return {"accuracy": scores.accuracy.tolist(), "effect": scores.effect.tolist()}
 
 
 def answer(contender: Contender, request: dict[str, Any]) -> dict[str, Any]:
@@ -132,9 +132,8 @@ def serve(contender: Contender, about: dict[str, Any], say: Callable[[dict[str, 
 def report(contender: Contender, about: dict[str, Any], epochs: int, repeats: int) -> dict[str, Any]:
     """Everything in one go."""
     contender.reset()
-    losses = [contender.train(0)]
+    losses = [contender.train(epoch) for epoch in range(epochs)]
     scores = contender.validate()
-    losses += [contender.train(epoch) for epoch in range(1, epochs)]
     steps = []
     for _ in range(repeats):
         contender.reset()

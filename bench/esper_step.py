@@ -21,7 +21,8 @@ class EsperStep:
         structure = workload.structure
         share = float((workload.kind >= 0).mean()) if workload.kind.size else 0.0
         deal = Deal(structure.name, workload.num_envs, structure.precision, structure.shared, share, structure.seed)
-        self.engine = build_engine(deal, compile, steps_per_epoch=workload.steps)
+        sizes = {"steps_per_epoch": workload.steps, "batch_size": workload.indices.shape[3]}
+        self.engine = build_engine(deal, compile, **sizes)
         self.start = deal_state(self.engine, deal)
         if not np.array_equal(self.start.host.params.numpy(), workload.host):
             raise ValueError("esper: the deal is not the workload's; expected the same initial hosts")

@@ -87,13 +87,11 @@ def start_all(plan: Plan, path: Path, folder: Path) -> tuple[dict[str, Served], 
 
 
 def trajectory(served: Served, epochs: int) -> tuple[Array, Array]:
-    """Losses [steps, E] of all epochs, and scores [E, 1 + S] after the first."""
+    """Losses [steps, E] of all epochs, and scores [E, 1 + S] after them."""
     served.ask(do="reset")
-    losses = [np.array(served.ask(do="train", epoch=0)["losses"])]
+    losses = [np.array(served.ask(do="train", epoch=epoch)["losses"]) for epoch in range(epochs)]
     scores = served.ask(do="validate")
-    losses += [np.array(served.ask(do="train", epoch=epoch)["losses"]) for epoch in range(1, epochs)]
-    table = np.column_stack((np.array(scores["accuracy"]), np.array(scores["effect"])))
-    return np.concatenate(losses), table
+    return np.concatenate(losses), np.column_stack((np.array(scores["accuracy"]), np.array(scores["effect"])))
 
 
 def timed_path_agrees(served: Served, losses: Array, steps: int) -> bool:

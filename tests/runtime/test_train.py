@@ -187,8 +187,12 @@ def test_tables_of_a_file_are_the_flags(settings, tmp_path, monkeypatch):
 
 
 def test_interrupting_what_cannot_be_saved_is_one_line(capsys):
-    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
-    assert esper.__main__.main(["evaluate", "--compile", "false"]) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process started in the background ignores it
+    try:
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        assert esper.__main__.main(["evaluate", "--compile", "false"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == "esper evaluate: interrupted\n"
 
 

@@ -53,6 +53,7 @@ def describe(task: Task) -> dict[str, Any]:
         "validation_samples": len(task.data.val_targets),
         "classes": task.data.num_classes,
         "settings": {name: getattr(value, "value", value) for name, value in task.settings.items() if name != "slots"},
+        "rewards": dict(task.rewards),
         "slots": slots,
     }
 

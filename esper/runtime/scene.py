@@ -13,6 +13,7 @@ from esper.leyline.config import Config, ConfigError
 from esper.leyline.hypers import numbers
 from esper.runtime.build import make
 from esper.runtime.policies import CHECKPOINTS, load_player, load_run
+from esper.runtime.tasks import named
 from esper.simic.rewards import RewardMode, RewardParams, build_reward_params
 from esper.tamiyo import scripted
 from esper.tamiyo.players import Player, from_mask, heuristic_player, random_player
@@ -92,11 +93,12 @@ def build_scene(rules: Rules, num_envs: int, compile: bool) -> Scene:
         raise SettingsError("--rewards: gamma: is a setting of its own (--gamma), which learner and shaping share")
     overrides = _enumerations(engine_numbers) | ({"horizon": rules.horizon} if rules.horizon else {})
     try:
-        engine = make(rules.task, num_envs, compile="auto" if compile else False, **overrides)
+        task = named(rules.task)
+        engine = make(task, num_envs, compile="auto" if compile else False, **overrides)
     except ConfigError as error:
         raise SettingsError(f"--engine: {error}") from None if engine_numbers else error
     try:
-        params = build_reward_params({"gamma": rules.gamma, **reward_numbers}, engine.config)  # type: ignore[dict-item]
+        params = build_reward_params({"gamma": rules.gamma, **task.rewards, **reward_numbers}, engine.config)  # type: ignore[dict-item]
     except ConfigError as error:
         raise SettingsError(f"--rewards: {error}") from None
     return Scene(rules, engine, RewardMode(rules.reward), params)

@@ -3,8 +3,9 @@
 A task's name is that of a preset (``digits``), or of a kind of dataset and where it lies (``cifar10:PATH``).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from esper.kasmina.blueprint import Blueprint
@@ -33,6 +34,8 @@ class Task(NamedTuple):
       blueprints: kinds of seed; position = number.
       data: the dataset.
       settings: values of ``Config`` and ``HyperParams`` that differ from their defaults, by name.
+      rewards: values of ``RewardParams`` that differ from their defaults, by name; such as the loss at which the task
+        counts as solved (a loss at which nothing is known, ln C, follows from the classes).
     """
 
     name: str
@@ -40,6 +43,7 @@ class Task(NamedTuple):
     blueprints: tuple[Blueprint, ...]
     data: Dataset
     settings: dict[str, Any]
+    rewards: Mapping[str, float] = MappingProxyType({})
 
 
 def digits() -> Task:
@@ -49,7 +53,7 @@ def digits() -> Task:
     dataset = data.digits()
     host = cnn_host(dataset.input_shape, dataset.num_classes, num_blocks=1, base_channels=4)
     settings = {"slots": (0, 0, 0), "steps_per_epoch": 16, "horizon": 25, "host_lr": 0.1, "seed_lr": 0.1}
-    return Task("digits", host, CONV_BLUEPRINTS, dataset, settings)
+    return Task("digits", host, CONV_BLUEPRINTS, dataset, settings, {"loss_target": 0.2})
 
 
 def digits_impaired() -> Task:
@@ -142,7 +146,7 @@ def text(corpus: str, name: str = "text") -> Task:
     """
     dataset = characters(corpus, block=16, max_vocabulary=96, name=name)
     host = transformer_host(dataset.num_classes, block=16, num_layers=0, num_heads=4, width=32)
-    return Task(name, host, TOKEN_BLUEPRINTS, dataset, TOKEN_SETTINGS)
+    return Task(name, host, TOKEN_BLUEPRINTS, dataset, TOKEN_SETTINGS, {"loss_target": 1.5})
 
 
 def chars() -> Task:
@@ -157,7 +161,7 @@ def synthetic_tokens() -> Task:
     dataset = markov(draw_chain(vocabulary=4, sharpness=3.0, seed=0), block=12, num_train=1024)
     host = transformer_host(dataset.num_classes, block=12, num_layers=0, num_heads=4, width=16)
     settings = TOKEN_SETTINGS | {"steps_per_epoch": 8, "eval_batch_size": 256}
-    return Task("synthetic_tokens", host, TOKEN_BLUEPRINTS, dataset, settings)
+    return Task("synthetic_tokens", host, TOKEN_BLUEPRINTS, dataset, settings, {"loss_target": 0.54})
 
 
 TASKS: dict[str, Callable[[], Task]] = {

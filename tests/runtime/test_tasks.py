@@ -8,6 +8,7 @@ import pytest
 
 import esper.__main__
 from esper.runtime.catalogue import TasksSettings, show_tasks
+from esper.runtime.scene import Rules, build_scene
 from esper.runtime.tasks import TASKS, named
 
 
@@ -138,3 +139,12 @@ def test_language_tasks_report_bits_and_perplexity(capsys: pytest.CaptureFixture
     wait = json.loads(capsys.readouterr().out)["players"]["wait"]
     assert "best" not in wait and 1.0 < wait["bits"]["mean"] < 2.2  # four tokens: 2 bits for a host that knows nothing
     assert wait["perplexity"]["mean"] == pytest.approx(2 ** wait["bits"]["mean"], rel=0.01)
+
+
+def test_a_presets_reward_numbers_are_in_force_and_can_be_overridden() -> None:
+    """The best loss of the token chain that sees both tokens is 0.54 nats, in closed form (``best_losses``)."""
+    preset = build_scene(Rules(task="synthetic_tokens"), 2, compile=False)
+    assert float(preset.params.loss_target) == pytest.approx(0.54)
+    other = build_scene(Rules(task="synthetic_tokens", rewards={"loss_target": 0.7}), 2, compile=False)
+    assert float(other.params.loss_target) == pytest.approx(0.7)
+    assert float(build_scene(Rules(task="synthetic"), 2, compile=False).params.loss_target) == 0.0

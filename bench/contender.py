@@ -113,13 +113,15 @@ def answer(contender: Contender, request: dict[str, Any]) -> dict[str, Any]:
             return {"losses": contender.train(request["epoch"]).tolist()}
         case "validate":
             return _scores(contender.validate())
+        case "norms":
+            return {"norms": contender.norms().tolist()}
         case "step":
             return timed_step(contender)
         case "product":
             return timed_product(contender)
         case "usage":
             return usage()
-    raise ValueError(f"request {request!r}: expected reset, train, validate, step, product or usage")
+    raise ValueError(f"request {request!r}: expected reset, train, validate, norms, step, product or usage")
 
 
 def serve(contender: Contender, about: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> None:
@@ -133,13 +135,13 @@ def report(contender: Contender, about: dict[str, Any], epochs: int, repeats: in
     """Everything in one go."""
     contender.reset()
     losses = [contender.train(epoch) for epoch in range(epochs)]
-    scores = contender.validate()
+    ends = _scores(contender.validate()) | {"norms": contender.norms().tolist()}
     steps = []
     for _ in range(repeats):
         contender.reset()
         steps.append(timed_step(contender)["seconds"])
     measured = {"seconds": steps, "compile_seconds": about["first_seconds"] - (min(steps) if steps else 0)}
-    return about | measured | usage() | {"losses": np.concatenate(losses).tolist()} | _scores(scores)
+    return about | measured | usage() | {"losses": np.concatenate(losses).tolist()} | ends
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -28,6 +28,7 @@ class Contender(NamedTuple):
       reset: back to the initial numbers; not timed.
       train: the SGD steps of an epoch -> losses [k, E].
       validate: scores as they stand.
+      norms: L2 norms [E, 1 + S] of the parameters of every host and seed as they stand; 0 without an active seed.
       step: one environment step from where things stand, with the first epoch's minibatches; this is timed.
       multiply: one product of two 2048 x 2048 float32 matrices, by the contender's own library.
       close: end whatever was started.
@@ -36,6 +37,7 @@ class Contender(NamedTuple):
     reset: Callable[[], None]
     train: Callable[[int], Array]
     validate: Callable[[], Scores]
+    norms: Callable[[], Array]
     step: Callable[[], Outcome]
     multiply: Callable[[], object]
     close: Callable[[], None] = lambda: None

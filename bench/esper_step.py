@@ -7,6 +7,7 @@ from bench.contract import Contender, Outcome, Scores
 from bench.deal import Deal, at_epoch, build_engine, deal_state
 from bench.loop import matrix_product
 from bench.workload import Array, Workload
+from esper.kasmina import arena
 from esper.kasmina.plan import make_plan
 from esper.leyline.events import Evaluation
 from esper.tolaria import optim
@@ -55,6 +56,17 @@ class EsperStep:
         census = make_plan(self.engine.network, self.state.slots).census
         return _scores(evaluate(self.engine.network, self.engine.hypers, self.state, census, self.engine.data))
 
+    def norms(self) -> Array:
+        """Of the parameters of hosts and seeds."""
+        network, slots = self.engine.network, self.state.slots
+        norms = torch.zeros(slots.stage.shape[0], 1 + slots.stage.shape[1], dtype=torch.float64)
+        norms[:, 0] = self.state.host.params.double().norm(dim=1)
+        for slot, rows in enumerate(make_plan(network, slots).slots):
+            for group in rows.groups:
+                columns = arena.blueprint_columns(network, slot, group.blueprint)
+                norms[group.rows, 1 + slot] = self.state.seeds.params[group.rows, columns].double().norm(dim=1)
+        return norms.numpy()
+
     def step(self) -> Outcome:
         """One environment step; the action is to wait."""
         self.state, event = self.engine.step(self.state, self.wait)
@@ -68,4 +80,4 @@ def _scores(evaluation: Evaluation) -> Scores:
 def prepare(workload: Workload, compile: bool = True) -> Contender:
     """Build the engine and deal the state anew."""
     esper = EsperStep(workload, compile)
-    return Contender(esper.reset, esper.train, esper.validate, esper.step, matrix_product())
+    return Contender(esper.reset, esper.train, esper.validate, esper.norms, esper.step, matrix_product())

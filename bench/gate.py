@@ -1,9 +1,10 @@
 """The equality gate: whoever does other work gets no time printed.
 
-Contenders pass through the same epochs from the same numbers, and the losses of every environment are compared with
-Esper's before each SGD step. In float64 all must agree to ``EXACT``. In float32 a relu or a maximum within rounding of
-its kink takes the other branch now and then, and from there on that environment goes its own way (torch.nn leaves its
-own float64 trajectory as often): most environments must agree to ``CLOSE``, and few may stray.
+Contenders pass through the same epochs from the same numbers. The losses of every environment before each SGD step,
+and the norms of all parameters after the last, are compared with Esper's. In float64 all must agree to ``EXACT``. In
+float32 a relu or a maximum within rounding of its kink takes the other branch now and then, and from there on that
+environment goes its own way (torch.nn leaves its own float64 trajectory as often): most environments must agree to
+``CLOSE``, and few may stray.
 """
 
 from typing import NamedTuple
@@ -13,10 +14,10 @@ import numpy as np
 from bench.workload import Array
 
 EXACT = 1e-8
-"""Relative difference of a loss that is allowed in float64, in every environment."""
+"""Relative difference of a loss or norm that is allowed in float64, in every environment."""
 
 CLOSE = 1e-4
-"""Relative difference of a loss within which an environment of a float32 run agrees."""
+"""Relative difference of a loss or norm within which an environment of a float32 run agrees."""
 
 TYPICAL = 3e-5
 """Relative difference that the median environment of a float32 run must stay within."""
@@ -25,9 +26,17 @@ STRAYS = 0.1
 """Share of the environments of a float32 run that may disagree."""
 
 POINTS = {"float64": 1e-4, "float32": 1.0}
-"""Percentage points by which accuracies and effects may differ where an environment agrees. Only they show whether
-seeds that train behind the host have learned the same. A sample in the validation set is 0.3 points.
+"""Percentage points by which accuracies and effects may differ where an environment agrees; a sample of the validation
+set is 0.3 or 0.4 of them.
 """
+
+
+class Trajectory(NamedTuple):
+    """What a contender shows of its training; the norms because seeds behind the host do not touch its losses."""
+
+    losses: Array  # [steps, E]; nats, before each SGD step
+    scores: Array  # [E, 1 + S]; accuracy and effects after the last step, percentage points
+    norms: Array  # [E, 1 + S]; L2 norms of the parameters of host and seeds after the last step
 
 
 class Verdict(NamedTuple):
@@ -36,9 +45,9 @@ class Verdict(NamedTuple):
     Attributes:
       green: whether the same work was done.
       steps: SGD steps compared.
-      median: of the environments' largest relative differences of a loss.
+      median: of the environments' largest relative differences of a loss or norm.
       worst: the largest of them.
-      points: of the environments' largest differences of an accuracy or effect, the largest among those that agree.
+      points: largest difference of an accuracy or effect in environments that agree.
       strays: environments that do not agree.
     """
 
@@ -50,23 +59,22 @@ class Verdict(NamedTuple):
     strays: int
 
 
-def compare(precision: str, losses: tuple[Array, Array], scores: tuple[Array, Array]) -> Verdict:
-    """Compare a contender with the reference.
-
-    Args:
-      precision: "float32" or "float64".
-      losses: of the contender and of the reference, [steps, E].
-      scores: likewise accuracies and effects after the last step, [E, 1 + S].
-
-    Returns:
-      the verdict. NaN is never equal.
-    """
+def compare(precision: str, mine: Trajectory, reference: Trajectory) -> Verdict:
+    """Compare a contender with the reference; ``precision`` is "float32" or "float64". NaN is never equal."""
     exact = precision == "float64"
-    distance = np.abs(losses[0] - losses[1]) / np.abs(losses[1])
-    worst = np.where(np.isfinite(distance), distance, np.inf).max(0)
-    gap = np.abs(scores[0] - scores[1]).max(1)
+    losses, norms = (
+        _distance(*pair) for pair in zip((mine.losses, mine.norms), (reference.losses, reference.norms), strict=True)
+    )
+    worst = np.maximum(losses.max(0), norms.max(1))
+    gap = np.abs(mine.scores - reference.scores).max(1)
     agrees = (worst <= (EXACT if exact else CLOSE)) & (gap <= POINTS[precision])
     strays = int(agrees.size - agrees.sum())
     median = float(np.median(worst))
     green = strays <= (0 if exact else STRAYS * agrees.size) and median <= TYPICAL
-    return Verdict(bool(green), len(distance), median, float(worst.max()), float(gap[agrees].max(initial=0)), strays)
+    return Verdict(bool(green), len(losses), median, float(worst.max()), float(gap[agrees].max(initial=0)), strays)
+
+
+def _distance(mine: Array, reference: Array) -> Array:
+    """Relative difference; infinite where either is not finite."""
+    distance = np.abs(mine - reference) / np.maximum(np.abs(reference), np.finfo(np.float64).tiny)
+    return np.where(np.isfinite(distance), distance, np.inf)

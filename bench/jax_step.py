@@ -255,6 +255,16 @@ class JaxStep:
                 lane += envs.size
         return Scores(own, effect)
 
+    def norms(self) -> Array:
+        """Of the parameters of hosts and seeds."""
+        norms = np.zeros((self.workload.num_envs, 1 + self.workload.num_slots))
+        norms[:, 0] = _row_norms(self.carry.host)
+        for slot, row in enumerate(self.ways):
+            for way, params in zip(row, self.carry.seeds[slot], strict=True):
+                mine = self.workload.kind[way.envs, slot] == way.kind
+                norms[way.envs[mine], 1 + slot] = _row_norms(params)[mine]
+        return norms
+
     def step(self) -> Outcome:
         """One environment step."""
         losses = self.train(0)
@@ -263,6 +273,11 @@ class JaxStep:
 
 def _mapped(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *arguments: lax.map(lambda row: function(*row), arguments)
+
+
+def _row_norms(tree: Tree) -> Array:
+    squares = [np.square(np.asarray(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(tree)]
+    return np.sqrt(sum(leaf.reshape(len(leaf), -1).sum(1) for leaf in squares))
 
 
 def _pick(tree: Tree, rows: Array) -> Tree:
@@ -281,5 +296,10 @@ def prepare(workload: Workload, **options: str) -> Contender:
     square = jnp.linspace(-1, 1, MATRIX * MATRIX, dtype=jnp.float32).reshape(MATRIX, MATRIX)
     product = jax.jit(jnp.matmul)
     return Contender(
-        step.reset, step.train, step.validate, step.step, lambda: product(square, square).block_until_ready()
+        step.reset,
+        step.train,
+        step.validate,
+        step.norms,
+        step.step,
+        lambda: product(square, square).block_until_ready(),
     )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from bench.contract import Contender, Outcome, Scores
 from bench.modules import Environment, Slot
@@ -211,6 +211,15 @@ class Loop:
                 effect[env, slot] = -gain if environment.path[index].role.training else gain
         return Scores(accuracy.numpy(), effect.numpy())
 
+    def norms(self) -> Array:
+        """Of the parameters of hosts and seeds."""
+        norms = torch.zeros(len(self.environments), 1 + self.workload.num_slots, dtype=torch.float64)
+        for env, environment in enumerate(self.environments):
+            columns = [0, *(1 + slot for _, slot in environment.slots)]
+            parts = [[param.detach().double() for param in part] for part in environment.parts()]
+            norms[env, columns] = torch.stack([get_total_norm(part) for part in parts])
+        return norms.numpy()
+
     def step(self) -> Outcome:
         """One environment step."""
         losses = self.train(0)
@@ -226,4 +235,4 @@ def matrix_product() -> Callable[[], Tensor]:
 def prepare(workload: Workload, **options: Any) -> Contender:
     """Build the loop; ``options`` are the fields of ``Variant``."""
     loop = Loop(workload, Variant(**options))
-    return Contender(loop.reset, loop.train, loop.validate, loop.step, matrix_product())
+    return Contender(loop.reset, loop.train, loop.validate, loop.norms, loop.step, matrix_product())

@@ -46,6 +46,10 @@ class Processes:
         """Accuracy and effects."""
         return _joined(self.ask(do="validate"))
 
+    def norms(self) -> Array:
+        """Of the parameters of hosts and seeds."""
+        return np.concatenate([np.array(part["norms"]) for part in self.ask(do="norms")])
+
     def step(self) -> Outcome:
         """One environment step."""
         parts = self.ask(do="step")
@@ -71,4 +75,6 @@ def multiply() -> Array:
 def prepare(workload: Workload, **options: Any) -> Contender:
     """Start the workers; ``options`` are those of ``bench.loop``."""
     workers = Processes(workload, options)
-    return Contender(workers.reset, workers.train, workers.validate, workers.step, multiply, workers.close)
+    return Contender(
+        workers.reset, workers.train, workers.validate, workers.norms, workers.step, multiply, workers.close
+    )

@@ -18,7 +18,7 @@ import numpy as np
 from bench import report
 from bench.contender import CONTENDERS, option
 from bench.deal import SHAPES, Deal, build_engine, deal_state, export
-from bench.gate import Verdict, compare
+from bench.gate import Trajectory, Verdict, compare
 from bench.served import ROOT, Served
 from bench.workload import Array, Workload, flops, save
 
@@ -86,12 +86,13 @@ def start_all(plan: Plan, path: Path, folder: Path) -> tuple[dict[str, Served], 
     return running, starts, failures
 
 
-def trajectory(served: Served, epochs: int) -> tuple[Array, Array]:
-    """Losses [steps, E] of all epochs, and scores [E, 1 + S] after them."""
+def trajectory(served: Served, epochs: int) -> Trajectory:
+    """Pass through all epochs."""
     served.ask(do="reset")
     losses = [np.array(served.ask(do="train", epoch=epoch)["losses"]) for epoch in range(epochs)]
     scores = served.ask(do="validate")
-    return np.concatenate(losses), np.column_stack((np.array(scores["accuracy"]), np.array(scores["effect"])))
+    table = np.column_stack((np.array(scores["accuracy"]), np.array(scores["effect"])))
+    return Trajectory(np.concatenate(losses), table, np.array(served.ask(do="norms")["norms"]))
 
 
 def timed_path_agrees(served: Served, losses: Array, steps: int) -> bool:
@@ -105,10 +106,10 @@ def pass_gate(running: dict[str, Served], workload: Workload) -> dict[str, Verdi
     """Compare everyone with the first."""
     verdicts, reference = {}, None
     for name, served in running.items():
-        losses, scores = trajectory(served, len(workload.indices))
-        reference = reference or (losses, scores)
-        verdict = compare(workload.structure.precision, (losses, reference[0]), (scores, reference[1]))
-        verdict = verdict._replace(green=verdict.green and timed_path_agrees(served, losses, workload.steps))
+        mine = trajectory(served, len(workload.indices))
+        reference = reference or mine
+        verdict = compare(workload.structure.precision, mine, reference)
+        verdict = verdict._replace(green=verdict.green and timed_path_agrees(served, mine.losses, workload.steps))
         verdicts[name] = verdict
         say(f"  {name}: {verdict}")
     return verdicts

@@ -1,0 +1,175 @@
+"""The rivals of bench/ do Esper's work, and the gate notices when they do not."""
+
+import importlib
+import importlib.util
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[1] / "bench"
+
+
+@pytest.fixture(scope="module")
+def bench():
+    """Imports a script of bench/ by name; the folder is no part of the installed package."""
+    file = FOLDER / "__init__.py"
+    spec = importlib.util.spec_from_file_location("bench", file, submodule_search_locations=[str(FOLDER)])
+    sys.modules["bench"] = importlib.util.module_from_spec(spec)
+    yield lambda name: importlib.import_module(f"bench.{name}")
+    for name in [name for name in sys.modules if name.split(".")[0] == "bench"]:
+        del sys.modules[name]
+
+
+DIGITS, CIFAR = ("digits", False, 3, 64), ("cifar", True, 2, 6)
+on_digits = pytest.mark.parametrize("workload", [DIGITS], indirect=True, ids=["digits"])
+
+
+@pytest.fixture(scope="module", params=[DIGITS, CIFAR], ids=["digits", "cifar"])
+def workload(bench, request, tmp_path_factory):
+    """A small deal in float64 as the contenders read it; once with shared minibatches."""
+    shape, shared, steps, batch = request.param
+    deal = bench("deal").Deal(shape, 4, "float64", shared)
+    engine = bench("deal").build_engine(deal, compile=False, steps_per_epoch=steps, batch_size=batch)
+    path = tmp_path_factory.mktemp("bench") / "workload.npz"
+    bench("workload").save(bench("deal").export(engine, bench("deal").deal_state(engine, deal), deal), path)
+    return bench("workload").load(path)
+
+
+@pytest.fixture(scope="module")
+def run(bench):
+    """Trains a contender for some epochs, from the beginning."""
+
+    def trajectory(contender, epochs):
+        contender.reset()
+        losses = [contender.train(epoch) for epoch in range(epochs)]
+        scores = np.column_stack(contender.validate())
+        return bench("gate").Trajectory(np.concatenate(losses), scores, contender.norms())
+
+    return trajectory
+
+
+@pytest.fixture(scope="module")
+def esper(bench, workload):
+    """Esper, eager."""
+    return bench("esper_step").prepare(workload, compile=False)
+
+
+@pytest.fixture(scope="module")
+def truth(run, workload, esper):
+    """What Esper did."""
+    return run(esper, len(workload.indices))
+
+
+@pytest.mark.parametrize("options", [{}, {"channels_last": True, "optimizer": "fused"}], ids=["joint", "channels_last"])
+def test_the_loop_of_modules_passes_the_gate(bench, run, workload, truth, options):
+    found = bench("gate").compare(
+        "float64", run(bench("loop").prepare(workload, **options), len(workload.indices)), truth
+    )
+    assert found.green and found.steps >= 50 and found.strays == 0, found
+    assert (workload.kind >= 0).sum() == workload.kind.size / 2
+    np.testing.assert_array_equal(truth.norms[:, 1:] > 0, workload.kind >= 0)
+
+
+@on_digits
+def test_what_is_timed_is_what_passed_the_gate(bench, run, workload, esper, truth):
+    losses, scores, _ = run(esper, 1)
+    np.testing.assert_array_equal(losses, truth.losses[: workload.steps])
+    for contender in (esper, bench("loop").prepare(workload)):
+        for _ in range(2):
+            contender.reset()
+            outcome = contender.step()
+            np.testing.assert_allclose(outcome.mean_loss, losses.mean(0), rtol=1e-12)
+            np.testing.assert_allclose(np.column_stack(outcome.scores), scores, atol=1e-4)
+
+
+def other_kind(workload):
+    kind = workload.kind.copy()
+    env, slot = np.argwhere(kind >= 0)[0]
+    kind[env, slot] = -1
+    seeds = [list(groups) for groups in workload.seeds]
+    seeds[slot][workload.kind[env, slot]] = seeds[slot][workload.kind[env, slot]][1:]
+    return workload._replace(kind=kind, seeds=seeds)
+
+
+def other_numbers(**numbers):
+    def change(workload):
+        structure = workload.structure
+        return workload._replace(structure=structure._replace(numbers=structure.numbers._replace(**numbers)))
+
+    return change
+
+
+WRONG = {
+    "a seed is missing": other_kind,
+    "momentum": other_numbers(momentum=0.899),
+    "weight decay": other_numbers(host_decay=4e-4),
+    "seed's clipping": other_numbers(seed_clip=1e-3),
+    "alpha": lambda w: w._replace(alpha=np.where(w.alpha == 0.5, 0.501, w.alpha)),
+    "isolation": lambda w: w._replace(isolated=np.zeros_like(w.isolated)),
+    "straight through": lambda w: w._replace(training=np.zeros_like(w.training)),
+    "seed's rate": other_numbers(seed_lr=0.0),
+    "one sample": lambda w: w._replace(indices=np.concatenate((w.indices[..., 1:], w.indices[..., 1:2]), -1)),
+}
+
+
+@on_digits
+@pytest.mark.parametrize("change", WRONG.values(), ids=WRONG)
+def test_other_work_is_red(bench, run, workload, truth, change):
+    loop = bench("loop").prepare(change(workload))
+    assert not bench("gate").compare("float64", run(loop, len(workload.indices)), truth).green
+
+
+@on_digits
+def test_gate_never_lets_nan_or_other_numbers_pass(bench, truth):
+    compare = bench("gate").compare
+    broken = truth.losses.copy()
+    broken[-1, :2] = np.nan
+    assert compare("float32", truth, truth).green
+    for other in ({"losses": broken}, {"losses": truth.losses * (1 + 2e-4)}, {"scores": truth.scores + 2}):
+        assert not compare("float32", truth._replace(**other), truth).green
+    assert not compare("float32", truth, truth._replace(norms=truth.norms * (1 + 2e-4))).green
+    assert not compare("float32", truth, truth._replace(losses=broken)).green
+
+
+@on_digits
+def test_a_share_of_the_environments_does_the_same(bench, run, workload):
+    whole = run(bench("loop").prepare(workload), 1).losses
+    parts = [bench("workload").take(workload, part) for part in (slice(0, 1), slice(1, 4))]
+    shares = [run(bench("loop").prepare(part), 1).losses for part in parts]
+    np.testing.assert_array_equal(np.concatenate(shares, axis=1), whole)
+
+
+def test_the_deal_is_even(bench):
+    deal = bench("deal").Deal("digits", 64)
+    engine = bench("deal").build_engine(deal, compile=False)
+    state = bench("deal").deal_state(engine, deal)
+    workload = bench("deal").export(engine, state, deal)
+    active = workload.kind >= 0
+    counts = Counter(workload.kind[active].tolist())
+    stages = Counter(state.slots.stage.numpy()[active].tolist())
+    assert active.sum() == 96 and set(counts) == set(range(7)) and len(stages) == 5
+    assert max(counts.values()) - min(counts.values()) <= 1 and max(stages.values()) - min(stages.values()) <= 1
+    # 3x3 convolution of 1 to 4 channels on 8x8 positions, linear 4 to 10; 16 x 64 samples trained on, 360 validated
+    conv, linear = 8 * 8 * 9 * 4, 4 * 10
+    per_env = 16 * 64 * (3 * (conv + linear) - conv) + 360 * (conv + linear)
+    assert bench("workload").flops(workload) == 2 * 64 * per_env
+
+
+def test_no_time_behind_a_red_gate(bench):
+    green, red = (bench("gate").Verdict(color, 50, 0.0, 0.0, 0.0, 0) for color in (True, False))
+    begun = {"first_seconds": 3.0, "versions": {}, "options": {}, "peak_mb": 100.0}
+    case = {
+        "deal": bench("deal").Deal("digits", 4),
+        "starts": {name: dict(begun) for name in ("esper", "right", "wrong")},
+        "verdicts": {"esper": green, "right": green, "wrong": red},
+        "seconds": {"esper": [0.1, 0.2, 0.3], "right": [0.2, 0.4, 0.6]},
+        "products": {"esper": [0.1] * 3, "right": [0.1] * 3},
+        "failures": {"absent": "ended"},
+        **dict.fromkeys(("flops", "steps", "batch", "validation", "idle_share"), 1),
+    }
+    text = bench("report").table(bench("report").summarise(case))
+    assert "| right | 400 (240 to 560) | 2.00 (2.00 to 2.00) |" in text
+    assert "| wrong | no time |" in text and "absent failed: ended" in text

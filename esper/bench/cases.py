@@ -96,7 +96,7 @@ def trunk(network: Network, state: State) -> Lanes:
         plan = plan_slot(census, slot, through, through, np.ones(through.shape, dtype=bool), device)
         no = torch.zeros_like(plan.training)
         here = torch.as_tensor(envs, device=device)
-        slots.append(LaneSlot(None, here, plan._replace(training=no, isolated=no), plan.lanes, no))
+        slots.append(LaneSlot(None, here, plan._replace(training=no, isolated=no), no))
     nothing = np.zeros_like(envs)
     return Lanes(tuple(slots), envs, nothing, nothing - 1, nothing.astype(bool), merged)
 

@@ -145,6 +145,8 @@ def dispatch_gate(trial: Trial) -> str | None:
         expected = {(env, kind[env][slot]) for env in range(len(stage)) if stage[env][slot] in ACTIVE}
         if found != expected or sum(group.rows.shape[0] for group in rows.groups) != len(expected):
             return f"slot {slot}: the plan holds {len(found)} seeds; expected the {len(expected)} active ones"
+        if rows.envs.tolist() != [int(env) for group in rows.groups for env in group.rows]:
+            return f"slot {slot}: the plan trains rows {rows.envs.tolist()}; expected those of its groups, in order"
     for name, leaf in trial.state.items(include_nested=True, leaves_only=True):
         if not torch.equal(after.get(name), leaf):
             return f"{'.'.join(name if isinstance(name, tuple) else (name,))} changed; expected the bits it had"

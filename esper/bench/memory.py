@@ -23,6 +23,7 @@ import numpy as np
 
 from esper.bench.work import lane_counts, map_sizes, matrix_cells
 from esper.engine import Engine
+from esper.kasmina.arena import seed_columns
 from esper.kasmina.layout import Layout
 from esper.kasmina.lifecycle import BLANK
 from esper.kasmina.network import Network
@@ -106,6 +107,12 @@ def _per_env(network: Network, census: Census, table: IntArray) -> IntArray:
     return table[np.arange(len(network.sites)), np.maximum(census.blueprint, 0)]
 
 
+def _row_sizes(network: Network) -> IntArray:
+    """Numbers in a compact row of every slot, [S]: its widest blueprint's."""
+    columns = [seed_columns(network, slot) for slot in range(len(network.sites))]
+    return np.array([each.stop - each.start for each in columns], dtype=np.int64)
+
+
 def training_bytes(engine: Engine, census: Census) -> float:
     """Bytes of one environment's minibatch and of the rows that train, mean over the environments."""
     network, config = engine.network, engine.config
@@ -120,8 +127,7 @@ def training_bytes(engine: Engine, census: Census) -> float:
         for slot in network.slots_after(index):
             kept += MAPS.slot * share[slot] * site[slot] + MAPS.layer * inner[slot]
             most = max(most, kept + MAPS.backward * share[slot] * site[slot])
-    sizes = (active * _per_env(network, census, network.sizes.cpu().numpy())).sum(1).mean()
-    rows = _bank(1, MOMENTS[config.seed_optimizer]) * sizes
+    rows = _bank(1, MOMENTS[config.seed_optimizer]) * (share * _row_sizes(network)).sum()
     return float(config.precision.dtype.itemsize * (config.batch_size * most + rows))
 
 
@@ -142,7 +148,7 @@ def evaluation_bytes(engine: Engine, census: Census, forks: bool = True) -> floa
             each = np.maximum(MAPS.rows * site[slot], 3 * site[slot] + MAPS.inner * inner[:, slot])
             most = max(most, MAPS.lanes * behind[index] * site[slot] + float((through[:, slot] * each).sum()))
     samples = min(engine.data.val_targets.shape[0], config.eval_batch_size)
-    held = (through * _per_env(network, census, network.sizes.cpu().numpy())).sum()
+    held = (through * _row_sizes(network)).sum()
     held += sum(count * stage.reads.size for count, stage in zip(lanes, network.host.stages, strict=True))
     return float(config.precision.dtype.itemsize * (samples * most + held) / config.num_envs)
 

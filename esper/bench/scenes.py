@@ -70,14 +70,17 @@ def seeded(engine: Engine, share: float, seeds: Seeds, seed: int) -> State:
         action = _germinations(engine, slot, kinds[:, slot], blends[:, slot])
         slots, _ = lifecycle.apply_action(network, engine.hypers, state.slots, action, state.signals.val_accuracy)
         state = state.replace(slots=slots)
-    state = arena.sow(network, state, make_plan(network, state.slots))
+    plan = make_plan(network, state.slots)
+    state = arena.sow(network, state, plan)
+    params = state.seeds.params.clone()
+    noise = SHAKE * rng.normal(rng.fold_in(state.key, PLACES), (params.shape[1],), params.dtype)
+    for slot, groups in enumerate(plan.fresh):
+        for group in groups:
+            for columns in (arena.blueprint_columns(network, slot, group.blueprint), arena.gate_columns(network, slot)):
+                params[group.rows, columns] += noise[group.rows, columns]
     stage = torch.as_tensor(np.where(cells < 0, int(Stage.DORMANT), stages), device=state.key.device)
-    placed = (stage != int(Stage.DORMANT))[:, arena.slot_of_column(network).to(stage.device)]
-    params = state.seeds.params
-    shaken = params + SHAKE * rng.normal(rng.fold_in(state.key, PLACES), (params.shape[1],), params.dtype)
-    bank = state.seeds.replace(params=torch.where(placed, shaken, params))
     slots = state.slots.replace(stage=stage, alpha=_alpha(stage, params.dtype))
-    return state.replace(slots=slots, seeds=bank)
+    return state.replace(slots=slots, seeds=state.seeds.replace(params=params))
 
 
 def _dealt(key: Tensor, cells: np.ndarray, choices: tuple[int, ...]) -> np.ndarray:

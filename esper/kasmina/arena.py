@@ -2,6 +2,10 @@
 
 Per environment one row of host parameters [E, P] (stages side by side) and one of seed parameters [E, Q] (slots side
 by side; within a slot the blueprint's numbers first, the gate's last). Germinate, cull and roll back are row writes.
+
+Between a blueprint's numbers and the gate lies padding up to the length of the slot's widest blueprint. It is 0 while a
+seed is there: sowing writes 0, its gradient is 0, and no optimizer moves a 0 whose gradient and moments are 0 (Adam's
+epsilon must not be 0). So a slot's seeds are rows of one length, whatever their blueprints.
 """
 
 from collections.abc import Iterable
@@ -41,6 +45,11 @@ def blueprint_columns(network: Network, slot: int, blueprint: int) -> slice:
     return slice(network.offsets[slot], network.offsets[slot] + layout.size)
 
 
+def seed_columns(network: Network, slot: int) -> slice:
+    """Columns of the seed arena that hold a slot's blueprint, whichever it is, and its padding."""
+    return slice(network.offsets[slot], network.gate_offset(slot))
+
+
 def gate_columns(network: Network, slot: int) -> slice:
     """Columns of the seed arena that a slot's gate uses."""
     start = network.gate_offset(slot)
@@ -54,10 +63,8 @@ def slot_columns(network: Network, slot: int) -> slice:
 
 def slot_params(network: Network, arena: Tensor, slot: int, plan: SlotPlan) -> SeedParams:
     """Gather the parameters of one slot's plan from the arena [E, Q]."""
-    groups = tuple(
-        arena[:, blueprint_columns(network, slot, group.blueprint)].index_select(0, group.rows) for group in plan.groups
-    )
-    return SeedParams(groups, arena[:, gate_columns(network, slot)].index_select(0, plan.gate_rows))
+    rows, gates = arena[:, seed_columns(network, slot)], arena[:, gate_columns(network, slot)]
+    return SeedParams(rows.index_select(0, plan.envs), gates.index_select(0, plan.gate_rows))
 
 
 def init_host(network: Network, key: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -116,9 +123,10 @@ def _fresh_row(network: Network, slot: int, blueprint: int, key: Tensor, dtype: 
     )
 
 
-def slot_of_column(network: Network) -> Tensor:
+def slot_of_column(network: Network, device: torch.device) -> Tensor:
     """int64 [Q]: the slot each column of the seed arena belongs to."""
-    return torch.repeat_interleave(torch.arange(len(network.widths)), torch.tensor(network.widths, dtype=torch.int64))
+    slots = [slot for slot, width in enumerate(network.widths) for _ in range(width)]
+    return torch.tensor(slots, dtype=torch.int64, device=device)
 
 
 def tensor_norms(layout: Layout, flat: Tensor) -> Tensor:

@@ -8,29 +8,21 @@ import torch
 from torch import Tensor
 
 from esper.kasmina.host import Host, HostStage
-from esper.kasmina.layers import EPSILON, batch_norm, conv2d, linear, max_pool2, per_channel
+from esper.kasmina.layers import apply_batch_norm, batch_norm, conv2d, linear, max_pool2, track
 from esper.kasmina.layout import Params, constant, fan_in_uniform
 from esper.kasmina.site import conv_site
 from esper.leyline.config import ConfigError
 
-RUNNING_MOMENTUM = 0.1
-"""Weight of the newest batch in the running statistics; torch.nn.BatchNorm2d's default."""
-
 
 def _train(params: Params, buffers: Params, x: Tensor) -> tuple[Tensor, Params]:
     normed, mean, variance = batch_norm(conv2d(x, params["conv"]), params["norm.weight"], params["norm.bias"])
-    running = {
-        "mean": torch.lerp(buffers["mean"], mean.detach(), RUNNING_MOMENTUM),
-        "variance": torch.lerp(buffers["variance"], variance.detach(), RUNNING_MOMENTUM),
-    }
+    running = {"mean": track(buffers["mean"], mean), "variance": track(buffers["variance"], variance)}
     return torch.relu(normed), running
 
 
 def _infer(params: Params, buffers: Params, x: Tensor) -> Tensor:
-    features = conv2d(x, params["conv"])
-    scale = params["norm.weight"] * torch.rsqrt(buffers["variance"] + EPSILON)
-    shift = params["norm.bias"] - buffers["mean"] * scale
-    return torch.relu(features * per_channel(scale, features) + per_channel(shift, features))
+    norm = (params["norm.weight"], params["norm.bias"], buffers["mean"], buffers["variance"])
+    return torch.relu(apply_batch_norm(conv2d(x, params["conv"]), *norm))
 
 
 def _train_pooled(params: Params, buffers: Params, x: Tensor) -> tuple[Tensor, Params]:

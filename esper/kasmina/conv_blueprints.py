@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from esper.kasmina.blueprint import Blueprint
-from esper.kasmina.layers import conv2d, group_norm, linear
+from esper.kasmina.layers import conv2d, fade, group_norm, linear
 from esper.kasmina.layout import Param, Params, constant, fan_in_uniform
 from esper.kasmina.site import Site
 
@@ -68,8 +68,7 @@ def _norm_params(site: Site) -> tuple[Param, ...]:
 def _norm_apply(params: Params, x: Tensor) -> Tensor:
     channels = x.shape[2]
     groups = max(g for g in range(1, min(32, channels) + 1) if channels % g == 0)
-    normed = group_norm(x, params["norm.weight"], params["norm.bias"], groups)
-    return x + torch.tanh(params["scale"]).reshape(-1, 1, 1, 1, 1) * (normed - x)
+    return fade(x, group_norm(x, params["norm.weight"], params["norm.bias"], groups), params["scale"])
 
 
 def _attention_width(channels: int) -> int:

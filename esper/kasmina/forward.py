@@ -16,8 +16,15 @@ from esper.kasmina.plan import SlotPlan
 class SeedParams(NamedTuple):
     """Parameters of one slot's active seeds, in the order of its plan."""
 
-    groups: tuple[Tensor, ...]  # per group [n_g, P_k]
+    rows: Tensor  # [n, W]; a blueprint's numbers first, then zeros up to the widest one's length W
     gate: Tensor  # [g, G]
+
+
+def split_groups(network: Network, slot: int, plan: SlotPlan, rows: Tensor) -> tuple[Tensor, ...]:
+    """Per group of a slot's plan, the numbers of its blueprint: rows [n, W] -> [n_g, P_k] each, views."""
+    chunks = rows.split([group.rows.shape[0] for group in plan.groups])
+    layouts = [network.layouts[slot][group.blueprint] for group in plan.groups]
+    return tuple(chunk[:, : layout.size] for chunk, layout in zip(chunks, layouts, strict=True) if layout)
 
 
 def _rowwise(vector: Tensor, features: Tensor) -> Tensor:
@@ -63,22 +70,40 @@ def through_slot(network: Network, slot: int, plan: SlotPlan, seeds: SeedParams,
     """
     if not plan.groups:
         return h
-    units = network.units.seeds[slot]
+    weight = alpha.unsqueeze(1)
+    if plan.gated.shape[0]:
+        weight = _gated(network, slot, plan, seeds.gate, alpha, h)
+    unit = network.units.slots[slot]
+    if unit is not None:
+        return unit(plan, seeds.rows, weight, h)
     x = h.index_select(0, plan.lanes)
-    seen = torch.where(_rowwise(plan.isolated, x), x.detach(), x)
+    out = blend(x, _grow(network, slot, plan, seeds.rows, _seen(plan.isolated, x)), weight, plan.training)
+    return h.index_copy(0, plan.lanes, out)
+
+
+def _seen(isolated: Tensor, x: Tensor) -> Tensor:
+    """What seeds see of the features: in isolation, numbers without a gradient."""
+    return torch.where(_rowwise(isolated, x), x.detach(), x)
+
+
+def _gated(network: Network, slot: int, plan: SlotPlan, gate: Tensor, alpha: Tensor, h: Tensor) -> Tensor:
+    """Weights [n, B] or [n, B, T]: alpha, times the opening of the gate where there is one."""
+    x = h.index_select(0, plan.lanes.index_select(0, plan.gated))
+    opening = network.units.gates[slot](gate, _seen(plan.isolated.index_select(0, plan.gated), x))
+    full = _rowwise(alpha, opening).expand(-1, *opening.shape[1:])
+    return full.index_copy(0, plan.gated, full.index_select(0, plan.gated) * opening)
+
+
+def _grow(network: Network, slot: int, plan: SlotPlan, rows: Tensor, seen: Tensor) -> Tensor:
+    """Features of the seeds, blueprint by blueprint."""
+    units = network.units.seeds[slot]
     chunks = seen.split([group.rows.shape[0] for group in plan.groups])
     outputs = []
-    for group, params, chunk in zip(plan.groups, seeds.groups, chunks, strict=True):
+    for group, params, chunk in zip(plan.groups, split_groups(network, slot, plan, rows), chunks, strict=True):
         apply = units[group.blueprint]
         assert apply is not None, "the codec offers only blueprints that fit"
         outputs.append(apply(params, chunk))
-    weight = alpha.unsqueeze(1)
-    if plan.gated.shape[0]:
-        opening = network.units.gates[slot](seeds.gate, seen.index_select(0, plan.gated))
-        full = _rowwise(alpha, opening).expand(-1, *opening.shape[1:])
-        weight = full.index_copy(0, plan.gated, full.index_select(0, plan.gated) * opening)
-    out = blend(x, torch.cat(outputs), weight, plan.training)
-    return h.index_copy(0, plan.lanes, out)
+    return torch.cat(outputs)
 
 
 def train_forward(

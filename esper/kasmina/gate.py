@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from esper.kasmina.layers import linear
-from esper.kasmina.layout import Layout, constant, fan_in_uniform
+from esper.kasmina.layout import Layout, Params, constant, fan_in_uniform
 from esper.kasmina.site import Site
 
 OPEN = 2.0
@@ -33,16 +33,20 @@ def layout(site: Site) -> Layout:
     )
 
 
-def unit(site: Site) -> Callable[[Tensor, Tensor], Tensor]:
-    """The gate at a site: (flat params [n, size], x [n, B, *site.shape]) -> weight in (0, 1).
+def opening(site: Site) -> Callable[[Params, Tensor], Tensor]:
+    """The gate at a site: (named params, x [n, B, *site.shape]) -> weight in (0, 1).
 
     The weight is [n, B], or [n, B, T] where the site has an axis of time.
     """
-    row = layout(site)
 
-    def weight(params: Tensor, x: Tensor) -> Tensor:
-        named = row.views(params)
-        hidden = torch.relu(linear(site.pool(x), named["hidden.weight"], named["hidden.bias"]))
-        return torch.sigmoid(linear(hidden, named["out.weight"], named["out.bias"])).squeeze(-1)
+    def weight(params: Params, x: Tensor) -> Tensor:
+        hidden = torch.relu(linear(site.pool(x), params["hidden.weight"], params["hidden.bias"]))
+        return torch.sigmoid(linear(hidden, params["out.weight"], params["out.bias"])).squeeze(-1)
 
     return weight
+
+
+def unit(site: Site) -> Callable[[Tensor, Tensor], Tensor]:
+    """``opening`` with flat params [n, size]."""
+    row, weight = layout(site), opening(site)
+    return lambda params, x: weight(row.views(params), x)

@@ -25,7 +25,6 @@ class LaneSlot(NamedTuple):
     parents: Tensor | None  # int64 [L']; the lane each continues; None if nothing forks here
     envs: Tensor  # int64 [L']; environment of each lane from here on
     plan: SlotPlan  # lanes that pass through the seed
-    rows: Tensor  # int64 [n]; environment of each lane in the plan
     prospect: Tensor  # bool [n]; alpha at its target instead of its present value
 
 
@@ -80,7 +79,6 @@ def fork_lanes(network: Network, census: Census, every_coalition: bool, device: 
                 parents=torch.as_tensor(parents, device=device) if parents.size > lanes.size else None,
                 envs=torch.as_tensor(env, device=device),
                 plan=plan._replace(training=no, isolated=no),
-                rows=torch.as_tensor(env[through], device=device),
                 prospect=torch.as_tensor(through >= first_on, device=device),
             )
         )
@@ -117,7 +115,7 @@ def lane_params(network: Network, state: State, lanes: Lanes, target: Tensor) ->
         for slot in network.slots_after(index):
             envs = lanes.slots[slot].envs if lanes.slots[slot].parents is not None else envs
     alphas = tuple(
-        torch.where(lane.prospect, target[lane.rows], state.slots.alpha[lane.rows, slot])
+        torch.where(lane.prospect, target[lane.plan.envs], state.slots.alpha[lane.plan.envs, slot])
         for slot, lane in enumerate(lanes.slots)
     )
     seeds = tuple(slot_params(network, state.seeds.params, slot, lane.plan) for slot, lane in enumerate(lanes.slots))

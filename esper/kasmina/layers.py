@@ -1,21 +1,27 @@
 """Layers of many networks at once: every tensor has the network dimension n first, weights included.
 
 They are plain functions of tensors. Anything written for one network works too, through ``torch.func.vmap``; these
-forms compile without specialising on n.
+forms compile without specialising on n. Called with the stand-ins of ``esper.kasmina.tracing``, a layer is written
+down instead.
 """
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from esper.kernels.convolution import conv2d
-from esper.kernels.pooling import max_pool2
+from esper.kernels import convolution, pooling
 
 __all__ = [
+    "apply_batch_norm",
     "batch_norm",
     "causal_attention",
     "conv2d",
     "embed",
+    "fade",
     "group_norm",
     "layer_norm",
     "linear",
@@ -23,10 +29,30 @@ __all__ = [
     "normalise",
     "per_channel",
     "standardise",
+    "track",
 ]
+
+Layer = TypeVar("Layer", bound=Callable[..., Any])
+
+
+def layer(function: Layer) -> Layer:
+    """A function of features that can be written down by name."""
+
+    @functools.wraps(function)
+    def call(x: Any, *args: Any, **kwargs: Any) -> Any:
+        return function(x, *args, **kwargs) if isinstance(x, Tensor) else x.layer(function.__name__, *args, **kwargs)
+
+    return cast(Layer, call)
+
+
+conv2d = layer(convolution.conv2d)
+max_pool2 = layer(pooling.max_pool2)
 
 EPSILON = 1e-5
 """Added to variances; the default of torch.nn's norms."""
+
+RUNNING_MOMENTUM = 0.1
+"""Weight of the newest batch in the running statistics; torch.nn.BatchNorm2d's default."""
 
 
 def per_channel(vector: Tensor, features: Tensor) -> Tensor:
@@ -34,6 +60,7 @@ def per_channel(vector: Tensor, features: Tensor) -> Tensor:
     return vector.reshape(vector.shape[0], 1, -1, *(1,) * (features.dim() - 3))
 
 
+@layer
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Affine map of the last dimension.
 
@@ -55,6 +82,7 @@ def normalise(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     return (x - mean) * torch.rsqrt(variance + EPSILON)
 
 
+@layer
 def batch_norm(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise each channel over samples and positions (Ioffe & Szegedy 2015), training form.
 
@@ -76,6 +104,35 @@ def batch_norm(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor,
     return out, mean.flatten(1), unbiased.flatten(1)
 
 
+@layer
+def apply_batch_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """Batch norm in inference form, with running statistics.
+
+    Args:
+      x: [n, B, C, H, W].
+      weight, bias, mean, variance: [n, C].
+
+    Returns:
+      like x.
+    """
+    scale = weight * torch.rsqrt(variance + EPSILON)
+    shift = bias - mean * scale
+    return x * per_channel(scale, x) + per_channel(shift, x)
+
+
+@layer
+def track(running: Tensor, statistic: Tensor) -> Tensor:
+    """Running average of a batch's statistic, both [n, C]; it carries no gradient."""
+    return torch.lerp(running, statistic.detach(), RUNNING_MOMENTUM)
+
+
+@layer
+def fade(x: Tensor, y: Tensor, openness: Tensor) -> Tensor:
+    """The way from x to y: x + tanh(openness) (y - x), like both; openness [n, 1]."""
+    return x + torch.tanh(openness).reshape(-1, *(1,) * (x.dim() - 1)) * (y - x)
+
+
+@layer
 def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
     """Normalise groups of channels within each sample (Wu & He 2018).
 

@@ -4,7 +4,7 @@ Everything a shape or an offset can be derived from is here; what evolves is ``S
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,9 +18,13 @@ from esper.leyline.actions import BLENDS, NONE, Blend, Codec, build_codec
 from esper.leyline.config import Config, ConfigError
 from esper.leyline.state import Slots
 
+if TYPE_CHECKING:
+    from esper.kasmina.plan import SlotPlan
+
 TrainUnit = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 InferUnit = Callable[[Tensor, Tensor, Tensor], Tensor]
 SeedUnit = Callable[[Tensor, Tensor], Tensor]
+SlotUnit = Callable[["SlotPlan", Tensor, Tensor, Tensor], Tensor]
 
 
 class Units(NamedTuple):
@@ -33,12 +37,15 @@ class Units(NamedTuple):
       infer: per host stage, (flat params, flat buffers, x) -> y.
       seeds: per slot, per blueprint (None where it does not fit), (flat params, x) -> y.
       gates: per slot, (flat params, x) -> weight [n, B], or [n, B, T] where the site has an axis of time.
+      slots: per slot, (plan, rows of params [n, W], weight, features) -> features: all blueprints and the blend in one
+        call. None: ``seeds`` one by one.
     """
 
     train: tuple[TrainUnit, ...]
     infer: tuple[InferUnit, ...]
     seeds: tuple[tuple[SeedUnit | None, ...], ...]
     gates: tuple[SeedUnit, ...]
+    slots: tuple[SlotUnit | None, ...]
 
 
 class Network(NamedTuple):
@@ -184,6 +191,7 @@ def _units(
         infer=tuple(infer(i) for i in stages),
         seeds=tuple(seeds[site] for site in sites),
         gates=tuple(gates[site] for site in sites),
+        slots=(None,) * len(sites),
     )
 
 

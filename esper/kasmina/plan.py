@@ -34,6 +34,7 @@ class SlotPlan(NamedTuple):
 
     groups: tuple[Group, ...]  # rows are environments: whose parameters to use
     lanes: Tensor  # int64 [n]; rows of the features, all groups one after the other
+    envs: Tensor  # int64 [n]; environment of each, whose parameters it uses: the groups' rows in one piece
     gated: Tensor  # int64 [g]; positions within `lanes` whose blend has a learned gate
     gate_rows: Tensor  # int64 [g]; their environments
     training: Tensor  # bool [n]; TRAINING: straight-through
@@ -134,6 +135,7 @@ def plan_slot(
     return SlotPlan(
         groups=group_rows(census, slot, envs, device),
         lanes=move(lanes),
+        envs=move(envs),
         gated=move(gated),
         gate_rows=move(envs[gated]),
         training=move(stage == int(Stage.TRAINING)),

@@ -43,7 +43,7 @@ def cache_folder() -> Path:
 
 @functools.cache
 def load(name: str) -> ctypes.CDLL | None:
-    """The library of one source file of ``kernels/``, built if this machine has none yet.
+    """The library of one source file of ``kernels/`` and its headers, built if this machine has none yet.
 
     Args:
       name: the file's name without ``.cpp``.
@@ -65,7 +65,7 @@ def load(name: str) -> ctypes.CDLL | None:
 
 def _built(source: Path, compiler: str) -> Path:
     """The library's file, named after everything that its code depends on."""
-    text = source.read_bytes()
+    text = b"".join(path.read_bytes() for path in (source, *sorted(source.parent.glob("*.h"))))
     identity = "\n".join((compiler, _version(compiler), *FLAGS, *LINKING, _processor()))
     digest = hashlib.sha256(text + identity.encode()).hexdigest()[:16]
     target = cache_folder() / f"{source.stem}-{digest}.so"

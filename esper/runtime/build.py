@@ -64,5 +64,5 @@ def make(
         )
     network = build_network(config, task.host, task.blueprints, place)
     if resolve_compile(compile, place):
-        network = compile_units(network)
+        network = compile_units(network, place)
     return Engine(network, hypers, dataset)

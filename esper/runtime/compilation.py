@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from esper.kasmina.network import InferUnit, Network, SeedUnit, TrainUnit, Units
+from esper.kasmina.programs import can_run, with_programs
 from esper.kernels.convolution import prefers_networks_outermost
 from esper.kernels.native import COMPILERS, find_compiler
 from esper.leyline.config import ConfigError, SampleOrder
@@ -48,22 +49,30 @@ def resolve_compile(mode: CompileMode, device: torch.device) -> bool:
     return found
 
 
-def compile_units(network: Network) -> Network:
-    """The same network with compiled units; the results agree to rounding.
+def compile_units(network: Network, device: torch.device) -> Network:
+    """The same network with fast units: programs where they can run, compiled code elsewhere.
 
-    Compiled code is kept in ``~/.cache/esper`` (or ``TORCHINDUCTOR_CACHE_DIR``), so that a second start is warm.
+    The results agree to rounding. Compiled code is kept in ``~/.cache/esper`` (or ``TORCHINDUCTOR_CACHE_DIR``), so that
+    a second start is warm.
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "esper" / "inductor"))
-    units = network.units
-    seeds = {unit: _seed_unit(unit) for row in units.seeds for unit in row if unit}
-    gates = {unit: _seed_unit(unit) for unit in units.gates}
-    compiled = Units(
-        train=tuple(_train_unit(unit) for unit in units.train),
-        infer=tuple(_infer_unit(unit) for unit in units.infer),
-        seeds=tuple(tuple(seeds[unit] if unit else None for unit in row) for row in units.seeds),
-        gates=tuple(gates[unit] for unit in units.gates),
+    plain = network.units
+    runs_programs = can_run(network.config.precision.dtype, device)
+    fast = with_programs(network).units if runs_programs else plain
+
+    def choose(old: tuple[Any, ...], new: tuple[Any, ...], compiled: Callable[[Any], Any]) -> tuple[Any, ...]:
+        chosen = {unit: compiled(unit) for unit in old if unit}
+        return tuple(fast if fast is not unit else chosen.get(unit) for unit, fast in zip(old, new, strict=True))
+
+    seeds = {unit: _seed_unit(unit) for row in plain.seeds for unit in row if unit}
+    units = Units(
+        train=choose(plain.train, fast.train, _train_unit),
+        infer=choose(plain.infer, fast.infer, _infer_unit),
+        seeds=tuple(choose(*rows, lambda unit: seeds[unit]) for rows in zip(plain.seeds, fast.seeds, strict=True)),
+        gates=choose(plain.gates, fast.gates, _seed_unit),
+        slots=fast.slots,
     )
-    return network._replace(units=compiled)
+    return network._replace(units=units)
 
 
 def warm_up(network: Network, data: Dataset) -> None:

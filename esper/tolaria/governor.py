@@ -128,7 +128,7 @@ def roll_back_seeds(network: Network, state: State, bad: Tensor) -> State:
     """Restore fossilized seeds of the environments in ``bad`` [E] from the vault; blank the rest of their arena."""
     fossil = (state.slots.stage == int(Stage.FOSSILIZED)) & bad.unsqueeze(1)
     lost = ~fossil & bad.unsqueeze(1)
-    columns = slot_of_column(network).to(bad.device)
+    columns = slot_of_column(network, bad.device)
     keep, wipe = fossil[:, columns], lost[:, columns]
     seeds, vault = state.seeds, state.vault.seeds
     restored = Bank(

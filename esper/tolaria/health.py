@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from esper.kasmina.arena import tensor_norms
+from esper.kasmina.forward import split_groups
 from esper.kasmina.layout import Layout
 from esper.kasmina.network import Network
 from esper.kasmina.plan import Plan
@@ -19,7 +20,7 @@ def measure_health(
     hypers: HyperParams,
     plan: Plan,
     host_grad: Tensor,
-    seed_grads: tuple[tuple[Tensor, ...], ...],
+    seed_grads: tuple[Tensor, ...],
 ) -> Health:
     """Norms, seed/host ratio, vanishing and exploding tensors.
 
@@ -28,7 +29,7 @@ def measure_health(
       hypers: thresholds of vanishing and exploding.
       plan: rows of the seeds' gradients.
       host_grad: [E, P], before clipping.
-      seed_grads: per slot, per group [n_g, P_k]; the gate's gradient is not counted.
+      seed_grads: per slot [n, W]; the gate's gradient is not counted.
 
     Returns:
       per environment and per slot. ratio = (seed norm / sqrt(seed size)) / (host norm / sqrt(host size)), 0 where
@@ -45,7 +46,7 @@ def measure_health(
     healthy = torch.ones(shape, dtype=torch.bool, device=host_grad.device)
     explodes = over(hypers.exploding_norm, 1).expand(shape[0], 1)
     for slot, rows in enumerate(plan.slots):
-        for group, grad in zip(rows.groups, seed_grads[slot], strict=True):
+        for group, grad in zip(rows.groups, split_groups(network, slot, rows, seed_grads[slot]), strict=True):
             layout = network.layouts[slot][group.blueprint]
             if layout is None or layout.size == 0:
                 continue

@@ -34,15 +34,15 @@ class Work(NamedTuple):
 
     host: Learner
     buffers: tuple[Tensor, ...]  # per stage [E, N_i]
-    seeds: tuple[tuple[Learner, ...], ...]  # per slot, per group
-    gates: tuple[Learner, ...]  # per slot
+    seeds: tuple[Learner, ...]  # per slot [n, W]
+    gates: tuple[Learner, ...]  # per slot [g, G]
 
 
 class Gradients(NamedTuple):
     """Gradients of one minibatch, before clipping, in the shapes of ``Work``."""
 
     host: Tensor  # [E, P]
-    seeds: tuple[tuple[Tensor, ...], ...]
+    seeds: tuple[Tensor, ...]
     gates: tuple[Tensor, ...]
 
 
@@ -50,10 +50,7 @@ def gather(network: Network, state: State, plan: Plan) -> Work:
     """Collect the rows that train."""
     seeds, gates = [], []
     for slot, rows in enumerate(plan.slots):
-        groups = [
-            _read(state.seeds, slot, g.rows, arena.blueprint_columns(network, slot, g.blueprint)) for g in rows.groups
-        ]
-        seeds.append(tuple(groups))
+        seeds.append(_read(state.seeds, slot, rows.envs, arena.seed_columns(network, slot)))
         gates.append(_read(state.seeds, slot, rows.gate_rows, arena.gate_columns(network, slot)))
     host = Learner(state.host.params, state.host.moments, state.host.steps)
     return Work(host, arena.split_buffers(network, state.buffers), tuple(seeds), tuple(gates))
@@ -75,11 +72,11 @@ def scatter(network: Network, state: State, plan: Plan, work: Work) -> State:
         return state
     params, moments, updates = (leaf.clone() for leaf in (state.seeds.params, state.seeds.moments, state.seeds.steps))
     for slot, rows in enumerate(plan.slots):
-        for group, learner in zip(rows.groups, work.seeds[slot], strict=True):
-            columns = arena.blueprint_columns(network, slot, group.blueprint)
-            params[group.rows, columns] = learner.params
-            moments[group.rows, :, columns] = learner.moments
-            updates[group.rows, slot] = learner.steps
+        if rows.groups:
+            columns = arena.seed_columns(network, slot)
+            params[rows.envs, columns] = work.seeds[slot].params
+            moments[rows.envs, :, columns] = work.seeds[slot].moments
+            updates[rows.envs, slot] = work.seeds[slot].steps
         if rows.gate_rows.shape[0]:
             columns = arena.gate_columns(network, slot)
             params[rows.gate_rows, columns] = work.gates[slot].params
@@ -127,9 +124,11 @@ def minibatch(config: Config, state: State, data: Dataset, indices: Tensor, step
 
 
 def sample_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of every prediction: logits [n, B, ..., C], targets [n, B, ...] -> nats [n, B, ...]."""
-    flat = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none")
-    return flat.unflatten(0, targets.shape)
+    """Cross-entropy of every prediction: logits [n, B, ..., C], targets [n, B, ...] -> nats [n, B, ...].
+
+    With few classes, a softmax across samples fills vector registers; one along the classes does not.
+    """
+    return F.cross_entropy(logits.movedim(-1, 1), targets, reduction="none")
 
 
 def compute_gradients(
@@ -147,21 +146,24 @@ def compute_gradients(
     Returns:
       loss [E] (mean over the minibatch), accuracy [E] (pp), new buffers per stage, gradients.
     """
-    host = work.host.params.detach().requires_grad_()
-    seeds = tuple(tuple(g.params.detach().requires_grad_() for g in groups) for groups in work.seeds)
-    gates = tuple(g.params.detach().requires_grad_() for g in work.gates)
-    leaves = [host, *(leaf for groups in seeds for leaf in groups), *gates]
+    host, seeds, gates = _leaf(work.host), tuple(map(_leaf, work.seeds)), tuple(map(_leaf, work.gates))
+    leaves = [leaf for leaf in (host, *seeds, *gates) if leaf.requires_grad]
     with torch.enable_grad():
-        params = [SeedParams(groups, gate) for groups, gate in zip(seeds, gates, strict=True)]
+        params = [SeedParams(rows, gate) for rows, gate in zip(seeds, gates, strict=True)]
         stages = arena.split_stages(network, host)
         logits, buffers = train_forward(network, plan.slots, (stages, work.buffers), params, alphas, batch[0])
         loss = sample_losses(logits, batch[1]).flatten(1).mean(1)
         grads = iter(torch.autograd.grad(loss.sum(), leaves, materialize_grads=True))
-    host_grad = next(grads)
-    seed_grads = tuple(tuple(next(grads) for _ in groups) for groups in seeds)
+    host_grad, *others = [next(grads) if leaf.requires_grad else leaf for leaf in (host, *seeds, *gates)]
     correct = (logits.argmax(-1) == batch[1]).flatten(1)
     accuracy = 100 * correct.to(loss.dtype).mean(1)
-    return loss.detach(), accuracy, buffers, Gradients(host_grad, seed_grads, tuple(grads))
+    gradients = Gradients(host_grad, tuple(others[: len(seeds)]), tuple(others[len(seeds) :]))
+    return loss.detach(), accuracy, buffers, gradients
+
+
+def _leaf(learner: Learner) -> Tensor:
+    """Its parameters as a leaf of the graph; without rows there is nothing to differentiate."""
+    return learner.params.detach().requires_grad_(learner.params.numel() > 0)
 
 
 def train_step(network: Network, hypers: HyperParams, plan: Plan, work: Work, factor: Tensor, grads: Gradients) -> Work:
@@ -173,18 +175,15 @@ def train_step(network: Network, hypers: HyperParams, plan: Plan, work: Work, fa
     host_rates, seed_rates = optim.host_rates(hypers, factor), optim.seed_rates(hypers, factor)
     clipped, _ = optim.clip_rows(grads.host, host_rates.clip)
     host = optim.update(config.host_optimizer, work.host, clipped, host_rates)
-    seeds, gates = [], []
-    for slot, rows in enumerate(plan.slots):
-        updated = []
-        for group, learner, grad in zip(rows.groups, work.seeds[slot], grads.seeds[slot], strict=True):
-            rates = seed_rates.at(group.rows)
-            updated.append(optim.update(config.seed_optimizer, learner, optim.clip_rows(grad, rates.clip)[0], rates))
-        seeds.append(tuple(updated))
-        gate, grad = work.gates[slot], grads.gates[slot]
-        if rows.gate_rows.shape[0]:
-            rates = seed_rates.at(rows.gate_rows)
-            gate = optim.update(config.seed_optimizer, gate, optim.clip_rows(grad, rates.clip)[0], rates)
-        gates.append(gate)
+
+    def learn(envs: Tensor, learner: Learner, grad: Tensor) -> Learner:
+        if not envs.shape[0]:
+            return learner
+        rates = seed_rates.at(envs)
+        return optim.update(config.seed_optimizer, learner, optim.clip_rows(grad, rates.clip)[0], rates)
+
+    seeds = map(learn, [rows.envs for rows in plan.slots], work.seeds, grads.seeds)
+    gates = map(learn, [rows.gate_rows for rows in plan.slots], work.gates, grads.gates)
     return Work(host, work.buffers, tuple(seeds), tuple(gates))
 
 
@@ -223,9 +222,8 @@ def train_epoch(network: Network, hypers: HyperParams, state: State, plan: Plan,
 def _finite(plan: Plan, work: Work) -> Tensor:
     """Whether all trained parameters and moments of an environment are finite, bool [E]."""
     finite = _row_finite(work.host)
-    for rows, groups, gate in zip(plan.slots, work.seeds, work.gates, strict=True):
-        parts = [(group.rows, learner) for group, learner in zip(rows.groups, groups, strict=True)]
-        for envs, learner in [*parts, (rows.gate_rows, gate)]:
+    for rows, seed, gate in zip(plan.slots, work.seeds, work.gates, strict=True):
+        for envs, learner in ((rows.envs, seed), (rows.gate_rows, gate)):
             if envs.shape[0]:
                 finite = finite.index_copy(0, envs, finite.index_select(0, envs) & _row_finite(learner))
     return finite

@@ -132,6 +132,12 @@ def another_kind(result):
     return plan._replace(slots=(wrong, *plan.slots[1:])), after
 
 
+def another_row(result):
+    plan, after = result
+    first = plan.slots[0]._replace(envs=plan.slots[0].envs.flip(0))
+    return plan._replace(slots=(first, *plan.slots[1:])), after
+
+
 def one_bit(result):
     plan, after = result
     params = after.seeds.params.clone()
@@ -161,6 +167,7 @@ FAULTS = {
     "hits": ("validation", lambda t: spoil(t, lambda s: s._replace(correct=1 - s.correct))),
     "a row that is missing": ("dispatch", lambda t: spoil(t, without_a_row)),
     "another blueprint": ("dispatch", lambda t: spoil(t, another_kind)),
+    "another environment's row": ("dispatch", lambda t: spoil(t, another_row)),
     "a bit of the arena": ("dispatch", lambda t: spoil(t, one_bit)),
     "another start": ("reset", lambda t: t._replace(extra=(t.extra[0], t.extra[1] + 1))),
     "rows that were to stay": ("reset", lambda t: shifted(t, "host", 0.01)),

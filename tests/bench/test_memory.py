@@ -85,7 +85,7 @@ def test_one_seed_by_hand():
     conv, site, inner, head = 4 * 64, 4 * 16, 16 * 16, 10
     before = MAPS.layer * conv + MAPS.slot * site + MAPS.layer * inner
     places = (4 * conv, before + MAPS.backward * site, before + 2 * MAPS.layer * head)
-    size = engine.network.layouts[0][kind].size
+    size = max(layout.size for layout in engine.network.layouts[0])
     assert memory.training_bytes(engine, census) == pytest.approx(4 * (64 * max(places) + 2 * size))
     rows = max(MAPS.rows * site, 3 * site + MAPS.inner * inner)
     held = engine.network.host.num_params + engine.network.host.stages[1].layout.size + size

@@ -78,6 +78,7 @@ def test_plan_lists_every_active_seed_once(engine):
         for group in rows.groups:
             assert (state.slots.blueprint[group.rows, slot] == group.blueprint).all() and len(group.rows) > 0
         assert torch.equal(torch.cat([g.rows for g in rows.groups]), rows.lanes)
+        assert torch.equal(rows.envs, rows.lanes)
         gated = (state.slots.blend[rows.lanes, slot] == int(Blend.GATED)) & ~rows.training
         assert rows.gated.tolist() == gated.nonzero().flatten().tolist()
 
@@ -89,7 +90,10 @@ def test_lanes_share_prefixes(engine):
     lanes = fork_lanes(engine.network, plan.census, False, torch.device("cpu"))
     active = np.isin(plan.census.stage, [int(s) for s in ACTIVE])
     for slot in range(3):
-        assert lanes.slots[slot].envs.shape[0] == E + active[:, : slot + 1].sum()
+        lane = lanes.slots[slot]
+        assert lane.envs.shape[0] == E + active[:, : slot + 1].sum()
+        assert torch.equal(torch.cat([g.rows for g in lane.plan.groups]), lane.plan.envs)
+        assert torch.equal(lane.envs[lane.plan.lanes], lane.plan.envs)
     coalitions = fork_lanes(engine.network, plan.census, True, torch.device("cpu"))
     merged = np.isin(plan.census.stage, [int(s) for s in MERGED]).sum(1)
     assert coalitions.env.size == (2**merged).sum()

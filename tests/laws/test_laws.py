@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import esper
 import esper.engine
-from esper.leyline.config import Precision, SampleOrder
-from esper.leyline.stages import Stage
+from esper.leyline.config import Optimizer, Precision, SampleOrder
+from esper.leyline.stages import ACTIVE, Stage
 
 _spec = importlib.util.spec_from_file_location("laws_cases", Path(__file__).with_name("cases.py"))
 cases = importlib.util.module_from_spec(_spec)
@@ -112,6 +112,22 @@ def test_initial_noise_and_order_do_not_depend_on_the_number_of_environments(tas
     few, many = (esper.make(task, count, compile=False).init(11) for count in (2, 7))
     assert_same(few, many[:2], exact=True)
     assert not torch.equal(many.host.params[0], many.host.params[1])
+
+
+@pytest.mark.parametrize("optimizer", Optimizer)
+def test_padding_of_a_seed_stays_zero(task, optimizer):
+    """What lies between the numbers of an active seed and its gate's: each SGD step updates it like any parameter."""
+    settings = {"seed_optimizer": optimizer, "seed_weight_decay": 0.1, "momentum": 0.5}
+    engine = esper.make(task, E, compile=False, **settings)
+    seen, network = 0, engine.network
+    for scene in cases.walk(engine, seed=3, length=9):
+        slots, seeds = scene.state.slots, scene.state.seeds
+        for env, slot in torch.isin(slots.stage, torch.tensor([int(stage) for stage in ACTIVE])).nonzero().tolist():
+            begin = sum(network.widths[:slot]) + network.layouts[slot][slots.blueprint[env, slot]].size
+            end = sum(network.widths[: slot + 1]) - network.gates[slot].size
+            assert not seeds.params[env, begin:end].any() and not seeds.moments[env, :, begin:end].any()
+            seen += (end > begin) * int(seeds.steps[env, slot])
+    assert seen > 20
 
 
 @pytest.mark.parametrize("name", cases.ELEMENTWISE)

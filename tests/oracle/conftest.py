@@ -116,6 +116,18 @@ def random_bank(bank: Bank, optimizer: Optimizer, generator: torch.Generator) ->
     )
 
 
+def without_padding(bank: Bank, engine: Engine, hand: Hand) -> Bank:
+    """0 behind the numbers of every active seed, up to its gate's, as sowing leaves them."""
+    params, moments = bank.params.clone(), bank.moments.clone()
+    for slot, cards in enumerate(hand.cards):
+        end = arena.gate_columns(engine.network, slot).start
+        for env, card in enumerate(cards):
+            if card.stage in ACTIVE:
+                begin = arena.blueprint_columns(engine.network, slot, card.blueprint).stop
+                params[env, begin:end] = moments[env, :, begin:end] = 0
+    return bank.replace(params=params, moments=moments)
+
+
 def random_state(hand: Hand, index: int, precision: Precision) -> tuple[Engine, State]:
     """An engine and a state that holds a hand's cards."""
     topology, generator = TOPOLOGIES[hand.topology], torch.Generator().manual_seed(100 + index)
@@ -149,7 +161,7 @@ def random_state(hand: Hand, index: int, precision: Precision) -> tuple[Engine, 
         epoch=torch.arange(ENVS) // 2 * 3,
         rounds=torch.full((ENVS,), 7),
         host=random_bank(state.host, hand.host_optimizer, generator),
-        seeds=random_bank(state.seeds, hand.seed_optimizer, generator),
+        seeds=without_padding(random_bank(state.seeds, hand.seed_optimizer, generator), engine, hand),
         buffers=torch.where(variances, 0.3 + statistics.abs(), 0.3 * statistics),
     )
 

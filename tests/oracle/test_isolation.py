@@ -10,7 +10,7 @@ from torch import Tensor
 import esper
 from esper.engine import Engine
 from esper.kasmina import arena
-from esper.kasmina.forward import train_forward
+from esper.kasmina.forward import split_groups, train_forward
 from esper.kasmina.plan import make_plan
 from esper.leyline.actions import Blend
 from esper.leyline.config import Precision
@@ -112,7 +112,8 @@ def test_every_seed_in_training_learns(engine: Engine, seeded: State) -> None:
     """From its first step. Its gate does not: nothing is gated before BLENDING."""
     _, grads = pass_through(engine, seeded)
     plan = make_plan(engine.network, seeded.slots)
-    for rows, groups, gate in zip(plan.slots, grads.seeds, grads.gates, strict=True):
+    for slot, (rows, seed, gate) in enumerate(zip(plan.slots, grads.seeds, grads.gates, strict=True)):
+        groups = split_groups(engine.network, slot, rows, seed)
         assert [group.blueprint for group in rows.groups] == list(range(len(engine.network.blueprints)))
         for blueprint, grad in zip(engine.network.blueprints, groups, strict=True):
             learns = torch.linalg.vector_norm(grad, dim=1) > 1e-6

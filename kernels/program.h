@@ -1,0 +1,148 @@
+// A program: the layers of a module in order, and what follows from them for running it forward and backward.
+//
+// Registers hold the values between layers; register 0 is the input. What a convolution gives is kept for backward,
+// everything else is cheap and computed again. A batch norm needs all samples before it gives any: it begins a new
+// segment, and what a later segment reads is kept.
+
+#pragma once
+
+#include <vector>
+
+#include "norms.h"
+
+namespace esper {
+
+enum Op : i64 { CONV, GROUP_NORM, BATCH_NORM, AFFINE, RELU, POOL, MEAN, ADD, SCALE, SIGMOID, TIMES, FADE };
+
+struct Instruction {
+    i64 op, to, from, other, weight, bias, groups, kernel, rectify, constant;
+    i64 segment = 0, stats = 0, header = 0, aux = 0;  // where group norm's, batch norm's numbers are
+    bool reads_two() const { return op == ADD || op == SCALE || op == FADE; }
+    i64 gives() const { return segment - (op == BATCH_NORM); }  // the segment in which backward gives its gradient
+};
+constexpr i64 FIELDS = 10;
+
+struct Register {
+    i64 channels, height, width, segment = 0, value = 0, grad = 0;
+    bool kept = false, crosses = false, trained = false;
+    i64 area() const { return height * width; }
+    i64 size() const { return channels * area(); }
+};
+
+struct BackwardStep {
+    i64 instruction;
+    bool want[2], add[2];  // gradients of `from` and `other`
+};
+
+// What backward does, for one combination of what is asked for.
+struct Backward {
+    std::vector<BackwardStep> steps;
+    std::vector<i64> again;          // instructions to run forward once more, in order
+    std::vector<bool> loads_input;   // per segment
+};
+
+struct Program {
+    std::vector<Register> registers;
+    std::vector<Instruction> instructions;
+    i64 output, params, buffers, aux = 0, segments = 1;
+    i64 values = 0, stats = 0, grads = 0, crossing = 0, kept = 0, header = 0;  // sizes, in vectors
+    std::vector<bool> loads_input;
+    Backward backward[4];  // input's gradient wanted + 2 * output's value wanted
+
+    explicit Program(const i64* code) {
+        const i64 count = code[0], length = code[1];
+        output = code[2], params = code[3], buffers = code[4];
+        code += 5;
+        for (i64 r = 0; r < count; ++r, code += 3) registers.push_back({code[0], code[1], code[2]});
+        for (i64 i = 0; i < length; ++i, code += FIELDS)
+            instructions.push_back({code[0], code[1], code[2], code[3], code[4], code[5], code[6], code[7], code[8],
+                                    code[9]});
+        cut_into_segments();
+        place();
+        for (int asked = 0; asked < 4; ++asked) backward[asked] = plan(asked & 1, asked & 2);
+    }
+
+    // Vectors that one network keeps for backward.
+    i64 kept_by_network(i64 packs) const { return header + packs * kept; }
+
+  private:
+    // Register r is read in a segment, and its gradient given in another (batch norm's in the one before).
+    void read(i64 r, i64 segment, i64 gives) {
+        Register& source = registers[r];
+        if (r && source.segment != segment) source.kept = true;
+        if (source.segment != gives) source.crosses = true;
+    }
+
+    void cut_into_segments() {
+        i64 floats = 0;
+        for (Instruction& i : instructions) {
+            Register &to = registers[i.to], &from = registers[i.from];
+            if (i.op == BATCH_NORM) {
+                ++segments;
+                i.header = floats, floats += 2 * from.channels;
+                i.aux = aux, aux += 2 * from.channels;
+            }
+            i.segment = to.segment = segments - 1;
+            to.kept = i.op == CONV;
+            to.trained = from.trained || i.weight >= 0 || (i.reads_two() && registers[i.other].trained);
+            read(i.from, i.segment, i.gives());
+            if (i.reads_two()) read(i.other, i.segment, i.segment);
+            if (i.op == BATCH_NORM) to.crosses = true;  // its gradient is read in the segment before
+        }
+        header = packs_of(floats);
+        loads_input.assign(segments, false);
+        for (const Instruction& i : instructions)
+            if (i.from == 0 || (i.reads_two() && i.other == 0)) loads_input[i.segment] = true;
+    }
+
+    void place() {
+        for (Register& r : registers) {
+            i64& room = r.kept ? kept : values;
+            r.value = room, room += r.size();
+            i64& grad_room = r.crosses ? crossing : grads;
+            r.grad = grad_room, grad_room += r.size();
+        }
+        for (Instruction& i : instructions)
+            if (i.op == GROUP_NORM) i.stats = stats, stats += 2 * i.groups;
+    }
+
+    Backward plan(bool wants_input, bool wants_output) const {
+        Backward b;
+        std::vector<bool> written(registers.size()), needed(registers.size()), rerun(instructions.size());
+        written[output] = true, needed[output] = wants_output;
+        for (i64 n = instructions.size() - 1; n >= 0; --n) {
+            const Instruction& i = instructions[n];
+            if (!written[i.to] || !(registers[i.to].trained || wants_input)) continue;
+            BackwardStep step{n, {}, {}};
+            for (int s = 0; s < (i.reads_two() ? 2 : 1); ++s) {
+                const i64 r = s ? i.other : i.from;
+                step.want[s] = registers[r].trained || wants_input, step.add[s] = written[r];
+                if (step.want[s]) written[r] = true;
+            }
+            b.steps.push_back(step);
+            rerun[n] = i.op == GROUP_NORM;
+            if (i.op != ADD && i.op != MEAN && i.op != TIMES) needed[i.from] = true;
+            if (i.op == SCALE || i.op == FADE) needed[i.other] = true;
+            if (i.op == RELU || i.op == SIGMOID || i.rectify) needed[i.to] = true;
+        }
+        for (i64 n = instructions.size() - 1; n >= 0; --n) {
+            const Instruction& i = instructions[n];
+            rerun[n] = rerun[n] || (needed[i.to] && !registers[i.to].kept);
+            if (rerun[n]) {
+                needed[i.from] = true;
+                if (i.reads_two()) needed[i.other] = true;
+            }
+        }
+        for (i64 n = 0; n < static_cast<i64>(instructions.size()); ++n)
+            if (rerun[n]) b.again.push_back(n);
+        b.loads_input.assign(segments, false);
+        const auto loads = [&](const Instruction& i, i64 segment) {
+            if (i.from == 0 || (i.reads_two() && i.other == 0)) b.loads_input[segment] = true;
+        };
+        for (i64 n : b.again) loads(instructions[n], instructions[n].segment);
+        for (const BackwardStep& step : b.steps) loads(instructions[step.instruction], instructions[step.instruction].gives());
+        return b;
+    }
+};
+
+}  // namespace esper

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from esper.bench import plain
 from esper.bench.case import Trial
-from esper.kasmina.lanes import fork_lanes, lane_forward, lane_params
+from esper.kasmina.inference import lane_logits
+from esper.kasmina.lanes import fork_lanes
 from esper.kasmina.plan import take_census
 from esper.leyline.codes import Refusal
 from esper.leyline.events import Epoch, Evaluation, Transition
@@ -89,8 +90,8 @@ def _lanes_wrong(trial: Trial, state: State) -> str | None:
     decided = state.replace(slots=trial.state.slots)
     lanes = fork_lanes(network, take_census(decided.slots), False, decided.key.device)
     with torch.no_grad():
-        params = lane_params(network, decided, lanes, engine.hypers.alpha_target.expand(engine.config.num_envs))
-        logits = lane_forward(network, lanes, params, inputs.expand(engine.config.num_envs, *inputs.shape))
+        forward = lane_logits(network, decided, lanes, engine.hypers.alpha_target.expand(engine.config.num_envs))
+        logits = forward(inputs.expand(engine.config.num_envs, *inputs.shape))
     for env in checked_envs(trial):
         one = plain.single(engine, decided, env)
         for lane in np.flatnonzero(lanes.env == env):

@@ -94,14 +94,22 @@ class LaneParams(NamedTuple):
     alphas: tuple[Tensor, ...]  # per slot [n]
 
 
-def lane_params(network: Network, state: State, lanes: Lanes, target: Tensor) -> LaneParams:
+def lane_alphas(state: State, lanes: Lanes, target: Tensor) -> tuple[Tensor, ...]:
+    """Per slot, the weight [n] of every row of its plan; ``target`` [E] is that of prospect lanes."""
+    return tuple(
+        torch.where(lane.prospect, target[lane.plan.envs], state.slots.alpha[lane.plan.envs, slot])
+        for slot, lane in enumerate(lanes.slots)
+    )
+
+
+def lane_params(network: Network, state: State, lanes: Lanes, alphas: tuple[Tensor, ...]) -> LaneParams:
     """Gather what the lanes need.
 
     Args:
       network: structure.
       state: [E].
       lanes: the tree.
-      target: [E]; alpha of prospect lanes.
+      alphas: as ``lane_alphas`` gives them.
 
     Returns:
       rows of host parameters, buffers, seeds and alphas per lane.
@@ -114,10 +122,6 @@ def lane_params(network: Network, state: State, lanes: Lanes, target: Tensor) ->
         buffer_rows.append(buffers[index] if envs is None else buffers[index].index_select(0, envs))
         for slot in network.slots_after(index):
             envs = lanes.slots[slot].envs if lanes.slots[slot].parents is not None else envs
-    alphas = tuple(
-        torch.where(lane.prospect, target[lane.plan.envs], state.slots.alpha[lane.plan.envs, slot])
-        for slot, lane in enumerate(lanes.slots)
-    )
     seeds = tuple(slot_params(network, state.seeds.params, slot, lane.plan) for slot, lane in enumerate(lanes.slots))
     return LaneParams(tuple(host_rows), tuple(buffer_rows), seeds, alphas)
 

@@ -20,6 +20,7 @@ from esper.leyline.state import Slots
 
 if TYPE_CHECKING:
     from esper.kasmina.plan import SlotPlan
+    from esper.kasmina.whole import Whole
 
 TrainUnit = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 InferUnit = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -39,6 +40,7 @@ class Units(NamedTuple):
       gates: per slot, (flat params, x) -> weight [n, B], or [n, B, T] where the site has an axis of time.
       slots: per slot, (plan, rows of params [n, W], weight, features) -> features: all blueprints and the blend in one
         call. None: ``seeds`` one by one.
+      whole: everything as one chain of programs. None: unit by unit.
     """
 
     train: tuple[TrainUnit, ...]
@@ -46,6 +48,7 @@ class Units(NamedTuple):
     seeds: tuple[tuple[SeedUnit | None, ...], ...]
     gates: tuple[SeedUnit, ...]
     slots: tuple[SlotUnit | None, ...]
+    whole: "Whole | None"
 
 
 class Network(NamedTuple):
@@ -192,6 +195,7 @@ def _units(
         seeds=tuple(seeds[site] for site in sites),
         gates=tuple(gates[site] for site in sites),
         slots=(None,) * len(sites),
+        whole=None,
     )
 
 

@@ -3,21 +3,22 @@
 A unit that cannot be written down stays as it is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from esper.kasmina import gate
-from esper.kasmina.blueprint import Blueprint
-from esper.kasmina.host import HostStage
+from esper.kasmina.host import Host, HostStage
 from esper.kasmina.layers import RUNNING_MOMENTUM
 from esper.kasmina.layout import Layout
-from esper.kasmina.network import InferUnit, Network, SeedUnit, SlotUnit, TrainUnit
+from esper.kasmina.network import InferUnit, Network, SeedUnit, SlotUnit, TrainUnit, Units
 from esper.kasmina.plan import SlotPlan
-from esper.kasmina.site import Site
 from esper.kasmina.tracing import NotTraceable, Shape, Trace, trace
+from esper.kasmina.whole import Whole
+from esper.kernels import chain
+from esper.kernels.chain import Chain, Link, SlotPrograms
 from esper.kernels.program import Program, Rows, library, run
 
 
@@ -30,7 +31,7 @@ class Written(NamedTuple):
 
 def can_run(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether programs run there: in float32 on a CPU, if the kernel is built."""
-    return dtype == torch.float32 and device.type == "cpu" and library() is not None
+    return dtype == torch.float32 and device.type == "cpu" and library() is not None and chain.library() is not None
 
 
 def write(function: Callable[..., Any], shape: Shape, layout: Layout, buffers: Layout | None = None) -> Written | None:
@@ -42,13 +43,28 @@ def write(function: Callable[..., Any], shape: Shape, layout: Layout, buffers: L
     return Written(Program(traced.code), traced)
 
 
-def stage_units(stage: HostStage, shape: Shape) -> tuple[TrainUnit, InferUnit, Shape] | None:
-    """Units of a host stage, and the shape of what it gives; None if either form cannot be written down."""
+class Stage(NamedTuple):
+    """A host stage in both forms."""
+
+    train: Written
+    infer: Written
+
+
+def write_stage(stage: HostStage, shape: Shape) -> Stage | None:
+    """A host stage whose input has this shape; None if either form cannot be written down."""
     layouts = (stage.reads, stage.buffer_layout)
     train, infer = write(stage.train, shape, *layouts), write(stage.infer, shape, *layouts)
-    if train is None or infer is None:
-        return None
-    return _train_unit(train, stage.buffer_layout.size), _infer_unit(infer), train.trace.shape
+    return Stage(train, infer) if train and infer else None
+
+
+def write_stages(host: Host) -> tuple[Stage | None, ...]:
+    """All stages; after one that cannot be written down the next begins at the site in between."""
+    stages, shape = [], host.input_shape
+    for stage in host.stages:
+        found = write_stage(stage, shape) if shape else None
+        shape = found.train.trace.shape if found else stage.site.shape if stage.site else ()
+        stages.append(found)
+    return tuple(stages)
 
 
 def _apply(written: Written, params: Tensor, buffers: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,51 +77,34 @@ def _as_maps(x: Tensor) -> Tensor:
     return x if x.dim() == 5 else x.reshape(*x.shape, *(1,) * (5 - x.dim()))
 
 
-def _train_unit(written: Written, num_buffers: int) -> TrainUnit:
-    tracked = written.trace.tracked
-    in_order = tracked == tuple(range(num_buffers))
+def train_unit(written: Written) -> TrainUnit:
+    """Training form of a stage."""
+    tracked = list(written.trace.tracked)
 
     def unit(params: Tensor, buffers: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         y, aux = _apply(written, params, buffers, x)
-        if not tracked:
-            return y, buffers
-        return y, torch.lerp(buffers, aux if in_order else aux[:, list(tracked)], RUNNING_MOMENTUM)
+        return y, torch.lerp(buffers, aux[:, tracked], RUNNING_MOMENTUM) if tracked else buffers
 
     return unit
 
 
-def _infer_unit(written: Written) -> InferUnit:
+def infer_unit(written: Written) -> InferUnit:
+    """Inference form of a stage."""
     return lambda params, buffers, x: _apply(written, params, buffers, x)[0]
 
 
-def seed_unit(blueprint: Blueprint, site: Site) -> tuple[SeedUnit, Program] | None:
-    """Unit of a blueprint at a site, and its program."""
-    return _module_unit(blueprint.apply, site, blueprint.layout(site))
+def module_unit(written: Written) -> SeedUnit:
+    """A seed or a gate."""
+    return lambda params, x: _apply(written, params, None, x)[0]
 
 
-def gate_unit(site: Site) -> SeedUnit | None:
-    """Unit of the gate at a site."""
-    found = _module_unit(gate.opening(site), site, gate.layout(site))
-    return found[0] if found else None
-
-
-def _module_unit(apply: Callable[..., Any], site: Site, layout: Layout) -> tuple[SeedUnit, Program] | None:
-    written = write(apply, site.shape, layout)
-    if written is None:
-        return None
-
-    def unit(params: Tensor, x: Tensor) -> Tensor:
-        return _apply(written, params, None, x)[0]
-
-    return unit, written.program
-
-
-def slot_unit(programs: dict[int, Program]) -> SlotUnit:
+def slot_unit(programs: Sequence[Program | None]) -> SlotUnit:
     """All blueprints of a slot and the blend in one call; ``programs`` by blueprint."""
 
     def unit(plan: SlotPlan, params: Tensor, weight: Tensor, h: Tensor) -> Tensor:
+        chosen = (programs[group.blueprint] for group in plan.groups)
         rows = Rows(
-            programs=tuple(programs[group.blueprint] for group in plan.groups),
+            programs=tuple(program for program in chosen if program),
             counts=tuple(group.rows.shape[0] for group in plan.groups),
             lanes=plan.lanes,
             training=plan.training,
@@ -117,36 +116,70 @@ def slot_unit(programs: dict[int, Program]) -> SlotUnit:
     return unit
 
 
-def with_programs(network: Network) -> Network:
-    """The same network, every unit that can be written down as a program."""
-    units, host = network.units, network.host
-    train, infer = list(units.train), list(units.infer)
-    shape: Shape | None = host.input_shape
-    for index, stage in enumerate(host.stages):
-        found = stage_units(stage, shape) if shape else None
-        if found:
-            train[index], infer[index], shape = found
-        else:
-            shape = stage.site.shape if stage.site else None
-    written = {site: _site_units(network, slot) for slot, site in enumerate(network.sites)}
-    gates = {site: gate_unit(site) for site in network.sites}
-    return network._replace(
-        units=units._replace(
-            train=tuple(train),
-            infer=tuple(infer),
-            seeds=tuple(written[site][0] for site in network.sites),
-            gates=tuple(gates[site] or unit for site, unit in zip(network.sites, units.gates, strict=True)),
-            slots=tuple(written[site][1] for site in network.sites),
-        )
+class Slot(NamedTuple):
+    """What can sit at a site."""
+
+    seeds: tuple[Written | None, ...]  # per blueprint; None where it does not fit or cannot be written down
+    gate: Written | None  # None if there is none or it cannot be written down
+    complete: bool  # whether all that fits is written down
+
+    @property
+    def programs(self) -> tuple[Program | None, ...]:
+        """Programs by blueprint."""
+        return tuple(seed.program if seed else None for seed in self.seeds)
+
+
+def write_slot(network: Network, slot: int) -> Slot:
+    """Everything that fits a slot."""
+    site, layouts, gates = network.sites[slot], network.layouts[slot], network.gates[slot]
+    seeds = tuple(
+        write(blueprint.apply, site.shape, layout) if layout else None
+        for blueprint, layout in zip(network.blueprints, layouts, strict=True)
     )
+    opening = write(gate.opening(site), site.shape, gates) if gates.size else None
+    complete = all(seed for seed, layout in zip(seeds, layouts, strict=True) if layout)
+    return Slot(seeds, opening, complete and (opening is not None or not gates.size))
 
 
-def _site_units(network: Network, slot: int) -> tuple[tuple[SeedUnit | None, ...], SlotUnit | None]:
-    """Units of the blueprints at a slot's site, and of the slot if all of them are programs."""
-    units, programs = list(network.units.seeds[slot]), {}
-    for kind, blueprint in enumerate(network.blueprints):
-        found = seed_unit(blueprint, network.sites[slot]) if units[kind] else None
-        if found:
-            units[kind], programs[kind] = found
-    complete = len(programs) == sum(unit is not None for unit in units)
-    return tuple(units), slot_unit(programs) if complete else None
+def with_programs(network: Network) -> Network:
+    """The same network, every unit that can be written down as a program, and all of them as a chain if they can."""
+    units, stages = network.units, write_stages(network.host)
+    sites = {site: write_slot(network, slot) for slot, site in enumerate(network.sites)}
+    slots = tuple(sites[site] for site in network.sites)
+
+    def seeds(slot: int) -> tuple[SeedUnit | None, ...]:
+        return tuple(module_unit(w) if w else u for w, u in zip(slots[slot].seeds, units.seeds[slot], strict=True))
+
+    fast = Units(
+        train=tuple(train_unit(s.train) if s else u for s, u in zip(stages, units.train, strict=True)),
+        infer=tuple(infer_unit(s.infer) if s else u for s, u in zip(stages, units.infer, strict=True)),
+        seeds=tuple(seeds(slot) for slot in range(len(slots))),
+        gates=tuple(module_unit(s.gate) if s.gate else u for s, u in zip(slots, units.gates, strict=True)),
+        slots=tuple(slot_unit(slot.programs) if slot.complete else None for slot in slots),
+        whole=_whole(network, stages, slots),
+    )
+    return network._replace(units=fast)
+
+
+def _whole(network: Network, stages: tuple[Stage | None, ...], slots: tuple[Slot, ...]) -> Whole | None:
+    written = [stage for stage in stages if stage]
+    tied = any(stage.ties for stage in network.host.stages)
+    if len(written) < len(stages) or tied or not all(slot.complete for slot in slots):
+        return None
+    train = _chain(network, [stage.train for stage in written], slots)
+    tracked = tuple(
+        tuple(link.aux + place for place in stage.train.trace.tracked)
+        for link, stage in zip(train.stages, written, strict=True)
+    )
+    return Whole(train, _chain(network, [stage.infer for stage in written], slots), tracked)
+
+
+def _chain(network: Network, stages: Sequence[Written], slots: Sequence[Slot]) -> Chain:
+    links, params, buffers, aux = [], 0, 0, 0
+    for stage, host_stage in zip(stages, network.host.stages, strict=True):
+        links.append(Link(stage.program, params, buffers, aux))
+        params, buffers = params + host_stage.layout.size, buffers + host_stage.buffer_layout.size
+        aux += stage.program.num_aux
+    route = [step for i in range(len(links)) for step in (i, *(-1 - slot for slot in network.slots_after(i)))]
+    rows = tuple(SlotPrograms(slot.programs, slot.gate.program if slot.gate else None) for slot in slots)
+    return Chain(tuple(links), rows, tuple(route), aux)

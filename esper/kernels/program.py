@@ -181,11 +181,11 @@ def run(
       y, with row ``lanes[i]`` being ``program(x)``, or ``lerp(x, program(x), weight)`` if there is a weight, and
       other rows of x as they are; and aux [n, A]. y is differentiable with respect to x, params and weight.
     """
-    y, aux = _Run.apply(rows, _inner(x), _inner_rows(params), buffers, weight)
+    y, aux = _Run.apply(rows, inner(x), _inner_rows(params), buffers, weight)
     return y, aux
 
 
-def _inner(x: Tensor) -> Tensor:
+def inner(x: Tensor) -> Tensor:
     """The tensor with every sample in one piece."""
     return x if x.numel() == 0 or x[0, 0].is_contiguous() else x.contiguous()
 
@@ -194,7 +194,8 @@ def _inner_rows(rows: Tensor) -> Tensor:
     return rows if rows.stride(-1) == 1 or rows.numel() == 0 else rows.contiguous()
 
 
-def _address(tensor: Tensor | None) -> int:
+def address(tensor: Tensor | None) -> int:
+    """Where the numbers are; 0 where there are none."""
     return 0 if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
 
 
@@ -216,9 +217,9 @@ def _call(rows: Rows, operands: _Operands) -> _Call:
     call = _Call(
         *(params.shape[0], x.shape[1], len(rows.programs), torch.get_num_threads()),
         *(ctypes.addressof(handles), ctypes.addressof(counts)),
-        *(_address(x), x.stride(0), x.stride(1), _address(rows.lanes)),
-        *(_address(params), params.stride(0), _address(buffers), 0 if buffers is None else buffers.stride(0)),
-        *(_address(weight), _address(rows.training), _address(rows.isolated), _address(kept)),
+        *(address(x), x.stride(0), x.stride(1), address(rows.lanes)),
+        *(address(params), params.stride(0), address(buffers), 0 if buffers is None else buffers.stride(0)),
+        *(address(weight), address(rows.training), address(rows.isolated), address(kept)),
     )
     call.keeps_alive = (handles, counts)
     return call
@@ -245,7 +246,7 @@ class _Run(torch.autograd.Function):
         aux = x.new_empty(params.shape[0], program.num_aux)
         operands = _Operands(x, params, buffers, None if weight is None else weight.contiguous(), kept)
         call = _call(rows, operands)
-        call.y, call.aux = _address(y), _address(aux)
+        call.y, call.aux = address(y), address(aux)
         built.esper_forward(ctypes.addressof(call))
         ctx.save_for_backward(*operands)
         ctx.rows = rows
@@ -255,7 +256,7 @@ class _Run(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        built, rows, grad = library(), ctx.rows, _inner(grad)
+        built, rows, grad = library(), ctx.rows, inner(grad)
         assert built is not None
         operands = _Operands(*ctx.saved_tensors)
         x, params, weight = operands.x, operands.params.contiguous(), operands.weight
@@ -264,8 +265,9 @@ class _Run(torch.autograd.Function):
         grad_weight = torch.empty_like(weight) if weight is not None and ctx.needs_input_grad[4] else None
         partial = params.new_empty(-(-x.shape[1] // PACK) * params.numel())
         call = _call(rows, operands._replace(params=params))
-        call.grad, call.grad_network, call.grad_sample = _address(grad), grad.stride(0), grad.stride(1)
-        call.grad_x, call.grad_params = _address(grad_x), _address(grad_params)
-        call.grad_weight, call.partial = _address(grad_weight), _address(partial)
+        call.params_network = params.shape[1]  # a single row's stride may be anything
+        call.grad, call.grad_network, call.grad_sample = address(grad), grad.stride(0), grad.stride(1)
+        call.grad_x, call.grad_params = address(grad_x), address(grad_params)
+        call.grad_weight, call.partial = address(grad_weight), address(partial)
         built.esper_backward(ctypes.addressof(call))
         return None, grad_x, grad_params, None, grad_weight

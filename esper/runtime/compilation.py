@@ -71,6 +71,7 @@ def compile_units(network: Network, device: torch.device) -> Network:
         seeds=tuple(choose(*rows, lambda unit: seeds[unit]) for rows in zip(plain.seeds, fast.seeds, strict=True)),
         gates=choose(plain.gates, fast.gates, _seed_unit),
         slots=fast.slots,
+        whole=fast.whole,
     )
     return network._replace(units=units)
 

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from esper.kasmina.lanes import Lanes, fork_lanes, lane_forward, lane_params
+from esper.kasmina.inference import lane_logits
+from esper.kasmina.lanes import Lanes, fork_lanes
 from esper.kasmina.network import Network
 from esper.kasmina.plan import Census
 from esper.leyline.events import Evaluation
@@ -39,10 +40,10 @@ def lane_scores(network: Network, hypers: HyperParams, state: State, lanes: Lane
     losses, correct = [], []
     class_hits = state.host.params.new_zeros(num_envs, data.num_classes)
     with torch.no_grad():
-        params = lane_params(network, state, lanes, target)
+        forward = lane_logits(network, state, lanes, target)
         size = network.config.eval_batch_size
         for inputs, targets in zip(data.val_inputs.split(size), data.val_targets.split(size), strict=True):
-            logits = lane_forward(network, lanes, params, inputs.expand(num_envs, *inputs.shape))
+            logits = forward(inputs.expand(num_envs, *inputs.shape))
             own = sample_losses(logits[:num_envs], targets.expand(num_envs, *targets.shape))
             losses.append(own.flatten(2).mean(2) if own.dim() > 2 else own)
             hits = (logits.argmax(-1) == targets).to(dtype)

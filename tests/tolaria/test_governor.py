@@ -166,14 +166,16 @@ def test_a_bad_data_row_stays_in_its_environment(engine, grown):
 
 
 def test_rollback_restores_fossils_and_culls_live_seeds(engine, grown):
-    """The victim's fossilized seeds come back from the vault bit for bit; its other slots are in a failure stage."""
+    """The victim's fossilized seeds come back from the vault bit for bit; its live ones are culled, the rest blank."""
     fossil = grown.slots.stage[VICTIM] == int(Stage.FOSSILIZED)
     wait = torch.zeros(engine.config.num_envs, dtype=torch.int64)
     dirty, event = engine.step(poisoned(grown, "host parameter", math.nan), wait)
     assert torch.equal(dirty.slots.stage[VICTIM] == int(Stage.FOSSILIZED), fossil)
-    width = engine.network.widths[0]
-    assert torch.equal(dirty.seeds.params[VICTIM, :width], dirty.vault.seeds.params[VICTIM, :width])
-    assert dirty.seeds.params[VICTIM, :width].abs().sum() > 0
+    assert len(set(engine.network.widths)) > 1 and fossil.any() and not fossil.all()
+    parts, vault = (bank.params[VICTIM].split(engine.network.widths) for bank in (dirty.seeds, dirty.vault.seeds))
+    for slot, keeps in enumerate(fossil.tolist()):
+        assert torch.equal(parts[slot], vault[slot] if keeps else torch.zeros_like(parts[slot]))
+        assert parts[slot].any() == keeps
     live = torch.isin(grown.slots.stage[VICTIM], torch.tensor([int(s) for s in LIVE]))
     assert torch.equal(event.judgement.culled[VICTIM], live)
     assert {int(s) for s in dirty.slots.stage[VICTIM][live]} <= {int(s) for s in FAILURE}

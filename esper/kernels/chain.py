@@ -1,0 +1,226 @@
+"""Chains: a host's stages with the seeds of its slots in between, all of them programs, run in one call.
+
+Training takes each network's minibatch forward, through the cross-entropy, and backward, while its features stay in
+the cache. Inference takes every network's samples through all its lanes, copies that differ in which seeds take part.
+
+Laws: a network's result depends on nothing but its own numbers and samples, to the bit; results and gradients equal
+the plain form's up to rounding.
+"""
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from esper.kernels import native
+from esper.kernels.program import Program, address, inner
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The built kernel, or None where there is none."""
+    found = native.load("chain")
+    if found is not None:
+        for run in (found.esper_train, found.esper_infer):
+            run.argtypes, run.restype = [ctypes.c_void_p], None
+    return found
+
+
+class Link(NamedTuple):
+    """A host stage.
+
+    Attributes:
+      program: what it computes.
+      params, buffers, aux: where its part begins in a network's row of parameters, of buffers, and of statistics.
+    """
+
+    program: Program
+    params: int
+    buffers: int
+    aux: int
+
+
+class SlotPrograms(NamedTuple):
+    """What can sit in a slot: programs by kind (None where one does not fit), and the gate's."""
+
+    kinds: tuple[Program | None, ...]
+    gate: Program | None
+
+
+class Chain(NamedTuple):
+    """A network's structure.
+
+    Attributes:
+      stages: in order.
+      slots: by number.
+      route: the way of the features: stage i, or slot -1 - i.
+      num_aux: statistics of all batch norms together.
+    """
+
+    stages: tuple[Link, ...]
+    slots: tuple[SlotPrograms, ...]
+    route: tuple[int, ...]
+    num_aux: int
+
+
+class Seeds(NamedTuple):
+    """The seeds of a slot, n rows.
+
+    Attributes:
+      kinds: int64 [n]; which of the slot's programs.
+      rows: int64 [networks or lanes]; row of each, -1 if it has no seed there.
+      alpha: [n]; weight of the seed's output.
+      params: [m, W]; rows may be further apart than W.
+      owners: int64 [n]; row of ``params`` of each seed; None: its own number.
+      gate_params: [m', G].
+      gates: int64 [n]; row of ``gate_params`` of each seed, -1 without a gate; None if there are none.
+      training, isolated: bool [n] or None; as in ``esper.kernels.program.Rows``.
+    """
+
+    kinds: Tensor
+    rows: Tensor
+    alpha: Tensor
+    params: Tensor
+    owners: Tensor | None
+    gate_params: Tensor
+    gates: Tensor | None
+    training: Tensor | None = None
+    isolated: Tensor | None = None
+
+
+class Lanes(NamedTuple):
+    """Lanes by network; lane e < E is network e as it is.
+
+    Attributes:
+      first: int64 [E + 1]; where each network's lanes begin in ``lanes``.
+      lanes: int64 [L]; lanes of a network in the order in which they fork.
+      forks: int64 [L]; slot at which a lane leaves its parent, -1 for the first E.
+      parents: int64 [L].
+    """
+
+    first: Tensor
+    lanes: Tensor
+    forks: Tensor
+    parents: Tensor
+
+
+class Lesson(NamedTuple):
+    """What training gives.
+
+    Attributes:
+      losses: [E, B]; nats.
+      hits: [E, B]; 1 where the largest logit is the target's.
+      aux: [E, A]; per batch norm the batch mean, then the unbiased variance.
+      host: [E, P]; gradients of every network's mean loss.
+      seeds: per slot [n, W].
+      gates: per slot [g, G].
+    """
+
+    losses: Tensor
+    hits: Tensor
+    aux: Tensor
+    host: Tensor
+    seeds: tuple[Tensor, ...]
+    gates: tuple[Tensor, ...]
+
+
+def _structure(name: str, fields: str) -> type[ctypes.Structure]:
+    return type(name, (ctypes.Structure,), {"_fields_": [(field, ctypes.c_int64) for field in fields.split()]})
+
+
+_Stage = _structure("_Stage", "program params buffers aux")
+_Slot = _structure(
+    "_Slot",
+    "programs kinds rows alpha params params_row owners gate gate_params gate_row gates training isolated "
+    "grad_params grad_gates",
+)
+_Call = _structure(
+    "_Call",
+    "networks batch threads length route stages slots x x_network x_sample host host_row buffers buffers_row "
+    "targets targets_network targets_sample losses hits aux aux_row grad_host first lanes forks parents logits",
+)
+"""``Stage``, ``Slot`` and ``Call`` of ``kernels/chain.cpp``, field by field."""
+
+
+def _numbers(values: Sequence[int]) -> Any:
+    return (ctypes.c_int64 * len(values))(*values)
+
+
+def _slots(chain: Chain, seeds: Sequence[Seeds], keep: list[Any]) -> Any:
+    slots = []
+    for programs, each in zip(chain.slots, seeds, strict=True):
+        handles = _numbers([program.handle if program else 0 for program in programs.kinds])
+        keep.append(handles)
+        slots.append(
+            _Slot(
+                *(ctypes.addressof(handles), address(each.kinds), address(each.rows), address(each.alpha)),
+                *(address(each.params), each.params.stride(0), address(each.owners)),
+                *(programs.gate.handle if programs.gate else 0, address(each.gate_params), each.gate_params.stride(0)),
+                *(address(each.gates), address(each.training), address(each.isolated)),
+            )
+        )
+    return (_Slot * len(slots))(*slots)
+
+
+def _call(chain: Chain, x: Tensor, host: Tensor, buffers: Tensor | None, seeds: Sequence[Seeds]) -> tuple[Any, Any]:
+    """The arguments of one call, but for what it writes; and the slots among them."""
+    route = _numbers(chain.route)
+    keep: list[Any] = []
+    stages = (_Stage * len(chain.stages))(*(_Stage(s.program.handle, *s[1:]) for s in chain.stages))
+    slots = _slots(chain, seeds, keep)
+    call = _Call(
+        *(host.shape[0], x.shape[1], torch.get_num_threads(), len(chain.route)),
+        *(ctypes.addressof(route), ctypes.addressof(stages), ctypes.addressof(slots)),
+        *(address(x), x.stride(0), x.stride(1), address(host), host.shape[1]),
+        *(address(buffers), 0 if buffers is None else buffers.shape[1]),
+    )
+    call.keeps_alive = (route, stages, keep)
+    return call, slots
+
+
+def train(chain: Chain, x: Tensor, targets: Tensor, host: Tensor, seeds: Sequence[Seeds]) -> Lesson:
+    """One minibatch of every network: losses and gradients.
+
+    Args:
+      chain: E networks' structure.
+      x: [E, B, *input]; float32.
+      targets: int64 [E, B].
+      host: [E, P]; contiguous, as the parameters of the seeds.
+      seeds: per slot.
+    """
+    built, x = library(), inner(x)
+    assert built is not None
+    shape = x.shape[:2]
+    lesson = Lesson(
+        losses=x.new_empty(shape),
+        hits=x.new_empty(shape),
+        aux=x.new_empty(shape[0], chain.num_aux),
+        host=torch.empty_like(host),
+        seeds=tuple(torch.empty_like(each.params) for each in seeds),
+        gates=tuple(torch.empty_like(each.gate_params) for each in seeds),
+    )
+    call, slots = _call(chain, x, host, None, seeds)
+    for slot, grad, gate in zip(slots, lesson.seeds, lesson.gates, strict=True):
+        slot.grad_params, slot.params_row = address(grad), grad.shape[1]
+        slot.grad_gates, slot.gate_row = address(gate), gate.shape[1]
+    call.targets, call.targets_network, call.targets_sample = address(targets), *targets.stride()
+    call.losses, call.hits, call.aux = address(lesson.losses), address(lesson.hits), address(lesson.aux)
+    call.aux_row, call.grad_host = chain.num_aux, address(lesson.host)
+    built.esper_train(ctypes.addressof(call))
+    return lesson
+
+
+def infer(chain: Chain, x: Tensor, host: Tensor, buffers: Tensor, seeds: Sequence[Seeds], lanes: Lanes) -> Tensor:
+    """Logits [L, B, C] of every lane; ``buffers`` [E, N], the rest as in ``train``, rows of ``seeds`` by lane."""
+    built, x = library(), inner(x)
+    assert built is not None
+    last = chain.stages[-1].program.code
+    logits = x.new_empty(lanes.lanes.shape[0], x.shape[1], last.registers[last.output][0])
+    call, _slots = _call(chain, x, host, buffers, seeds)
+    call.first, call.lanes, call.forks, call.parents = map(address, lanes)
+    call.logits = address(logits)
+    built.esper_infer(ctypes.addressof(call))
+    return logits

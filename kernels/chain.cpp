@@ -111,7 +111,7 @@ void cross_entropy(const Vec* logits, i64 classes, const i64* targets, i64 strid
             const float a = logits[c][s], b = logits[best][s];
             if (a > b || (a != a && b == b)) best = c;
         }
-        losses[s] = most[s] + std::log(sum[s]) - logits[target][s];
+        losses[s] = std::log(sum[s]) - (logits[target][s] - most[s]);
         hits[s] = best == target;
         grad[target][s] -= share;
     }

@@ -129,12 +129,14 @@ inline void batch_norm_sums(const Vec* x, const Vec* y, i64 channels, i64 area, 
     }
 }
 
-// Second half, once the sums over all samples are known.
-inline void batch_norm_backward(const Vec* x, i64 channels, i64 area, float count, const float* mean,
+// Second half, once the sums over all samples are known. `samples`: lanes without one get no gradient.
+inline void batch_norm_backward(const Vec* x, i64 channels, i64 area, float count, i64 samples, const float* mean,
                                 const float* inverse, const float* w, const Vec* gy, const float* gw, const float* gb,
                                 bool add, Vec* gx) {
+    const Vec mask = lanes_below(samples);
     for (i64 c = 0; c < channels; ++c) {
-        const float scale = w[c] * inverse[c], mean_g = gb[c] / count, slope = gw[c] / count * inverse[c], m = mean[c];
+        const float mean_g = gb[c] / count, slope = gw[c] / count * inverse[c], m = mean[c];
+        const Vec scale = mask * (w[c] * inverse[c]);
         for (i64 p = c * area; p < (c + 1) * area; ++p) {
             const Vec out = scale * (gy[p] - mean_g - (x[p] - m) * slope);
             gx[p] = add ? gx[p] + out : out;

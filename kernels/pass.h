@@ -142,7 +142,7 @@ inline void Pass::backward(const Instruction& i, const BackwardStep& step) {
                                        gx);
         case BATCH_NORM: {
             const float *mean = header() + i.header, count = static_cast<float>(batch * area);
-            return batch_norm_backward(x, channels, area, count, mean, mean + channels, w, gy, gw, gb, add, gx);
+            return batch_norm_backward(x, channels, area, count, samples, mean, mean + channels, w, gy, gw, gb, add, gx);
         }
         case RELU:
             for (i64 n = 0; n < size; ++n) give(gx, n, add, y[n] <= 0.0f ? zero() : gy[n]);

@@ -12,7 +12,7 @@ from esper.kasmina.plan import make_plan
 from esper.leyline.events import Evaluation
 from esper.tolaria import optim
 from esper.tolaria.evaluation import evaluate
-from esper.tolaria.training import compute_gradients, gather, minibatch, sample_indices, scatter, train_step
+from esper.tolaria.training import compute_gradients, gather, next_batch, sample_indices, scatter, train_step
 
 
 class EsperStep:
@@ -43,7 +43,7 @@ class EsperStep:
         indices = sample_indices(config, at_epoch(self.state, epoch), len(self.engine.data.train_targets))
         losses = []
         for step in range(config.steps_per_epoch):
-            batch = minibatch(config, self.state, self.engine.data, indices, step)
+            batch = next_batch(network, self.state, self.engine.data, indices, step)
             loss, _, buffers, grads = compute_gradients(network, plan, work, alphas, batch)
             factor = optim.schedule(hypers, self.state.epoch, step, config.steps_per_epoch, config.horizon)
             work = train_step(network, hypers, plan, work._replace(buffers=buffers), factor, grads)

@@ -38,6 +38,8 @@ struct Call {
     const Slot* slots;
     const float* x;
     i64 x_network, x_sample;
+    const i64* picks;  // [networks][batch]: x is a dataset, and these its samples; null: a network's own samples
+    i64 picks_network, picks_sample;
     const float* host;
     i64 host_row;
     const float* buffers;
@@ -91,6 +93,17 @@ Pass gate_of(const Call& call, const Leg& leg, Vec* work) {
 }
 
 const auto nothing = [] {};
+
+void load_input(const Call& call, i64 network, i64 pack, i64 size, Vec* to) {
+    const i64 first = pack * PACK, count = std::min(PACK, call.batch - first);
+    if (!call.picks)
+        return load_pack(call.x + network * call.x_network + first * call.x_sample, call.x_sample, count, size, to);
+    const float* samples[PACK];
+    for (i64 lane = 0; lane < count; ++lane)
+        samples[lane] = call.x + call.x_sample * call.picks[network * call.picks_network +
+                                                            (first + lane) * call.picks_sample];
+    load_samples(samples, count, size, to);
+}
 
 // Cross-entropy of a pack: losses, whether the largest logit is the target's, and the gradient of the mean loss.
 void cross_entropy(const Vec* logits, i64 classes, const i64* targets, i64 stride, i64 samples, float share,
@@ -237,9 +250,7 @@ class Training {
     void run() {
         const Leg &first = legs.front(), &last = legs.back();
         const i64 batch = call.batch;
-        for (i64 pack = 0; pack < packs; ++pack)
-            load_pack(call.x + network * call.x_network + pack * PACK * call.x_sample, call.x_sample,
-                      std::min(PACK, batch - pack * PACK), first.in, first.x + pack * first.in);
+        for (i64 pack = 0; pack < packs; ++pack) load_input(call, network, pack, first.in, first.x + pack * first.in);
         for (const Leg& leg : legs) forward(leg);
         for (i64 pack = 0; pack < packs; ++pack) {
             const i64 at = network * batch + pack * PACK;
@@ -275,8 +286,7 @@ void infer(const Call& call, i64 network, i64 pack, Scratch& scratch) {
     const auto enter = [&](Pass& pass, i64 l) { pass.input = {features[l], 0}; };
 
     const i64 inputs = call.stages[call.route[0]].program->registers[0].size();
-    load_pack(call.x + network * call.x_network + pack * PACK * call.x_sample, call.x_sample, samples, inputs,
-              features[0]);
+    load_input(call, network, pack, inputs, features[0]);
     i64 live = 1, size = inputs;
     for (i64 step = 0; step < call.length; ++step) {
         for (; live < count && call.route[step] == -1 - call.forks[lanes[live]]; ++live) {

@@ -33,25 +33,32 @@ inline void transpose4(Quad& a, Quad& b, Quad& c, Quad& d) {
 inline Quad load4(const float* from) { return *reinterpret_cast<const LooseQuad*>(from); }
 inline void store4(float* to, Quad value) { *reinterpret_cast<LooseQuad*>(to) = value; }
 
-// `count` samples of `size` numbers -> a pack; lanes without a sample are 0.
-inline void load_pack(const float* from, i64 sample, i64 count, i64 size, Vec* pack) {
+// Samples, wherever each of them is, of `size` numbers -> a pack; lanes without a sample are 0.
+inline void load_samples(const float* const* samples, i64 count, i64 size, Vec* pack) {
     float* to = reinterpret_cast<float*>(pack);
     if (count < PACK) std::memset(to, 0, size * sizeof(Vec));
     i64 lane = 0;
     for (; lane + 4 <= count; lane += 4) {
-        const float* s = from + lane * sample;
+        const float* const* s = samples + lane;
         i64 i = 0;
         for (; i + 4 <= size; i += 4) {
-            Quad a = load4(s + i), b = load4(s + sample + i), c = load4(s + 2 * sample + i), d = load4(s + 3 * sample + i);
+            Quad a = load4(s[0] + i), b = load4(s[1] + i), c = load4(s[2] + i), d = load4(s[3] + i);
             transpose4(a, b, c, d);
             float* t = to + i * PACK + lane;
             store4(t, a), store4(t + PACK, b), store4(t + 2 * PACK, c), store4(t + 3 * PACK, d);
         }
         for (; i < size; ++i)
-            for (i64 l = 0; l < 4; ++l) to[i * PACK + lane + l] = s[l * sample + i];
+            for (i64 l = 0; l < 4; ++l) to[i * PACK + lane + l] = s[l][i];
     }
     for (; lane < count; ++lane)
-        for (i64 i = 0; i < size; ++i) to[i * PACK + lane] = from[lane * sample + i];
+        for (i64 i = 0; i < size; ++i) to[i * PACK + lane] = samples[lane][i];
+}
+
+// The same of samples at equal distances.
+inline void load_pack(const float* from, i64 sample, i64 count, i64 size, Vec* pack) {
+    const float* samples[PACK];
+    for (i64 lane = 0; lane < count; ++lane) samples[lane] = from + lane * sample;
+    load_samples(samples, count, size, pack);
 }
 
 // A pack -> `count` samples of `size` numbers.

@@ -18,7 +18,7 @@ from esper.kasmina.layers import RUNNING_MOMENTUM
 from esper.kasmina.network import Network
 from esper.kasmina.plan import SlotPlan
 from esper.kernels import chain
-from esper.kernels.chain import Chain, Lesson, Seeds
+from esper.kernels.chain import Chain, Lesson, Picked, Seeds
 from esper.leyline.state import State
 
 Forward = Callable[[Tensor], Tensor]
@@ -44,7 +44,7 @@ def train(
     host: tuple[Tensor, Sequence[Tensor]],
     seeds: Sequence[SeedParams],
     alphas: Sequence[Tensor],
-    batch: tuple[Tensor, Tensor],
+    batch: tuple[Tensor | Picked, Tensor],
 ) -> tuple[Lesson, tuple[Tensor, ...]]:
     """One minibatch of every network.
 
@@ -54,7 +54,7 @@ def train(
       host: parameters [E, P], and per stage buffers [E, N_i].
       seeds: per slot.
       alphas: per slot [n].
-      batch: inputs [E, B, ...] and targets [E, B].
+      batch: inputs [E, B, ...], or picked, and targets [E, B].
 
     Returns:
       losses and gradients, and the new buffers per stage.

@@ -107,6 +107,18 @@ class Lanes(NamedTuple):
     parents: Tensor
 
 
+class Picked(NamedTuple):
+    """Minibatches as places in a dataset, not copied.
+
+    Attributes:
+      dataset: [N, *input].
+      rows: int64 [E, B]; which samples; may be expanded.
+    """
+
+    dataset: Tensor
+    rows: Tensor
+
+
 class Lesson(NamedTuple):
     """What training gives.
 
@@ -139,7 +151,8 @@ _Slot = _structure(
 )
 _Call = _structure(
     "_Call",
-    "networks batch threads length route stages slots x x_network x_sample host host_row buffers buffers_row "
+    "networks batch threads length route stages slots x x_network x_sample picks picks_network picks_sample "
+    "host host_row buffers buffers_row "
     "targets targets_network targets_sample losses hits aux aux_row grad_host first lanes forks parents logits",
 )
 """``Stage``, ``Slot`` and ``Call`` of ``kernels/chain.cpp``, field by field."""
@@ -165,44 +178,53 @@ def _slots(chain: Chain, seeds: Sequence[Seeds], keep: list[Any]) -> Any:
     return (_Slot * len(slots))(*slots)
 
 
-def _call(chain: Chain, x: Tensor, host: Tensor, buffers: Tensor | None, seeds: Sequence[Seeds]) -> tuple[Any, Any]:
+def _inputs(x: Tensor | Picked) -> tuple[int, ...]:
+    """Batch size; and of inputs, then of picks: address and strides."""
+    if isinstance(x, Tensor):
+        return x.shape[1], address(x), x.stride(0), x.stride(1), 0, 0, 0
+    assert x.dataset.is_contiguous()
+    return x.rows.shape[1], address(x.dataset), 0, x.dataset.stride(0), address(x.rows), *x.rows.stride()
+
+
+def _call(
+    chain: Chain, inputs: tuple[int, ...], host: Tensor, buffers: Tensor | None, seeds: Sequence[Seeds]
+) -> tuple[Any, Any]:
     """The arguments of one call, but for what it writes; and the slots among them."""
     route = _numbers(chain.route)
     keep: list[Any] = []
     stages = (_Stage * len(chain.stages))(*(_Stage(s.program.handle, *s[1:]) for s in chain.stages))
     slots = _slots(chain, seeds, keep)
     call = _Call(
-        *(host.shape[0], x.shape[1], torch.get_num_threads(), len(chain.route)),
-        *(ctypes.addressof(route), ctypes.addressof(stages), ctypes.addressof(slots)),
-        *(address(x), x.stride(0), x.stride(1), address(host), host.shape[1]),
-        *(address(buffers), 0 if buffers is None else buffers.shape[1]),
+        *(host.shape[0], inputs[0], torch.get_num_threads(), len(chain.route)),
+        *(ctypes.addressof(route), ctypes.addressof(stages), ctypes.addressof(slots), *inputs[1:]),
+        *(address(host), host.shape[1], address(buffers), 0 if buffers is None else buffers.shape[1]),
     )
     call.keeps_alive = (route, stages, keep)
     return call, slots
 
 
-def train(chain: Chain, x: Tensor, targets: Tensor, host: Tensor, seeds: Sequence[Seeds]) -> Lesson:
+def train(chain: Chain, x: Tensor | Picked, targets: Tensor, host: Tensor, seeds: Sequence[Seeds]) -> Lesson:
     """One minibatch of every network: losses and gradients.
 
     Args:
       chain: E networks' structure.
-      x: [E, B, *input]; float32.
+      x: [E, B, *input], or picked from a contiguous dataset; float32.
       targets: int64 [E, B].
       host: [E, P]; contiguous, as the parameters of the seeds.
       seeds: per slot.
     """
-    built, x = library(), inner(x)
+    built, shape = library(), targets.shape
+    x = inner(x) if isinstance(x, Tensor) else x
     assert built is not None
-    shape = x.shape[:2]
     lesson = Lesson(
-        losses=x.new_empty(shape),
-        hits=x.new_empty(shape),
-        aux=x.new_empty(shape[0], chain.num_aux),
+        losses=host.new_empty(shape),
+        hits=host.new_empty(shape),
+        aux=host.new_empty(shape[0], chain.num_aux),
         host=torch.empty_like(host),
         seeds=tuple(torch.empty_like(each.params) for each in seeds),
         gates=tuple(torch.empty_like(each.gate_params) for each in seeds),
     )
-    call, slots = _call(chain, x, host, None, seeds)
+    call, slots = _call(chain, _inputs(x), host, None, seeds)
     for slot, grad, gate in zip(slots, lesson.seeds, lesson.gates, strict=True):
         slot.grad_params, slot.params_row = address(grad), grad.shape[1]
         slot.grad_gates, slot.gate_row = address(gate), gate.shape[1]
@@ -219,7 +241,7 @@ def infer(chain: Chain, x: Tensor, host: Tensor, buffers: Tensor, seeds: Sequenc
     assert built is not None
     last = chain.stages[-1].program.code
     logits = x.new_empty(lanes.lanes.shape[0], x.shape[1], last.registers[last.output][0])
-    call, _slots = _call(chain, x, host, buffers, seeds)
+    call, _ = _call(chain, _inputs(x), host, buffers, seeds)
     call.first, call.lanes, call.forks, call.parents = map(address, lanes)
     call.logits = address(logits)
     built.esper_infer(ctypes.addressof(call))

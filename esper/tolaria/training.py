@@ -17,6 +17,7 @@ from esper.kasmina.forward import SeedParams, train_forward
 from esper.kasmina.network import Network
 from esper.kasmina.plan import Plan
 from esper.kasmina.whole import train
+from esper.kernels.chain import Picked
 from esper.leyline.config import Config, SampleOrder
 from esper.leyline.events import Epoch
 from esper.leyline.hypers import HyperParams
@@ -124,6 +125,17 @@ def minibatch(config: Config, state: State, data: Dataset, indices: Tensor, step
     return inputs, targets
 
 
+def next_batch(
+    network: Network, state: State, data: Dataset, indices: Tensor, step: int
+) -> tuple[Tensor | Picked, Tensor]:
+    """``minibatch``; where a chain reads samples as they are, only their places in the dataset."""
+    config = network.config
+    if network.units.whole is None or config.crop_padding or config.mirror:
+        return minibatch(config, state, data, indices, step)
+    rows = indices[..., step, :].expand(config.num_envs, -1)
+    return Picked(data.train_inputs, rows), data.train_targets[rows]
+
+
 def sample_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of every prediction: logits [n, B, ..., C], targets [n, B, ...] -> nats [n, B, ...].
 
@@ -133,7 +145,7 @@ def sample_losses(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def compute_gradients(
-    network: Network, plan: Plan, work: Work, alphas: Sequence[Tensor], batch: tuple[Tensor, Tensor]
+    network: Network, plan: Plan, work: Work, alphas: Sequence[Tensor], batch: tuple[Tensor | Picked, Tensor]
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...], Gradients]:
     """Forward and backward of one minibatch.
 
@@ -142,7 +154,7 @@ def compute_gradients(
       plan: rows per slot.
       work: parameters.
       alphas: per slot [n].
-      batch: inputs [E, B, ...] and targets [E, B, ...].
+      batch: inputs [E, B, ...] (for a chain also picked) and targets [E, B, ...].
 
     Returns:
       loss [E] (mean over the minibatch), accuracy [E] (pp), new buffers per stage, gradients.
@@ -153,16 +165,18 @@ def compute_gradients(
         lesson, buffers = train(whole, plan.slots, (work.host.params, work.buffers), params, alphas, batch)
         gradients = Gradients(lesson.host, lesson.seeds, lesson.gates)
         return lesson.losses.mean(1), 100 * lesson.hits.mean(1), buffers, gradients
+    inputs, targets = batch
+    assert isinstance(inputs, Tensor), "places in a dataset are for chains"
     host, seeds, gates = _leaf(work.host), tuple(map(_leaf, work.seeds)), tuple(map(_leaf, work.gates))
     leaves = [leaf for leaf in (host, *seeds, *gates) if leaf.requires_grad]
     with torch.enable_grad():
         params = [SeedParams(rows, gate) for rows, gate in zip(seeds, gates, strict=True)]
         stages = arena.split_stages(network, host)
-        logits, buffers = train_forward(network, plan.slots, (stages, work.buffers), params, alphas, batch[0])
-        loss = sample_losses(logits, batch[1]).flatten(1).mean(1)
+        logits, buffers = train_forward(network, plan.slots, (stages, work.buffers), params, alphas, inputs)
+        loss = sample_losses(logits, targets).flatten(1).mean(1)
         grads = iter(torch.autograd.grad(loss.sum(), leaves, materialize_grads=True))
     host_grad, *others = [next(grads) if leaf.requires_grad else leaf for leaf in (host, *seeds, *gates)]
-    correct = (logits.argmax(-1) == batch[1]).flatten(1)
+    correct = (logits.argmax(-1) == targets).flatten(1)
     accuracy = 100 * correct.to(loss.dtype).mean(1)
     gradients = Gradients(host_grad, tuple(others[: len(seeds)]), tuple(others[len(seeds) :]))
     return loss.detach(), accuracy, buffers, gradients
@@ -216,7 +230,7 @@ def train_epoch(network: Network, hypers: HyperParams, state: State, plan: Plan,
     loss_sum = accuracy_sum = torch.zeros_like(state.signals.val_loss)
     steps = config.steps_per_epoch
     for step in range(steps):
-        batch = minibatch(config, state, data, indices, step)
+        batch = next_batch(network, state, data, indices, step)
         loss, accuracy, buffers, grads = compute_gradients(network, plan, work, alphas, batch)
         factor = optim.schedule(hypers, state.epoch, step, steps, config.horizon)
         work = train_step(network, hypers, plan, work._replace(buffers=buffers), factor, grads)

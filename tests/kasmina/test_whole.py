@@ -15,6 +15,7 @@ from esper.kasmina.inference import lane_logits
 from esper.kasmina.lanes import fork_lanes
 from esper.kasmina.plan import make_plan, take_census
 from esper.kasmina.programs import can_run, with_programs
+from esper.kernels.chain import Picked
 from esper.leyline.config import Precision
 from esper.leyline.stages import ACTIVE
 from esper.leyline.state import State
@@ -63,7 +64,7 @@ def double(state: State) -> State:
     return state.apply(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf)
 
 
-def lesson(engine: Engine, state: State, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+def lesson(engine: Engine, state: State, batch: tuple[Tensor | Picked, Tensor]) -> tuple[Tensor, ...]:
     """Losses, accuracies, buffers and all gradients of a minibatch."""
     plan = make_plan(engine.network, state.slots)
     alphas = [state.slots.alpha[:, slot][rows.lanes] for slot, rows in enumerate(plan.slots)]
@@ -142,6 +143,17 @@ def test_shared_minibatches_need_no_copy(pair: Pair) -> None:
     copied = lesson(pair.fast, pair.state, (inputs.contiguous(), targets.contiguous()))
     for mine, other in zip(lesson(pair.fast, pair.state, (inputs, targets)), copied, strict=True):
         assert torch.equal(mine, other)
+
+
+def test_samples_picked_from_the_dataset_are_those_samples(pair: Pair) -> None:
+    keys = rng.fold_in(rng.key(5), torch.arange(ENVS))
+    rows = rng.permutation(keys, pair.fast.data.train_targets.shape[0])[:, 1 : BATCH + 1]
+    for picks in (rows, rows[:1].expand(ENVS, -1)):
+        inputs, targets = pair.fast.data.train_inputs[picks], pair.fast.data.train_targets[picks]
+        copied = lesson(pair.fast, pair.state, (inputs, targets))
+        picked = lesson(pair.fast, pair.state, (Picked(pair.fast.data.train_inputs, picks), targets))
+        for mine, other in zip(picked, copied, strict=True):
+            assert torch.equal(mine, other)
 
 
 def test_not_a_number_stays_in_its_environment(pair: Pair) -> None:

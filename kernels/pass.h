@@ -91,10 +91,12 @@ inline void Pass::forward(const Instruction& i) {
             return affine_forward(x, channels, area, mean, mean + channels, w, b, i.rectify, y);
         }
         case AFFINE: {
-            float* inverse = reinterpret_cast<float*>(spare);
-            const float* variance = buffers + i.constant + channels;
-            for (i64 c = 0; c < channels; ++c) inverse[c] = 1.0f / std::sqrt(variance[c] + EPSILON);
-            return affine_forward(x, channels, area, buffers + i.constant, inverse, w, b, i.rectify, y);
+            const float *mean = buffers + i.constant, *variance = mean + channels;
+            for (i64 c = 0; c < channels; ++c) {
+                const float inverse = 1.0f / std::sqrt(variance[c] + EPSILON);
+                affine_forward(x + c * area, 1, area, mean + c, &inverse, w + c, b + c, i.rectify, y + c * area);
+            }
+            return;
         }
         case RELU:
             for (i64 n = 0; n < size; ++n) y[n] = relu(x[n]);
@@ -103,7 +105,7 @@ inline void Pass::forward(const Instruction& i) {
         case MEAN: return mean_forward(x, channels, area, y);
         case SIGMOID: return sigmoid_forward(x, size, y);
         case TIMES:
-            for (i64 n = 0; n < size; ++n) y[n] = x[n] * static_cast<float>(i.constant);
+            for (i64 n = 0; n < size; ++n) y[n] = x[n] * i.factor();
             return;
         default: break;
     }
@@ -153,7 +155,7 @@ inline void Pass::backward(const Instruction& i, const BackwardStep& step) {
             for (i64 n = 0; n < size; ++n) give(gx, n, add, gy[n] * y[n] * (1.0f - y[n]));
             return;
         case TIMES:
-            for (i64 n = 0; n < size; ++n) give(gx, n, add, gy[n] * static_cast<float>(i.constant));
+            for (i64 n = 0; n < size; ++n) give(gx, n, add, gy[n] * i.factor());
             return;
         case ADD:
             for (i64 n = 0; gx && n < size; ++n) give(gx, n, add, gy[n]);
@@ -163,8 +165,8 @@ inline void Pass::backward(const Instruction& i, const BackwardStep& step) {
             for (i64 c = 0; c < channels; ++c) {
                 Vec sum = {};
                 for (i64 n = c * area; n < (c + 1) * area; ++n) sum += gy[n] * x[n];
-                if (g_other) give(g_other, c, step.add[1], sum);
                 for (i64 n = c * area; gx && n < (c + 1) * area; ++n) give(gx, n, add, gy[n] * other[c]);
+                if (g_other) give(g_other, c, step.add[1], sum);
             }
             return;
         default: {

@@ -27,6 +27,7 @@ struct Call {
     Vec* kept;
     float* y;  // forward
     float* aux;
+    i64 aux_network;
     const float* grad;  // backward
     i64 grad_network, grad_sample;
     float *grad_x, *grad_params, *grad_weight, *partial;
@@ -43,7 +44,9 @@ struct Task {
     const float* x() const { return call.x + lane * call.x_network + pass.pack * PACK * call.x_sample; }
     float* place(float* rows, i64 size) const { return rows + (lane * call.batch + pass.pack * PACK) * size; }
     void load() const { load_pack(x(), call.x_sample, pass.samples, in, pass.value(0)); }
+    const bool blends = call.weight || call.training;
     Vec weights() const {
+        if (!call.weight) return zero() + 1.0f;
         Vec w = {};
         const float* from = call.weight + network * call.batch + pass.pack * PACK;
         for (i64 s = 0; s < pass.samples; ++s) w[s] = from[s];
@@ -51,7 +54,7 @@ struct Task {
     }
 
     void forward(i64 first, i64 last) const {
-        pass.run_forward(first, last, call.weight, [&] { load(); }, [&] { write_output(); });
+        pass.run_forward(first, last, blends, [&] { load(); }, [&] { write_output(); });
     }
 
     void write_output() const {
@@ -61,7 +64,7 @@ struct Task {
             return;
         }
         const Vec* y = pass.value(pass.program.output);
-        if (call.weight) {
+        if (blends) {
             const Vec w = weights(), *h = pass.value(0);
             for (i64 n = 0; n < out; ++n) pass.spare[n] = lerp(h[n], y[n], w);
             y = pass.spare;
@@ -79,11 +82,15 @@ struct Task {
             });
     }
 
-    void read_gradient(bool weighs) const {
+    void load_gradient() const {
         const float* from = call.grad + lane * call.grad_network + pass.pack * PACK * call.grad_sample;
         load_pack(from, call.grad_sample, pass.samples, out, pass.spare);
+    }
+
+    void read_gradient(bool weighs) const {
+        load_gradient();
         Vec *g = pass.grad(pass.program.output), sum = {};
-        const Vec w = call.weight && !trains ? weights() : zero() + 1.0f;
+        const Vec w = trains ? zero() + 1.0f : weights();
         for (i64 n = 0; n < out; ++n) g[n] = pass.spare[n] * w;
         if (!weighs) return;
         const Vec *h = pass.value(0), *y = pass.value(pass.program.output);
@@ -93,16 +100,19 @@ struct Task {
 
     void write_input_gradient(bool wanted) const {
         const Vec* g = wanted ? pass.grad(0) : nullptr;
-        if (call.weight) {  // `spare` still holds the gradient of y
+        if (blends) {
+            if (pass.program.segments > 1) load_gradient();  // else `spare` still holds it
             const Vec rest = trains ? zero() + 1.0f : 1.0f - weights();
             for (i64 n = 0; n < in; ++n) pass.spare[n] = g ? pass.spare[n] * rest + g[n] : pass.spare[n] * rest;
             g = pass.spare;
+        } else if (!g) {
+            g = std::fill_n(pass.spare, in, zero()) - in;
         }
         store_pack(g, in, pass.samples, in, place(call.grad_x, in));
     }
 };
 
-// Calls `run(task, first pack, last pack, number of the task)` for every task.
+// Calls `run(task, first pack, last pack)` for every task.
 template <typename Run>
 void for_all_tasks(const Call& call, const Run& run) {
     const i64 packs = packs_of(call.batch);
@@ -125,8 +135,12 @@ void for_all_tasks(const Call& call, const Run& run) {
         Vec* work = scratch.room(Pass::room(program, packs) + program.kept_by_network(1));
         Pass pass(program, call.batch, call.params + network * call.params_network,
                   call.buffers + network * call.buffers_network, work, call.kept ? call.kept + kept[network] : nullptr);
-        pass.aux = call.aux + network * program.aux;
-        run(Task{call, pass, network}, joined ? 0 : cut, joined ? packs : cut + 1, task);
+        pass.aux = call.aux + network * call.aux_network;
+        if (call.grad_params) {
+            pass.grad_params = (cuts > 1 ? call.partial : call.grad_params) + task * call.params_network;
+            std::memset(pass.grad_params, 0, call.params_network * sizeof(float));
+        }
+        run(Task{call, pass, network}, joined ? 0 : cut, joined ? packs : cut + 1);
     }
     if (!call.grad_params || cuts == 1) return;
     for (i64 n = 0; n < call.networks; ++n) {
@@ -157,18 +171,11 @@ esper::i64 esper_aux(const void* program) { return static_cast<const esper::Prog
 
 void esper_forward(const void* arguments) {
     const auto& call = *static_cast<const esper::Call*>(arguments);
-    esper::for_all_tasks(call, [](const esper::Task& task, auto first, auto last, auto) { task.forward(first, last); });
+    esper::for_all_tasks(call, [](const esper::Task& task, auto first, auto last) { task.forward(first, last); });
 }
 
 void esper_backward(const void* arguments) {
     const auto& call = *static_cast<const esper::Call*>(arguments);
-    float* parts = esper::packs_of(call.batch) > 1 ? call.partial : call.grad_params;
-    esper::for_all_tasks(call, [&](const esper::Task& task, auto first, auto last, auto number) {
-        const bool whole = task.pass.program.segments > 1;
-        float* sums = (whole ? call.grad_params : parts) + number * call.params_network;
-        std::memset(sums, 0, call.params_network * sizeof(float));
-        task.pass.grad_params = sums;
-        task.backward(first, last);
-    });
+    esper::for_all_tasks(call, [](const esper::Task& task, auto first, auto last) { task.backward(first, last); });
 }
 }

@@ -18,6 +18,12 @@ struct Instruction {
     i64 op, to, from, other, weight, bias, groups, kernel, rectify, constant;
     i64 segment = 0, stats = 0, header = 0, aux = 0;  // where group norm's, batch norm's numbers are
     bool reads_two() const { return op == ADD || op == SCALE || op == FADE; }
+    bool reads(i64 r) const { return from == r || (reads_two() && other == r); }
+    float factor() const {
+        double value;
+        std::memcpy(&value, &constant, sizeof value);
+        return static_cast<float>(value);
+    }
     i64 gives() const { return segment - (op == BATCH_NORM); }  // the segment in which backward gives its gradient
 };
 constexpr i64 FIELDS = 10;
@@ -92,7 +98,7 @@ struct Program {
         header = packs_of(floats);
         loads_input.assign(segments, false);
         for (const Instruction& i : instructions)
-            if (i.from == 0 || (i.reads_two() && i.other == 0)) loads_input[i.segment] = true;
+            if (i.reads(0)) loads_input[i.segment] = loads_input[i.gives()] = true;  // a norm observes before it gives
     }
 
     void place() {
@@ -136,11 +142,11 @@ struct Program {
         for (i64 n = 0; n < static_cast<i64>(instructions.size()); ++n)
             if (rerun[n]) b.again.push_back(n);
         b.loads_input.assign(segments, false);
-        const auto loads = [&](const Instruction& i, i64 segment) {
-            if (i.from == 0 || (i.reads_two() && i.other == 0)) b.loads_input[segment] = true;
+        const auto consider = [&](const Instruction& i) {
+            if (i.reads(0)) b.loads_input[i.segment] = b.loads_input[i.gives()] = true;
         };
-        for (i64 n : b.again) loads(instructions[n], instructions[n].segment);
-        for (const BackwardStep& step : b.steps) loads(instructions[step.instruction], instructions[step.instruction].gives());
+        for (i64 n : b.again) consider(instructions[n]);
+        for (const BackwardStep& step : b.steps) consider(instructions[step.instruction]);
         return b;
     }
 };

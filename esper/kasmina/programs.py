@@ -3,6 +3,7 @@
 A unit that cannot be written down stays as it is.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,11 +16,13 @@ from esper.kasmina.layers import RUNNING_MOMENTUM
 from esper.kasmina.layout import Layout
 from esper.kasmina.network import InferUnit, Network, SeedUnit, SlotUnit, TrainUnit, Units
 from esper.kasmina.plan import SlotPlan
-from esper.kasmina.tracing import NotTraceable, Shape, Trace, trace
+from esper.kasmina.tracing import Shape, Trace, trace
 from esper.kasmina.whole import Whole
 from esper.kernels import chain
 from esper.kernels.chain import Chain, Link, SlotPrograms
 from esper.kernels.program import Program, Rows, library, run
+
+logger = logging.getLogger("esper")
 
 
 class Written(NamedTuple):
@@ -35,10 +38,14 @@ def can_run(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def write(function: Callable[..., Any], shape: Shape, layout: Layout, buffers: Layout | None = None) -> Written | None:
-    """The program of a module, or None if it cannot be written down; arguments as ``tracing.trace``."""
+    """The program of a module, or None if it cannot be written down; arguments as ``tracing.trace``.
+
+    A function that does not know stand-ins may fail in any way when it is given some.
+    """
     try:
         traced = trace(function, shape, layout, buffers)
-    except NotTraceable:
+    except Exception as reason:
+        logger.debug("esper: %s is no program: %s: %s", function, type(reason).__name__, reason)
         return None
     return Written(Program(traced.code), traced)
 
@@ -121,7 +128,7 @@ class Slot(NamedTuple):
 
     seeds: tuple[Written | None, ...]  # per blueprint; None where it does not fit or cannot be written down
     gate: Written | None  # None if there is none or it cannot be written down
-    complete: bool  # whether all that fits is written down
+    complete: bool  # whether all that fits is written down, each sample on its own
 
     @property
     def programs(self) -> tuple[Program | None, ...]:
@@ -137,7 +144,9 @@ def write_slot(network: Network, slot: int) -> Slot:
         for blueprint, layout in zip(network.blueprints, layouts, strict=True)
     )
     opening = write(gate.opening(site), site.shape, gates) if gates.size else None
-    complete = all(seed for seed, layout in zip(seeds, layouts, strict=True) if layout)
+    complete = all(
+        seed and not seed.program.joins_samples for seed, layout in zip(seeds, layouts, strict=True) if layout
+    )
     return Slot(seeds, opening, complete and (opening is not None or not gates.size))
 
 
@@ -164,7 +173,8 @@ def with_programs(network: Network) -> Network:
 def _whole(network: Network, stages: tuple[Stage | None, ...], slots: tuple[Slot, ...]) -> Whole | None:
     written = [stage for stage in stages if stage]
     tied = any(stage.ties for stage in network.host.stages)
-    if len(written) < len(stages) or tied or not all(slot.complete for slot in slots):
+    joined = any(stage.infer.program.joins_samples for stage in written)
+    if len(written) < len(stages) or tied or joined or not all(slot.complete for slot in slots):
         return None
     train = _chain(network, [stage.train for stage in written], slots)
     tracked = tuple(

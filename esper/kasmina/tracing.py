@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from esper.kasmina.layout import Layout
-from esper.kernels.program import Code, Instruction, Op
+from esper.kernels.program import Code, Instruction, Op, float_bits
 
 Shape = tuple[int, ...]
 NORMS = (Op.GROUP_NORM, Op.BATCH_NORM, Op.AFFINE)
@@ -20,12 +20,15 @@ class NotTraceable(TypeError):
     """A function does what no instruction can say."""
 
 
-class Row(NamedTuple):
-    """Stands for a named tensor of a flat row."""
+class Unknown:
+    """Stands for a number of networks or samples: known only when the program runs."""
 
-    offset: int
-    shape: Shape
-    of_buffers: bool
+
+class Row:
+    """Stands for a named tensor of a flat row, of parameters or of buffers."""
+
+    def __init__(self, offset: int, shape: Shape, of_buffers: bool) -> None:
+        self.offset, self.shape, self.of_buffers = offset, shape, of_buffers
 
     def layer(self, name: str, *args: Any) -> "Tracked":
         """The one layer that begins with a row: a running average."""
@@ -77,7 +80,7 @@ class Value:
         if len(shape) not in (0, 1, 3):
             raise NotTraceable(f"features of shape {shape}")
         self.recorder, self.register, self.spread = recorder, register, spread
-        self.shape = (1, 1, *shape)
+        self.shape: tuple[Any, ...] = (Unknown(), Unknown(), *shape)
 
     @classmethod
     def __torch_function__(
@@ -101,14 +104,22 @@ class Value:
             raise NotTraceable(f"features[{index}]")
         return Value(self.recorder, self.register, (self.shape[2], 1, 1), spread=True)
 
+    def __bool__(self) -> bool:
+        raise NotTraceable("a decision by value")
+
+    def __eq__(self, other: object) -> bool:
+        raise NotTraceable("a comparison")
+
+    __hash__ = None  # type: ignore[assignment]
+
     def __add__(self, other: Any) -> "Value":
-        if not isinstance(other, Value) or other.shape != self.shape:
+        if not isinstance(other, Value) or other.shape[2:] != self.shape[2:]:
             raise NotTraceable("a sum of different shapes")
         return self.give(Op.ADD, self.shape[2:], other=other.register)
 
     def __mul__(self, other: Any) -> "Value":
-        if isinstance(other, int):
-            return self.give(Op.TIMES, self.shape[2:], constant=other)
+        if isinstance(other, (int, float)):
+            return self.give(Op.TIMES, self.shape[2:], constant=float_bits(float(other)))
         if not isinstance(other, Value) or not other.spread or other.shape[2] != self.shape[2]:
             raise NotTraceable("a product other than by channel")
         return self.give(Op.SCALE, self.shape[2:], other=other.register)
@@ -169,7 +180,7 @@ def _max_pool2(x: Value) -> Value:
 
 
 def _fade(x: Value, y: Value, openness: Row) -> Value:
-    if x.shape != y.shape:
+    if x.shape[2:] != y.shape[2:]:
         raise NotTraceable("a fade between different shapes")
     return x.give(Op.FADE, x.shape[2:], other=y.register, weight=openness.offset)
 

@@ -11,6 +11,7 @@ number of threads, to the bit; results and gradients equal the plain form's up t
 
 import ctypes
 import functools
+import struct
 import weakref
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -55,7 +56,7 @@ class Instruction(NamedTuple):
       groups: of channels.
       kernel: side of a convolution.
       rectify: a norm that is followed by a relu.
-      constant: where AFFINE's mean and variance begin in the row of buffers; the factor of TIMES, an integer.
+      constant: where AFFINE's mean and variance begin in the row of buffers; ``float_bits`` of the factor of TIMES.
     """
 
     op: Op
@@ -68,6 +69,11 @@ class Instruction(NamedTuple):
     kernel: int = 1
     rectify: bool = False
     constant: int = 0
+
+
+def float_bits(value: float) -> int:
+    """A number as the integer of the same 64 bits."""
+    return int.from_bytes(struct.pack("<d", value), "little", signed=True)
 
 
 class Code(NamedTuple):
@@ -141,7 +147,7 @@ class _Call(ctypes.Structure):
         for name in (
             *("networks", "batch", "kinds", "threads", "programs", "counts"),
             *("x", "x_network", "x_sample", "lanes", "params", "params_network", "buffers", "buffers_network"),
-            *("weight", "training", "isolated", "kept", "y", "aux"),
+            *("weight", "training", "isolated", "kept", "y", "aux", "aux_network"),
             *("grad", "grad_network", "grad_sample", "grad_x", "grad_params", "grad_weight", "partial"),
         )
     )
@@ -239,14 +245,14 @@ class _Run(torch.autograd.Function):
         built, program, batch = library(), rows.programs[0], x.shape[1]
         assert built is not None
         kept = None
-        if any(ctx.needs_input_grad) or program.joins_samples:
+        if any(ctx.needs_input_grad) or any(each.joins_samples for each in rows.programs):
             sizes = (count * each.kept(batch) for each, count in zip(rows.programs, rows.counts, strict=True))
             kept = x.new_empty(sum(sizes))
         y = _around(rows, x, (x.shape[0], batch, *program.code.registers[program.code.output]))
-        aux = x.new_empty(params.shape[0], program.num_aux)
+        aux = x.new_empty(params.shape[0], max(each.num_aux for each in rows.programs))
         operands = _Operands(x, params, buffers, None if weight is None else weight.contiguous(), kept)
         call = _call(rows, operands)
-        call.y, call.aux = address(y), address(aux)
+        call.y, call.aux, call.aux_network = address(y), address(aux), aux.shape[1]
         built.esper_forward(ctypes.addressof(call))
         ctx.save_for_backward(*operands)
         ctx.rows = rows

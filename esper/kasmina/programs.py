@@ -16,7 +16,7 @@ from esper.kasmina.layers import RUNNING_MOMENTUM
 from esper.kasmina.layout import Layout
 from esper.kasmina.network import InferUnit, Network, SeedUnit, SlotUnit, TrainUnit, Units
 from esper.kasmina.plan import SlotPlan
-from esper.kasmina.tracing import Shape, Trace, trace
+from esper.kasmina.tracing import NotTraceable, Shape, Trace, trace
 from esper.kasmina.whole import Whole
 from esper.kernels import chain
 from esper.kernels.chain import Chain, Link, SlotPrograms
@@ -38,14 +38,11 @@ def can_run(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def write(function: Callable[..., Any], shape: Shape, layout: Layout, buffers: Layout | None = None) -> Written | None:
-    """The program of a module, or None if it cannot be written down; arguments as ``tracing.trace``.
-
-    A function that does not know stand-ins may fail in any way when it is given some.
-    """
+    """The program of a module, or None if it cannot be written down; arguments as ``tracing.trace``."""
     try:
         traced = trace(function, shape, layout, buffers)
-    except Exception as reason:
-        logger.debug("esper: %s is no program: %s: %s", function, type(reason).__name__, reason)
+    except NotTraceable as reason:
+        logger.debug("esper: %s is no program: %s", function, reason)
         return None
     return Written(Program(traced.code), traced)
 

@@ -120,7 +120,7 @@ class Value:
     def __mul__(self, other: Any) -> "Value":
         if isinstance(other, (int, float)):
             return self.give(Op.TIMES, self.shape[2:], constant=float_bits(float(other)))
-        if not isinstance(other, Value) or not other.spread or other.shape[2] != self.shape[2]:
+        if not isinstance(other, Value) or not other.spread or len(self.shape) != 5 or other.shape[2] != self.shape[2]:
             raise NotTraceable("a product other than by channel")
         return self.give(Op.SCALE, self.shape[2:], other=other.register)
 
@@ -145,33 +145,50 @@ class Value:
         return LAYERS[name](self, *args, **kwargs)
 
 
+def _place(row: Any, shape: Shape, of_buffers: bool = False) -> int:
+    """Where a named tensor begins, if it is the one that a layer can take."""
+    if not isinstance(row, Row) or row.shape != shape or row.of_buffers is not of_buffers:
+        raise NotTraceable(f"a layer's tensor other than a named one of shape {shape}")
+    return row.offset
+
+
 def _conv2d(x: Value, weight: Row) -> Value:
     out, per_group, kernel, _ = weight.shape
     groups = x.shape[2] // per_group
-    return x.give(Op.CONV, (out, *x.shape[3:]), weight=weight.offset, groups=groups, kernel=kernel)
+    if kernel % 2 == 0 or groups * per_group != x.shape[2] or out % groups:
+        raise NotTraceable(f"a kernel of shape {weight.shape}")
+    place = _place(weight, (out, per_group, kernel, kernel))
+    return x.give(Op.CONV, (out, *x.shape[3:]), weight=place, groups=groups, kernel=kernel)
 
 
 def _linear(x: Value, weight: Row, bias: Row | None = None) -> Value:
     if len(x.shape) != 3:
         raise NotTraceable("a linear layer of maps")
-    return x.give(Op.CONV, weight.shape[:1], weight=weight.offset, bias=-1 if bias is None else bias.offset)
+    outputs = weight.shape[:1]
+    place = _place(weight, (*outputs, x.shape[2]))
+    return x.give(Op.CONV, outputs, weight=place, bias=-1 if bias is None else _place(bias, outputs))
 
 
 def _group_norm(x: Value, weight: Row, bias: Row, groups: int) -> Value:
-    return x.give(Op.GROUP_NORM, x.shape[2:], weight=weight.offset, bias=bias.offset, groups=groups)
+    places = {"weight": _place(weight, x.shape[2:3]), "bias": _place(bias, x.shape[2:3])}
+    if groups < 1 or x.shape[2] % groups:
+        raise NotTraceable(f"{groups} groups of {x.shape[2]} channels")
+    return x.give(Op.GROUP_NORM, x.shape[2:], groups=groups, **places)
 
 
 def _batch_norm(x: Value, weight: Row, bias: Row) -> tuple[Value, Statistic, Statistic]:
-    out = x.give(Op.BATCH_NORM, x.shape[2:], weight=weight.offset, bias=bias.offset)
-    mean = x.recorder.num_aux
-    x.recorder.num_aux += 2 * x.shape[2]
-    return out, Statistic(mean), Statistic(mean + x.shape[2])
+    channels, mean = x.shape[2], x.recorder.num_aux
+    places = {"weight": _place(weight, (channels,)), "bias": _place(bias, (channels,))}
+    x.recorder.num_aux += 2 * channels
+    return x.give(Op.BATCH_NORM, x.shape[2:], **places), Statistic(mean), Statistic(mean + channels)
 
 
 def _apply_batch_norm(x: Value, weight: Row, bias: Row, mean: Row, variance: Row) -> Value:
-    if variance.offset != mean.offset + x.shape[2]:
+    shape = x.shape[2:3]
+    places = {"weight": _place(weight, shape), "bias": _place(bias, shape), "constant": _place(mean, shape, True)}
+    if _place(variance, shape, True) != places["constant"] + shape[0]:
         raise NotTraceable("a mean and a variance that do not lie side by side")
-    return x.give(Op.AFFINE, x.shape[2:], weight=weight.offset, bias=bias.offset, constant=mean.offset)
+    return x.give(Op.AFFINE, x.shape[2:], **places)
 
 
 def _max_pool2(x: Value) -> Value:
@@ -182,7 +199,7 @@ def _max_pool2(x: Value) -> Value:
 def _fade(x: Value, y: Value, openness: Row) -> Value:
     if x.shape[2:] != y.shape[2:]:
         raise NotTraceable("a fade between different shapes")
-    return x.give(Op.FADE, x.shape[2:], other=y.register, weight=openness.offset)
+    return x.give(Op.FADE, x.shape[2:], other=y.register, weight=_place(openness, (1,)))
 
 
 LAYERS: dict[str, Callable[..., Any]] = {
@@ -224,7 +241,12 @@ def trace(function: Callable[..., Any], shape: Shape, layout: Layout, buffers: L
     """
     recorder = Recorder(shape)
     rows = [_rows(layout, False)] + ([_rows(buffers, True)] if buffers is not None else [])
-    result = function(*rows, Value(recorder, 0, shape))
+    try:
+        result = function(*rows, Value(recorder, 0, shape))
+    except NotTraceable:
+        raise
+    except Exception as error:  # who does not know stand-ins may fail in any way when given some
+        raise NotTraceable(f"{type(error).__name__}: {error}") from error
     y, new = result if isinstance(result, tuple) else (result, {})
     if not isinstance(y, Value) or y.spread or y.register == 0:
         raise NotTraceable("no features as the result")

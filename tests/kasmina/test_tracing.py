@@ -184,7 +184,6 @@ REFUSED: dict[str, Callable[[Any, Any], Any]] = {
     "power": lambda p, x: x**2,
     "matrices": lambda p, x: x @ x.mT,
     "a product of maps": lambda p, x: x * x,
-    "a product with a fraction": lambda p, x: 0.5 * x,
     "a sum with a number": lambda p, x: x + 1,
     "a number with a sum": lambda p, x: 1 + x,
     "a sum with a parameter": lambda p, x: x + p["conv"],

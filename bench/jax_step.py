@@ -294,12 +294,6 @@ def prepare(workload: Workload, **options: str) -> Contender:
     jax.config.update("jax_enable_x64", workload.structure.precision == "float64")
     step = JaxStep(workload, Variant(**options))
     square = jnp.linspace(-1, 1, MATRIX * MATRIX, dtype=jnp.float32).reshape(MATRIX, MATRIX)
-    product = jax.jit(jnp.matmul)
-    return Contender(
-        step.reset,
-        step.train,
-        step.validate,
-        step.norms,
-        step.step,
-        lambda: product(square, square).block_until_ready(),
-    )
+    product = partial(jax.jit(jnp.matmul), square, square)
+    multiply = lambda: product().block_until_ready()  # noqa: E731
+    return Contender(step.reset, step.train, step.validate, step.norms, step.step, multiply)

@@ -1,8 +1,9 @@
 """The memory of a compiled engine on a CPU, per environment, in closed form from the structure.
 
-``state_bytes`` is exact. What a repeat needs beside it is the most of what is alive at once, in feature maps; the
-numbers in ``MAPS`` count those of the code as it is (``kasmina.forward.blend`` holds most of them), so they are the one
-place to mend when that changes. Not counted: what does not grow with E (program, datasets), and the allocator's slack.
+``state_bytes`` is exact. A network that is one chain of programs has a formula of its own (``chain_memory``). What a
+repeat of any other needs beside it is the most of what is alive at once, in feature maps; the numbers in ``MAPS`` count
+those of the code as it is (``kasmina.forward.blend`` holds most of them), so they are the one place to mend when that
+changes. Not counted: what does not grow with E (program, datasets), and the allocator's slack.
 
 Training a minibatch of B samples, bytes w per number. A layer's map is what its matrix or kernel gives; a seed's inner
 maps are those of its layers but for one the size of the site:
@@ -21,9 +22,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from esper.bench import chain_memory
 from esper.bench.work import lane_counts, map_sizes, matrix_cells
 from esper.engine import Engine
-from esper.kasmina.arena import seed_columns
 from esper.kasmina.layout import Layout
 from esper.kasmina.lifecycle import BLANK
 from esper.kasmina.network import Network
@@ -107,15 +108,11 @@ def _per_env(network: Network, census: Census, table: IntArray) -> IntArray:
     return table[np.arange(len(network.sites)), np.maximum(census.blueprint, 0)]
 
 
-def _row_sizes(network: Network) -> IntArray:
-    """Numbers in a compact row of every slot, [S]: its widest blueprint's."""
-    columns = [seed_columns(network, slot) for slot in range(len(network.sites))]
-    return np.array([each.stop - each.start for each in columns], dtype=np.int64)
-
-
 def training_bytes(engine: Engine, census: Census) -> float:
     """Bytes of one environment's minibatch and of the rows that train, mean over the environments."""
     network, config = engine.network, engine.config
+    if network.units.whole is not None:
+        return max(chain_memory.order_bytes(engine), chain_memory.update_bytes(engine, census))
     active, site = census.within(ACTIVE), map_sizes(network)[1]
     inner = (active * _per_env(network, census, _inner_maps(network))).mean(0)
     share = active.mean(0)
@@ -127,13 +124,15 @@ def training_bytes(engine: Engine, census: Census) -> float:
         for slot in network.slots_after(index):
             kept += MAPS.slot * share[slot] * site[slot] + MAPS.layer * inner[slot]
             most = max(most, kept + MAPS.backward * share[slot] * site[slot])
-    rows = _bank(1, MOMENTS[config.seed_optimizer]) * (share * _row_sizes(network)).sum()
+    rows = _bank(1, MOMENTS[config.seed_optimizer]) * (share * chain_memory.row_widths(network, census)).sum()
     return float(config.precision.dtype.itemsize * (config.batch_size * most + rows))
 
 
 def evaluation_bytes(engine: Engine, census: Census, forks: bool = True) -> float:
     """Bytes of one environment's validation batch, all its lanes together, mean over the environments."""
     network, config = engine.network, engine.config
+    if network.units.whole is not None:
+        return chain_memory.validation_bytes(engine, census, forks)
     lanes, through, _ = lane_counts(network, census, forks)
     outputs, site = map_sizes(network)
     inner = _per_env(network, census, _inner_maps(network))
@@ -148,7 +147,7 @@ def evaluation_bytes(engine: Engine, census: Census, forks: bool = True) -> floa
             each = np.maximum(MAPS.rows * site[slot], 3 * site[slot] + MAPS.inner * inner[:, slot])
             most = max(most, MAPS.lanes * behind[index] * site[slot] + float((through[:, slot] * each).sum()))
     samples = min(engine.data.val_targets.shape[0], config.eval_batch_size)
-    held = (through * _row_sizes(network)).sum()
+    held = (through * chain_memory.row_widths(network, census)).sum()
     held += sum(count * stage.reads.size for count, stage in zip(lanes, network.host.stages, strict=True))
     return float(config.precision.dtype.itemsize * (samples * most + held) / config.num_envs)
 

@@ -5,7 +5,7 @@ by side; within a slot the blueprint's numbers first, the gate's last). Germinat
 
 Between a blueprint's numbers and the gate lies padding up to the length of the slot's widest blueprint. It is 0 while a
 seed is there: sowing writes 0, its gradient is 0, and no optimizer moves a 0 whose gradient and moments are 0 (Adam's
-epsilon must not be 0). So a slot's seeds are rows of one length, whatever their blueprints.
+epsilon must not be 0). So a slot's seeds train as rows of one length, that of the widest of them.
 """
 
 from collections.abc import Iterable
@@ -45,9 +45,11 @@ def blueprint_columns(network: Network, slot: int, blueprint: int) -> slice:
     return slice(network.offsets[slot], network.offsets[slot] + layout.size)
 
 
-def seed_columns(network: Network, slot: int) -> slice:
-    """Columns of the seed arena that hold a slot's blueprint, whichever it is, and its padding."""
-    return slice(network.offsets[slot], network.gate_offset(slot))
+def seed_columns(network: Network, slot: int, plan: SlotPlan) -> slice:
+    """Columns of the seed arena that hold the seeds of a slot's plan: as many as the widest of them needs."""
+    layouts = (network.layouts[slot][group.blueprint] for group in plan.groups)
+    width = max((layout.size for layout in layouts if layout), default=0)
+    return slice(network.offsets[slot], network.offsets[slot] + width)
 
 
 def gate_columns(network: Network, slot: int) -> slice:
@@ -63,7 +65,7 @@ def slot_columns(network: Network, slot: int) -> slice:
 
 def slot_params(network: Network, arena: Tensor, slot: int, plan: SlotPlan) -> SeedParams:
     """Gather the parameters of one slot's plan from the arena [E, Q]."""
-    rows, gates = arena[:, seed_columns(network, slot)], arena[:, gate_columns(network, slot)]
+    rows, gates = arena[:, seed_columns(network, slot, plan)], arena[:, gate_columns(network, slot)]
     return SeedParams(rows.index_select(0, plan.envs), gates.index_select(0, plan.gate_rows))
 
 

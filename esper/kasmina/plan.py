@@ -41,6 +41,14 @@ class SlotPlan(NamedTuple):
     isolated: Tensor  # bool [n]; the seed reads detached features
 
 
+class Places(NamedTuple):
+    """One slot's plan as a chain of programs reads it, network by network."""
+
+    kinds: Tensor  # int64 [n]; blueprint of each row
+    rows: Tensor  # int64 [L]; row of each lane, -1 without one
+    gates: Tensor | None  # int64 [n]; where the gate of each row is, -1 without one; None if there are none
+
+
 class Census(NamedTuple):
     """The lifecycle fields on the host, [E, S] each."""
 
@@ -64,6 +72,7 @@ class Plan(NamedTuple):
     census: Census
     slots: tuple[SlotPlan, ...]
     fresh: tuple[tuple[Group, ...], ...]
+    places: tuple[Places, ...] = ()  # per slot, for a network that is a chain
 
     @property
     def any_active(self) -> bool:
@@ -96,7 +105,27 @@ def make_plan(network: Network, slots: Slots) -> Plan:
         rows = by_blueprint(census, slot, lanes[active[:, slot]], lanes)
         plans.append(plan_slot(census, slot, rows, rows, merged[rows, slot], device))
         sown.append(group_rows(census, slot, lanes[fresh[:, slot]], device))
-    return Plan(census, tuple(plans), tuple(sown))
+    chained = plans if network.units.whole is not None else ()
+    places = (places_of(slot, lanes.size, torch.arange(slot.gated.shape[0])) for slot in chained)
+    return Plan(census, tuple(plans), tuple(sown), tuple(places))
+
+
+def places_of(plan: SlotPlan, num_lanes: int, gates: Tensor) -> Places:
+    """What a chain must know of a slot's plan, on the CPU.
+
+    Args:
+      plan: n rows.
+      num_lanes: lanes L.
+      gates: int64 [g]; where the gates of the rows ``plan.gated`` are.
+    """
+    rows = torch.full((num_lanes,), -1)
+    rows[plan.lanes] = torch.arange(plan.lanes.shape[0])
+    places = None
+    if plan.gated.shape[0]:
+        places = torch.full(plan.lanes.shape, -1)
+        places[plan.gated] = gates
+    kinds = [group.blueprint for group in plan.groups for _ in range(group.rows.shape[0])]
+    return Places(torch.tensor(kinds, dtype=torch.int64), rows, places)
 
 
 def by_blueprint(census: Census, slot: int, lanes: IntArray, env: IntArray) -> IntArray:

@@ -16,7 +16,7 @@ from esper.kasmina.forward import SeedParams
 from esper.kasmina.lanes import Lanes
 from esper.kasmina.layers import RUNNING_MOMENTUM
 from esper.kasmina.network import Network
-from esper.kasmina.plan import SlotPlan
+from esper.kasmina.plan import Plan, places_of
 from esper.kernels import chain
 from esper.kernels.chain import Chain, Lesson, Picked, Seeds
 from esper.leyline.state import State
@@ -40,7 +40,7 @@ class Whole(NamedTuple):
 
 def train(
     whole: Whole,
-    plans: Sequence[SlotPlan],
+    plan: Plan,
     host: tuple[Tensor, Sequence[Tensor]],
     seeds: Sequence[SeedParams],
     alphas: Sequence[Tensor],
@@ -50,7 +50,7 @@ def train(
 
     Args:
       whole: the chains.
-      plans: per slot, its rows.
+      plan: rows per slot.
       host: parameters [E, P], and per stage buffers [E, N_i].
       seeds: per slot.
       alphas: per slot [n].
@@ -59,26 +59,15 @@ def train(
     Returns:
       losses and gradients, and the new buffers per stage.
     """
-    count = host[0].shape[0]
-    rows = [_seeds(plan, params, alpha, count, None) for plan, params, alpha in zip(plans, seeds, alphas, strict=True)]
+    rows = [
+        Seeds(places, alpha, params.rows, None, params.gate, slot.training, slot.isolated)
+        for slot, places, params, alpha in zip(plan.slots, plan.places, seeds, alphas, strict=True)
+    ]
     lesson = chain.train(whole.train, *batch, host[0], rows)
     return lesson, tuple(
         torch.lerp(old, lesson.aux[:, list(places)], RUNNING_MOMENTUM) if places else old
         for old, places in zip(host[1], whole.tracked, strict=True)
     )
-
-
-def _seeds(plan: SlotPlan, params: SeedParams, alpha: Tensor, count: int, owners: Tensor | None) -> Seeds:
-    """A slot's rows as the kernel takes them: ``owners`` None if ``params`` has one row per seed and gate."""
-    number = plan.lanes.shape[0]
-    gates = None
-    if plan.gated.shape[0]:
-        gates = plan.gated.new_full((number,), -1)
-        gates[plan.gated] = torch.arange(plan.gated.shape[0]) if owners is None else plan.gate_rows
-    rows = plan.lanes.new_full((count,), -1)
-    rows[plan.lanes] = torch.arange(number)
-    kinds = torch.tensor([group.blueprint for group in plan.groups for _ in range(group.rows.shape[0])])
-    return Seeds(kinds, rows, alpha, params.rows, owners, params.gate, gates, plan.training, plan.isolated)
 
 
 def lane_table(tree: Lanes) -> chain.Lanes:
@@ -97,7 +86,8 @@ def infer(network: Network, whole: Whole, state: State, tree: Lanes, alphas: Seq
     """Inference of all lanes with a state's numbers: inputs [E, B, ...] -> logits [L, B, C]."""
     slots, arena_rows, table = [], state.seeds.params, lane_table(tree)
     for slot, (lane, alpha) in enumerate(zip(tree.slots, alphas, strict=True)):
-        columns = arena.seed_columns(network, slot), arena.gate_columns(network, slot)
-        params = SeedParams(arena_rows[:, columns[0]], arena_rows[:, columns[1]])
-        slots.append(_seeds(lane.plan, params, alpha, tree.env.shape[0], lane.plan.envs))
+        columns = arena.slot_columns(network, slot), arena.gate_columns(network, slot)
+        places = places_of(lane.plan, tree.env.shape[0], lane.plan.gate_rows)
+        params, gates = (arena_rows[:, part] for part in columns)
+        slots.append(Seeds(places, alpha, params, lane.plan.envs, gates))
     return lambda inputs: chain.infer(whole.infer, inputs, state.host.params, state.buffers, slots, table)

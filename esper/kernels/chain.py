@@ -10,7 +10,7 @@ the plain form's up to rounding.
 import ctypes
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -66,27 +66,40 @@ class Chain(NamedTuple):
     num_aux: int
 
 
+class Places(Protocol):
+    """Which rows of a slot belong to whom.
+
+    Attributes:
+      kinds: int64 [n]; which of the slot's programs each row runs.
+      rows: int64 [networks or lanes]; row of each, -1 if it has no seed there.
+      gates: int64 [n]; row of ``gate_params`` of each seed, -1 without a gate; None if there are none.
+    """
+
+    @property
+    def kinds(self) -> Tensor: ...  # noqa: D102
+    @property
+    def rows(self) -> Tensor: ...  # noqa: D102
+    @property
+    def gates(self) -> Tensor | None: ...  # noqa: D102
+
+
 class Seeds(NamedTuple):
     """The seeds of a slot, n rows.
 
     Attributes:
-      kinds: int64 [n]; which of the slot's programs.
-      rows: int64 [networks or lanes]; row of each, -1 if it has no seed there.
+      places: whose they are.
       alpha: [n]; weight of the seed's output.
       params: [m, W]; rows may be further apart than W.
       owners: int64 [n]; row of ``params`` of each seed; None: its own number.
       gate_params: [m', G].
-      gates: int64 [n]; row of ``gate_params`` of each seed, -1 without a gate; None if there are none.
       training, isolated: bool [n] or None; as in ``esper.kernels.program.Rows``.
     """
 
-    kinds: Tensor
-    rows: Tensor
+    places: Places
     alpha: Tensor
     params: Tensor
     owners: Tensor | None
     gate_params: Tensor
-    gates: Tensor | None
     training: Tensor | None = None
     isolated: Tensor | None = None
 
@@ -169,10 +182,11 @@ def _slots(chain: Chain, seeds: Sequence[Seeds], keep: list[Any]) -> Any:
         keep.append(handles)
         slots.append(
             _Slot(
-                *(ctypes.addressof(handles), address(each.kinds), address(each.rows), address(each.alpha)),
+                *(ctypes.addressof(handles), address(each.places.kinds), address(each.places.rows)),
+                address(each.alpha),
                 *(address(each.params), each.params.stride(0), address(each.owners)),
                 *(programs.gate.handle if programs.gate else 0, address(each.gate_params), each.gate_params.stride(0)),
-                *(address(each.gates), address(each.training), address(each.isolated)),
+                *(address(each.places.gates), address(each.training), address(each.isolated)),
             )
         )
     return (_Slot * len(slots))(*slots)

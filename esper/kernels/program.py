@@ -113,6 +113,11 @@ class Program:
         """Whether it contains a batch norm, which gives ``aux``: per norm the batch mean, then unbiased variance."""
         return self.num_aux > 0
 
+    @property
+    def for_inference(self) -> bool:
+        """Whether it normalises with running statistics, for which there is no backward."""
+        return any(instruction.op is Op.AFFINE for instruction in self.code.instructions)
+
     @functools.lru_cache(maxsize=64)  # noqa: B019  (a program lives as long as its network)
     def kept(self, batch: int) -> int:
         """Numbers that one network keeps for backward."""
@@ -186,7 +191,12 @@ def run(
     Returns:
       y, with row ``lanes[i]`` being ``program(x)``, or ``lerp(x, program(x), weight)`` if there is a weight, and
       other rows of x as they are; and aux [n, A]. y is differentiable with respect to x, params and weight.
+
+    Raises:
+      ValueError: no samples; or a gradient is asked of a program in inference form.
     """
+    if not x.shape[1]:
+        raise ValueError(f"program's input of shape {tuple(x.shape)}: expected at least one sample")
     y, aux = _Run.apply(rows, inner(x), _inner_rows(params), buffers, weight)
     return y, aux
 
@@ -244,6 +254,8 @@ class _Run(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         built, program, batch = library(), rows.programs[0], x.shape[1]
         assert built is not None
+        if any(ctx.needs_input_grad) and any(each.for_inference for each in rows.programs):
+            raise ValueError("program in inference form: a gradient is asked for; expected none")
         kept = None
         if any(ctx.needs_input_grad) or any(each.joins_samples for each in rows.programs):
             sizes = (count * each.kept(batch) for each, count in zip(rows.programs, rows.counts, strict=True))

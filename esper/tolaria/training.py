@@ -52,7 +52,7 @@ def gather(network: Network, state: State, plan: Plan) -> Work:
     """Collect the rows that train."""
     seeds, gates = [], []
     for slot, rows in enumerate(plan.slots):
-        seeds.append(_read(state.seeds, slot, rows.envs, arena.seed_columns(network, slot)))
+        seeds.append(_read(state.seeds, slot, rows.envs, arena.seed_columns(network, slot, rows)))
         gates.append(_read(state.seeds, slot, rows.gate_rows, arena.gate_columns(network, slot)))
     host = Learner(state.host.params, state.host.moments, state.host.steps)
     return Work(host, arena.split_buffers(network, state.buffers), tuple(seeds), tuple(gates))
@@ -75,7 +75,7 @@ def scatter(network: Network, state: State, plan: Plan, work: Work) -> State:
     params, moments, updates = (leaf.clone() for leaf in (state.seeds.params, state.seeds.moments, state.seeds.steps))
     for slot, rows in enumerate(plan.slots):
         if rows.groups:
-            columns = arena.seed_columns(network, slot)
+            columns = arena.seed_columns(network, slot, rows)
             params[rows.envs, columns] = work.seeds[slot].params
             moments[rows.envs, :, columns] = work.seeds[slot].moments
             updates[rows.envs, slot] = work.seeds[slot].steps
@@ -162,7 +162,7 @@ def compute_gradients(
     whole = network.units.whole
     if whole is not None:
         params = [SeedParams(seed.params, gate.params) for seed, gate in zip(work.seeds, work.gates, strict=True)]
-        lesson, buffers = train(whole, plan.slots, (work.host.params, work.buffers), params, alphas, batch)
+        lesson, buffers = train(whole, plan, (work.host.params, work.buffers), params, alphas, batch)
         gradients = Gradients(lesson.host, lesson.seeds, lesson.gates)
         return lesson.losses.mean(1), 100 * lesson.hits.mean(1), buffers, gradients
     inputs, targets = batch

@@ -652,3 +652,14 @@ def test_inputs_keep_their_bits() -> None:
     torch.autograd.grad(y, leaves, case.grad)
     for part, before in zip(case[1:], copy[1:], strict=True):
         assert torch.equal(part, before)  # type: ignore[arg-type]
+
+
+def test_no_gradient_of_what_is_for_inference_and_no_batch_without_samples() -> None:
+    writer = Writer((4, 3, 3))
+    writer.add(Op.AFFINE)
+    case = deal(writer.code(), 2, 5)
+    rows = Rows((Program(case.code),), (2,))
+    with pytest.raises(ValueError, match="inference form"):
+        run(rows, case.x.clone().requires_grad_(), case.params, case.buffers)
+    with pytest.raises(ValueError, match=r"\(2, 0, 4, 3, 3\)"):
+        run(rows, case.x[:, :0], case.params, case.buffers)

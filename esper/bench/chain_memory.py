@@ -4,8 +4,8 @@ Features live in each thread's cache and do not grow with E. What does, with N t
 at once, C classes, L lanes per environment, bytes w per number, P host parameters, and R numbers in the rows of the
 seeds that train (the arena's part of each active slot):
 
-    drawing the order of samples    8 N WORDS
-    training                        8 N + w (P + R) (UPDATE + 2 M)
+    drawing the order of samples    8 N WORDS            if each environment has an order of its own
+    training                        8 N + w (P + R) (UPDATE + 2 M)                             likewise
     validation                      w V (C (L + LOGITS) + SCORES L)
 
 M optimizer moments. The numbers in capitals count what is alive at once in the code as it is.
@@ -17,6 +17,7 @@ from esper.bench.work import lane_counts
 from esper.engine import Engine
 from esper.kasmina.network import Network
 from esper.kasmina.plan import Census, IntArray
+from esper.leyline.config import SampleOrder
 from esper.leyline.stages import ACTIVE
 from esper.tolaria.optim import MOMENTS
 
@@ -39,9 +40,15 @@ def row_widths(network: Network, census: Census) -> IntArray:
     return np.where(census.within(ACTIVE), sizes, 0).max(0, initial=0)
 
 
+def _order(engine: Engine) -> int:
+    """Bytes of an environment's own order of samples; 0 if all share one."""
+    shared = engine.config.sample_order is SampleOrder.SHARED
+    return 0 if shared else 8 * engine.data.train_targets.shape[0]
+
+
 def order_bytes(engine: Engine) -> float:
     """While the order of an epoch is drawn."""
-    return 8 * WORDS * engine.data.train_targets.shape[0]
+    return WORDS * _order(engine)
 
 
 def update_bytes(engine: Engine, census: Census) -> float:
@@ -50,7 +57,7 @@ def update_bytes(engine: Engine, census: Census) -> float:
     rows = (census.within(ACTIVE).mean(0) * row_widths(network, census)).sum()
     numbers = network.host.num_params * (UPDATE + 2 * MOMENTS[config.host_optimizer])
     numbers += rows * (UPDATE + 2 * MOMENTS[config.seed_optimizer])
-    return float(8 * engine.data.train_targets.shape[0] + config.precision.dtype.itemsize * numbers)
+    return float(_order(engine) + config.precision.dtype.itemsize * numbers)
 
 
 def validation_bytes(engine: Engine, census: Census, forks: bool) -> float:

@@ -33,7 +33,7 @@ class HyperParams(TypedTensorDict):
     momentum: Annotated[Tensor, Number(0.9, "1", 0.0, 1.0, "S4 optimizers; SGD")]
     adam_beta1: Annotated[Tensor, Number(0.9, "1", 0.0, 1.0, "Kingma & Ba 2015")]
     adam_beta2: Annotated[Tensor, Number(0.999, "1", 0.0, 1.0, "Kingma & Ba 2015")]
-    adam_epsilon: Annotated[Tensor, Number(1e-8, "1", 0.0, 1.0, "Kingma & Ba 2015")]
+    adam_epsilon: Annotated[Tensor, Number(1e-8, "1", 1e-16, 1.0, "Kingma & Ba 2015; 0 would make 0 / 0 of padding")]
     host_clip: Annotated[Tensor, Number(1.0, "gradient L2 norm", 0.0, float("inf"), "S4 at its HEAD; inf = off")]
     seed_clip: Annotated[Tensor, Number(1.0, "gradient L2 norm", 0.0, float("inf"), "S4 at its HEAD; inf = off")]
     warmup_epochs: Annotated[Tensor, Number(0.0, "epochs", 0.0, 1e6, "A; linear warm-up, 0 = none")]

@@ -18,9 +18,9 @@ from esper.kasmina.network import InferUnit, Network, SeedUnit, SlotUnit, TrainU
 from esper.kasmina.plan import SlotPlan
 from esper.kasmina.tracing import NotTraceable, Shape, Trace, trace
 from esper.kasmina.whole import Whole
-from esper.kernels import chain
+from esper.kernels import chain, optimizer, program
 from esper.kernels.chain import Chain, Link, SlotPrograms
-from esper.kernels.program import Program, Rows, library, run
+from esper.kernels.program import Program, Rows, run
 
 logger = logging.getLogger("esper")
 
@@ -33,8 +33,10 @@ class Written(NamedTuple):
 
 
 def can_run(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether programs run there: in float32 on a CPU, if the kernel is built."""
-    return dtype == torch.float32 and device.type == "cpu" and library() is not None and chain.library() is not None
+    """Whether programs run there: in float32 on a CPU, if the kernels are built."""
+    if dtype != torch.float32 or device.type != "cpu":
+        return False
+    return all(kernel.library() is not None for kernel in (program, chain, optimizer))
 
 
 def write(function: Callable[..., Any], shape: Shape, layout: Layout, buffers: Layout | None = None) -> Written | None:

@@ -1,6 +1,6 @@
 """Kernels: the operations that are worth writing by hand, each beside its plain-torch form.
 
-In a checkout the Triton sources are in ``<repository>/kernels``; in a wheel they are beside this file.
+In a checkout the C++ sources are in ``<repository>/kernels``; in a wheel they are beside this file.
 The guard keeps an installed wheel from adopting another project's top-level ``kernels`` package.
 """
 

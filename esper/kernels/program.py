@@ -197,7 +197,11 @@ def run(
     """
     if not x.shape[1]:
         raise ValueError(f"program's input of shape {tuple(x.shape)}: expected at least one sample")
-    y, aux = _Run.apply(rows, inner(x), _inner_rows(params), buffers, weight)
+    leaves = [leaf for leaf in (x, params, weight) if leaf is not None]
+    trains = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves)
+    if trains and any(program.for_inference for program in rows.programs):
+        raise ValueError("program in inference form: a gradient is asked for; expected none")
+    y, aux = _Run.apply(rows, trains, inner(x), _inner_rows(params), buffers, weight)
     return y, aux
 
 
@@ -250,14 +254,12 @@ def _around(rows: Rows, x: Tensor, shape: tuple[int, ...]) -> Tensor:
 class _Run(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, rows: Rows, x: Tensor, params: Tensor, buffers: Tensor | None, weight: Tensor | None
+        ctx: Any, rows: Rows, keeps: bool, x: Tensor, params: Tensor, buffers: Tensor | None, weight: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         built, program, batch = library(), rows.programs[0], x.shape[1]
         assert built is not None
-        if any(ctx.needs_input_grad) and any(each.for_inference for each in rows.programs):
-            raise ValueError("program in inference form: a gradient is asked for; expected none")
         kept = None
-        if any(ctx.needs_input_grad) or any(each.joins_samples for each in rows.programs):
+        if keeps or any(each.joins_samples for each in rows.programs):
             sizes = (count * each.kept(batch) for each, count in zip(rows.programs, rows.counts, strict=True))
             kept = x.new_empty(sum(sizes))
         y = _around(rows, x, (x.shape[0], batch, *program.code.registers[program.code.output]))
@@ -278,9 +280,9 @@ class _Run(torch.autograd.Function):
         assert built is not None
         operands = _Operands(*ctx.saved_tensors)
         x, params, weight = operands.x, operands.params.contiguous(), operands.weight
-        grad_x = _around(rows, grad, x.shape) if ctx.needs_input_grad[1] else None
+        grad_x = _around(rows, grad, x.shape) if ctx.needs_input_grad[2] else None
         grad_params = torch.empty_like(params)
-        grad_weight = torch.empty_like(weight) if weight is not None and ctx.needs_input_grad[4] else None
+        grad_weight = torch.empty_like(weight) if weight is not None and ctx.needs_input_grad[5] else None
         partial = params.new_empty(-(-x.shape[1] // PACK) * params.numel())
         call = _call(rows, operands._replace(params=params))
         call.params_network = params.shape[1]  # a single row's stride may be anything
@@ -288,4 +290,4 @@ class _Run(torch.autograd.Function):
         call.grad_x, call.grad_params = address(grad_x), address(grad_params)
         call.grad_weight, call.partial = address(grad_weight), address(partial)
         built.esper_backward(ctypes.addressof(call))
-        return None, grad_x, grad_params, None, grad_weight
+        return None, None, grad_x, grad_params, None, grad_weight

@@ -1,6 +1,7 @@
-"""Compilation: the one place where torch.compile is called.
+"""Compilation: the one place where a network gets its fast units, and where torch.compile is called.
 
-The units of a network are compiled one by one: small graphs start fast, are shared by every environment step, and a
+Where programs run (``esper.kasmina.programs``), whatever can be written down as one is; the rest is compiled. The units
+of a network are compiled one by one: small graphs start fast, are shared by every environment step, and a
 unit nobody uses is never compiled. Between them runs ordinary autograd. The number of rows of a unit is symbolic
 where it varies from step to step, so no plan recompiles anything.
 """

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from esper.kernels import optimizer as kernel
 from esper.leyline.config import Optimizer
 from esper.leyline.hypers import HyperParams
 
@@ -119,3 +120,23 @@ def update(optimizer: Optimizer, learner: Learner, grad: Tensor, rates: Rates) -
     step = rates.lr / (1 - rates.beta1**elapsed)
     params = learner.params - step * mean / (torch.sqrt(square) / scale + rates.epsilon)
     return Learner(params, torch.stack((mean, square), dim=1), steps)
+
+
+def learn(
+    optimizer: Optimizer, learner: Learner, grad: Tensor, rates: Rates, owners: Tensor | None, fused: bool
+) -> Learner:
+    """Clip and take one step.
+
+    Args:
+      optimizer: SGD or ADAM.
+      learner: [n, P].
+      grad: [n, P].
+      rates: numbers of every environment.
+      owners: int64 [n]; environment of each row; None: its own number.
+      fused: in one pass by ``esper.kernels.optimizer``, the same up to rounding.
+    """
+    if fused:
+        steps = learner.steps + 1
+        return Learner(*kernel.update(learner.params, learner.moments, grad, steps, rates, owners), steps)
+    own = rates if owners is None else rates.at(owners)
+    return update(optimizer, learner, clip_rows(grad, own.clip)[0], own)

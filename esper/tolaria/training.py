@@ -192,16 +192,14 @@ def train_step(network: Network, hypers: HyperParams, plan: Plan, work: Work, fa
 
     A seed and its gate are clipped each by its own norm.
     """
-    config = network.config
+    config, fused = network.config, network.units.whole is not None
     host_rates, seed_rates = optim.host_rates(hypers, factor), optim.seed_rates(hypers, factor)
-    clipped, _ = optim.clip_rows(grads.host, host_rates.clip)
-    host = optim.update(config.host_optimizer, work.host, clipped, host_rates)
+    host = optim.learn(config.host_optimizer, work.host, grads.host, host_rates, None, fused)
 
     def learn(envs: Tensor, learner: Learner, grad: Tensor) -> Learner:
         if not envs.shape[0]:
             return learner
-        rates = seed_rates.at(envs)
-        return optim.update(config.seed_optimizer, learner, optim.clip_rows(grad, rates.clip)[0], rates)
+        return optim.learn(config.seed_optimizer, learner, grad, seed_rates, envs, fused)
 
     seeds = map(learn, [rows.envs for rows in plan.slots], work.seeds, grads.seeds)
     gates = map(learn, [rows.gate_rows for rows in plan.slots], work.gates, grads.gates)

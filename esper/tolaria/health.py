@@ -7,7 +7,7 @@ from esper.kasmina.arena import tensor_norms
 from esper.kasmina.forward import split_groups
 from esper.kasmina.layout import Layout
 from esper.kasmina.network import Network
-from esper.kasmina.plan import Plan
+from esper.kasmina.plan import Plan, SlotPlan
 from esper.leyline.events import Health
 from esper.leyline.hypers import HyperParams, over
 
@@ -46,17 +46,25 @@ def measure_health(
     healthy = torch.ones(shape, dtype=torch.bool, device=host_grad.device)
     explodes = over(hypers.exploding_norm, 1).expand(shape[0], 1)
     for slot, rows in enumerate(plan.slots):
-        for group, grad in zip(rows.groups, split_groups(network, slot, rows, seed_grads[slot]), strict=True):
-            layout = network.layouts[slot][group.blueprint]
-            if layout is None or layout.size == 0:
-                continue
-            each = tensor_norms(layout, grad)
-            norm = torch.linalg.vector_norm(each, dim=1)
-            base = host_norm.index_select(0, group.rows)
-            ratio = norm / base.clamp(min=TINY) * (host_layout.size / layout.size) ** 0.5
-            ratio = torch.where((norm < TINY) | (base < TINY), 0.0, ratio)
-            sound = torch.isfinite(norm) & (each <= explodes.index_select(0, group.rows)).all(1)
-            seed_norm[group.rows, slot] = norm
-            seed_ratio[group.rows, slot] = ratio
-            healthy[group.rows, slot] = sound
+        if not rows.groups:
+            continue
+        norm, relative, largest = _seed_norms(network, slot, rows, seed_grads[slot])
+        base = host_norm.index_select(0, rows.envs)
+        ratio = relative / base.clamp(min=TINY) * host_layout.size**0.5
+        seed_norm[rows.envs, slot] = norm
+        seed_ratio[rows.envs, slot] = torch.where((norm < TINY) | (base < TINY), 0.0, ratio)
+        sound = torch.isfinite(norm) & (largest <= explodes.index_select(0, rows.envs).squeeze(1))
+        healthy[rows.envs, slot] = sound
     return Health(host_norm, vanishing, exploding, seed_norm, seed_ratio, healthy)
+
+
+def _seed_norms(network: Network, slot: int, rows: SlotPlan, grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of every seed in a slot's plan: the norm, that over the root of the seed's size, the largest of a tensor; [n]."""
+    columns = []
+    for group, grad in zip(rows.groups, split_groups(network, slot, rows, grads), strict=True):
+        layout = network.layouts[slot][group.blueprint]
+        each = tensor_norms(layout, grad) if layout and layout.size else grad.new_zeros(grad.shape[0], 1)
+        norm = torch.linalg.vector_norm(each, dim=1)
+        columns.append(torch.stack((norm, norm / max(grad.shape[1], 1) ** 0.5, each.amax(1))))
+    norm, relative, largest = torch.cat(columns, dim=1)
+    return norm, relative, largest

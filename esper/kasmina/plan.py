@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from esper.kasmina.network import Network
+from esper.kernels.chain import Places
 from esper.leyline.actions import BLENDS
 from esper.leyline.stages import ACTIVE, ISOLATED, MERGED, Stage
 from esper.leyline.state import Slots
@@ -39,14 +40,6 @@ class SlotPlan(NamedTuple):
     gate_rows: Tensor  # int64 [g]; their environments
     training: Tensor  # bool [n]; TRAINING: straight-through
     isolated: Tensor  # bool [n]; the seed reads detached features
-
-
-class Places(NamedTuple):
-    """One slot's plan as a chain of programs reads it, network by network."""
-
-    kinds: Tensor  # int64 [n]; blueprint of each row
-    rows: Tensor  # int64 [L]; row of each lane, -1 without one
-    gates: Tensor | None  # int64 [n]; where the gate of each row is, -1 without one; None if there are none
 
 
 class Census(NamedTuple):

@@ -10,7 +10,7 @@ the plain form's up to rounding.
 import ctypes
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,21 +66,12 @@ class Chain(NamedTuple):
     num_aux: int
 
 
-class Places(Protocol):
-    """Which rows of a slot belong to whom.
+class Places(NamedTuple):
+    """Which rows of a slot belong to whom."""
 
-    Attributes:
-      kinds: int64 [n]; which of the slot's programs each row runs.
-      rows: int64 [networks or lanes]; row of each, -1 if it has no seed there.
-      gates: int64 [n]; row of ``gate_params`` of each seed, -1 without a gate; None if there are none.
-    """
-
-    @property
-    def kinds(self) -> Tensor: ...  # noqa: D102
-    @property
-    def rows(self) -> Tensor: ...  # noqa: D102
-    @property
-    def gates(self) -> Tensor | None: ...  # noqa: D102
+    kinds: Tensor  # int64 [n]; which of the slot's programs each row runs
+    rows: Tensor  # int64 [L]; row of each network or lane, -1 if it has no seed there
+    gates: Tensor | None  # int64 [n]; row of ``gate_params`` of each seed, -1 without a gate; None if there are none
 
 
 class Seeds(NamedTuple):

@@ -118,7 +118,6 @@ class Program:
         """Whether it normalises with running statistics, for which there is no backward."""
         return any(instruction.op is Op.AFFINE for instruction in self.code.instructions)
 
-    @functools.lru_cache(maxsize=64)  # noqa: B019  (a program lives as long as its network)
     def kept(self, batch: int) -> int:
         """Numbers that one network keeps for backward."""
         built = library()

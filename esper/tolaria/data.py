@@ -74,7 +74,8 @@ class Dataset(NamedTuple):
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "Dataset":
         """Return the dataset on ``device`` with floating inputs as ``dtype``; tokens and targets stay int64.
 
-        Values are not looked at: after a cast that can overflow (float16), :func:`validate` tells.
+        Samples come to lie one after the other, whatever view they were: kernels read them in place. Values are not
+        looked at: after a cast that can overflow (float16), :func:`validate` tells.
 
         Raises:
             DatasetError: ``dtype`` is not a floating type.
@@ -83,9 +84,9 @@ class Dataset(NamedTuple):
             raise _error(self.name, "inputs", f"a cast to {dtype}", "a floating dtype")
         kind = torch.int64 if self.has_tokens else dtype
         return self._replace(
-            train_inputs=self.train_inputs.to(device, kind),
+            train_inputs=self.train_inputs.to(device, kind).contiguous(),
             train_targets=self.train_targets.to(device),
-            val_inputs=self.val_inputs.to(device, kind),
+            val_inputs=self.val_inputs.to(device, kind).contiguous(),
             val_targets=self.val_targets.to(device),
         )
 

@@ -156,6 +156,24 @@ def test_samples_picked_from_the_dataset_are_those_samples(pair: Pair) -> None:
             assert torch.equal(mine, other)
 
 
+def test_a_dataset_that_is_a_view_of_channels_last_pictures() -> None:
+    which = TASKS["a slot after every block"]
+    pictures = which.data._replace(
+        **{
+            name: getattr(which.data, name).movedim(1, 3).contiguous().movedim(3, 1)
+            for name in ("train_inputs", "val_inputs")
+        }
+    )
+    assert not pictures.train_inputs.is_contiguous()
+    ends = []
+    for each in (which, which._replace(data=pictures)):
+        plain = esper.make(each, 3, compile=False)
+        engine = Engine(with_programs(plain.network), plain.hypers, plain.data)
+        ends.append(engine.step(engine.init(0), torch.zeros(3, dtype=torch.int64))[0])
+    assert torch.equal(ends[0].host.params, ends[1].host.params)
+    assert torch.equal(ends[0].signals.val_loss, ends[1].signals.val_loss)
+
+
 def test_not_a_number_stays_in_its_environment(pair: Pair) -> None:
     batch = batch_of(pair.fast, ENVS)
     clean = lesson(pair.fast, pair.state, batch)[:4]

@@ -22,7 +22,7 @@ def wheel(tmp_path_factory):
 
 
 def test_the_wheel_ships_esper_and_nothing_else(wheel):
-    assert {name.split("/")[0] for name in wheel} == {"esper", f"esper-{esper.__version__}.dist-info"}
+    assert {name.split("/")[0] for name in wheel} == {"esper", f"esper_growth-{esper.__version__}.dist-info"}
     assert "esper/tolaria/datasets/digits.npz" in wheel
     assert "esper/py.typed" in wheel
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "esper").rglob("*.py")}

@@ -68,8 +68,9 @@ class Recorder:
 
 
 def _map_shape(shape: Shape) -> tuple[int, int, int]:
-    channels, *space = shape or (1,)
-    height, width = space or (1, 1)
+    if len(shape) not in (0, 1, 3):
+        raise NotTraceable(f"features of shape {shape}")
+    channels, height, width = shape if len(shape) == 3 else (*(shape or (1,)), 1, 1)
     return channels, height, width
 
 
@@ -77,8 +78,6 @@ class Value:
     """Stands for features [n, B, *shape]."""
 
     def __init__(self, recorder: Recorder, register: int, shape: Shape, spread: bool = False) -> None:
-        if len(shape) not in (0, 1, 3):
-            raise NotTraceable(f"features of shape {shape}")
         self.recorder, self.register, self.spread = recorder, register, spread
         self.shape: tuple[Any, ...] = (Unknown(), Unknown(), *shape)
 

@@ -80,7 +80,7 @@ def require_tensorboard() -> None:
     try:
         import torch.utils.tensorboard  # noqa: F401
     except ImportError:
-        raise SinkError("--tensorboard true: needs tensorboard; pip install 'esper[tensorboard]'") from None
+        raise SinkError("--tensorboard true: needs tensorboard; pip install 'esper-growth[tensorboard]'") from None
 
 
 def _event_writer(folder: Path, first: int) -> Any:

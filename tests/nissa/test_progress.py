@@ -132,5 +132,5 @@ def test_without_tensorboard_the_error_says_what_to_install(tmp_path, monkeypatc
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     assert esper.__main__.main(["train", "--tensorboard", "true", "--out", str(tmp_path / "x")]) == 2
     assert not (tmp_path / "x").exists()
-    expected = "esper train: --tensorboard true: needs tensorboard; pip install 'esper[tensorboard]'\n"
+    expected = "esper train: --tensorboard true: needs tensorboard; pip install 'esper-growth[tensorboard]'\n"
     assert capsys.readouterr().err == expected

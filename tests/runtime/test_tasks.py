@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import esper
 import esper.__main__
 from esper.runtime.catalogue import TasksSettings, show_tasks
 from esper.runtime.scene import Rules, build_scene
@@ -148,3 +149,10 @@ def test_a_presets_reward_numbers_are_in_force_and_can_be_overridden() -> None:
     other = build_scene(Rules(task="synthetic_tokens", rewards={"loss_target": 0.7}), 2, compile=False)
     assert float(other.params.loss_target) == pytest.approx(0.7)
     assert float(build_scene(Rules(task="synthetic"), 2, compile=False).params.loss_target) == 0.0
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_preset_can_be_made_as_the_commands_make_it(name):
+    """Language tasks have sites of two dimensions, which no program of the native form takes."""
+    engine = esper.make(name, num_envs=2)
+    assert engine.mask(engine.init(0)).any(1).all()

@@ -149,9 +149,9 @@ def _structure(engine: Engine, deal: Deal) -> Structure:
         slots=engine.config.slots,
         blueprints=tuple(blueprint.name for blueprint in network.blueprints),
         numbers=Numbers(**{name: _exact(engine.hypers.get(source)) for name, source in fields.items()}),
-        host_layouts=tuple(_layout(stage.layout) for stage in host.stages),
+        host_layouts=tuple(_layout(stage.layout) for stage in host.blocks),
         seed_layouts=tuple(tuple(_layout(layout) for layout in row) for row in network.layouts),
-        host_flops=tuple(stage.flops for stage in host.stages),
+        host_flops=tuple(stage.flops for stage in host.blocks),
     )
 
 

@@ -6,106 +6,115 @@ import torch
 from torch import Tensor
 
 from esper.kasmina import arena, lifecycle, metrics
-from esper.kasmina.network import Network, seed_sizes
-from esper.kasmina.plan import make_plan
+from esper.kasmina.slot_table import take_table
+from esper.kasmina.structure import Structure, seed_sizes
 from esper.leyline.actions import Codec
 from esper.leyline.config import Config
 from esper.leyline.events import Transition
 from esper.leyline.hypers import HyperParams
-from esper.leyline.state import Bank, State, Vault
+from esper.leyline.learners import Learners, Weights, learners_of, parts, with_learners
+from esper.leyline.state import Snapshot, State
 from esper.leyline.streams import Stream
 from esper.tamiyo.interface import Interface
 from esper.tamiyo.observation import column_names, observe
+from esper.tezzeret.backend import Backend
 from esper.tolaria.data import Dataset
 from esper.tolaria.evaluation import evaluate
 from esper.tolaria.governor import govern, initial_governor
-from esper.tolaria.optim import MOMENTS
 from esper.tolaria.signals import initial_signals, update_signals
 from esper.tolaria.training import train_epoch
 from esper.utils import rng
 
 
-def init(network: Network, data: Dataset, seed: int) -> State:
+def init(structure: Structure, data: Dataset, seed: int, numbers: Tensor | None = None) -> State:
     """A fresh batch of environments.
 
     Args:
-      network: structure.
+      structure: what the networks are.
       data: the task, already on its device and in its precision.
       seed: 0 <= seed < 2**64. Environment i draws the same numbers whatever E is.
+      numbers: int64 [E]; the environments' numbers i; None: 0 to E - 1.
 
     Returns:
       state, batch [E]: hosts drawn anew, every slot DORMANT, nothing seen, the vault holding this very state.
     """
-    config, device = network.config, data.train_inputs.device
-    dtype, batch = config.precision.dtype, [config.num_envs]
+    config, device = structure.config, data.train_inputs.device
+    if numbers is None:
+        numbers = torch.arange(config.num_envs, device=device)
+    count = numbers.shape[0]
     run_key = rng.key(seed).to(device)
-    key = rng.fold_in(run_key, int(Stream.ENVIRONMENT), torch.arange(config.num_envs, device=device))
-    params, buffers = arena.init_host(network, key, dtype)
-    zero = key.new_zeros(config.num_envs)
-    host_moments = params.new_zeros(config.num_envs, MOMENTS[config.host_optimizer], params.shape[1])
-    host = Bank(params=params, moments=host_moments, steps=zero.clone(), batch_size=batch)
-    width = network.num_seed_params
-    seeds = Bank(
-        params=params.new_zeros(config.num_envs, width),
-        moments=params.new_zeros(config.num_envs, MOMENTS[config.seed_optimizer], width),
-        steps=key.new_zeros(config.num_envs, config.num_slots),
-        batch_size=batch,
-    )
-    return State(
+    key = rng.fold_in(run_key, int(Stream.ENVIRONMENT), numbers.to(device))
+    learners, zero = _fresh_learners(structure, key), key.new_zeros(count)
+    state = State(
         key=key,
-        order_key=rng.fold_in(run_key, int(Stream.ORDER)).repeat(config.num_envs, 1),
+        order_key=rng.fold_in(run_key, int(Stream.ORDER)).repeat(count, 1),
         rounds=zero.clone(),
         epoch=zero.clone(),
-        host=host,
+        slots=lifecycle.empty_slots(count, config.num_slots, config.precision.dtype, device),
+        signals=initial_signals(config, count, data.num_classes, device),
+        governor=initial_governor(config, count, device),
+        vault=Snapshot(**parts(learners), batch_size=[count]).clone(),
+        **parts(learners),
+        batch_size=[count],
+    )
+    return state.lock_()
+
+
+def _fresh_learners(structure: Structure, key: Tensor) -> Learners:
+    """Hosts drawn anew, and empty arenas for their seeds."""
+    dtype, count = structure.config.precision.dtype, key.shape[0]
+    params, buffers = arena.init_host(structure, key, dtype)
+    seeds = params.new_zeros(count, structure.num_seed_params)
+    steps = key.new_zeros(count, structure.config.num_slots)
+    return Learners(
+        host=Weights(params, structure.host_optimizer.init(params), key.new_zeros(count)),
         buffers=buffers,
-        slots=lifecycle.empty_slots(config.num_envs, config.num_slots, dtype, device),
-        seeds=seeds,
-        signals=initial_signals(config, data.num_classes, device),
-        governor=initial_governor(config, device),
-        vault=Vault(host=host.clone(), buffers=buffers.clone(), seeds=seeds.clone(), batch_size=batch),
-        batch_size=batch,
+        seeds=Weights(seeds, structure.seed_optimizer.init(seeds), steps),
+        seed_buffers=params.new_zeros(count, structure.num_seed_buffers),
     )
 
 
 def step(
-    network: Network, hypers: HyperParams, state: State, data: Dataset, action: Tensor
+    structure: Structure, backend: Backend, hypers: HyperParams, state: State, data: Dataset, action: Tensor
 ) -> tuple[State, Transition]:
     """One decision and one epoch, for every environment.
 
     Args:
-      network: structure.
+      structure: what the networks are.
+      backend: how they are run.
       hypers: numbers.
       state: [E].
       data: the task.
-      action: int64 [E]; indices into ``network.codec``.
+      action: int64 [E]; indices into ``structure.codec``.
 
     Returns:
       the next state, and everything that happened. Laws: the input state keeps its bits; environments do not
-      influence each other; the same arguments give the same bits. Making the plan is the one synchronisation.
+      influence each other; the same arguments give the same bits.
     """
     accuracy = state.signals.val_accuracy
-    slots, deed = lifecycle.apply_action(network, hypers, state.slots, action, accuracy)
+    slots, deed = lifecycle.apply_action(structure, hypers, state.slots, action, accuracy)
     state = state.replace(slots=slots)
 
-    plan = make_plan(network, slots)
-    state = arena.sow(network, state, plan)
-    state, epoch = train_epoch(network, hypers, state, plan, data)
-    evaluation = evaluate(network, hypers, state, plan.census, data)
+    table = take_table(slots)
+    plan = backend.plan(table, state.key.device)
+    learners = arena.init_seeds(structure, table, learners_of(state), state.key, state.epoch)
+    state, epoch = train_epoch(structure.config, backend, hypers, with_learners(state, learners), plan, data)
+    evaluation = evaluate(backend, hypers, state, table, plan, data)
 
     slots = metrics.record(hypers, state.slots, epoch, evaluation)
-    slots, life = lifecycle.tick(network, hypers, slots, evaluation.accuracy)
+    slots, life = lifecycle.tick(structure, hypers, slots, evaluation.accuracy)
     state = state.replace(slots=slots, epoch=state.epoch + 1, rounds=state.rounds + 1)
 
-    state, judgement = govern(network, hypers, state, plan, epoch, evaluation)
+    state, judgement = govern(structure, hypers, state, table.any_active, epoch, evaluation)
     signals = update_signals(hypers, state.signals, epoch, evaluation, keep=judgement.rolled_back)
-    return state.replace(signals=signals), Transition(deed, epoch, evaluation, life, judgement)
+    return state.replace(signals=signals).lock_(), Transition(deed, epoch, evaluation, life, judgement)
 
 
-def reset(network: Network, state: State, data: Dataset, fresh: Tensor, seed: int) -> State:
+def reset(structure: Structure, state: State, data: Dataset, fresh: Tensor, seed: int) -> State:
     """Start some environments anew.
 
     Args:
-      network: structure.
+      structure: what the networks are.
       state: [E].
       data: the task.
       fresh: bool [E]; which.
@@ -114,56 +123,65 @@ def reset(network: Network, state: State, data: Dataset, fresh: Tensor, seed: in
     Returns:
       state. The others keep their bits. What belongs to the run (``order_key``, ``rounds``) goes on.
     """
-    start = init(network, data, seed).replace(order_key=state.order_key, rounds=state.rounds)
+    start = init(structure, data, seed).replace(order_key=state.order_key, rounds=state.rounds)
     leaves = {
         name: torch.where(fresh.reshape(-1, *(1,) * (leaf.dim() - 1)), start.get(name), leaf)
         for name, leaf in state.items(include_nested=True, leaves_only=True)
     }
     renewed = state.copy()
     renewed.update(leaves)
-    return renewed
+    return renewed.lock_()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Engine:
     """A task bound to a batch: the pure functions above with their static arguments filled in.
 
     Attributes:
-      network: structure, codec and (compiled) units.
+      structure: what the networks are.
+      backend: how they are run.
       hypers: numbers.
       data: the task on its device.
     """
 
-    network: Network
+    structure: Structure
+    backend: Backend
     hypers: HyperParams
     data: Dataset
+
+    def __repr__(self) -> str:
+        return f"Engine({self.structure.host.name}, {self.config.num_envs} environments, {self.backend.name})"
+
+    def describe(self) -> tuple[str, ...]:
+        """What runs where, a line each; see ``Backend.describe``."""
+        return self.backend.describe()
 
     @property
     def config(self) -> Config:
         """The run's structure."""
-        return self.network.config
+        return self.structure.config
 
     @property
     def codec(self) -> Codec:
         """All actions."""
-        return self.network.codec
+        return self.structure.codec
 
-    def init(self, seed: int) -> State:
+    def init(self, seed: int, numbers: Tensor | None = None) -> State:
         """A fresh batch of environments; see ``esper.engine.init``."""
-        return init(self.network, self.data, seed)
+        return init(self.structure, self.data, seed, numbers)
 
     def step(self, state: State, action: Tensor) -> tuple[State, Transition]:
         """One decision and one epoch; see ``esper.engine.step``."""
-        return step(self.network, self.hypers, state, self.data, action)
+        return step(self.structure, self.backend, self.hypers, state, self.data, action)
 
     def reset(self, state: State, fresh: Tensor, seed: int) -> State:
         """Start some environments anew; see ``esper.engine.reset``."""
-        return reset(self.network, state, self.data, fresh, seed)
+        return reset(self.structure, state, self.data, fresh, seed)
 
     def observe(self, state: State) -> Tensor:
         """What a policy sees, float32 [E, O]; see ``esper.tamiyo.observation``."""
-        growth = seed_sizes(self.network, state.slots).sum(1) / self.network.host.num_params
-        return observe(self.config, state, growth, len(self.network.blueprints))
+        growth = seed_sizes(self.structure, state.slots).sum(1) / self.structure.host.num_params
+        return observe(self.config, state, growth, len(self.structure.blueprints))
 
     @property
     def interface(self) -> Interface:
@@ -177,4 +195,4 @@ class Engine:
 
     def mask(self, state: State) -> Tensor:
         """Which actions are legal, bool [E, A]; exactly those that ``step`` would not refuse."""
-        return lifecycle.refusals(self.network, self.hypers, state.slots)[0] == 0
+        return lifecycle.refusals(self.structure, self.hypers, state.slots)[0] == 0

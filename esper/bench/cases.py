@@ -14,7 +14,7 @@ from esper.bench.scenes import Seeds, plain_task, seeded
 from esper.bench.work import NO_WORK, Work, evaluation_work, step_work, train_work
 from esper.kasmina.blueprint import Blueprint
 from esper.kasmina.lanes import Lanes, LaneSlot
-from esper.kasmina.network import Network
+from esper.kasmina.structure import Structure
 from esper.kasmina.plan import Plan, by_blueprint, make_plan, plan_slot, take_census
 from esper.leyline.actions import Blend
 from esper.leyline.stages import ACTIVE, MERGED, Stage

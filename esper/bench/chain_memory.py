@@ -15,7 +15,7 @@ import numpy as np
 
 from esper.bench.work import lane_counts
 from esper.engine import Engine
-from esper.kasmina.network import Network
+from esper.kasmina.structure import Structure
 from esper.kasmina.plan import Census, IntArray
 from esper.leyline.config import SampleOrder
 from esper.leyline.stages import ACTIVE

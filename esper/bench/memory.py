@@ -27,7 +27,7 @@ from esper.bench.work import lane_counts, map_sizes, matrix_cells
 from esper.engine import Engine
 from esper.kasmina.layout import Layout
 from esper.kasmina.lifecycle import BLANK
-from esper.kasmina.network import Network
+from esper.kasmina.structure import Structure
 from esper.kasmina.plan import Census, IntArray
 from esper.kasmina.site import Site
 from esper.leyline.stages import ACTIVE
@@ -66,7 +66,7 @@ def state_bytes(engine: Engine) -> int:
     width, slots = config.precision.dtype.itemsize, config.num_slots
     trained = _bank(network.host.num_params, MOMENTS[config.host_optimizer])
     trained += _bank(network.num_seed_params, MOMENTS[config.seed_optimizer])
-    buffers = sum(stage.buffer_layout.size for stage in network.host.stages)
+    buffers = sum(stage.buffer_layout.size for stage in network.host.blocks)
     sizes = {float: width, int: WORD, bool: 1}
     cell = sum(sizes[type(value)] for value in BLANK.values())
     signals = width * (SIGNAL_NUMBERS + engine.data.num_classes + 2 * config.history)
@@ -117,7 +117,7 @@ def training_bytes(engine: Engine, census: Census) -> float:
     inner = (active * _per_env(network, census, _inner_maps(network))).mean(0)
     share = active.mean(0)
     kept, most = 0.0, 0.0
-    for index, stage in enumerate(network.host.stages):
+    for index, stage in enumerate(network.host.blocks):
         maps = layer_maps(stage.reads, stage.flops)
         kept += MAPS.layer * maps
         most = max(most, kept + MAPS.layer * maps)
@@ -137,8 +137,8 @@ def evaluation_bytes(engine: Engine, census: Census, forks: bool = True) -> floa
     outputs, site = map_sizes(network)
     inner = _per_env(network, census, _inner_maps(network))
     behind = [*lanes[1:], lanes[-1]]
-    most, inputs, last = 0.0, int(np.prod(network.host.input_shape)), len(network.host.stages) - 1
-    for index, stage in enumerate(network.host.stages):
+    most, inputs, last = 0.0, int(np.prod(network.host.input_shape)), len(network.host.blocks) - 1
+    for index, stage in enumerate(network.host.blocks):
         maps = layer_maps(stage.reads, stage.flops)
         own = config.num_envs if index == last else 0
         most = max(most, lanes[index] * (inputs + maps + outputs[index]) + own * outputs[index])
@@ -148,7 +148,7 @@ def evaluation_bytes(engine: Engine, census: Census, forks: bool = True) -> floa
             most = max(most, MAPS.lanes * behind[index] * site[slot] + float((through[:, slot] * each).sum()))
     samples = min(engine.data.val_targets.shape[0], config.eval_batch_size)
     held = (through * chain_memory.row_widths(network, census)).sum()
-    held += sum(count * stage.reads.size for count, stage in zip(lanes, network.host.stages, strict=True))
+    held += sum(count * stage.reads.size for count, stage in zip(lanes, network.host.blocks, strict=True))
     return float(config.precision.dtype.itemsize * (samples * most + held) / config.num_envs)
 
 

@@ -12,7 +12,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from esper.engine import Engine
 from esper.kasmina import arena, reference
-from esper.kasmina.network import Network, build_network
+from esper.kasmina.structure import Structure, build_network
 from esper.leyline.actions import BLENDS, Blend
 from esper.leyline.config import Config, Optimizer, Precision
 from esper.leyline.hypers import HyperParams

@@ -12,7 +12,7 @@ from torch import Tensor
 from esper.engine import Engine
 from esper.kasmina import arena, lifecycle
 from esper.kasmina.blueprint import Blueprint
-from esper.kasmina.host import Host, HostStage, Tie, plain_stage
+from esper.kasmina.host import Host, HostBlock, Tie, plain_block
 from esper.kasmina.plan import make_plan
 from esper.leyline.actions import Action, Blend, Op
 from esper.leyline.stages import MERGED, Stage
@@ -116,15 +116,15 @@ def plain_task(task: Task, slots: tuple[int, ...], blueprint: Blueprint | None) 
       slots: host stages after which they sit.
       blueprint: the module; None = the host alone.
     """
-    stages, moved = list[HostStage](), list[int]()
-    for index, stage in enumerate(task.host.stages):
+    stages, moved = list[HostBlock](), list[int]()
+    for index, stage in enumerate(task.host.blocks):
         moved.append(len(stages))
-        ties = tuple(Tie(moved[tie.stage], tie.param) for tie in stage.ties)
+        ties = tuple(Tie(moved[tie.block], tie.param) for tie in stage.ties)
         stages.append(stage._replace(ties=ties))
         for _ in range(slots.count(index) if blueprint else 0):
             site = task.host.sites[index]
             assert blueprint is not None
-            stages.append(plain_stage(blueprint.params(site), blueprint.apply, site, blueprint.flops(site)))
+            stages.append(plain_block(blueprint.params(site), blueprint.apply, site, blueprint.flops(site)))
     name = f"{task.name}, plain" + (f" with {blueprint.name}" if blueprint else "")
     host = Host(name, task.host.input_shape, task.host.num_outputs, tuple(stages), task.host.takes_tokens)
     return task._replace(name=name, host=host, settings=task.settings | {"slots": ()})

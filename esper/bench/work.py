@@ -12,7 +12,7 @@ import numpy as np
 
 from esper.engine import Engine
 from esper.kasmina.layout import Layout
-from esper.kasmina.network import Network
+from esper.kasmina.structure import Structure
 from esper.kasmina.plan import Census, IntArray
 from esper.leyline.stages import ACTIVE, MERGED, Stage
 from esper.tolaria.optim import MOMENTS
@@ -66,7 +66,7 @@ def map_sizes(network: Network) -> tuple[list[int], IntArray]:
     """Numbers per sample that every host stage, and every slot's seed, hands on."""
     host = network.host
     logits = host.num_outputs * (host.input_shape[0] if host.takes_tokens else 1)
-    sizes = [logits if s.site is None else int(np.prod(s.site.shape)) for s in host.stages]
+    sizes = [logits if s.site is None else int(np.prod(s.site.shape)) for s in host.blocks]
     return sizes, np.array([np.prod(site.shape) for site in network.sites], dtype=np.int64)
 
 
@@ -87,9 +87,9 @@ def train_work(engine: Engine, census: Census) -> Work:
     active, merged = census.within(ACTIVE), census.within(MERGED)
     gated = merged & census.gated
     samples = config.steps_per_epoch * config.batch_size
-    forward = config.num_envs * sum(stage.flops for stage in host.stages)
+    forward = config.num_envs * sum(stage.flops for stage in host.blocks)
     forward += int((active * _held_flops(network, census)).sum() + (gated * gate_flops(network)).sum())
-    flops = 2 * samples * (3 * forward - config.num_envs * host.stages[0].flops)
+    flops = 2 * samples * (3 * forward - config.num_envs * host.blocks[0].flops)
 
     host_maps, seed_maps = map_sizes(network)
     maps = config.num_envs * sum(host_maps) + int((active * seed_maps).sum())
@@ -111,7 +111,7 @@ def lane_counts(network: Network, census: Census, forks: bool) -> tuple[list[int
     merged, training = census.within(MERGED), census.within((Stage.TRAINING,))
     alive = np.ones(census.stage.shape[0], dtype=np.int64)
     through, at_stage = np.zeros_like(census.stage), []
-    for index in range(len(network.host.stages)):
+    for index in range(len(network.host.blocks)):
         at_stage.append(int(alive.sum()))
         for slot in network.slots_after(index):
             through[:, slot] = merged[:, slot] * alive + (training[:, slot] if forks else 0)
@@ -130,11 +130,11 @@ def evaluation_work(engine: Engine, census: Census, forks: bool = True) -> Work:
     network, config = engine.network, engine.config
     samples = engine.data.val_targets.shape[0]
     lanes, through, gated = lane_counts(network, census, forks)
-    macs = sum(count * stage.flops for count, stage in zip(lanes, network.host.stages, strict=True))
+    macs = sum(count * stage.flops for count, stage in zip(lanes, network.host.blocks, strict=True))
     macs += int((through * _held_flops(network, census)).sum() + (gated * gate_flops(network)).sum())
     host_maps, seed_maps = map_sizes(network)
     maps = sum(count * size for count, size in zip(lanes, host_maps, strict=True)) + int((through * seed_maps).sum())
-    rows = sum(count * stage.reads.size for count, stage in zip(lanes, network.host.stages, strict=True))
+    rows = sum(count * stage.reads.size for count, stage in zip(lanes, network.host.blocks, strict=True))
     rows += int((through * _seed_sizes(network, census)).sum())
     batches = -(-samples // config.eval_batch_size)
     return Work(

@@ -1,137 +1,116 @@
-"""The arenas: flat rows of parameters, and reading and writing the parts that belong to stages and seeds.
+"""The arenas: flat rows of parameters, and reading and writing the parts that belong to blocks and seeds.
 
-Per environment one row of host parameters [E, P] (stages side by side) and one of seed parameters [E, Q] (slots side
-by side; within a slot the blueprint's numbers first, the gate's last). Germinate, cull and roll back are row writes.
-
-Between a blueprint's numbers and the gate lies padding up to the length of the slot's widest blueprint. It is 0 while a
-seed is there: sowing writes 0, its gradient is 0, and no optimizer moves a 0 whose gradient and moments are 0 (Adam's
-epsilon must not be 0). So a slot's seeds train as rows of one length, that of the widest of them.
+Per environment one row of host parameters [E, P] (blocks side by side) and one of seed parameters [E, Q] (slots side
+by side; within a slot the blueprint's numbers first, the gate's last, zeros between). Buffers likewise. Germinate, cull
+and roll back are row writes.
 """
-
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from esper.kasmina.forward import SeedParams
 from esper.kasmina.layout import Layout
-from esper.kasmina.network import Network
-from esper.kasmina.plan import Plan, SlotPlan
-from esper.leyline.state import Bank, State
+from esper.kasmina.slot_table import SlotTable
+from esper.kasmina.structure import Slot, Structure
+from esper.leyline.learners import Learners, Weights
+from esper.leyline.stages import Stage
 from esper.leyline.streams import Stream
 from esper.utils import rng
 
 
-def split_stages(network: Network, flat: Tensor) -> tuple[Tensor, ...]:
-    """Host rows [E, P] -> per stage the row it reads [E, P_i]: a view of its own numbers, then what is tied to it.
+def split_blocks(structure: Structure, flat: Tensor) -> tuple[Tensor, ...]:
+    """Host rows [E, P] -> per block the row it reads [E, P_i]: a view of its own numbers, then what is tied to it.
 
     Differentiable: the gradient with respect to ``flat`` sums over all uses of a tied tensor.
     """
-    stages = network.host.stages
-    own = flat.split([stage.layout.size for stage in stages], dim=-1)
-    tied = [[own[tie.stage][:, stages[tie.stage].layout.columns(tie.param.name)] for tie in s.ties] for s in stages]
+    blocks = structure.host.blocks
+    own = flat.split([block.layout.size for block in blocks], dim=-1)
+    tied = [[own[tie.block][:, blocks[tie.block].layout.columns(tie.param.name)] for tie in b.ties] for b in blocks]
     return tuple(torch.cat((row, *more), dim=-1) if more else row for row, more in zip(own, tied, strict=True))
 
 
-def split_buffers(network: Network, flat: Tensor) -> tuple[Tensor, ...]:
-    """Buffer rows [E, N] -> per stage [E, N_i], views."""
-    return flat.split([stage.buffer_layout.size for stage in network.host.stages], dim=-1)
+def split_buffers(structure: Structure, flat: Tensor) -> tuple[Tensor, ...]:
+    """Buffer rows [E, N] -> per block [E, N_i], views."""
+    return flat.split([block.buffer_layout.size for block in structure.host.blocks], dim=-1)
 
 
-def blueprint_columns(network: Network, slot: int, blueprint: int) -> slice:
-    """Columns of the seed arena that a blueprint uses in a slot."""
-    layout = network.layouts[slot][blueprint]
-    assert layout is not None, "the codec offers only blueprints that fit"
-    return slice(network.offsets[slot], network.offsets[slot] + layout.size)
+def read_seed(slot: Slot, blueprint: int, arena: Tensor) -> Tensor:
+    """A seed's own numbers, then its gate's, without the zeros between: [..., Q] -> [..., P_k + G]."""
+    parts = (slot.blueprint_columns(blueprint), slot.gate_columns)
+    return torch.cat([arena[..., columns] for columns in parts], dim=-1)
 
 
-def seed_columns(network: Network, slot: int, plan: SlotPlan) -> slice:
-    """Columns of the seed arena that hold the seeds of a slot's plan: as many as the widest of them needs."""
-    layouts = (network.layouts[slot][group.blueprint] for group in plan.groups)
-    width = max((layout.size for layout in layouts if layout), default=0)
-    return slice(network.offsets[slot], network.offsets[slot] + width)
+def pad_seed(slot: Slot, blueprint: int, rows: Tensor) -> Tensor:
+    """The inverse, as all columns of the slot: [..., P_k + G] -> [..., W]."""
+    size = slot.row(blueprint).size
+    zeros = rows.new_zeros((*rows.shape[:-1], slot.width - rows.shape[-1]))
+    return torch.cat((rows[..., :size], zeros, rows[..., size:]), dim=-1)
 
 
-def gate_columns(network: Network, slot: int) -> slice:
-    """Columns of the seed arena that a slot's gate uses."""
-    start = network.gate_offset(slot)
-    return slice(start, start + network.gates[slot].size)
-
-
-def slot_columns(network: Network, slot: int) -> slice:
-    """All columns of the seed arena that belong to a slot."""
-    return slice(network.offsets[slot], network.offsets[slot] + network.widths[slot])
-
-
-def slot_params(network: Network, arena: Tensor, slot: int, plan: SlotPlan) -> SeedParams:
-    """Gather the parameters of one slot's plan from the arena [E, Q]."""
-    rows, gates = arena[:, seed_columns(network, slot, plan)], arena[:, gate_columns(network, slot)]
-    return SeedParams(rows.index_select(0, plan.envs), gates.index_select(0, plan.gate_rows))
-
-
-def init_host(network: Network, key: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def init_host(structure: Structure, key: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Fresh hosts.
 
     Args:
-      network: the host.
+      structure: the host.
       key: int64 [E, 2]; one per environment.
       dtype: floating type.
 
     Returns:
-      parameters [E, P] and buffers [E, N]. Stage i draws from ``fold_in(key, HOST, i)``.
+      parameters [E, P] and buffers [E, N]. Block i draws from ``fold_in(key, HOST, i)``.
     """
-    stages = network.host.stages
-    params = [s.layout.init(rng.fold_in(key, int(Stream.HOST), i), dtype) for i, s in enumerate(stages)]
-    buffers = [s.buffer_layout.init(key, dtype) for s in stages]
+    blocks = structure.host.blocks
+    params = [b.layout.init(rng.fold_in(key, int(Stream.HOST), i), dtype) for i, b in enumerate(blocks)]
+    buffers = [b.buffer_layout.init(key, dtype) for b in blocks]
     return torch.cat(params, dim=1), torch.cat(buffers, dim=1)
 
 
-def sow(network: Network, state: State, plan: Plan) -> State:
+def init_seeds(structure: Structure, table: SlotTable, learners: Learners, key: Tensor, epoch: Tensor) -> Learners:
     """Write fresh parameters into the rows of seeds that have just germinated.
 
     Args:
-      network: layouts.
-      state: [E]; slots in GERMINATED are fresh (they leave that stage within the step).
-      plan: made from the same slots.
+      structure: layouts.
+      table: slots in GERMINATED are fresh (they leave that stage within the step).
+      learners: [E].
+      key: int64 [E, 2]; the environments' keys.
+      epoch: int64 [E].
 
     Returns:
-      the state with those parts of the arena drawn anew and their moments and steps 0. A seed's numbers depend on
+      the learners with those parts of the arenas drawn anew and their moments and steps 0. A seed's numbers depend on
       its environment's key, the epoch and the slot only.
     """
-    if not any(plan.fresh):
-        return state
-    params, moments, steps = state.seeds.params.clone(), state.seeds.moments.clone(), state.seeds.steps.clone()
-    for slot, groups in enumerate(plan.fresh):
-        columns = slot_columns(network, slot)
-        for group in groups:
-            key = rng.fold_in(state.key[group.rows], int(Stream.SOW), state.epoch[group.rows], slot)
-            params[group.rows, columns] = _fresh_row(network, slot, group.blueprint, key, params.dtype)
-            moments[group.rows, :, columns] = 0
-            steps[group.rows, slot] = 0
-    return state.replace(seeds=Bank(params=params, moments=moments, steps=steps, batch_size=state.batch_size))
+    fresh = table.within((Stage.GERMINATED,))
+    if not fresh.any():
+        return learners
+    (params, moments, steps), buffers = learners.seeds, learners.seed_buffers
+    for number, slot in enumerate(structure.slots):
+        for kind, envs in table.kinds(number, fresh[:, number].nonzero()[0]):
+            rows = torch.as_tensor(envs, device=params.device)
+            own = rng.fold_in(key[rows], int(Stream.SOW), epoch[rows], number)
+            params = _write(params, rows, slot.columns, _fresh_row(slot, kind, own, params.dtype))
+            still = moments.new_zeros((rows.shape[0], moments.shape[1], slot.width))
+            moments = _write(moments, rows, slot.columns, still)
+            held = slot.buffer_row(kind).init(own, params.dtype)
+            buffers = _write(buffers, rows, slot.buffer_columns, pad_buffers(slot, held))
+            steps = _write(steps, rows, slice(number, number + 1), steps.new_zeros((rows.shape[0], 1)))
+    return learners._replace(seeds=Weights(params, moments, steps), seed_buffers=buffers)
 
 
-def _fresh_row(network: Network, slot: int, blueprint: int, key: Tensor, dtype: torch.dtype) -> Tensor:
-    layout, gate = network.layouts[slot][blueprint], network.gates[slot]
-    assert layout is not None, "the codec offers only blueprints that fit"
-    padding = network.widths[slot] - layout.size - gate.size
-    return torch.cat(
-        (
-            layout.init(key, dtype),
-            key.new_zeros((key.shape[0], padding), dtype=dtype),
-            gate.init(rng.fold_in(key, int(Stream.GATE)), dtype),
-        ),
-        dim=1,
-    )
+def pad_buffers(slot: Slot, rows: Tensor) -> Tensor:
+    """Buffers of a blueprint as all buffer columns of the slot: [n, R_k] -> [n, R]."""
+    return torch.cat((rows, rows.new_zeros((rows.shape[0], slot.buffer_width - rows.shape[1]))), dim=1)
 
 
-def slot_of_column(network: Network, device: torch.device) -> Tensor:
-    """int64 [Q]: the slot each column of the seed arena belongs to."""
-    slots = [slot for slot, width in enumerate(network.widths) for _ in range(width)]
-    return torch.tensor(slots, dtype=torch.int64, device=device)
+def _write(table: Tensor, rows: Tensor, columns: slice, values: Tensor) -> Tensor:
+    """The table with other values in some rows of some of its last dimension."""
+    before, part, after = table.tensor_split((columns.start, columns.stop), dim=-1)
+    return torch.cat((before, part.index_copy(0, rows, values), after), dim=-1)
+
+
+def _fresh_row(slot: Slot, blueprint: int, key: Tensor, dtype: torch.dtype) -> Tensor:
+    gate = slot.gate.init(rng.fold_in(key, int(Stream.GATE)), dtype)
+    return pad_seed(slot, blueprint, torch.cat((slot.row(blueprint).init(key, dtype), gate), dim=1))
 
 
 def tensor_norms(layout: Layout, flat: Tensor) -> Tensor:
     """L2 norm of every named tensor of flat rows: [n, size] -> [n, number of tensors]."""
-    pieces: Iterable[Tensor] = flat.split([param.size for param in layout.params], dim=1)
+    pieces = flat.split([param.size for param in layout.params], dim=1)
     return torch.stack([torch.linalg.vector_norm(piece, dim=1) for piece in pieces], dim=1)

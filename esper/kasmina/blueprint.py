@@ -10,26 +10,67 @@ from esper.kasmina.site import Site
 
 
 class Blueprint(NamedTuple):
-    """One kind of seed, for every site kind it fits.
+    """One kind of seed, for every pair of points it fits.
+
+    A seed reads the features at its source and acts on those at its target. Where both are one point, its output takes
+    the place of the features by alpha; otherwise it is a bypass, and its output is added to them by alpha.
 
     Attributes:
       name: lower-case identifier, unique in its tuple.
-      kinds: site kinds it fits.
-      params: site -> its named tensors.
-      apply: (params, x) -> y with params name -> [n, *shape] and x, y [n, B, *site.shape]; pure, differentiable,
-        rows independent of each other. Write it with ``esper.kasmina.layers``, or for one network and lift it with
+      fits: (source, target) -> whether it can be a seed between these sites; equal sites may still be two points.
+      params: (source, target) -> its trained tensors.
+      train: (params, buffers, x, key) -> (y, new buffers), params and buffers name -> [n, *shape], x [n, B,
+        *source.shape], y [n, B, *target.shape], key int64 [n, 2] if it ``draws``, else None; pure, differentiable, rows
+        independent of each other. Write it with ``esper.kasmina.layers``, or for one network and lift it with
         ``torch.func.vmap``.
-      flops: site -> multiply-adds per sample of one forward pass.
-      identity_bound: largest |apply(x) - x| at initialisation, in units of the input's RMS; 0 = exactly identity.
+      infer: (params, buffers, x) -> y.
+      flops: (source, target) -> multiply-adds per sample of one forward pass.
+      identity_bound: largest |y - x| at initialisation, or |y| of a bypass, in units of the input's RMS.
+      buffers: (source, target) -> tensors that are not trained; ``init`` must be "constant".
+      draws: whether training draws random numbers.
     """
 
     name: str
-    kinds: frozenset[str]
-    params: Callable[[Site], tuple[Param, ...]]
-    apply: Callable[[Params, Tensor], Tensor]
-    flops: Callable[[Site], int]
+    fits: Callable[[Site, Site], bool]
+    params: Callable[[Site, Site], tuple[Param, ...]]
+    train: Callable[[Params, Params, Tensor, Tensor | None], tuple[Tensor, Params]]
+    infer: Callable[[Params, Params, Tensor], Tensor]
+    flops: Callable[[Site, Site], int]
     identity_bound: float
+    buffers: Callable[[Site, Site], tuple[Param, ...]] = lambda source, target: ()
+    draws: bool = False
 
-    def layout(self, site: Site) -> Layout:
-        """The flat row of this blueprint at a site."""
-        return Layout(self.params(site))
+    def layout(self, source: Site, target: Site | None = None) -> Layout:
+        """The flat row of its trained tensors; without a target at one point."""
+        return Layout(self.params(source, source if target is None else target))
+
+    def buffer_layout(self, source: Site, target: Site | None = None) -> Layout:
+        """The flat row of its buffers; without a target at one point."""
+        return Layout(self.buffers(source, source if target is None else target))
+
+
+def preserving(
+    name: str,
+    kinds: frozenset[str],
+    params: Callable[[Site], tuple[Param, ...]],
+    apply: Callable[[Params, Tensor], Tensor],
+    flops: Callable[[Site], int],
+    identity_bound: float,
+) -> Blueprint:
+    """A kind of seed that keeps the shape of one site, without buffers, the same in training and in inference.
+
+    Args:
+      name, identity_bound: as in ``Blueprint``.
+      kinds: site kinds it fits.
+      params, flops: of the site.
+      apply: (params, x) -> y.
+    """
+    return Blueprint(
+        name=name,
+        fits=lambda source, target: source == target and source.kind in kinds,
+        params=lambda source, target: params(source),
+        train=lambda weights, buffers, x, key: (apply(weights, x), buffers),
+        infer=lambda weights, buffers, x: apply(weights, x),
+        flops=lambda source, target: flops(source),
+        identity_bound=identity_bound,
+    )

@@ -7,14 +7,15 @@ norm, relu, pool, site (a slot sees the pooled map).
 import torch
 from torch import Tensor
 
-from esper.kasmina.host import Host, HostStage
+from esper.kasmina.host import Host, HostBlock
 from esper.kasmina.layers import apply_batch_norm, batch_norm, conv2d, linear, max_pool2, track
 from esper.kasmina.layout import Params, constant, fan_in_uniform
 from esper.kasmina.site import conv_site
 from esper.leyline.config import ConfigError
 
 
-def _train(params: Params, buffers: Params, x: Tensor) -> tuple[Tensor, Params]:
+def _train(params: Params, buffers: Params, x: Tensor, key: Tensor | None) -> tuple[Tensor, Params]:
+    del key
     normed, mean, variance = batch_norm(conv2d(x, params["conv"]), params["norm.weight"], params["norm.bias"])
     running = {"mean": track(buffers["mean"], mean), "variance": track(buffers["variance"], variance)}
     return torch.relu(normed), running
@@ -25,8 +26,8 @@ def _infer(params: Params, buffers: Params, x: Tensor) -> Tensor:
     return torch.relu(apply_batch_norm(conv2d(x, params["conv"]), *norm))
 
 
-def _train_pooled(params: Params, buffers: Params, x: Tensor) -> tuple[Tensor, Params]:
-    features, running = _train(params, buffers, x)
+def _train_pooled(params: Params, buffers: Params, x: Tensor, key: Tensor | None) -> tuple[Tensor, Params]:
+    features, running = _train(params, buffers, x, key)
     return max_pool2(features), running
 
 
@@ -39,7 +40,8 @@ def _head(params: Params, buffers: Params, x: Tensor) -> Tensor:
     return linear(x.mean((-2, -1)), params["weight"], params["bias"])
 
 
-def _train_head(params: Params, buffers: Params, x: Tensor) -> tuple[Tensor, Params]:
+def _train_head(params: Params, buffers: Params, x: Tensor, key: Tensor | None) -> tuple[Tensor, Params]:
+    del key
     return _head(params, buffers, x), {}
 
 
@@ -56,7 +58,7 @@ def cnn_host(
     Args:
       input_shape: (C, H, W) of one sample.
       num_classes: outputs.
-      num_blocks: blocks, each a stage with a site behind it.
+      num_blocks: blocks, each with a site behind it.
       base_channels: channels of the first block; they double from block to block.
       pool_blocks: how many blocks, from the first, end in 2x2 pooling; None = all.
       kernel_size: odd side of the convolutions.
@@ -75,7 +77,7 @@ def cnn_host(
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ConfigError(f"cnn_host kernel_size = {kernel_size}: expected an odd integer >= 1")
     channels, height, width = input_shape
-    stages = []
+    blocks = []
     for block in range(num_blocks):
         out, fan_in = base_channels * 2**block, channels * kernel_size**2
         pooled = block < pools
@@ -83,8 +85,8 @@ def cnn_host(
         height, width = (height // 2, width // 2) if pooled else (height, width)
         if height < 1 or width < 1:
             raise ConfigError(f"cnn_host pool_blocks = {pools}: input {input_shape} is empty after block {block}")
-        stages.append(
-            HostStage(
+        blocks.append(
+            HostBlock(
                 params=(
                     fan_in_uniform("conv", (out, channels, kernel_size, kernel_size), fan_in),
                     constant("norm.weight", (out,), 1.0),
@@ -102,6 +104,6 @@ def cnn_host(
         fan_in_uniform("weight", (num_classes, channels), channels),
         fan_in_uniform("bias", (num_classes,), channels),
     )
-    stages.append(HostStage(head, (), _train_head, _head, None, channels * num_classes))
+    blocks.append(HostBlock(head, (), _train_head, _head, None, channels * num_classes))
     name = f"cnn {'-'.join(str(base_channels * 2**block) for block in range(num_blocks))}"
-    return Host(name, tuple(input_shape), num_classes, tuple(stages))
+    return Host(name, tuple(input_shape), num_classes, tuple(blocks))

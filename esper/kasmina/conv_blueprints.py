@@ -23,7 +23,7 @@ one channel on a map of one position would be constant, so there the norms take 
 import torch
 from torch import Tensor
 
-from esper.kasmina.blueprint import Blueprint
+from esper.kasmina.blueprint import preserving
 from esper.kasmina.layers import conv2d, fade, group_norm, linear
 from esper.kasmina.layout import Param, Params, constant, fan_in_uniform
 from esper.kasmina.site import Site
@@ -150,8 +150,8 @@ def _bottleneck_flops(site: Site) -> int:
     return _positions(site) * (2 * site.channels * width + 9 * width**2)
 
 
-NORM = Blueprint("norm", CONV, _norm_params, _norm_apply, lambda site: 0, 0.0)
-ATTENTION = Blueprint(
+NORM = preserving("norm", CONV, _norm_params, _norm_apply, lambda site: 0, 0.0)
+ATTENTION = preserving(
     "attention",
     CONV,
     _attention_params,
@@ -159,7 +159,7 @@ ATTENTION = Blueprint(
     lambda site: 2 * site.channels * _attention_width(site.channels),
     0.0,
 )
-DEPTHWISE = Blueprint(
+DEPTHWISE = preserving(
     "depthwise",
     CONV,
     _depthwise_params,
@@ -167,13 +167,13 @@ DEPTHWISE = Blueprint(
     lambda site: _positions(site) * (9 * site.channels + site.channels**2),
     1.0,
 )
-CONV_SMALL = Blueprint(
+CONV_SMALL = preserving(
     "conv_small", CONV, _conv_small_params, _conv_small_apply, lambda site: _positions(site) * site.channels**2, 0.0
 )
-CONV_LIGHT = Blueprint(
+CONV_LIGHT = preserving(
     "conv_light", CONV, _conv_light_params, _conv_light_apply, lambda site: _positions(site) * 9 * site.channels**2, 1.0
 )
-CONV_HEAVY = Blueprint(
+CONV_HEAVY = preserving(
     "conv_heavy",
     CONV,
     _conv_heavy_params,
@@ -181,7 +181,7 @@ CONV_HEAVY = Blueprint(
     lambda site: _positions(site) * 18 * site.channels**2,
     1.0,
 )
-BOTTLENECK = Blueprint("bottleneck", CONV, _bottleneck_params, _bottleneck_apply, _bottleneck_flops, 0.0)
+BOTTLENECK = preserving("bottleneck", CONV, _bottleneck_params, _bottleneck_apply, _bottleneck_flops, 0.0)
 
 CONV_BLUEPRINTS = (NORM, ATTENTION, DEPTHWISE, CONV_SMALL, CONV_LIGHT, CONV_HEAVY, BOTTLENECK)
 """All blueprints for convolutional sites; the position is the blueprint's number."""

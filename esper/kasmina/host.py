@@ -1,4 +1,4 @@
-"""Hosts: the network that learns the task, as a row of stages with a site after each but the last."""
+"""Hosts: the network that learns the task, as a row of blocks with points in between where seeds can read and act."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,43 +9,45 @@ from esper.kasmina.layout import Layout, Param, Params
 from esper.kasmina.site import Site
 from esper.leyline.config import ConfigError
 
-StageForward = Callable[[Params, Params, Tensor], Tensor]
-StageTrain = Callable[[Params, Params, Tensor], tuple[Tensor, Params]]
+BlockInfer = Callable[[Params, Params, Tensor], Tensor]
+BlockTrain = Callable[[Params, Params, Tensor, Tensor | None], tuple[Tensor, Params]]
 
 
 class Tie(NamedTuple):
-    """A trained tensor that an earlier stage owns and a later one reads too, as a tied head reads the embedding.
+    """A trained tensor that an earlier block owns and a later one reads too, as a tied head reads the embedding.
 
     Attributes:
-      stage: index of the owner.
+      block: index of the owner.
       param: the owner's entry for it.
     """
 
-    stage: int
+    block: int
     param: Param
 
 
-class HostStage(NamedTuple):
+class HostBlock(NamedTuple):
     """One stretch of a host.
 
     Attributes:
       params: trained tensors of its own.
       buffers: tensors that are not trained (running statistics); ``init`` must be "constant".
-      train: (params, buffers, x) -> (y, new buffers); pure, rows independent. x is [n, B, ...]; params holds its own
-        tensors and the tied ones by name.
+      train: (params, buffers, x, key) -> (y, new buffers); pure, rows independent. x is [n, B, ...]; params holds its
+        own tensors and the tied ones by name; key is int64 [n, 2] if it ``draws``, else None.
       infer: (params, buffers, x) -> y.
-      site: what a slot after this stage sees; None if no slot may sit there (the last stage gives the logits).
+      site: what a slot behind this block sees; None if no slot may sit there (the last block gives the logits).
       flops: multiply-adds per sample of one forward pass.
-      ties: tensors of earlier stages that it reads too. They are trained once, with the sum of all gradients.
+      ties: tensors of earlier blocks that it reads too. They are trained once, with the sum of all gradients.
+      draws: whether training draws random numbers, as dropout does.
     """
 
     params: tuple[Param, ...]
     buffers: tuple[Param, ...]
-    train: StageTrain
-    infer: StageForward
+    train: BlockTrain
+    infer: BlockInfer
     site: Site | None
     flops: int
     ties: tuple[Tie, ...] = ()
+    draws: bool = False
 
     @property
     def layout(self) -> Layout:
@@ -63,38 +65,39 @@ class HostStage(NamedTuple):
         return Layout(self.buffers)
 
 
-def plain_stage(
+def plain_block(
     params: tuple[Param, ...],
     apply: Callable[[Params, Tensor], Tensor],
     site: Site | None,
     flops: int,
     ties: tuple[Tie, ...] = (),
-) -> HostStage:
-    """A stage without buffers, which computes the same in training and in inference.
+) -> HostBlock:
+    """A block without buffers, which computes the same in training and in inference.
 
     Args:
-      params, site, flops, ties: as in ``HostStage``.
+      params, site, flops, ties: as in ``HostBlock``.
       apply: (params, x) -> y; pure, rows independent.
     """
 
-    def train(params: Params, buffers: Params, x: Tensor) -> tuple[Tensor, Params]:
+    def train(params: Params, buffers: Params, x: Tensor, key: Tensor | None) -> tuple[Tensor, Params]:
+        del key
         return apply(params, x), buffers
 
     def infer(params: Params, buffers: Params, x: Tensor) -> Tensor:
         del buffers
         return apply(params, x)
 
-    return HostStage(params, (), train, infer, site, flops, ties)
+    return HostBlock(params, (), train, infer, site, flops, ties)
 
 
 class Host(NamedTuple):
-    """A network in stages; the last gives logits [n, B, num_classes] (or [n, B, T, vocabulary]).
+    """A network in blocks; the last gives logits [n, B, num_classes] (or [n, B, T, vocabulary]).
 
     Attributes:
       name: for people.
       input_shape: shape of one sample.
       num_outputs: classes C of the logits' last dimension.
-      stages: in order.
+      blocks: in order.
       takes_tokens: whether inputs are int64 tokens in [0, C), with a prediction at every position, instead of floating
         features.
     """
@@ -102,34 +105,52 @@ class Host(NamedTuple):
     name: str
     input_shape: tuple[int, ...]
     num_outputs: int
-    stages: tuple[HostStage, ...]
+    blocks: tuple[HostBlock, ...]
     takes_tokens: bool = False
 
     @property
     def num_params(self) -> int:
         """Trained numbers per network; a tied tensor counts once."""
-        return sum(stage.layout.size for stage in self.stages)
+        return sum(block.layout.size for block in self.blocks)
+
+    @property
+    def layout(self) -> Layout:
+        """Flat row of all trained tensors, block by block."""
+        return Layout(tuple(param for block in self.blocks for param in block.params))
 
     @property
     def sites(self) -> dict[int, Site]:
-        """Stage index -> site, for every stage that a slot may follow."""
-        return {index: stage.site for index, stage in enumerate(self.stages) if stage.site is not None}
+        """Block index -> site, for every block that a slot may follow."""
+        return {index: block.site for index, block in enumerate(self.blocks) if block.site is not None}
+
+    @property
+    def points(self) -> dict[str, Site]:
+        """Name -> site of every point, in order: ``input``, behind the blocks ``block0``, ``block1``, ..., ``logits``."""
+        length = self.input_shape if self.takes_tokens else ()
+        axes = {"channel_axis": len(length), "time_axis": 0 if length else None}
+        found = {"input": Site("tokens" if self.takes_tokens else _kind(self.input_shape), self.input_shape, 0)}
+        found |= {f"block{index}": site for index, site in self.sites.items()}
+        return found | {"logits": Site("logits", (*length, self.num_outputs), **axes)}
+
+
+def _kind(shape: tuple[int, ...]) -> str:
+    return {1: "vector", 3: "conv"}.get(len(shape), "input")
 
 
 def check_ties(host: Host) -> None:
-    """Check that every tie names a tensor of an earlier stage, and that no stage reads two tensors of one name.
+    """Check that every tie names a tensor of an earlier block, and that no block reads two tensors of one name.
 
     Raises:
       ConfigError: the first tie or name that is wrong.
     """
-    for index, stage in enumerate(host.stages):
-        names = [param.name for param in stage.reads.params]
+    for index, block in enumerate(host.blocks):
+        names = [param.name for param in block.reads.params]
         if len(set(names)) != len(names):
-            raise ConfigError(f"host {host.name!r}, stage {index}: parameters {names}; expected distinct names")
-        for tie in stage.ties:
-            owned = host.stages[tie.stage].params if 0 <= tie.stage < index else ()
+            raise ConfigError(f"host {host.name!r}, block {index}: parameters {names}; expected distinct names")
+        for tie in block.ties:
+            owned = host.blocks[tie.block].params if 0 <= tie.block < index else ()
             if tie.param not in owned:
                 raise ConfigError(
-                    f"host {host.name!r}, stage {index}: tied to {tie.param.name!r} of stage {tie.stage}; "
-                    f"expected a tensor that a stage before {index} owns"
+                    f"host {host.name!r}, block {index}: tied to {tie.param.name!r} of block {tie.block}; "
+                    f"expected a tensor that a block before {index} owns"
                 )

@@ -26,15 +26,16 @@ class _Rows(NamedTuple):
     params: list[Params]
     buffers: list[Params]
     inputs: Tensor
+    keys: Tensor
 
 
 def check_host(host: Host, num_networks: int = 3, batch_size: int = 4) -> None:
     """Check that a host keeps its contract.
 
-    Checked: ties, names, costs and buffers are well formed; every stage gives the shape its site announces and the
-    last one logits; all is finite, and the first loss on random targets is at most 1 nat above ln C; a stage is pure,
+    Checked: ties, names, costs and buffers are well formed; every block gives the shape its site announces and the
+    last one logits; all is finite, and the first loss on random targets is at most 1 nat above ln C; a block is pure,
     and without buffers the same in training and inference; neither networks nor (in inference) samples depend on each
-    other, nor predictions of tokens on later tokens; every stage receives a gradient; float64 works as well as
+    other, nor predictions of tokens on later tokens; every block receives a gradient; float64 works as well as
     float32. Inputs are N(0, 1), or uniformly random tokens.
 
     Args:
@@ -69,54 +70,55 @@ def _check_structure(host: Host) -> None:
         raise HostError(str(error)) from None
     _require(host, host.num_outputs >= 2, f"{host.num_outputs} outputs", "at least 2")
     _require(host, host.num_params > 0, "no parameters", "at least one")
-    _require(host, bool(host.stages) and host.stages[-1].site is None, "a site after the last stage", "logits there")
-    for index, stage in enumerate(host.stages):
-        sound = isinstance(stage.flops, int) and stage.flops >= 0
-        _require(host, sound, f"flops {stage.flops!r} in stage {index}", "an integer >= 0")
-        drawn = [buffer.name for buffer in stage.buffers if buffer.init != "constant"]
-        _require(host, not drawn, f"buffers {drawn} of stage {index} drawn at random", "constant initial buffers")
-    _require(host, sum(stage.flops for stage in host.stages) > 0, "a cost of 0", "the multiply-adds of a sample")
+    _require(host, bool(host.blocks) and host.blocks[-1].site is None, "a site after the last block", "logits there")
+    for index, block in enumerate(host.blocks):
+        sound = isinstance(block.flops, int) and block.flops >= 0
+        _require(host, sound, f"flops {block.flops!r} in block {index}", "an integer >= 0")
+        drawn = [buffer.name for buffer in block.buffers if buffer.init != "constant"]
+        _require(host, not drawn, f"buffers {drawn} of block {index} drawn at random", "constant initial buffers")
+    _require(host, sum(block.flops for block in host.blocks) > 0, "a cost of 0", "the multiply-adds of a sample")
 
 
 def _draw_rows(host: Host, count: int, samples: int, dtype: torch.dtype) -> _Rows:
     keys = rng.fold_in(rng.key(0), torch.arange(count))
-    own = [s.layout.views(s.layout.init(rng.fold_in(keys, i), dtype)) for i, s in enumerate(host.stages)]
-    ties = [{tie.param.name: own[tie.stage][tie.param.name] for tie in stage.ties} for stage in host.stages]
+    own = [s.layout.views(s.layout.init(rng.fold_in(keys, i), dtype)) for i, s in enumerate(host.blocks)]
+    ties = [{tie.param.name: own[tie.block][tie.param.name] for tie in block.ties} for block in host.blocks]
     params = [mine | tied for mine, tied in zip(own, ties, strict=True)]
-    buffers = [s.buffer_layout.views(s.buffer_layout.init(keys, dtype)) for s in host.stages]
+    buffers = [s.buffer_layout.views(s.buffer_layout.init(keys, dtype)) for s in host.blocks]
     shape = (count, samples, *host.input_shape)
     if host.takes_tokens:
-        return _Rows(params, buffers, (rng.uniform(rng.key(1), shape) * host.num_outputs).to(torch.int64))
-    return _Rows(params, buffers, rng.normal(rng.key(1), shape, dtype))
+        tokens = (rng.uniform(rng.key(1), shape) * host.num_outputs).to(torch.int64)
+        return _Rows(params, buffers, tokens, rng.fold_in(keys, 1))
+    return _Rows(params, buffers, rng.normal(rng.key(1), shape, dtype), rng.fold_in(keys, 1))
 
 
-def _run_stage(host: Host, rows: _Rows, index: int, train: bool, x: Tensor) -> tuple[Tensor, Params]:
-    stage, arguments = host.stages[index], (rows.params[index], rows.buffers[index], x)
-    return stage.train(*arguments) if train else (stage.infer(*arguments), rows.buffers[index])
+def _run_block(host: Host, rows: _Rows, index: int, train: bool, x: Tensor) -> tuple[Tensor, Params]:
+    block, arguments = host.blocks[index], (rows.params[index], rows.buffers[index], x)
+    return block.train(*arguments, rows.keys if block.draws else None) if train else (block.infer(*arguments), rows.buffers[index])
 
 
 def _run_host(host: Host, rows: _Rows, train: bool) -> list[Tensor]:
-    """Inputs and the outputs of all stages."""
+    """Inputs and the outputs of all blocks."""
     features = [rows.inputs]
-    for index in range(len(host.stages)):
-        features.append(_run_stage(host, rows, index, train, features[-1])[0])
+    for index in range(len(host.blocks)):
+        features.append(_run_block(host, rows, index, train, features[-1])[0])
     return features
 
 
 def _check_shapes(host: Host, rows: _Rows, train: bool, dtype: torch.dtype) -> None:
     x, form = rows.inputs, "training" if train else "inference"
     lead = tuple(x.shape[:2])
-    for index, stage in enumerate(host.stages):
-        x, new = _run_stage(host, rows, index, train, x)
-        place = f"in stage {index} ({form})"
-        announced = lead + stage.site.shape if stage.site else None
-        if index == len(host.stages) - 1:
+    for index, block in enumerate(host.blocks):
+        x, new = _run_block(host, rows, index, train, x)
+        place = f"in block {index} ({form})"
+        announced = lead + block.site.shape if block.site else None
+        if index == len(host.blocks) - 1:
             announced = lead + (host.input_shape if host.takes_tokens else ()) + (host.num_outputs,)
         _require(host, announced in (None, tuple(x.shape)), f"output {list(x.shape)} {place}", f"{announced}")
         _require(host, x.dtype == dtype, f"output dtype {x.dtype} {place}", f"{dtype}")
         _require(host, bool(torch.isfinite(x).all()), f"a non-finite output {place}", "finite numbers")
         shapes = {name: tuple(value.shape) for name, value in new.items()}
-        wanted = {buffer.name: (lead[0], *(buffer.shape or (1,))) for buffer in stage.buffers}
+        wanted = {buffer.name: (lead[0], *(buffer.shape or (1,))) for buffer in block.buffers}
         _require(host, shapes == wanted, f"buffers {shapes} {place}", f"{wanted}")
 
 
@@ -131,24 +133,24 @@ def _check_loss(host: Host, logits: Tensor) -> None:
 
 def _check_purity(host: Host, rows: _Rows) -> None:
     features = _run_host(host, rows, False)
-    for index, stage in enumerate(host.stages):
+    for index, block in enumerate(host.blocks):
         x = features[index]
         leaves = [x, *rows.params[index].values(), *rows.buffers[index].values()]
         copies = [leaf.clone() for leaf in leaves]
-        trained, inferred = (_run_stage(host, rows, index, train, x)[0] for train in (True, False))
-        again = _run_stage(host, rows, index, False, x)[0]
+        trained, inferred = (_run_block(host, rows, index, train, x)[0] for train in (True, False))
+        again = _run_block(host, rows, index, False, x)[0]
         kept = all(torch.equal(leaf, copy) for leaf, copy in zip(leaves, copies, strict=True))
-        _require(host, kept, f"stage {index} writing into its arguments", "pure functions")
-        _require(host, torch.equal(inferred, again), f"stage {index} giving two results", "pure functions")
+        _require(host, kept, f"block {index} writing into its arguments", "pure functions")
+        _require(host, torch.equal(inferred, again), f"block {index} giving two results", "pure functions")
         distance = float((trained - inferred).abs().max())
-        same = bool(stage.buffers) or distance <= TOLERANCE[trained.dtype]
-        found = f"stage {index}, which has no buffers, differing by {distance:.3g} between training and inference"
+        same = bool(block.buffers) or block.draws or distance <= TOLERANCE[trained.dtype]
+        found = f"block {index}, which has no buffers and draws nothing, differing by {distance:.3g} between training and inference"
         _require(host, same, found, "one function")
 
 
 def _take(rows: _Rows, networks: slice, samples: slice) -> _Rows:
     parts = [[{name: t[networks] for name, t in named.items()} for named in group] for group in rows[:2]]
-    return _Rows(parts[0], parts[1], rows.inputs[networks, samples])
+    return _Rows(parts[0], parts[1], rows.inputs[networks, samples], rows.keys[networks])
 
 
 def _check_independence(host: Host, rows: _Rows, logits: Tensor) -> None:
@@ -177,15 +179,15 @@ def _check_independence(host: Host, rows: _Rows, logits: Tensor) -> None:
 
 def _check_learning(host: Host, rows: _Rows) -> None:
     leaves: list[Params] = []
-    for stage, named in zip(host.stages, rows.params, strict=True):
-        tied = {tie.param.name: leaves[tie.stage][tie.param.name] for tie in stage.ties}
-        leaves.append({param.name: named[param.name].clone().requires_grad_() for param in stage.params} | tied)
+    for block, named in zip(host.blocks, rows.params, strict=True):
+        tied = {tie.param.name: leaves[tie.block][tie.param.name] for tie in block.ties}
+        leaves.append({param.name: named[param.name].clone().requires_grad_() for param in block.params} | tied)
     logits = _run_host(host, rows._replace(params=leaves), True)[-1]
     loss = (logits * rng.normal(rng.key(4), tuple(logits.shape), logits.dtype)).sum()
-    for index, stage in enumerate(host.stages):
-        own = [leaves[index][param.name] for param in stage.params]
+    for index, block in enumerate(host.blocks):
+        own = [leaves[index][param.name] for param in block.params]
         if own:
             grads = torch.autograd.grad(loss, own, allow_unused=True, materialize_grads=True, retain_graph=True)
             size = torch.stack([grad.flatten(1).abs().sum(1) for grad in grads]).sum(0)
             alive = bool(torch.isfinite(size).all()) and bool((size > 0).all())
-            _require(host, alive, f"no finite gradient to stage {index}", "one that is not zero in every network")
+            _require(host, alive, f"no finite gradient to block {index}", "one that is not zero in every network")

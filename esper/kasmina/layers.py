@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from esper.kernels import convolution, pooling
-
 __all__ = [
     "apply_batch_norm",
     "batch_norm",
@@ -45,9 +43,6 @@ def layer(function: Layer) -> Layer:
     return cast(Layer, call)
 
 
-conv2d = layer(convolution.conv2d)
-max_pool2 = layer(pooling.max_pool2)
-
 EPSILON = 1e-5
 """Added to variances; the default of torch.nn's norms."""
 
@@ -58,6 +53,75 @@ RUNNING_MOMENTUM = 0.1
 def per_channel(vector: Tensor, features: Tensor) -> Tensor:
     """View [n, C] so that it broadcasts against [n, B, C, *spatial]."""
     return vector.reshape(vector.shape[0], 1, -1, *(1,) * (features.dim() - 3))
+
+
+@layer
+def conv2d(x: Tensor, weight: Tensor) -> Tensor:
+    """2-D convolution, stride 1, "same" zero padding, no bias, one weight per network.
+
+    Every position's window becomes a row, and the convolution one matrix product per network: a grouped convolution of
+    the library would be specialised on the number of networks when it is compiled.
+
+    Args:
+      x: [n, B, C, H, W].
+      weight: [n, C', C/g, k, k], k odd. g = C / (C/g) channel groups follow from the shapes: g = 1 is a full
+        convolution, C/g = 1 with C' = C a depthwise one.
+
+    Returns:
+      [n, B, C', H, W]. Law: row i equals ``F.conv2d(x[i], weight[i], padding=k // 2, groups=g)``.
+    """
+    count, outputs, per_group, kernel = weight.shape[:4]
+    groups = x.shape[2] // per_group
+    last = x.permute(0, 1, 3, 4, 2)  # channels last: a window's rows lie side by side
+    if groups == 1:
+        taps = weight.permute(0, 3, 4, 2, 1).reshape(count, kernel * kernel * per_group, outputs)
+        return _product(last, taps, kernel).permute(0, 1, 4, 2, 3)
+    if per_group == 1 and outputs == groups:
+        return _depthwise(last, weight).permute(0, 1, 4, 2, 3)
+    parts = [
+        conv2d(part, own) for part, own in zip(x.chunk(groups, 2), weight.chunk(groups, 1), strict=True)
+    ]
+    return torch.cat(parts, dim=2)
+
+
+def _windows(x: Tensor, kernel: int) -> list[Tensor]:
+    """Per place in a window [k * k], the features there: x [n, B, H, W, C] -> views of the same shape."""
+    height, width, pad = x.shape[2], x.shape[3], kernel // 2
+    padded = F.pad(x, (0, 0, pad, pad, pad, pad))
+    places = [(row, column) for row in range(kernel) for column in range(kernel)]
+    return [padded[:, :, row : row + height, column : column + width] for row, column in places]
+
+
+def _product(x: Tensor, taps: Tensor, kernel: int) -> Tensor:
+    """Windows of x [n, B, H, W, C] times taps [n, k * k * C, C'] -> [n, B, H, W, C']; shared samples are cut once."""
+    shared = x.stride(0) == 0
+    once = x[:1] if shared else x
+    rows = torch.cat(_windows(once, kernel), dim=-1) if kernel > 1 else once
+    flat = rows.reshape(rows.shape[0], -1, taps.shape[1])
+    flat = flat.expand(taps.shape[0], -1, -1) if shared else flat
+    return torch.bmm(flat, taps).reshape(x.shape[0], *x.shape[1:4], taps.shape[2])
+
+
+def _depthwise(x: Tensor, weight: Tensor) -> Tensor:
+    """Every channel by itself: x [n, B, H, W, C], weight [n, C, 1, k, k]."""
+    taps = weight.flatten(2).unbind(2)
+    terms = [part * tap[:, None, None, None] for part, tap in zip(_windows(x, weight.shape[-1]), taps, strict=True)]
+    return torch.stack(terms).sum(0)
+
+
+@layer
+def max_pool2(x: Tensor) -> Tensor:
+    """2x2 max pooling with stride 2; an odd last row or column is dropped.
+
+    Args:
+      x: [n, B, C, H, W].
+
+    Returns:
+      [n, B, C, H // 2, W // 2]. Where entries tie, the gradient is shared among them; a NaN wins.
+    """
+    height, width = x.shape[-2] // 2 * 2, x.shape[-1] // 2 * 2
+    rows = torch.maximum(x[..., 0:height:2, :width], x[..., 1:height:2, :width])
+    return torch.maximum(rows[..., 0::2], rows[..., 1::2])
 
 
 @layer
@@ -75,6 +139,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     rows = x.flatten(1, -2)
     out = torch.bmm(rows, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), rows, weight.mT)
     return out.reshape(*x.shape[:-1], weight.shape[1])
+
+
+def moments(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance over some dimensions, which stay with size 1; in two passes, faster than ``var_mean``."""
+    mean = x.mean(dims, keepdim=True)
+    return mean, (x - mean).square().mean(dims, keepdim=True)
 
 
 def normalise(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
@@ -96,7 +166,7 @@ def batch_norm(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor,
       output uses the biased one, as torch does).
     """
     dims = (1, *range(3, x.dim()))
-    variance, mean = torch.var_mean(x, dim=dims, correction=0, keepdim=True)
+    mean, variance = moments(x, dims)
     scale = per_channel(weight, x) * torch.rsqrt(variance + EPSILON)
     out = (x - mean) * scale + per_channel(bias, x)
     samples = x[0, :, 0].numel()
@@ -122,8 +192,8 @@ def apply_batch_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, vari
 
 @layer
 def track(running: Tensor, statistic: Tensor) -> Tensor:
-    """Running average of a batch's statistic, both [n, C]; it carries no gradient."""
-    return torch.lerp(running, statistic.detach(), RUNNING_MOMENTUM)
+    """Running average of a batch's statistic, both [n, C]."""
+    return torch.lerp(running, statistic, RUNNING_MOMENTUM)
 
 
 @layer
@@ -147,7 +217,7 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
     """
     grouped = x.unflatten(2, (groups, -1))
     dims = tuple(range(3, grouped.dim()))
-    variance, mean = torch.var_mean(grouped, dim=dims, correction=0, keepdim=True)
+    mean, variance = moments(grouped, dims)
     return normalise(grouped, mean, variance).flatten(2, 3) * per_channel(weight, x) + per_channel(bias, x)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from esper.kasmina import gates
 from esper.kasmina.alpha import ramp
-from esper.kasmina.network import Network, seed_sizes
+from esper.kasmina.structure import Structure, seed_sizes
 from esper.leyline.actions import NONE, Op
 from esper.leyline.codes import Refusal
 from esper.leyline.events import Deed, Life
@@ -110,7 +110,7 @@ def _advance(hypers: HyperParams, slots: Slots, mask: Tensor, accuracy: Tensor) 
     return _enter(slots, probation, Stage.PROBATIONARY, accuracy)
 
 
-def refusals(network: Network, hypers: HyperParams, slots: Slots) -> tuple[Tensor, Tensor]:
+def refusals(network: Structure, hypers: HyperParams, slots: Slots) -> tuple[Tensor, Tensor]:
     """Why each action would be refused: the exact mask, and the reasons behind it.
 
     Args:
@@ -155,7 +155,7 @@ def _stage_refusal(op: Op, stage: Tensor) -> Tensor:
 
 
 def apply_action(
-    network: Network, hypers: HyperParams, slots: Slots, action: Tensor, accuracy: Tensor
+    network: Structure, hypers: HyperParams, slots: Slots, action: Tensor, accuracy: Tensor
 ) -> tuple[Slots, Deed]:
     """Carry out one decision per environment.
 
@@ -189,7 +189,7 @@ def apply_action(
     return slots, Deed(action, op, slot, refusal, failed)
 
 
-def tick(network: Network, hypers: HyperParams, slots: Slots, accuracy: Tensor) -> tuple[Slots, Life]:
+def tick(network: Structure, hypers: HyperParams, slots: Slots, accuracy: Tensor) -> tuple[Slots, Life]:
     """Let one epoch pass in every slot.
 
     Ages grow, alpha takes one step of its ramp, and the transitions that need no decision happen: GERMINATED begins

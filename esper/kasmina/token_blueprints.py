@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from esper.kasmina.blueprint import Blueprint
+from esper.kasmina.blueprint import Blueprint, preserving
 from esper.kasmina.layers import causal_attention, layer_norm, linear, standardise
 from esper.kasmina.layout import Param, Params, constant, fan_in_uniform
 from esper.kasmina.site import Site
@@ -94,19 +94,19 @@ def _lora(name: str, rank: int) -> Blueprint:
     def flops(site: Site) -> int:
         return _matrices(2 * rank * site.channels, site)
 
-    return Blueprint(name, POSITIONWISE, partial(_lora_params, rank), _lora_apply, flops, 0.0)
+    return preserving(name, POSITIONWISE, partial(_lora_params, rank), _lora_apply, flops, 0.0)
 
 
 def _mlp(name: str, expansion: int) -> Blueprint:
     def flops(site: Site) -> int:
         return _matrices(2 * expansion * site.channels**2, site)
 
-    return Blueprint(name, POSITIONWISE, partial(_mlp_params, expansion), _mlp_apply, flops, 0.0)
+    return preserving(name, POSITIONWISE, partial(_mlp_params, expansion), _mlp_apply, flops, 0.0)
 
 
-NORM = Blueprint("norm", POSITIONWISE, _norm_params, _norm_apply, lambda site: 0, 0.0)
+NORM = preserving("norm", POSITIONWISE, _norm_params, _norm_apply, lambda site: 0, 0.0)
 LORA, LORA_LARGE = _lora("lora", 8), _lora("lora_large", 32)
-ATTENTION = Blueprint("attention", frozenset({"token"}), _attention_params, _attention_apply, _attention_flops, 0.0)
+ATTENTION = preserving("attention", frozenset({"token"}), _attention_params, _attention_apply, _attention_flops, 0.0)
 MLP_SMALL, MLP = _mlp("mlp_small", 2), _mlp("mlp", 4)
 
 TOKEN_BLUEPRINTS = (NORM, LORA, LORA_LARGE, ATTENTION, MLP_SMALL, MLP)

@@ -12,7 +12,7 @@ from functools import partial
 from torch import Tensor
 from torch.nn import functional as F
 
-from esper.kasmina.host import Host, Tie, plain_stage
+from esper.kasmina.host import Host, Tie, plain_block
 from esper.kasmina.layers import causal_attention, embed, layer_norm, linear
 from esper.kasmina.layout import Param, Params, constant, fan_in_uniform
 from esper.kasmina.site import token_site
@@ -62,8 +62,8 @@ def _head(params: Params, x: Tensor) -> Tensor:
 def transformer_host(vocabulary: int, block: int, num_layers: int = 2, num_heads: int = 4, width: int = 64) -> Host:
     """Build the transformer host.
 
-    Stage 0 embeds, stage i is the i-th block, the last stage is the head. A slot may follow every stage but the head;
-    after stage 0 it sees the embeddings, so a host without blocks can be grown into a transformer.
+    Block 0 embeds, block i is the i-th of the transformer, the last is the head. A slot may follow every block but the
+    head; behind block 0 it sees the embeddings, so a host without blocks can be grown into a transformer.
 
     Args:
       vocabulary: tokens V, >= 2.
@@ -96,9 +96,9 @@ def transformer_host(vocabulary: int, block: int, num_layers: int = 2, num_heads
         *affine("contract", width, EXPANSION * width),
     )
     layer_flops = block * (4 + 2 * EXPANSION) * width**2 + 2 * block**2 * width
-    stages = (
-        plain_stage(embedding, _embedded, site, 0),
-        *(plain_stage(layer, partial(_block, num_heads), site, layer_flops) for _ in range(num_layers)),
-        plain_stage(norm("norm", width), _head, None, block * width * vocabulary, (Tie(0, token),)),
+    blocks = (
+        plain_block(embedding, _embedded, site, 0),
+        *(plain_block(layer, partial(_block, num_heads), site, layer_flops) for _ in range(num_layers)),
+        plain_block(norm("norm", width), _head, None, block * width * vocabulary, (Tie(0, token),)),
     )
-    return Host(f"transformer {num_layers}x{width}", (block,), vocabulary, stages, takes_tokens=True)
+    return Host(f"transformer {num_layers}x{width}", (block,), vocabulary, blocks, takes_tokens=True)

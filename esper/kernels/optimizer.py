@@ -1,6 +1,6 @@
 """Clipping and one optimizer step of many rows in one pass, in C++ for float32 on a CPU.
 
-The plain form is ``esper.tolaria.optim.learn``: a dozen operations per learner, each of which costs more than the
+The plain form is in ``esper.kasmina.optimizers``: a dozen operations per learner, each of which costs more than the
 arithmetic where rows are short. Laws: as the plain form up to rounding; a row depends on its own numbers only.
 """
 
@@ -41,29 +41,32 @@ def library() -> ctypes.CDLL | None:
     return found
 
 
+KNOWN = {"sgd": 0, "adam": 1}
+"""Optimizers by name, and what the library calls them."""
+
+
 def update(
-    params: Tensor, moments: Tensor, grad: Tensor, steps: Tensor, rates: Sequence[Tensor], owners: Tensor | None
+    name: str, rows: tuple[Tensor, Tensor, Tensor, Tensor], rates: Sequence[Tensor], owners: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Clip and step.
 
     Args:
-      params: [n, P]; float32.
-      moments: [n, M, P]; one moment: SGD with momentum; two: Adam.
-      grad: [n, P].
-      steps: int64 [n]; steps taken, this one included.
+      name: one of ``KNOWN``.
+      rows: params [n, P], float32; moments [n, M, P]; gradients [n, P]; and int64 [n], steps taken, this one included.
       rates: learning rate, weight decay, clip, momentum, beta 1, beta 2, epsilon; [m, 1], or [1, 1] for all rows.
       owners: int64 [n]; row of the rates of each row; None: its own number.
 
     Returns:
       new parameters and moments.
     """
+    params, moments, grad, steps = rows
     built, (count, width) = library(), params.shape
     assert built is not None and len(rates) == RATES
     params, moments, grad = (t if t.stride(-1) == 1 else t.contiguous() for t in (params, moments, grad))
     new_params, new_moments = params.new_empty(params.shape), moments.new_empty(moments.shape)
     numbers = [n for rate in rates for n in (address(rate), 0 if rate.shape[0] == 1 else rate.stride(0))]
     call = _Call(
-        *(count, width, torch.get_num_threads(), int(moments.shape[1] == 2)),
+        *(count, width, torch.get_num_threads(), KNOWN[name]),
         *(address(params), address(moments), address(grad)),
         *(params.stride(0), moments.stride(0), moments.stride(1), grad.stride(0), address(owners), address(steps)),
         *numbers,

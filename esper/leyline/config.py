@@ -22,11 +22,17 @@ class SampleOrder(Enum):
     INDEPENDENT = "independent"
 
 
-class Optimizer(Enum):
-    """Optimizers of hosts and seeds, with torch.optim's definitions."""
+class Isolation(Enum):
+    """What a seed in TRAINING learns by, and what it may do to the host's gradient.
 
-    SGD = "sgd"
-    ADAM = "adam"
+    ``STRAIGHT_THROUGH``: it follows the gradient at the host's output, and what it reads is held constant until
+    BLENDING ends. ``OBJECTIVE``: it descends the loss of the network as if it were on at its target alpha, all else
+    given. ``NONE``: as straight-through, but nothing is held constant.
+    """
+
+    STRAIGHT_THROUGH = "straight_through"
+    OBJECTIVE = "objective"
+    NONE = "none"
 
 
 class Precision(Enum):
@@ -47,7 +53,8 @@ class Config:
 
     Attributes:
       num_envs: environments E in the batch, >= 1.
-      slots: per slot, the index of the host stage after which it sits; ascending, repeats allowed.
+      slots: per slot, the index of the host block behind which it sits, or its source and target as two points, such
+        as "input:logits" or "block0:block2"; numbers ascend, repeats allowed.
       blends: blends on offer, without repeats.
       batch_size: samples B per SGD step and environment, >= 1.
       steps_per_epoch: SGD steps k per environment step, >= 1.
@@ -56,7 +63,8 @@ class Config:
       sample_order: shared or independent minibatches.
       crop_padding: pixels of zeros around a training image, of which a random crop of its own size is taken; 0 = none.
       mirror: whether half of the training images are reversed left to right.
-      host_optimizer, seed_optimizer: SGD with momentum, or Adam.
+      host_optimizer, seed_optimizer: by name: sgd (with momentum), adam, adamw.
+      isolation: what a seed in TRAINING learns by.
       auto_advance: whether the clock advances seeds whose gate is open; otherwise only ADVANCE does.
       precision: float32, or float64 for checks.
       loss_window: epochs W the governor remembers, >= 2.
@@ -64,7 +72,7 @@ class Config:
     """
 
     num_envs: int
-    slots: tuple[int, ...]
+    slots: tuple[int | str, ...]
     blends: tuple[Blend, ...] = (Blend.LINEAR, Blend.SIGMOID, Blend.GATED)
     batch_size: int = 64
     steps_per_epoch: int = 16
@@ -73,8 +81,9 @@ class Config:
     sample_order: SampleOrder = SampleOrder.SHARED
     crop_padding: int = 0
     mirror: bool = False
-    host_optimizer: Optimizer = Optimizer.SGD
-    seed_optimizer: Optimizer = Optimizer.SGD
+    host_optimizer: str = "sgd"
+    seed_optimizer: str = "sgd"
+    isolation: Isolation = Isolation.STRAIGHT_THROUGH
     auto_advance: bool = True
     precision: Precision = Precision.FLOAT32
     loss_window: int = 20
@@ -88,15 +97,22 @@ class Config:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
                 raise ConfigError(f"config.{name} = {value!r}: expected an integer >= {low}")
-        kinds = {"sample_order": SampleOrder, "host_optimizer": Optimizer, "seed_optimizer": Optimizer}
+        kinds = {"sample_order": SampleOrder, "host_optimizer": str, "seed_optimizer": str, "isolation": Isolation}
         for name, kind in (kinds | {"precision": Precision, "auto_advance": bool, "mirror": bool}).items():
             value = getattr(self, name)
             if not isinstance(value, kind):
-                allowed = "True or False" if kind is bool else " or ".join(str(member) for member in kind)  # type: ignore[attr-defined]
+                words = {bool: "True or False", str: "a name"}
+                allowed = words.get(kind) or " or ".join(str(member) for member in kind)  # type: ignore[attr-defined]
                 raise ConfigError(f"config.{name} = {value!r}: expected {allowed}")
-        whole = isinstance(self.slots, tuple) and all(type(stage) is int and stage >= 0 for stage in self.slots)
-        if not whole or list(self.slots) != sorted(self.slots):
-            raise ConfigError(f"config.slots = {self.slots!r}: expected an ascending tuple of host stage indices")
+        known = isinstance(self.slots, tuple) and all(
+            isinstance(slot, str) or (type(slot) is int and slot >= 0) for slot in self.slots
+        )
+        numbers = [slot for slot in self.slots if isinstance(slot, int)] if known else []
+        if not known or numbers != sorted(numbers):
+            raise ConfigError(
+                f"config.slots = {self.slots!r}: expected a tuple of ascending host block indices, or of points such as "
+                "'input:logits'"
+            )
         good = isinstance(self.blends, tuple) and self.blends and all(isinstance(b, Blend) for b in self.blends)
         if not good or len(set(self.blends)) != len(self.blends):
             raise ConfigError(f"config.blends = {self.blends!r}: expected a non-empty tuple of distinct Blend members")

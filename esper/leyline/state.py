@@ -1,7 +1,8 @@
 """State: everything that evolves, as typed TensorDicts.
 
 Immutable by law: no function writes into its input. E environments, S slots, P host parameters, Q seed parameters
-(the arenas of all slots side by side), M optimizer moments, C classes, H history, W window of the governor.
+(the arenas of all slots side by side), M optimizer moments, C classes, H history, W window of the governor,
+R buffers of seeds.
 Accuracies, improvements and contributions are percentage points (0 to 100); losses are nats; ages are epochs.
 """
 
@@ -9,11 +10,11 @@ from tensordict import TypedTensorDict
 from torch import Tensor
 
 
-class Bank(TypedTensorDict):
+class ParamState(TypedTensorDict):
     """Parameters with their optimizer state."""
 
     params: Tensor  # [E, P] or [E, Q]
-    moments: Tensor  # [E, M, P] or [E, M, Q]; M = 1 for SGD, 2 for Adam
+    moments: Tensor  # [E, M, P] or [E, M, Q]; M as the optimizer needs: 1 for SGD, 2 for Adam
     steps: Tensor  # int64 [E] for the host, [E, S] for the seeds; optimizer steps taken
 
 
@@ -65,12 +66,13 @@ class Signals(TypedTensorDict):
     exploding: Tensor  # fraction of the host's tensors whose gradient explodes
 
 
-class Vault(TypedTensorDict):
-    """The last good snapshot, batch [E]."""
+class Snapshot(TypedTensorDict):
+    """What training last left in good order, batch [E]."""
 
-    host: Bank
+    host: ParamState
     buffers: Tensor  # [E, N]
-    seeds: Bank
+    seeds: ParamState
+    seed_buffers: Tensor  # [E, R]
 
 
 class Governor(TypedTensorDict):
@@ -89,10 +91,11 @@ class State(TypedTensorDict):
     order_key: Tensor  # int64 [E, 2]; the run's key for shared minibatches, the same in every row
     rounds: Tensor  # int64 [E]; steps since init, the same in every row
     epoch: Tensor  # int64 [E]; decisions taken in this episode
-    host: Bank
+    host: ParamState
     buffers: Tensor  # [E, N]; normalisation statistics of the host
     slots: Slots
-    seeds: Bank
+    seeds: ParamState
+    seed_buffers: Tensor  # [E, R]; normalisation statistics of the seeds, slot by slot
     signals: Signals
     governor: Governor
-    vault: Vault
+    vault: Snapshot

@@ -12,3 +12,6 @@ class Stream(IntEnum):
     GATE = 3
     ORDER = 4
     AUGMENT = 5
+    MODULES = 6
+    BLOCK = 7
+    SEED = 8

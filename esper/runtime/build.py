@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from esper.engine import Engine
-from esper.kasmina.network import build_network
+from esper.kasmina.structure import build_structure
 from esper.leyline.config import Config, ConfigError
 from esper.leyline.hypers import build_hypers, numbers
-from esper.runtime.compilation import CompileMode, compile_units, resolve_compile
 from esper.runtime.tasks import Task, named
+from esper.tezzeret.choose import build_backend
 from esper.tolaria.data import validate
 
 
@@ -19,7 +19,8 @@ def make(
     task: str | Task,
     num_envs: int,
     device: str | torch.device = "cpu",
-    compile: CompileMode = "auto",
+    backend: str = "auto",
+    differentiable: bool = False,
     **overrides: Any,
 ) -> Engine:
     """Build an engine.
@@ -28,11 +29,14 @@ def make(
       task: name of a preset, a kind of dataset and its path (``cifar10:PATH``), or a task of your own.
       num_envs: environments E in the batch.
       device: where everything lives.
-      compile: True, False, or "auto" (where it can work; without a C++ compiler eagerly, with one log line).
+      backend: how networks are run: "native" (C++ on CPUs), "inductor" (compiled), "eager" (operation by operation), or
+        "auto", the first of them that can (``Engine.describe`` tells which).
+      differentiable: whether derivatives are taken from outside; selects "eager". Otherwise hyperparameters are
+        detached.
       **overrides: fields of ``Config`` and ``HyperParams`` by name; a hyperparameter may be an [E] tensor.
 
     Returns:
-      the engine: ``config, hypers, data, codec, init(seed), step(state, action), mask(state)``.
+      the engine: ``config, hypers, data, codec, init(seed), step(state, action), mask(state), describe()``.
 
     Raises:
       ConfigError, DatasetError: one line with the place, the value and what is allowed.
@@ -42,6 +46,8 @@ def make(
     known = {field.name for field in fields(Config)} - {"num_envs"}
     table = numbers()
     for name in settings:
+        if name == "compile":
+            raise ConfigError(f"make({task.name!r}): unknown setting 'compile'; backend = 'eager' or 'inductor' is meant")
         if name not in known and name not in table:
             near = get_close_matches(name, [*known, *table], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted(known | set(table)))}"
@@ -62,7 +68,7 @@ def make(
             f"make({task.name!r}): dataset {dataset.name} has {kinds[dataset.has_tokens]}, "
             f"host {task.host.name} takes {kinds[task.host.takes_tokens]}"
         )
-    network = build_network(config, task.host, task.blueprints, place)
-    if resolve_compile(compile, place):
-        network = compile_units(network, place)
-    return Engine(network, hypers, dataset)
+    if not differentiable:
+        hypers = hypers.detach()
+    structure = build_structure(config, task.host, task.blueprints, task.objective, place)
+    return Engine(structure, build_backend(backend, structure, place, differentiable), hypers, dataset)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from esper.engine import Engine
-from esper.kasmina.network import seed_sizes
+from esper.kasmina.structure import seed_sizes
 from esper.leyline.state import State
 from esper.nissa.actions import counts
 from esper.nissa.seeds import REMOVED, Fate, Lives, lives

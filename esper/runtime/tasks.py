@@ -14,7 +14,8 @@ from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
 from esper.kasmina.host import Host
 from esper.kasmina.token_blueprints import TOKEN_BLUEPRINTS
 from esper.kasmina.transformer import transformer_host
-from esper.leyline.config import ConfigError, Optimizer
+from esper.kasmina.objectives import Objective, cross_entropy
+from esper.leyline.config import ConfigError
 from esper.tolaria import data
 from esper.tolaria.characters import characters, python_topics
 from esper.tolaria.data import Dataset
@@ -36,6 +37,7 @@ class Task(NamedTuple):
       settings: values of ``Config`` and ``HyperParams`` that differ from their defaults, by name.
       rewards: values of ``RewardParams`` that differ from their defaults, by name; such as the loss at which the task
         counts as solved (a loss at which nothing is known, ln C, follows from the classes).
+      objective: what hosts and seeds learn; its score times 100 is what is called accuracy.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Task(NamedTuple):
     data: Dataset
     settings: dict[str, Any]
     rewards: Mapping[str, float] = MappingProxyType({})
+    objective: Objective = cross_entropy()
 
 
 def digits() -> Task:
@@ -117,8 +120,8 @@ TOKEN_SETTINGS: dict[str, Any] = {
     "steps_per_epoch": 16,
     "eval_batch_size": 64,
     "horizon": 25,
-    "host_optimizer": Optimizer.ADAM,
-    "seed_optimizer": Optimizer.ADAM,
+    "host_optimizer": "adam",
+    "seed_optimizer": "adam",
     "host_lr": 0.02,
     "seed_lr": 0.005,
     "host_weight_decay": 0.0,

@@ -9,7 +9,7 @@ from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from esper.engine import Engine
-from esper.kasmina.network import seed_sizes
+from esper.kasmina.structure import seed_sizes
 from esper.leyline.codes import Refusal
 from esper.leyline.state import State
 from esper.simic.rewards import RewardMode, RewardParams, build_reward_params, reward

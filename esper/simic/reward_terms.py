@@ -13,7 +13,7 @@ import torch
 from tensordict import TypedTensorDict
 from torch import Tensor
 
-from esper.kasmina.network import Network, seed_sizes
+from esper.kasmina.structure import Structure, seed_sizes
 from esper.leyline.actions import Op
 from esper.leyline.codes import Refusal
 from esper.leyline.events import Transition

@@ -47,7 +47,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from esper.kasmina.network import Network
+from esper.kasmina.structure import Structure
 from esper.leyline.actions import Op
 from esper.leyline.config import Config
 from esper.leyline.events import Transition

@@ -4,29 +4,25 @@ Rules and constants: December 2025 system, 5.1. An environment is judged by its 
 touches another.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
-from esper.kasmina.arena import slot_of_column
 from esper.kasmina.lifecycle import cull_live
-from esper.kasmina.network import Network
-from esper.kasmina.plan import Plan
+from esper.kasmina.structure import Structure
 from esper.leyline.codes import Verdict
 from esper.leyline.config import Config
 from esper.leyline.events import Epoch, Evaluation, Judgement
 from esper.leyline.hypers import HyperParams
 from esper.leyline.stages import ACTIVE, Stage, is_in
-from esper.leyline.state import Bank, Governor, State, Vault
+from esper.leyline.state import Governor, ParamState, Snapshot, State
 
 
-def initial_governor(config: Config, device: torch.device) -> Governor:
+def initial_governor(config: Config, num_envs: int, device: torch.device) -> Governor:
     """A governor that has seen nothing."""
-    count = torch.zeros(config.num_envs, dtype=torch.int64, device=device)
-    losses = torch.zeros(config.num_envs, config.loss_window, dtype=config.precision.dtype, device=device)
+    count = torch.zeros(num_envs, dtype=torch.int64, device=device)
+    losses = torch.zeros(num_envs, config.loss_window, dtype=config.precision.dtype, device=device)
     fields = {name: count.clone() for name in ("filled", "spikes", "rollbacks")}
-    return Governor(losses=losses, **fields, batch_size=[config.num_envs])
+    return Governor(losses=losses, **fields, batch_size=[num_envs])
 
 
 def judge(hypers: HyperParams, governor: Governor, loss: Tensor, finite: Tensor, guess_loss: float) -> Tensor:
@@ -64,31 +60,31 @@ def judge(hypers: HyperParams, governor: Governor, loss: Tensor, finite: Tensor,
 
 
 def govern(
-    network: Network, hypers: HyperParams, state: State, plan: Plan, epoch: Epoch, evaluation: Evaluation
+    structure: Structure, hypers: HyperParams, state: State, any_active: bool, epoch: Epoch, evaluation: Evaluation
 ) -> tuple[State, Judgement]:
     """Judge the epoch, roll back, and store what is good.
 
     Args:
-      network: structure.
+      structure: layouts and objective.
       hypers: limits, snapshot interval.
       state: [E]; after training and the clock, ``state.epoch`` already counting this epoch.
-      plan: of this step; without active seeds their parameters are not touched.
+      any_active: whether any seed was active in this step; without, seeds' parameters are not touched.
       epoch, evaluation: what was seen.
 
     Returns:
       state and judgement. Laws: a rolled-back environment has the vault's host, buffers, moments and fossilized
       seeds, and no live seed; every other environment keeps its bits (but for the governor's own memory).
     """
-    guess_loss = math.log(network.host.num_outputs)
+    guess_loss = structure.objective.guess_loss(structure.host.num_outputs)
     verdict = judge(hypers, state.governor, evaluation.loss, epoch.finite & evaluation.finite, guess_loss)
     bad = verdict > int(Verdict.WATCHED)
     state = state.replace(governor=_remember(state.governor, evaluation.loss, verdict))
     slots, culled = cull_live(state.slots, bad)
     state = roll_back_host(state.replace(slots=slots), bad)
     calm = verdict == int(Verdict.CALM)
-    if plan.any_active:
-        state = roll_back_seeds(network, state, bad)
-    return take_snapshot(hypers, state, calm, plan.any_active), Judgement(verdict, bad, culled)
+    if any_active:
+        state = roll_back_seeds(structure, state, bad)
+    return take_snapshot(hypers, state, calm, any_active), Judgement(verdict, bad, culled)
 
 
 def _remember(governor: Governor, loss: Tensor, verdict: Tensor) -> Governor:
@@ -107,8 +103,8 @@ def _select(mask: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
     return torch.where(mask.reshape(mask.shape + (1,) * (chosen.dim() - mask.dim())), chosen, other)
 
 
-def _select_bank(mask: Tensor, chosen: Bank, other: Bank) -> Bank:
-    return Bank(
+def _select_params(mask: Tensor, chosen: ParamState, other: ParamState) -> ParamState:
+    return ParamState(
         params=_select(mask, chosen.params, other.params),
         moments=_select(mask, chosen.moments, other.moments),
         steps=_select(mask, chosen.steps, other.steps),
@@ -119,25 +115,27 @@ def _select_bank(mask: Tensor, chosen: Bank, other: Bank) -> Bank:
 def roll_back_host(state: State, bad: Tensor) -> State:
     """Restore host and buffers of the environments in ``bad`` [E] from the vault."""
     return state.replace(
-        host=_select_bank(bad, state.vault.host, state.host),
+        host=_select_params(bad, state.vault.host, state.host),
         buffers=_select(bad, state.vault.buffers, state.buffers),
     )
 
 
-def roll_back_seeds(network: Network, state: State, bad: Tensor) -> State:
+def roll_back_seeds(structure: Structure, state: State, bad: Tensor) -> State:
     """Restore fossilized seeds of the environments in ``bad`` [E] from the vault; blank the rest of their arena."""
     fossil = (state.slots.stage == int(Stage.FOSSILIZED)) & bad.unsqueeze(1)
     lost = ~fossil & bad.unsqueeze(1)
-    columns = slot_of_column(network, bad.device)
+    columns, held = structure.slot_of_column, structure.slot_of_buffer
     keep, wipe = fossil[:, columns], lost[:, columns]
     seeds, vault = state.seeds, state.vault.seeds
-    restored = Bank(
+    restored = ParamState(
         params=torch.where(keep, vault.params, torch.where(wipe, 0.0, seeds.params)),
         moments=torch.where(keep.unsqueeze(1), vault.moments, torch.where(wipe.unsqueeze(1), 0.0, seeds.moments)),
         steps=torch.where(fossil, vault.steps, torch.where(lost, 0, seeds.steps)),
         batch_size=seeds.batch_size,
     )
-    return state.replace(seeds=restored)
+    buffers = torch.where(lost[:, held], 0.0, state.seed_buffers)
+    buffers = torch.where(fossil[:, held], state.vault.seed_buffers, buffers)
+    return state.replace(seeds=restored, seed_buffers=buffers)
 
 
 def take_snapshot(hypers: HyperParams, state: State, calm: Tensor, any_active: bool) -> State:
@@ -147,10 +145,11 @@ def take_snapshot(hypers: HyperParams, state: State, calm: Tensor, any_active: b
     waiting = (state.slots.stage == int(Stage.PROBATIONARY)) & ~state.slots.banked
     due = (state.epoch % hypers.snapshot_epochs.to(torch.int64) == 0) | waiting.any(1)
     take = calm & due
-    vault = Vault(
-        host=_select_bank(take, state.host, state.vault.host),
+    vault = Snapshot(
+        host=_select_params(take, state.host, state.vault.host),
         buffers=_select(take, state.buffers, state.vault.buffers),
-        seeds=_select_bank(take, state.seeds, state.vault.seeds) if any_active else state.vault.seeds,
+        seeds=_select_params(take, state.seeds, state.vault.seeds) if any_active else state.vault.seeds,
+        seed_buffers=_select(take, state.seed_buffers, state.vault.seed_buffers),
         batch_size=state.batch_size,
     )
     if not any_active:

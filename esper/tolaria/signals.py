@@ -9,9 +9,9 @@ from esper.leyline.hypers import HyperParams
 from esper.leyline.state import Signals
 
 
-def initial_signals(config: Config, num_classes: int, device: torch.device) -> Signals:
+def initial_signals(config: Config, num_envs: int, num_classes: int, device: torch.device) -> Signals:
     """Signals before the first epoch: nothing seen."""
-    zero = torch.zeros(config.num_envs, dtype=config.precision.dtype, device=device)
+    zero = torch.zeros(num_envs, dtype=config.precision.dtype, device=device)
     count = torch.zeros_like(zero, dtype=torch.int64)
     scalars = (
         *("train_loss", "train_accuracy", "val_loss", "val_accuracy", "loss_delta", "accuracy_delta"),
@@ -22,10 +22,10 @@ def initial_signals(config: Config, num_classes: int, device: torch.device) -> S
         **{name: count.clone() for name in ("plateau", "stable_run", "epochs_seen")},
         best_loss=zero + torch.inf,
         stable=torch.zeros_like(zero, dtype=torch.bool),
-        class_accuracy=zero.new_zeros(config.num_envs, num_classes),
-        loss_history=zero.new_zeros(config.num_envs, config.history),
-        accuracy_history=zero.new_zeros(config.num_envs, config.history),
-        batch_size=[config.num_envs],
+        class_accuracy=zero.new_zeros(num_envs, num_classes),
+        loss_history=zero.new_zeros(num_envs, config.history),
+        accuracy_history=zero.new_zeros(num_envs, config.history),
+        batch_size=[num_envs],
     )
 
 

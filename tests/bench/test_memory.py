@@ -88,7 +88,7 @@ def test_one_seed_by_hand():
     size = max(layout.size for layout in engine.network.layouts[0])
     assert memory.training_bytes(engine, census) == pytest.approx(4 * (64 * max(places) + 2 * size))
     rows = max(MAPS.rows * site, 3 * site + MAPS.inner * inner)
-    held = engine.network.host.num_params + engine.network.host.stages[1].layout.size + size
+    held = engine.network.host.num_params + engine.network.host.blocks[1].layout.size + size
     assert memory.evaluation_bytes(engine, census) == pytest.approx(4 * (360 * (2 * MAPS.lanes * site + rows) + held))
 
 

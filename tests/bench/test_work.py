@@ -96,7 +96,7 @@ def test_bytes_of_training_by_hand(small_task):
     engine, state = scene(small_task, 1.0, stages=(Stage.FOSSILIZED,))
     census = take_census(state.slots)
     samples, maps = 2 * 8, [2 * 4 * 4, 4 * 4 * 4, 8 * 4 * 4]
-    params = [sum(p.size for p in stage.params) for stage in engine.network.host.stages]
+    params = [sum(p.size for p in stage.params) for stage in engine.network.host.blocks]
     seeds = sum(engine.network.layouts[slot][census.blueprint[env, slot]].size for env in range(E) for slot in range(3))
     numbers = 5 * samples * E * (2 * sum(maps) + 4) + 2 * 8 * (E * sum(params) + seeds)
     assert train_work(engine, census).bytes == 4 * numbers
@@ -131,7 +131,7 @@ def test_a_permanent_seed_is_the_same_module_in_a_plain_network(task):
         bare = plain_task(task, task.settings["slots"], task.blueprints[kind])
         plain = esper.make(bare, E, compile=False, **same)
         rows, network = [], engine.network
-        own = state.host.params.split([stage.layout.size for stage in network.host.stages], dim=1)
+        own = state.host.params.split([stage.layout.size for stage in network.host.blocks], dim=1)
         for index, row in enumerate(own):
             seeds = [
                 state.seeds.params[:, network.offsets[slot] : network.offsets[slot] + network.layouts[slot][kind].size]

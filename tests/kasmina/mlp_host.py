@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import esper
-from esper.kasmina.host import Host, HostStage, plain_stage
+from esper.kasmina.host import Host, HostBlock, plain_block
 from esper.kasmina.layers import linear
 from esper.kasmina.layout import Params, constant, fan_in_uniform
 from esper.kasmina.site import vector_site
@@ -14,7 +14,7 @@ from esper.kasmina.token_blueprints import LORA, MLP_SMALL, NORM
 from esper.tolaria.data import synthetic
 
 
-def layer(into: int, out: int, hidden: bool) -> HostStage:
+def layer(into: int, out: int, hidden: bool) -> HostBlock:
     """An affine map; a hidden layer adds a relu and a site."""
 
     def apply(params: Params, x: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ def layer(into: int, out: int, hidden: bool) -> HostStage:
         return torch.relu(y) if hidden else y
 
     params = fan_in_uniform("weight", (out, into), into), constant("bias", (out,), 0.0)
-    return plain_stage(params, apply, vector_site(out) if hidden else None, flops=into * out)
+    return plain_block(params, apply, vector_site(out) if hidden else None, flops=into * out)
 
 
 def mlp_host(input_shape: tuple[int, ...], num_classes: int, widths: tuple[int, ...]) -> Host:

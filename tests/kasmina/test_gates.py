@@ -8,7 +8,7 @@ import torch
 from esper.kasmina import lifecycle
 from esper.kasmina.cnn import cnn_host
 from esper.kasmina.conv_blueprints import CONV_SMALL, NORM
-from esper.kasmina.network import Network, build_network
+from esper.kasmina.structure import Structure, build_network
 from esper.leyline.actions import Action, Blend, Op
 from esper.leyline.codes import Check, Refusal
 from esper.leyline.config import Config, Precision

@@ -8,7 +8,7 @@ import pytest
 import esper
 from esper.kasmina.checks import HostError, check_host
 from esper.kasmina.cnn import cnn_host
-from esper.kasmina.host import Host, Tie, plain_stage
+from esper.kasmina.host import Host, Tie, plain_block
 from esper.kasmina.layers import embed, linear
 from esper.kasmina.layout import Param, constant, fan_in_uniform
 from esper.kasmina.site import token_site, vector_site
@@ -37,17 +37,17 @@ def test_sound_hosts_pass(host):
 
 
 WEIGHT, HEAD = fan_in_uniform("weight", (4, 4), 4), fan_in_uniform("head", (3, 4), 4)
-FIRST = plain_stage((WEIGHT,), lambda p, x: linear(x, p["weight"]), vector_site(4), 16)
-LAST = plain_stage((HEAD,), lambda p, x: linear(x, p["head"]), None, 12)
+FIRST = plain_block((WEIGHT,), lambda p, x: linear(x, p["weight"]), vector_site(4), 16)
+LAST = plain_block((HEAD,), lambda p, x: linear(x, p["head"]), None, 12)
 GOOD = Host("good", (4,), 3, (FIRST, LAST))
 
 
 def first(**changes) -> Host:
-    return GOOD._replace(stages=(FIRST._replace(**changes), LAST))
+    return GOOD._replace(blocks=(FIRST._replace(**changes), LAST))
 
 
 def plain(apply) -> Host:
-    return GOOD._replace(stages=(plain_stage((WEIGHT,), apply, vector_site(4), 16), LAST))
+    return GOOD._replace(blocks=(plain_block((WEIGHT,), apply, vector_site(4), 16), LAST))
 
 
 def doubling(p, x):
@@ -75,21 +75,21 @@ TABLE = Param("table", (5, 4), "normal", 0.1)
 
 def text(apply) -> Host:
     stages = (
-        plain_stage((TABLE,), lambda p, x: apply(embed(x, p["table"])), token_site(6, 4), 0),
-        plain_stage((), lambda p, x: linear(x, p["table"]), None, 20, (Tie(0, TABLE),)),
+        plain_block((TABLE,), lambda p, x: apply(embed(x, p["table"])), token_site(6, 4), 0),
+        plain_block((), lambda p, x: linear(x, p["table"]), None, 20, (Tie(0, TABLE),)),
     )
     return Host("text", (6,), 5, stages, takes_tokens=True)
 
 
 BROKEN = {
-    "tied to": GOOD._replace(stages=(FIRST, LAST._replace(ties=(Tie(1, WEIGHT),)))),
+    "tied to": GOOD._replace(blocks=(FIRST, LAST._replace(ties=(Tie(1, WEIGHT),)))),
     "distinct names": first(params=(WEIGHT, WEIGHT)),
     "1 outputs": GOOD._replace(num_outputs=1),
-    "no parameters": GOOD._replace(stages=(LAST._replace(params=()),)),
-    "a site after the last stage": GOOD._replace(stages=(FIRST,)),
+    "no parameters": GOOD._replace(blocks=(LAST._replace(params=()),)),
+    "a site after the last stage": GOOD._replace(blocks=(FIRST,)),
     "flops -1 in stage 0": first(flops=-1),
     "flops 1.5 in stage 0": first(flops=1.5),
-    "a cost of 0": GOOD._replace(stages=(FIRST._replace(flops=0), LAST._replace(flops=0))),
+    "a cost of 0": GOOD._replace(blocks=(FIRST._replace(flops=0), LAST._replace(flops=0))),
     "drawn at random": first(buffers=(Param("noise", (2,), "normal", 1.0),)),
     r"output \[3, 4, 4\] in stage 0 \(inference\); expected \(3, 4, 5\)": first(site=vector_site(5)),
     r"output \[3, 4, 3\] in stage 1 .*; expected \(3, 4, 7\)": GOOD._replace(num_outputs=7),
@@ -97,7 +97,7 @@ BROKEN = {
     "non-finite output in stage 0": plain(lambda p, x: linear(x, p["weight"]) / 0),
     r"buffers \{\} in stage 0": counted(lambda p, b, x: (linear(x, p["weight"]), {})),
     r"buffers \{'count': \(3,\)\}": counted(lambda p, b, x: (linear(x, p["weight"]), {"count": b["count"][:, 0]})),
-    "a first loss of": GOOD._replace(stages=(FIRST, LAST._replace(params=(HEAD._replace(scale=40.0),)))),
+    "a first loss of": GOOD._replace(blocks=(FIRST, LAST._replace(params=(HEAD._replace(scale=40.0),)))),
     "writing into its arguments": plain(doubling),
     "giving two results": plain(counting),
     "differing by": first(infer=lambda p, b, x: 2 * linear(x, p["weight"])),

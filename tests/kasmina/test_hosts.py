@@ -38,7 +38,7 @@ def test_sites_follow_every_block_and_pools_halve_the_map() -> None:
         (64, 2, 2),
         (128, 1, 1),
     ]
-    assert host.stages[-1].site is None
+    assert host.blocks[-1].site is None
     two = cnn_host((1, 9, 8), 10, num_blocks=3, base_channels=2, pool_blocks=2)
     assert [site.shape for site in two.sites.values()] == [(2, 4, 4), (4, 2, 2), (8, 2, 2)]
 
@@ -64,7 +64,7 @@ def test_impossible_hosts_are_refused(kwargs: dict, said: str) -> None:
 def forward(host: Host, params: list[Tensor], buffers: list[Tensor], x: Tensor, train: bool) -> tuple[Tensor, list]:
     """All stages; the logits and the new buffers."""
     new = []
-    for stage, flat, held in zip(host.stages, params, buffers, strict=True):
+    for stage, flat, held in zip(host.blocks, params, buffers, strict=True):
         named = stage.layout.views(flat), stage.buffer_layout.views(held)
         if train:
             x, kept = stage.train(*named, x)
@@ -77,7 +77,7 @@ def forward(host: Host, params: list[Tensor], buffers: list[Tensor], x: Tensor, 
 def twin(host: Host, params: list[Tensor], buffers: list[Tensor], row: int, pools: int) -> nn.Sequential:
     """The same network in torch.nn, made without weights so that no generator is drawn from."""
     modules: list[nn.Module] = []
-    for index, stage in enumerate(host.stages[:-1]):
+    for index, stage in enumerate(host.blocks[:-1]):
         named = {k: v[row] for k, v in stage.layout.views(params[index]).items()}
         out, into, kernel, _ = named["conv"].shape
         conv = nn.Conv2d(into, out, kernel, padding=kernel // 2, bias=False, device="meta")
@@ -88,7 +88,7 @@ def twin(host: Host, params: list[Tensor], buffers: list[Tensor], row: int, pool
         state |= {"running_var": held["variance"][row].clone(), "num_batches_tracked": torch.tensor(0)}
         norm.load_state_dict(state, assign=True)
         modules += [conv, norm, nn.ReLU(), *([nn.MaxPool2d(2)] if index < pools else [])]
-    named = {k: v[row] for k, v in host.stages[-1].layout.views(params[-1]).items()}
+    named = {k: v[row] for k, v in host.blocks[-1].layout.views(params[-1]).items()}
     head = nn.Linear(named["weight"].shape[1], host.num_outputs, device="meta")
     head.load_state_dict(named, assign=True)
     return nn.Sequential(*modules, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
@@ -97,8 +97,8 @@ def twin(host: Host, params: list[Tensor], buffers: list[Tensor], row: int, pool
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_is_the_same_network_as_in_torch_nn(kernel: int) -> None:
     host = cnn_host((2, 9, 8), 5, num_blocks=3, base_channels=3, pool_blocks=2, kernel_size=kernel)
-    params = [draw(10 + i, N, stage.layout.size) for i, stage in enumerate(host.stages)]
-    buffers = [draw(20 + i, N, stage.buffer_layout.size).abs() + 0.5 for i, stage in enumerate(host.stages)]
+    params = [draw(10 + i, N, stage.layout.size) for i, stage in enumerate(host.blocks)]
+    buffers = [draw(20 + i, N, stage.buffer_layout.size).abs() + 0.5 for i, stage in enumerate(host.blocks)]
     x = draw(1, N, B, 2, 9, 8)
     trained, new = forward(host, params, buffers, x, train=True)
     inferred, _ = forward(host, params, buffers, x, train=False)

@@ -13,7 +13,7 @@ from esper.kasmina.blueprint import Blueprint
 from esper.kasmina.cnn import cnn_host
 from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
 from esper.kasmina.forward import train_forward
-from esper.kasmina.host import HostStage, plain_stage
+from esper.kasmina.host import HostBlock, plain_block
 from esper.kasmina.layers import apply_batch_norm, batch_norm, conv2d, group_norm, linear, max_pool2, track
 from esper.kasmina.layout import Layout, Param, constant, fan_in_uniform
 from esper.kasmina.network import build_network
@@ -53,7 +53,7 @@ def seed_unit(apply: Callable[..., Any], layout: Layout, shape: tuple[int, ...])
     return programs.module_unit(written)
 
 
-def stage_units(stage: HostStage, shape: tuple[int, ...]) -> tuple[Unit, Unit, tuple[int, ...]]:
+def stage_units(stage: HostBlock, shape: tuple[int, ...]) -> tuple[Unit, Unit, tuple[int, ...]]:
     """Training and inference form, and the shape of what the stage gives."""
     written = programs.write_stage(stage, shape)
     assert written is not None
@@ -97,13 +97,13 @@ def test_the_gate(site: Site) -> None:
     assert_gradients(own, exact, [params, x])
 
 
-def stages() -> list[tuple[str, HostStage, tuple[int, ...]]]:
+def stages() -> list[tuple[str, HostBlock, tuple[int, ...]]]:
     """Every stage of hosts with all sides of kernels, some blocks with and some without pooling; odd sizes of maps."""
     found = []
     for kernel in (1, 3, 5):
         host = cnn_host((2, 7, 6), 5, num_blocks=2, base_channels=3, pool_blocks=1, kernel_size=kernel)
         shape: tuple[int, ...] = host.input_shape
-        for index, stage in enumerate(host.stages):
+        for index, stage in enumerate(host.blocks):
             found.append((f"kernel {kernel}, stage {index}", stage, shape))
             shape = stage.site.shape if stage.site else shape
     return found
@@ -112,7 +112,7 @@ def stages() -> list[tuple[str, HostStage, tuple[int, ...]]]:
 @pytest.mark.parametrize(
     ("name", "stage", "shape"), stages(), ids=lambda value: value if isinstance(value, str) else ""
 )
-def test_stages_of_the_host(name: str, stage: HostStage, shape: tuple[int, ...]) -> None:
+def test_stages_of_the_host(name: str, stage: HostBlock, shape: tuple[int, ...]) -> None:
     train, infer, out = stage_units(stage, shape)
     flat = stage.layout.init(rng.split(rng.key(1), NETWORKS), torch.float32)
     params, x = twice(flat + 0.2 * normal(2, *flat.shape)), twice(normal(3, NETWORKS, 21, *shape))
@@ -254,7 +254,7 @@ def test_statistics_of_two_norms_reach_their_buffers() -> None:
         new = {"m1": m1, "v1": v1, "m2": m2, "v2": v2}
         return x + z, {name: track(b[name], value) for name, value in new.items()}
 
-    host = HostStage(PARAMS.params, buffers.params, stage, lambda p, b, x: norm(p, x), conv_site(*SHAPE), 0)
+    host = HostBlock(PARAMS.params, buffers.params, stage, lambda p, b, x: norm(p, x), conv_site(*SHAPE), 0)
     train, _, _ = stage_units(host, SHAPE)
     params, running = normal(1, NETWORKS, PARAMS.size), normal(2, NETWORKS, buffers.size)
     x = normal(3, NETWORKS, 32, *SHAPE)
@@ -418,8 +418,8 @@ def test_the_network_that_was_given_stays_plain(small_task: esper.Task) -> None:
 def test_stages_behind_one_that_cannot_be_written_down(small_task: esper.Task) -> None:
     """Shapes are known again behind the next site."""
     host = small_task.host
-    soft = plain_stage((), lambda p, x: torch.tanh(x), host.stages[0].site, 0)
-    odd = host._replace(stages=(host.stages[0], soft, *host.stages[1:]))
+    soft = plain_block((), lambda p, x: torch.tanh(x), host.blocks[0].site, 0)
+    odd = host._replace(blocks=(host.blocks[0], soft, *host.blocks[1:]))
     network = build_network(esper.make(small_task, 2, compile=False).config, odd, CONV_BLUEPRINTS, torch.device("cpu"))
     units = with_programs(network).units
     assert [new is not old for new, old in zip(units.train, network.units.train, strict=True)] == [
@@ -434,7 +434,7 @@ def test_a_pool_and_a_linear_layer_of_a_users_own() -> None:
     def stage(p: Any, x: Any) -> Any:
         return linear(max_pool2(torch.relu(x)).mean((3, 4)), p["weight"], p["bias"])
 
-    train, _, shape = stage_units(plain_stage(layout.params, stage, None, 0), SHAPE)
+    train, _, shape = stage_units(plain_block(layout.params, stage, None, 0), SHAPE)
     assert shape == (5,)
     params, x = twice(normal(1, NETWORKS, layout.size)), twice(normal(2, NETWORKS, 18, *SHAPE))
     own, buffers = train(params[0], torch.zeros(NETWORKS, 0), x[0])

@@ -13,10 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import esper
 from esper.kasmina import arena, reference
 from esper.kasmina.cnn import cnn_host
-from esper.kasmina.host import Host, Tie, plain_stage
+from esper.kasmina.host import Host, Tie, plain_block
 from esper.kasmina.layers import causal_attention, embed, layer_norm, standardise
 from esper.kasmina.layout import Layout, constant
-from esper.kasmina.network import Network, build_network
+from esper.kasmina.structure import Structure, build_network
 from esper.kasmina.site import token_site
 from esper.kasmina.token_blueprints import TOKEN_BLUEPRINTS
 from esper.kasmina.transformer import transformer_host
@@ -44,7 +44,7 @@ def network_of(host: Host) -> Network:
 
 def logits_of(network: Network, flat: Tensor, inputs: Tensor) -> Tensor:
     h = inputs
-    for stage, params in zip(network.host.stages, arena.split_stages(network, flat), strict=True):
+    for stage, params in zip(network.host.blocks, arena.split_stages(network, flat), strict=True):
         h = stage.infer(stage.reads.views(params), {}, h)
     return h
 
@@ -63,7 +63,7 @@ def test_parameter_counts(vocabulary: int, block: int, layers: int, heads: int, 
 def test_sites_follow_the_embedding_and_every_block() -> None:
     host = transformer_host(11, 6, num_layers=3, num_heads=2, width=8)
     assert host.sites == dict.fromkeys(range(4), token_site(6, 8))
-    assert host.stages[-1].site is None
+    assert host.blocks[-1].site is None
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_cost_is_what_torch_counts(layers: int) -> None:
     flat, _ = arena.init_host(network, rng.split(rng.key(1), 1), torch.float32)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # fused kernels are not counted
         logits_of(network, flat, tokens(1, 11, 1, B, 6))
-    assert counter.get_total_flops() == 2 * B * sum(stage.flops for stage in network.host.stages) > 0
+    assert counter.get_total_flops() == 2 * B * sum(stage.flops for stage in network.host.blocks) > 0
 
 
 def test_the_tied_gradient_is_the_sum_over_both_uses() -> None:
@@ -113,7 +113,7 @@ def test_the_tied_gradient_is_the_sum_over_both_uses() -> None:
 
     rows = [row.detach().clone().requires_grad_() for row in arena.split_stages(network, flat)]
     h = inputs
-    for stage, row in zip(network.host.stages, rows, strict=True):
+    for stage, row in zip(network.host.blocks, rows, strict=True):
         h = stage.infer(stage.reads.views(row), {}, h)
     embedding, block, head = torch.autograd.grad(h, rows, cotangent)
     own, tied = head.split([16, 88], dim=1)
@@ -140,12 +140,12 @@ WEIGHT = constant("weight", (3, 3), 0.5)
 
 
 def tied_host(ties: tuple[Tie, ...], name: str = "other") -> Host:
-    first = plain_stage((WEIGHT,), lambda params, x: x, None, 1)
-    return Host("pair", (3,), 3, (first, plain_stage((constant(name, (3,), 0.0),), lambda p, x: x, None, 1, ties)))
+    first = plain_block((WEIGHT,), lambda params, x: x, None, 1)
+    return Host("pair", (3,), 3, (first, plain_block((constant(name, (3,), 0.0),), lambda p, x: x, None, 1, ties)))
 
 
-PAIR = tied_host(()).stages
-BACKWARDS = tied_host(())._replace(stages=(PAIR[0]._replace(ties=(Tie(1, PAIR[1].params[0]),)), PAIR[1]))
+PAIR = tied_host(()).blocks
+BACKWARDS = tied_host(())._replace(blocks=(PAIR[0]._replace(ties=(Tie(1, PAIR[1].params[0]),)), PAIR[1]))
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,7 @@ def test_loss_of_huge_and_equal_logits() -> None:
     pair = Pair(TASKS["no slots"], 3)
     params = pair.state.host.params.clone()
     classes = pair.fast.network.host.num_outputs
-    head = classes * (pair.fast.network.host.stages[-1].params[0].shape[1] + 1)
+    head = classes * (pair.fast.network.host.blocks[-1].params[0].shape[1] + 1)
     params[:, -head:] = 0
     params[1, -classes] = 1e4
     params[2, -classes:] = -1e4

@@ -11,7 +11,7 @@ from torch import Tensor
 import esper
 from esper.engine import Engine, step
 from esper.kasmina import arena, lifecycle, metrics
-from esper.kasmina.network import Network, seed_sizes
+from esper.kasmina.structure import Structure, seed_sizes
 from esper.kasmina.plan import make_plan
 from esper.kasmina.token_blueprints import TOKEN_BLUEPRINTS
 from esper.kasmina.transformer import transformer_host

@@ -154,7 +154,7 @@ def random_state(hand: Hand, index: int, precision: Precision) -> tuple[Engine, 
     merged = torch.isin(stage, torch.tensor(MERGED))
     slots = state.slots.replace(stage=stage, blueprint=blueprint, blend=blend, alpha=torch.where(merged, alpha, 0.0))
     statistics = torch.randn(state.buffers.shape, generator=generator, dtype=precision.dtype)
-    buffers = [param for stage in topology.host.stages for param in stage.buffers]
+    buffers = [param for stage in topology.host.blocks for param in stage.buffers]
     variances = torch.tensor([param.name == "variance" for param in buffers for _ in range(param.size)], dtype=bool)
     return engine, state.replace(
         slots=slots,

@@ -142,7 +142,7 @@ def test_isolation_ends_with_blending(engine: Engine, seeded: State, stage: Stag
         alpha=torch.ones_like(seeded.slots.alpha),
     )
     _, grads = pass_through(engine, seeded.replace(slots=slots))
-    stages = engine.network.host.stages
+    stages = engine.network.host.blocks
     tied = [(tie.stage, tie.param.name) for tie in stages[-1].ties]
     rows = zip(stages[:-1], arena.split_stages(engine.network, grads.host)[:-1], strict=True)
     upstream = [

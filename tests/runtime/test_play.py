@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import esper
-from esper.kasmina.network import seed_sizes
+from esper.kasmina.structure import seed_sizes
 from esper.leyline.actions import NONE, Action, Op
 from esper.leyline.codes import Refusal
 from esper.leyline.stages import Stage

@@ -38,7 +38,7 @@ import torch
 
 import esper
 from esper.kasmina.blueprint import Blueprint
-from esper.kasmina.host import Host, HostStage
+from esper.kasmina.host import Host, HostBlock
 from esper.kasmina.layout import constant
 from esper.kasmina.site import Site
 from esper.leyline.config import Precision
@@ -69,7 +69,7 @@ def host_stage(name, function, site):
     def apply(params, x):
         return params[name].unsqueeze(1) * function(x)
 
-    return HostStage(
+    return HostBlock(
         params=(constant(name, (1,), 1.0),),
         buffers=(),
         train=lambda params, buffers, x: (apply(params, x), {}),

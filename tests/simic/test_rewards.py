@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import esper
-from esper.kasmina.network import seed_sizes
+from esper.kasmina.structure import seed_sizes
 from esper.leyline.actions import Op
 from esper.leyline.codes import Verdict
 from esper.leyline.config import ConfigError, Precision
@@ -178,7 +178,7 @@ def scalar_fields(state, env, slot):
 
 def scalar_reward(engine, before, after, event, env):
     """All terms of the five modes for one environment."""
-    host = sum(math.prod(p.shape) for stage in engine.network.host.stages for p in stage.params)
+    host = sum(math.prod(p.shape) for stage in engine.network.host.blocks for p in stage.params)
     sizes = seed_sizes(engine.network, after.slots)[env].tolist()
     sane = not event.judgement.rolled_back[env].item()
     op, where = event.deed.op[env].item(), event.deed.slot[env].item()

@@ -1,7 +1,7 @@
 """From a module's Python function to a program: the function is called once with stand-ins that write down its layers.
 
 Whatever is written with ``esper.kasmina.layers``, sums, relu, sigmoid and products by channel can be written down;
-anything else raises ``NotTraceable`` and takes the plain form.
+anything else raises ``NotCaptured`` and takes the plain form.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ Shape = tuple[int, ...]
 NORMS = (Op.GROUP_NORM, Op.BATCH_NORM, Op.AFFINE)
 
 
-class NotTraceable(TypeError):
+class NotCaptured(TypeError):
     """A function does what no instruction can say."""
 
 
@@ -33,7 +33,7 @@ class Row:
     def layer(self, name: str, *args: Any) -> "Tracked":
         """The one layer that begins with a row: a running average."""
         if name != "track" or len(args) != 1 or not isinstance(args[0], Statistic):
-            raise NotTraceable(f"layer {name} of a named tensor")
+            raise NotCaptured(f"layer {name} of a named tensor")
         return Tracked(self, args[0])
 
 
@@ -61,7 +61,7 @@ class Recorder:
     def write(self, op: Op, shape: Shape, source: "Value", **fields: Any) -> "Value":
         """Add an instruction; returns what it gives."""
         if source.recorder is not self:
-            raise NotTraceable("a value of another module")
+            raise NotCaptured("a value of another module")
         self.instructions.append(Instruction(op, len(self.registers), source.register, **fields))
         self.registers.append(_map_shape(shape))
         return Value(self, len(self.registers) - 1, shape)
@@ -69,7 +69,7 @@ class Recorder:
 
 def _map_shape(shape: Shape) -> tuple[int, int, int]:
     if len(shape) not in (0, 1, 3):
-        raise NotTraceable(f"features of shape {shape}")
+        raise NotCaptured(f"features of shape {shape}")
     channels, height, width = shape if len(shape) == 3 else (*(shape or (1,)), 1, 1)
     return channels, height, width
 
@@ -87,7 +87,7 @@ class Value:
     ) -> "Value":
         elementwise = {torch.relu: Op.RELU, torch.sigmoid: Op.SIGMOID}
         if function not in elementwise or kwargs:
-            raise NotTraceable(f"{function}")
+            raise NotCaptured(f"{function}")
         (value,) = args
         return value.give(elementwise[function], value.shape[2:])
 
@@ -96,31 +96,31 @@ class Value:
         return self.recorder.write(op, shape, self, **fields)
 
     def __getattr__(self, name: str) -> Any:
-        raise NotTraceable(f"features.{name}")
+        raise NotCaptured(f"features.{name}")
 
     def __getitem__(self, index: Any) -> "Value":
         if index != (..., None, None) or len(self.shape) != 3:
-            raise NotTraceable(f"features[{index}]")
+            raise NotCaptured(f"features[{index}]")
         return Value(self.recorder, self.register, (self.shape[2], 1, 1), spread=True)
 
     def __bool__(self) -> bool:
-        raise NotTraceable("a decision by value")
+        raise NotCaptured("a decision by value")
 
     def __eq__(self, other: object) -> bool:
-        raise NotTraceable("a comparison")
+        raise NotCaptured("a comparison")
 
     __hash__ = None  # type: ignore[assignment]
 
     def __add__(self, other: Any) -> "Value":
         if not isinstance(other, Value) or other.shape[2:] != self.shape[2:]:
-            raise NotTraceable("a sum of different shapes")
+            raise NotCaptured("a sum of different shapes")
         return self.give(Op.ADD, self.shape[2:], other=other.register)
 
     def __mul__(self, other: Any) -> "Value":
         if isinstance(other, (int, float)):
             return self.give(Op.TIMES, self.shape[2:], constant=float_bits(float(other)))
         if not isinstance(other, Value) or not other.spread or len(self.shape) != 5 or other.shape[2] != self.shape[2]:
-            raise NotTraceable("a product other than by channel")
+            raise NotCaptured("a product other than by channel")
         return self.give(Op.SCALE, self.shape[2:], other=other.register)
 
     __rmul__ = __mul__
@@ -128,26 +128,26 @@ class Value:
     def mean(self, dims: Any) -> "Value":
         """Over all positions."""
         if len(self.shape) != 5 or {dim % 5 for dim in dims} != {3, 4}:
-            raise NotTraceable(f"a mean over {dims}")
+            raise NotCaptured(f"a mean over {dims}")
         return self.give(Op.MEAN, (self.shape[2],))
 
     def squeeze(self, dim: int) -> "Value":
         """Without the last axis, which is of length 1."""
         if dim != -1 or self.shape[2:] != (1,):
-            raise NotTraceable(f"a squeeze of axis {dim}")
+            raise NotCaptured(f"a squeeze of axis {dim}")
         return Value(self.recorder, self.register, ())
 
     def layer(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Write down a layer of ``esper.kasmina.layers``."""
         if name not in LAYERS:
-            raise NotTraceable(f"layer {name}")
+            raise NotCaptured(f"layer {name}")
         return LAYERS[name](self, *args, **kwargs)
 
 
 def _place(row: Any, shape: Shape, of_buffers: bool = False) -> int:
     """Where a named tensor begins, if it is the one that a layer can take."""
     if not isinstance(row, Row) or row.shape != shape or row.of_buffers is not of_buffers:
-        raise NotTraceable(f"a layer's tensor other than a named one of shape {shape}")
+        raise NotCaptured(f"a layer's tensor other than a named one of shape {shape}")
     return row.offset
 
 
@@ -155,14 +155,14 @@ def _conv2d(x: Value, weight: Row) -> Value:
     out, per_group, kernel, _ = weight.shape
     groups = x.shape[2] // per_group
     if kernel % 2 == 0 or groups * per_group != x.shape[2] or out % groups:
-        raise NotTraceable(f"a kernel of shape {weight.shape}")
+        raise NotCaptured(f"a kernel of shape {weight.shape}")
     place = _place(weight, (out, per_group, kernel, kernel))
     return x.give(Op.CONV, (out, *x.shape[3:]), weight=place, groups=groups, kernel=kernel)
 
 
 def _linear(x: Value, weight: Row, bias: Row | None = None) -> Value:
     if len(x.shape) != 3:
-        raise NotTraceable("a linear layer of maps")
+        raise NotCaptured("a linear layer of maps")
     outputs = weight.shape[:1]
     place = _place(weight, (*outputs, x.shape[2]))
     return x.give(Op.CONV, outputs, weight=place, bias=-1 if bias is None else _place(bias, outputs))
@@ -171,7 +171,7 @@ def _linear(x: Value, weight: Row, bias: Row | None = None) -> Value:
 def _group_norm(x: Value, weight: Row, bias: Row, groups: int) -> Value:
     places = {"weight": _place(weight, x.shape[2:3]), "bias": _place(bias, x.shape[2:3])}
     if groups < 1 or x.shape[2] % groups:
-        raise NotTraceable(f"{groups} groups of {x.shape[2]} channels")
+        raise NotCaptured(f"{groups} groups of {x.shape[2]} channels")
     return x.give(Op.GROUP_NORM, x.shape[2:], groups=groups, **places)
 
 
@@ -186,7 +186,7 @@ def _apply_batch_norm(x: Value, weight: Row, bias: Row, mean: Row, variance: Row
     shape = x.shape[2:3]
     places = {"weight": _place(weight, shape), "bias": _place(bias, shape), "constant": _place(mean, shape, True)}
     if _place(variance, shape, True) != places["constant"] + shape[0]:
-        raise NotTraceable("a mean and a variance that do not lie side by side")
+        raise NotCaptured("a mean and a variance that do not lie side by side")
     return x.give(Op.AFFINE, x.shape[2:], **places)
 
 
@@ -197,7 +197,7 @@ def _max_pool2(x: Value) -> Value:
 
 def _fade(x: Value, y: Value, openness: Row) -> Value:
     if x.shape[2:] != y.shape[2:]:
-        raise NotTraceable("a fade between different shapes")
+        raise NotCaptured("a fade between different shapes")
     return x.give(Op.FADE, x.shape[2:], other=y.register, weight=_place(openness, (1,)))
 
 
@@ -212,8 +212,8 @@ LAYERS: dict[str, Callable[..., Any]] = {
 }
 
 
-class Trace(NamedTuple):
-    """What tracing found.
+class Captured(NamedTuple):
+    """What capturing found.
 
     Attributes:
       code: the module.
@@ -226,7 +226,7 @@ class Trace(NamedTuple):
     tracked: tuple[int, ...]
 
 
-def trace(function: Callable[..., Any], shape: Shape, layout: Layout, buffers: Layout | None = None) -> Trace:
+def capture(function: Callable[..., Any], shape: Shape, layout: Layout, buffers: Layout | None = None) -> Captured:
     """Write down a module.
 
     Args:
@@ -236,19 +236,19 @@ def trace(function: Callable[..., Any], shape: Shape, layout: Layout, buffers: L
       buffers: its row of buffers.
 
     Raises:
-      NotTraceable: it does what no instruction can say.
+      NotCaptured: it does what no instruction can say.
     """
     recorder = Recorder(shape)
     rows = [_rows(layout, False)] + ([_rows(buffers, True)] if buffers is not None else [])
     try:
         result = function(*rows, Value(recorder, 0, shape))
-    except NotTraceable:
+    except NotCaptured:
         raise
     except Exception as error:  # who does not know stand-ins may fail in any way when given some
-        raise NotTraceable(f"{type(error).__name__}: {error}") from error
+        raise NotCaptured(f"{type(error).__name__}: {error}") from error
     y, new = result if isinstance(result, tuple) else (result, {})
     if not isinstance(y, Value) or y.spread or y.register == 0:
-        raise NotTraceable("no features as the result")
+        raise NotCaptured("no features as the result")
     code = Code(
         registers=tuple(recorder.registers),
         instructions=tuple(_fuse_relus(recorder.instructions, y.register)),
@@ -256,7 +256,7 @@ def trace(function: Callable[..., Any], shape: Shape, layout: Layout, buffers: L
         num_params=layout.size,
         num_buffers=buffers.size if buffers is not None else 0,
     )
-    return Trace(code, y.shape[2:], _followed(buffers, new))
+    return Captured(code, y.shape[2:], _followed(buffers, new))
 
 
 def _rows(layout: Layout, of_buffers: bool) -> dict[str, Row]:
@@ -270,7 +270,7 @@ def _followed(buffers: Layout | None, new: dict[str, Any]) -> tuple[int, ...]:
     for param in buffers.params if buffers is not None and new else ():
         each = new[param.name]
         if not isinstance(each, Tracked) or not each.buffer.of_buffers or each.buffer.offset != len(places):
-            raise NotTraceable("buffers that are no running averages of themselves")
+            raise NotCaptured("buffers that are no running averages of themselves")
         places += range(each.statistic.offset, each.statistic.offset + param.size)
     return tuple(places)
 

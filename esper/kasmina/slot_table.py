@@ -1,0 +1,49 @@
+"""The slot table: the life cycle's fields on the host CPU, which say what must be computed at all.
+
+Taking it is a step's one download. Plans, fresh seeds and counterfactuals are listed from it, without another look at
+the device.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from esper.leyline.actions import BLENDS
+from esper.leyline.stages import ACTIVE, Stage
+from esper.leyline.state import Slots
+
+IntArray = np.ndarray
+BoolArray = np.ndarray
+
+
+class SlotTable(NamedTuple):
+    """Stage, blueprint and blend of every slot, int [E, S] each."""
+
+    stage: IntArray
+    blueprint: IntArray
+    blend: IntArray
+
+    def within(self, stages: tuple[Stage, ...]) -> BoolArray:
+        """Which slots are in one of ``stages``."""
+        return np.isin(self.stage, [int(stage) for stage in stages])
+
+    @property
+    def gated(self) -> BoolArray:
+        """Which slots blend through a learned gate."""
+        return np.isin(self.blend, [int(blend) for blend, rule in BLENDS.items() if rule.gated])
+
+    @property
+    def any_active(self) -> bool:
+        """Whether any environment has an active seed."""
+        return bool(self.within(ACTIVE).any())
+
+    def kinds(self, slot: int, rows: IntArray) -> list[tuple[int, IntArray]]:
+        """Some environments by the blueprint they hold in a slot, in the order of blueprints; no part is empty."""
+        held = self.blueprint[rows, slot]
+        return [(int(kind), rows[held == kind]) for kind in np.unique(held)]
+
+
+def take_table(slots: Slots) -> SlotTable:
+    """Copy the fields to the CPU: the step's one synchronisation."""
+    return SlotTable(*torch.stack((slots.stage, slots.blueprint, slots.blend)).cpu().numpy())

@@ -1,0 +1,302 @@
+"""The structure of a host with slots: what the network *is*, bound once, frozen, the same under every backend.
+
+Everything a shape or an offset can be derived from is here; what evolves is ``State``, and how it is computed is a
+``Backend``.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from esper.kasmina import gate
+from esper.kasmina.blueprint import Blueprint
+from esper.kasmina.host import Host, check_ties
+from esper.kasmina.layout import Layout
+from esper.kasmina.objectives import Objective
+from esper.kasmina.optimizers import Optimizer, decays, find_optimizer
+from esper.kasmina.site import Site
+from esper.leyline.actions import BLENDS, NONE, Blend, Codec, build_codec
+from esper.leyline.config import Config, ConfigError
+from esper.leyline.state import Slots
+
+
+class Slot(NamedTuple):
+    """A place where a seed can grow.
+
+    Attributes:
+      source, target: points of the host, by number: 0 is the input, i is behind block i - 1, the last is the logits.
+      reads, acts: the features at these points.
+      layouts: per blueprint, its row (None where it does not fit).
+      buffers: per blueprint, the row of its buffers (None where it does not fit).
+      gate: the row of the learned gate (empty if no gated blend is on offer).
+      decays: per blueprint, bool [P_k + G]; which numbers of its row a decoupled decay shrinks.
+      start, width: columns of the seed arena: the widest blueprint, then the gate.
+      buffer_start, buffer_width: columns of the seeds' buffers.
+    """
+
+    source: int
+    target: int
+    reads: Site
+    acts: Site
+    layouts: tuple[Layout | None, ...]
+    buffers: tuple[Layout | None, ...]
+    gate: Layout
+    decays: tuple[Tensor | None, ...]
+    start: int
+    width: int
+    buffer_start: int
+    buffer_width: int
+
+    @property
+    def is_bypass(self) -> bool:
+        """Whether a seed's output is added at another point than it reads from."""
+        return self.source != self.target
+
+    @property
+    def columns(self) -> slice:
+        """All its columns of the seed arena."""
+        return slice(self.start, self.start + self.width)
+
+    @property
+    def buffer_columns(self) -> slice:
+        """All its columns of the seeds' buffers."""
+        return slice(self.buffer_start, self.buffer_start + self.buffer_width)
+
+    @property
+    def gate_columns(self) -> slice:
+        """Columns of the seed arena that its gate uses: the last ones."""
+        return slice(self.start + self.width - self.gate.size, self.start + self.width)
+
+    def row(self, blueprint: int) -> Layout:
+        """The row of a blueprint that fits."""
+        layout = self.layouts[blueprint]
+        assert layout is not None, "the codec offers only blueprints that fit"
+        return layout
+
+    def buffer_row(self, blueprint: int) -> Layout:
+        """The row of buffers of a blueprint that fits."""
+        layout = self.buffers[blueprint]
+        assert layout is not None, "the codec offers only blueprints that fit"
+        return layout
+
+    def blueprint_columns(self, blueprint: int) -> slice:
+        """Columns of the seed arena that a blueprint uses here."""
+        return slice(self.start, self.start + self.row(blueprint).size)
+
+    @property
+    def offers(self) -> tuple[int, ...]:
+        """Blueprints that fit."""
+        return tuple(k for k, layout in enumerate(self.layouts) if layout is not None)
+
+
+class Place(NamedTuple):
+    """One step of the features' way: a block, or a slot."""
+
+    is_slot: bool
+    index: int
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """A host with its slots, and what they learn by.
+
+    Attributes:
+      config: the run's structure.
+      host: the network that learns the task.
+      blueprints: K kinds of seed; position = number.
+      slots: S places for seeds.
+      codec: all actions.
+      host_optimizer, seed_optimizer: how they learn.
+      objective: what they learn.
+      sizes: int64 [S, K]; parameters of each blueprint at each slot.
+      gate_sizes: int64 [S]; parameters of each slot's gate.
+      action_sizes: int64 [A]; parameters of the seed that each action places, 0 where it places none.
+      host_decays: bool [P]; which numbers of a host a decoupled decay shrinks.
+      slot_of_column: int64 [Q]; the slot each column of the seed arena belongs to.
+      slot_of_buffer: int64; the same of the seeds' buffers.
+    """
+
+    config: Config
+    host: Host
+    blueprints: tuple[Blueprint, ...]
+    slots: tuple[Slot, ...]
+    codec: Codec
+    host_optimizer: Optimizer
+    seed_optimizer: Optimizer
+    objective: Objective
+    sizes: Tensor
+    gate_sizes: Tensor
+    action_sizes: Tensor
+    host_decays: Tensor
+    slot_of_column: Tensor
+    slot_of_buffer: Tensor
+
+    @cached_property
+    def num_seed_params(self) -> int:
+        """Length Q of the seed arena."""
+        return sum(slot.width for slot in self.slots)
+
+    @cached_property
+    def num_seed_buffers(self) -> int:
+        """Length of a row of seeds' buffers."""
+        return sum(slot.buffer_width for slot in self.slots)
+
+    @cached_property
+    def route(self) -> tuple[Place, ...]:
+        """The features' way: slots at the input, then block by block, each with the slots that act behind it."""
+        at: dict[int, list[Place]] = {point: [] for point in range(len(self.host.blocks) + 1)}
+        for number, slot in enumerate(self.slots):
+            at[slot.target].append(Place(True, number))
+        blocks = [place for i in range(len(self.host.blocks)) for place in (Place(False, i), *at[i + 1])]
+        return (*at[0], *blocks)
+
+    @cached_property
+    def sources(self) -> frozenset[int]:
+        """Points that a bypass reads."""
+        return frozenset(slot.source for slot in self.slots if slot.is_bypass)
+
+    @cached_property
+    def draws(self) -> bool:
+        """Whether any module draws random numbers while it trains."""
+        return any(module.draws for module in (*self.host.blocks, *self.blueprints))
+
+    def learns_before(self, point: int) -> bool:
+        """Whether anything that learns reaches the features at a point; block i reads point i."""
+        return point > 0 or any(slot.target == 0 for slot in self.slots)
+
+    def point_after(self, place: int) -> int | None:
+        """The point that is complete after a place of the route: a block and all slots that act behind it."""
+        blocks = sum(not step.is_slot for step in self.route[: place + 1])
+        following = self.route[place + 1] if place + 1 < len(self.route) else None
+        return None if following is not None and following.is_slot else blocks
+
+    def slots_after(self, block: int) -> tuple[int, ...]:
+        """Slots that act behind a block, in order."""
+        return tuple(number for number, slot in enumerate(self.slots) if slot.target == block + 1)
+
+
+def build_structure(
+    config: Config, host: Host, blueprints: tuple[Blueprint, ...], objective: Objective, device: torch.device
+) -> Structure:
+    """Bind host, slots and blueprints.
+
+    Raises:
+      ConfigError: a tie to nothing, a slot at no point of the host, two blueprints of one name, or a slot that no
+        blueprint fits.
+    """
+    check_ties(host)
+    names = tuple(blueprint.name for blueprint in blueprints)
+    if len(set(names)) != len(names):
+        raise ConfigError(f"blueprints {list(names)}: expected distinct names")
+    slots = _slots(config, host, blueprints, device)
+    codec = build_codec(tuple(slot.offers for slot in slots), config.blends, names)
+    codec = codec._replace(**{f: getattr(codec, f).to(device) for f in ("op", "slot", "blueprint", "blend")})
+    rows = [[layout.size if layout else 0 for layout in slot.layouts] for slot in slots]
+
+    def table(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=device)
+
+    return Structure(
+        config=config,
+        host=host,
+        blueprints=blueprints,
+        slots=slots,
+        codec=codec,
+        host_optimizer=find_optimizer(config.host_optimizer),
+        seed_optimizer=find_optimizer(config.seed_optimizer),
+        objective=objective,
+        sizes=table([size for row in rows for size in row]).reshape(len(slots), len(blueprints)),
+        gate_sizes=table([slot.gate.size for slot in slots]),
+        action_sizes=table(_action_sizes(codec, rows, slots)),
+        host_decays=decays(host.layout).to(device),
+        slot_of_column=table([number for number, slot in enumerate(slots) for _ in range(slot.width)]),
+        slot_of_buffer=table([number for number, slot in enumerate(slots) for _ in range(slot.buffer_width)]),
+    )
+
+
+def _slots(
+    config: Config, host: Host, blueprints: tuple[Blueprint, ...], device: torch.device
+) -> tuple[Slot, ...]:
+    gated, slots = any(BLENDS[blend].gated for blend in config.blends), list[Slot]()
+    starts = [0, 0]
+    for number, written in enumerate(config.slots):
+        source, target = _points(host, number, written)
+        sites = list(host.points.values())
+        order = list(host.points)
+        reads, acts = sites[order.index(source)], sites[order.index(target)]
+        fitting = [blueprint.fits(reads, acts) for blueprint in blueprints]
+        if not any(fitting):
+            found = f"a {reads.kind!r} site" if source == target else f"{reads.kind!r} to {acts.kind!r}"
+            raise ConfigError(f"config.slots[{number}]: no blueprint fits {found}; have {_names(blueprints)}")
+        layouts = tuple(b.layout(reads, acts) if fits else None for b, fits in zip(blueprints, fitting, strict=True))
+        buffers = tuple(
+            b.buffer_layout(reads, acts) if fits else None for b, fits in zip(blueprints, fitting, strict=True)
+        )
+        if gated and reads.kind == "tokens":
+            raise ConfigError(f"config.slots[{number}] = {written!r}: reads tokens, which no gated blend can weigh")
+        opening = gate.layout(reads) if gated else Layout(())
+        width = max(layout.size for layout in layouts if layout) + opening.size
+        buffer_width = max(layout.size for layout in buffers if layout is not None)
+        shrinks = tuple(
+            decays(Layout((*layout.params, *opening.params))).to(device) if layout else None for layout in layouts
+        )
+        where = (_number(host, source), _number(host, target), reads, acts)
+        slots.append(Slot(*where, layouts, buffers, opening, shrinks, starts[0], width, starts[1], buffer_width))
+        starts = [starts[0] + width, starts[1] + buffer_width]
+    return tuple(slots)
+
+
+def _names(blueprints: tuple[Blueprint, ...]) -> tuple[str, ...]:
+    return tuple(blueprint.name for blueprint in blueprints)
+
+
+def _number(host: Host, point: str) -> int:
+    fixed = {"input": 0, "logits": len(host.blocks)}
+    return fixed[point] if point in fixed else int(point.removeprefix("block")) + 1
+
+
+def _points(host: Host, number: int, written: int | str) -> tuple[str, str]:
+    """Source and target of a slot: a block's number, or two points such as ``input:logits``."""
+    place = f"config.slots[{number}] = {written!r}"
+    points = list(host.points)
+    if isinstance(written, int):
+        if f"block{written}" not in points:
+            raise ConfigError(f"{place}: {host.name} has sites after {list(host.sites)} only")
+        return f"block{written}", f"block{written}"
+    source, colon, target = written.partition(":")
+    target = target if colon else source
+    for point in (source, target):
+        if point not in points:
+            raise ConfigError(f"{place}: {host.name} has no point {point!r}; expected {', '.join(points)}")
+    if points.index(source) > points.index(target):
+        raise ConfigError(f"{place}: the source lies behind the target; expected it before")
+    return source, target
+
+
+def _action_sizes(codec: Codec, rows: list[list[int]], slots: tuple[Slot, ...]) -> list[int]:
+    return [
+        rows[a.slot][a.blueprint] + (slots[a.slot].gate.size if BLENDS[Blend(a.blend)].gated else 0)
+        if a.blueprint != NONE
+        else 0
+        for a in codec.actions
+    ]
+
+
+def is_gated(blend: Tensor) -> Tensor:
+    """Elementwise: does this blend have a learned gate? int64 [...] -> bool [...]."""
+    gated = torch.zeros_like(blend, dtype=torch.bool)
+    for each, rule in BLENDS.items():
+        if rule.gated:
+            gated = gated | (blend == int(each))
+    return gated
+
+
+def seed_sizes(structure: Structure, slots: Slots) -> Tensor:
+    """Parameters each slot's seed adds, its gate included; 0 where empty. int64 [E, S]."""
+    rows = torch.arange(structure.config.num_slots, device=slots.stage.device)
+    size = structure.sizes[rows, slots.blueprint.clamp(min=0)]
+    size = size + torch.where(is_gated(slots.blend), structure.gate_sizes, 0)
+    return torch.where(slots.blueprint == NONE, 0, size)

@@ -1,0 +1,48 @@
+"""The seam: how a structure is run. One contract, chosen once, when an engine is made.
+
+All that crosses it has the shapes of State; a plan is the backend's own. Nothing above asks which backend it is.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from esper.kasmina.counterfactuals import Counterfactuals
+from esper.kasmina.slot_table import SlotTable
+from esper.leyline.config import ConfigError
+from esper.leyline.events import Epoch
+from esper.leyline.hypers import HyperParams
+from esper.leyline.learners import Learners
+from esper.tezzeret.batches import Batch, Batches
+from esper.tezzeret.score import Scores
+
+Plan = Any
+"""What a backend needs to know of a step's slots."""
+
+
+class BackendError(ConfigError):
+    """A backend that cannot run a structure; one line with the backend and the reason."""
+
+
+class Backend(NamedTuple):
+    """The functions of ``esper.tezzeret.eager``, bound to a structure.
+
+    Attributes:
+      name: as given to ``esper.make``.
+      plan: (table, device) -> plan.
+      forward: (plan, learners, alphas, batch) -> outputs, learners with new buffers.
+      minibatch_step: (hypers, plan, learners, alphas, batch) -> learners, what was seen.
+      epoch: (hypers, plan, learners, alphas, batches) -> learners, what was seen.
+      evaluate: (hypers, plan, learners, alphas, samples, counterfactuals) -> scores.
+      describe: () -> a line on what runs where, and one for each thing that does not run here, with the reason.
+    """
+
+    name: str
+    plan: Callable[[SlotTable, torch.device], Plan]
+    forward: Callable[[Plan, Learners, Tensor, Batch], tuple[Tensor, Learners]]
+    minibatch_step: Callable[[HyperParams, Plan, Learners, Tensor, Batch], tuple[Learners, Epoch]]
+    epoch: Callable[[HyperParams, Plan, Learners, Tensor, Batches], tuple[Learners, Epoch]]
+    evaluate: Callable[[HyperParams, Plan, Learners, Tensor, tuple[Tensor, Tensor], Counterfactuals], Scores]
+    describe: Callable[[], tuple[str, ...]]

@@ -1,0 +1,65 @@
+"""Minibatches: an epoch's samples by their places in the dataset, and one minibatch of them as tensors."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from esper.kasmina.augment import crop_and_flip
+from esper.kasmina.structure import Structure
+from esper.leyline.streams import Stream
+from esper.utils import rng
+
+
+class Batch(NamedTuple):
+    """What every environment learns from in one SGD step."""
+
+    inputs: Tensor  # [E, B, *input_shape]; may be expanded along E
+    targets: Tensor  # int64 [E, B, ...]
+    key: Tensor | None = None  # int64 [E, 2]; for modules that draw
+
+
+class Batches(NamedTuple):
+    """The minibatches of an epoch.
+
+    Attributes:
+      inputs: [N, *input_shape]; the training set.
+      targets: [N, ...].
+      order: int64 [k, B], shared by all environments, or [E, k, B]; places in the training set.
+      key: int64 [E, 2]; the environments' keys.
+      epoch: int64 [E].
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    order: Tensor
+    key: Tensor
+    epoch: Tensor
+
+    @property
+    def count(self) -> int:
+        """Minibatches k."""
+        return self.order.shape[-2]
+
+    @property
+    def picks(self) -> Tensor:
+        """int64 [k, E, B]; a shared order is expanded, not copied."""
+        order = self.order if self.order.dim() == 3 else self.order.expand(self.key.shape[0], *self.order.shape)
+        return order.movedim(1, 0)
+
+
+def batch_at(structure: Structure, batches: Batches, step: int) -> Batch:
+    """One minibatch; shared samples are expanded, not copied.
+
+    Cropped and mirrored images are each environment's own: they depend on its key, the epoch, the step and the place
+    in the minibatch.
+    """
+    config, count = structure.config, batches.key.shape[0]
+    picks = batches.order[..., step, :]
+    inputs, targets = batches.inputs[picks], batches.targets[picks]
+    if batches.order.dim() == 2:
+        inputs, targets = inputs.expand(count, *inputs.shape), targets.expand(count, *targets.shape)
+    if config.crop_padding or config.mirror:
+        key = rng.fold_in(batches.key, int(Stream.AUGMENT), batches.epoch, step)
+        inputs = crop_and_flip(key, inputs, config.crop_padding, flip=config.mirror)
+    key = rng.fold_in(batches.key, int(Stream.MODULES), batches.epoch, step) if structure.draws else None
+    return Batch(inputs, targets, key)

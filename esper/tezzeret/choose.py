@@ -1,0 +1,63 @@
+"""Which backend runs a structure: the table of choices, and the one place where all backends are known."""
+
+import logging
+from collections.abc import Callable
+
+import torch
+
+from esper.kasmina.structure import Structure
+from esper.leyline.config import ConfigError
+from esper.tezzeret import eager, native
+from esper.tezzeret.backend import Backend, BackendError
+
+logger = logging.getLogger("esper")
+
+BUILDERS: dict[str, Callable[[Structure, torch.device], Backend]] = {
+    "eager": eager.build,
+    "native": native.build,
+}
+"""Builders by name; they raise ``BackendError`` where they cannot run a structure."""
+
+CHOICES = ("auto", "eager", "inductor", "native")
+"""What users can ask for; the oracle is for tests."""
+
+AUTO: dict[tuple[str, torch.dtype], tuple[str, ...]] = {
+    ("cpu", torch.float32): ("native", "eager"),
+    ("cpu", torch.float64): ("eager",),
+    ("cuda", torch.float32): ("eager",),
+    ("cuda", torch.float64): ("eager",),
+}
+"""By device and dtype, the backends that ``auto`` tries, in order; on other devices it is eager."""
+
+
+def build_backend(name: str, structure: Structure, device: torch.device, differentiable: bool = False) -> Backend:
+    """Choose and build.
+
+    Args:
+      name: one of ``CHOICES``, or ``oracle``.
+      structure: what is run.
+      device: where.
+      differentiable: whether derivatives are taken from outside; ``auto`` is eager then.
+
+    Raises:
+      BackendError: the backend cannot run this structure there, or give derivatives. ``auto`` goes on to the next
+        one instead, with a line in the log.
+      ConfigError: no such backend.
+    """
+    if name == "auto":
+        return _first(structure, device, differentiable)
+    if name not in BUILDERS:
+        raise ConfigError(f"backend = {name!r}: expected {', '.join(CHOICES)}")
+    if differentiable and name != "eager":
+        raise BackendError(f"backend = {name!r}: gives no derivatives; with differentiable=True expected 'eager'")
+    return BUILDERS[name](structure, device)
+
+
+def _first(structure: Structure, device: torch.device, differentiable: bool) -> Backend:
+    names = ("eager",) if differentiable else AUTO.get((device.type, structure.config.precision.dtype), ("eager",))
+    for name in names[:-1]:
+        try:
+            return BUILDERS[name](structure, device)
+        except BackendError as reason:
+            logger.info("esper: %s", reason)
+    return BUILDERS[names[-1]](structure, device)

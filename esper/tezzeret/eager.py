@@ -1,0 +1,196 @@
+"""The definition of training and evaluation: what Esper computes, in plain tensors and pure functions. Read it first.
+
+``forward`` takes features through a host and the seeds in its slots. ``minibatch_step`` is one step of SGD for every
+host and every active seed, ``epoch`` a fold over minibatches, ``evaluate`` the validation of every network and of its
+counterfactuals. Every other backend computes the same, faster; tests hold them to this one.
+
+Environments share no parameters, so the gradient of the *sum* of their losses is the stack of their own gradients.
+Everything here can be differentiated from outside, to any order and in both modes: with respect to initial numbers,
+learning rates and alphas, through any number of steps.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from esper.kasmina import arena
+from esper.kasmina.counterfactuals import Counterfactuals, with_trunk
+from esper.kasmina.structure import Structure
+from esper.leyline.events import Epoch
+from esper.leyline.hypers import HyperParams
+from esper.leyline.learners import Learners
+from esper.tezzeret.backend import Backend
+from esper.tezzeret.batches import Batch, Batches, batch_at
+from esper.tezzeret.gradients import Tape, compute_gradients, walk_all
+from esper.tezzeret.health import SlotGradients, measure_health, rows_finite
+from esper.tezzeret.learn import Gradients, RateTable, Rows, alphas_of, gather, learn, numbers_of, rate_table, scatter
+from esper.tezzeret.plan import Plan, make_plan, plan_evaluation
+from esper.tezzeret.score import Scores, evaluation_numbers, infer, score_samples
+from esper.tezzeret.walk import BlockRecord, Mode, plain
+
+plan = make_plan
+"""(structure, table, device) -> plan."""
+
+
+class Step(NamedTuple):
+    """One minibatch."""
+
+    rows: Rows
+    loss: Tensor  # [E]
+    score: Tensor  # [E]
+    grads: Gradients
+
+
+def forward(
+    structure: Structure, plan: Plan, learners: Learners, alphas: Tensor, batch: Batch
+) -> tuple[Tensor, Learners]:
+    """The forward pass of training.
+
+    Args:
+      structure: what the networks are.
+      plan: of their slots.
+      learners: [E].
+      alphas: [E, S]; 0 where a seed trains behind the host.
+      batch: inputs; targets are not looked at.
+
+    Returns:
+      outputs [E, B, ..., C], and the learners with new buffers.
+    """
+    rows = gather(structure, plan, learners)
+    blocks = arena.split_blocks(structure, rows.host.params)
+    numbers = numbers_of(structure, blocks, rows, alphas_of(plan, alphas))
+    flow, tape = walk_all(structure, plan, numbers, batch, Mode(True, plain, batch.key))
+    return flow.h, scatter(structure, plan, learners, _with_buffers(structure, rows, tape))
+
+
+def minibatch_step(
+    structure: Structure, hypers: HyperParams, plan: Plan, learners: Learners, alphas: Tensor, batch: Batch
+) -> tuple[Learners, Epoch]:
+    """One step of SGD: gradients, clipping, update, for every host and every active seed.
+
+    Args:
+      structure: what the networks are.
+      hypers: learning rates and the like.
+      plan: of their slots.
+      learners: [E].
+      alphas: [E, S].
+      batch: inputs and targets.
+
+    Returns:
+      the learners, and what was seen.
+    """
+    rows = gather(structure, plan, learners)
+    step = train_rows(structure, rate_table(hypers), plan, rows, alphas_of(plan, alphas), batch)
+    measures = measure(structure, hypers, plan, step, (step.loss, step.score), 1)
+    return scatter(structure, plan, learners, step.rows), measures
+
+
+def epoch(
+    structure: Structure, hypers: HyperParams, plan: Plan, learners: Learners, alphas: Tensor, batches: Batches
+) -> tuple[Learners, Epoch]:
+    """All minibatches of an epoch, one after the other: ``minibatch_step``, folded.
+
+    Args:
+      structure, hypers, plan, learners, alphas: as in ``minibatch_step``.
+      batches: k minibatches.
+    """
+    table, rows, weights = rate_table(hypers), gather(structure, plan, learners), alphas_of(plan, alphas)
+    loss = score = torch.zeros_like(alphas[:, :0]).sum(1)
+    for number in range(batches.count):
+        step = train_rows(structure, table, plan, rows, weights, batch_at(structure, batches, number))
+        rows, loss, score = step.rows, loss + step.loss, score + step.score
+    measures = measure(structure, hypers, plan, step, (loss, score), batches.count)
+    return scatter(structure, plan, learners, rows), measures
+
+
+def evaluate(
+    structure: Structure,
+    hypers: HyperParams,
+    plan: Plan,
+    learners: Learners,
+    alphas: Tensor,
+    samples: tuple[Tensor, Tensor],
+    wanted: Counterfactuals,
+) -> Scores:
+    """Losses and scores of every environment, and scores of its counterfactuals, on the same samples.
+
+    Args:
+      structure, plan, learners, alphas: of the environments as they are.
+      hypers: ``alpha_target`` of seeds that are switched on.
+      samples: inputs [V, *input_shape] and targets [V, ...].
+      wanted: other networks; they come behind the E environments.
+
+    Returns:
+      scores, L = E + the number of networks wanted.
+    """
+    num_envs, device = alphas.shape[0], alphas.device
+    tree = plan_evaluation(structure, plan.table, with_trunk(wanted, num_envs), device, plan.padded)
+    numbers = evaluation_numbers(structure, hypers.alpha_target, tree, learners, alphas, plan.padded)
+    return score_samples(structure, partial(infer, structure, tree, numbers), samples, num_envs, tree.rows)
+
+
+def train_rows(
+    structure: Structure,
+    table: RateTable,
+    plan: Plan,
+    rows: Rows,
+    alphas: Sequence[Sequence[Tensor]],
+    batch: Batch,
+) -> Step:
+    """``minibatch_step`` on compact rows."""
+    grads, (loss, score), tape = compute_gradients(structure, table, plan, rows, alphas, batch)
+    moved = _with_buffers(structure, rows, tape)
+    return Step(learn(structure, table, plan, moved, grads), loss, score, grads)
+
+
+def _with_buffers(structure: Structure, rows: Rows, tape: Tape) -> Rows:
+    """The rows with the buffers that the tape holds."""
+    held = list(rows.seed_buffers)
+    blocks = []
+    for place, record in zip(structure.route, tape, strict=True):
+        if isinstance(record, BlockRecord):
+            blocks.append(record.buffers)
+        else:
+            held[place.index] = tuple(kept.buffers for kept in record.groups)
+    return rows._replace(buffers=torch.cat(blocks, dim=1), seed_buffers=tuple(held))
+
+
+def measure(
+    structure: Structure, hypers: HyperParams, plan: Plan, step: Step, sums: tuple[Tensor, Tensor], count: int
+) -> Epoch:
+    """What an epoch of ``count`` minibatches was seen to do; ``sums`` of their losses and scores."""
+    loss, score = sums
+    grads = [
+        SlotGradients(
+            tuple(group.blueprint for group in listed.groups),
+            tuple(g[:, : slot.row(group.blueprint).size] for g, group in zip(rows, listed.groups, strict=True)),
+            listed.index,
+            listed.present,
+        )
+        for slot, listed, rows in zip(structure.slots, plan.slots, step.grads.seeds, strict=True)
+    ]
+    health = measure_health(structure, hypers, step.grads.host, grads)
+    finite = torch.isfinite(loss) & torch.isfinite(health.host_norm)
+    finite = finite & rows_finite(step.rows.host.params, step.rows.host.moments)
+    for listed, seeds in zip(plan.slots, step.rows.seeds, strict=True):
+        if listed.groups:
+            sound = torch.cat([rows_finite(weights.params, weights.moments) for weights in seeds])
+            finite = finite & (sound.index_select(0, listed.index) | ~listed.present)
+    return Epoch(loss / count, 100 * score / count, finite, health)
+
+
+def build(structure: Structure, device: torch.device) -> Backend:
+    """The definition as a backend: for reading and debugging, for every device and dtype, and to be differentiated."""
+    del device
+    return Backend(
+        name="eager",
+        plan=partial(plan, structure),
+        forward=partial(forward, structure),
+        minibatch_step=partial(minibatch_step, structure),
+        epoch=partial(epoch, structure),
+        evaluate=partial(evaluate, structure),
+        describe=lambda: ("eager: the definition, operation by operation",),
+    )

@@ -1,0 +1,159 @@
+"""Gradients of a minibatch: forward, loss, and the tape read backwards; and what seeds in TRAINING learn by."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import grad, vjp
+
+from esper.kasmina import arena
+from esper.kasmina.structure import Structure
+from esper.leyline.config import Isolation
+from esper.tezzeret.batches import Batch
+from esper.tezzeret.learn import Gradients, RateTable, Rows, numbers_of, some
+from esper.tezzeret.plan import Group, ObjectivePass, Plan
+from esper.tezzeret.walk import (
+    BlockRecord,
+    Flow,
+    Grown,
+    Mode,
+    Numbers,
+    SlotRecord,
+    arrive,
+    back_through_block,
+    back_through_slot,
+    depart,
+    mix,
+    per_row,
+    plain,
+    pulled,
+    take_lanes,
+    walk,
+)
+
+Tape = list[BlockRecord | SlotRecord]
+Heed = Callable[[int, Group, Grown, Tensor, Grown], Grown]
+"""See ``back_through_slot``."""
+
+
+def compute_gradients(
+    structure: Structure,
+    table: RateTable,
+    plan: Plan,
+    rows: Rows,
+    alphas: Sequence[Sequence[Tensor]],
+    batch: Batch,
+) -> tuple[Gradients, tuple[Tensor, Tensor], Tape]:
+    """Forward, loss, and the tape read backwards.
+
+    Returns:
+      gradients of every network's mean loss; loss and score [E]; and the tape, which holds the new buffers.
+    """
+    blocks, pull_blocks = vjp(partial(arena.split_blocks, structure), rows.host.params)
+    numbers = numbers_of(structure, blocks, rows, alphas)
+    flow, tape = walk_all(structure, plan, numbers, batch, Mode(True, pulled, batch.key))
+    at_outputs, seen = grad(partial(_total, structure, batch.targets), has_aux=True)(flow.h)
+    of_blocks, of_seeds, of_points = dict[int, Tensor](), dict[int, tuple[Tensor, ...]](), dict[int, Tensor]()
+    backward: Tensor | None = at_outputs
+    for number in reversed(range(len(structure.route))):
+        place, record, point = structure.route[number], tape[number], structure.point_after(number)
+        assert backward is not None
+        backward = backward + of_points.pop(point) if point in of_points else backward
+        if isinstance(record, BlockRecord):
+            of_blocks[place.index], backward = back_through_block(structure, place, record, backward)
+            continue
+        heed = _heed(structure, table, plan, numbers, number, record, batch)
+        found = back_through_slot(structure, place, plan.slots[place.index], record, backward, heed)
+        of_seeds[place.index], backward = found.rows, found.h
+        if found.source is not None:
+            source = structure.slots[place.index].source
+            of_points[source] = of_points[source] + found.source if source in of_points else found.source
+    (host,) = pull_blocks(tuple(of_blocks[index] for index in range(len(blocks))))
+    return Gradients(host, tuple(of_seeds[slot] for slot in range(len(structure.slots)))), seen, tape
+
+
+def walk_all(structure: Structure, plan: Plan, numbers: Numbers, batch: Batch, mode: Mode) -> tuple[Flow, Tape]:
+    """All places of the route, in training."""
+    start = depart(structure, batch.inputs)
+    return walk(structure, plan.slots, numbers, start, range(len(structure.route)), mode)
+
+
+def mean_loss(structure: Structure, targets: Tensor, outputs: Tensor) -> Tensor:
+    """Mean loss of every network's minibatch: targets [n, B, ...], outputs [n, B, ..., C] -> [n]."""
+    return structure.objective.loss(outputs, targets).flatten(1).mean(1)
+
+
+def _total(structure: Structure, targets: Tensor, outputs: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    loss = mean_loss(structure, targets, outputs)
+    score = structure.objective.score(outputs, targets).flatten(1).mean(1)
+    return loss.sum(), (loss, score)
+
+
+def _heed(
+    structure: Structure, table: RateTable, plan: Plan, numbers: Numbers, number: int, record: SlotRecord, batch: Batch
+) -> Heed:
+    """What seeds in TRAINING learn by, in place of the network's own gradient, which does not reach them."""
+    slot = structure.route[number].index
+    if structure.config.isolation is not Isolation.OBJECTIVE:
+        return _straight_through
+    passage = plan.objectives[slot]
+    if passage is None:
+        return lambda index, group, grown, out, own: own
+    context = ObjectiveContext(structure, passage, _lane_numbers(plan, numbers, passage), number, batch)
+    alpha = some(table.alpha_target, passage.envs).expand(passage.envs.shape[0], 1).squeeze(1)
+    grads = grad(partial(_own_objective, context, alpha, take_lanes(record.before, passage.envs)))(
+        tuple(kept.grown for kept in record.groups)
+    )
+
+    def heed(index: int, group: Group, grown: Grown, out: Tensor, own: Grown) -> Grown:
+        pairs = zip(grads[index], own, strict=True)
+        return tuple(torch.where(per_row(group.training, mine), mine, other) for mine, other in pairs)
+
+    return heed
+
+
+def _straight_through(index: int, group: Group, grown: Grown, out: Tensor, own: Grown) -> Grown:
+    """The gradient at the host's output, as if the seed's features were it."""
+    seen = torch.where(torch.isfinite(grown[0]), out, 0.0)
+    return (torch.where(per_row(group.training, out), seen, own[0]), *own[1:])
+
+
+class ObjectiveContext(NamedTuple):
+    """What an objective pass takes as given."""
+
+    structure: Structure
+    passage: ObjectivePass
+    numbers: Numbers
+    number: int  # place of the slot in the route
+    batch: Batch
+
+
+def _own_objective(context: ObjectiveContext, alpha: Tensor, given: Flow, grown: tuple[Grown, ...]) -> Tensor:
+    """The loss of the networks as if the seeds of one slot were on at their target alpha, all else given."""
+    structure, passage, numbers, number, batch = context
+    slot, route = structure.slots[structure.route[number].index], range(number + 1, len(structure.route))
+    picked = tuple(torch.cat(parts).index_select(0, passage.picks) for parts in zip(*grown, strict=True))
+    flow = given._replace(h=mix(slot, alpha, passage.gated, given.h, picked))
+    key = None if batch.key is None else batch.key.index_select(0, passage.envs)
+    end, _ = walk(structure, passage.slots, numbers, arrive(structure, number, flow), route, Mode(True, plain, key))
+    loss = mean_loss(structure, batch.targets.index_select(0, passage.envs), end.h)
+    return torch.where(passage.alive, loss, 0.0).sum()
+
+
+def _lane_numbers(plan: Plan, numbers: Numbers, passage: ObjectivePass) -> Numbers:
+    """The numbers of the networks of an objective pass."""
+    owners = [{group.blueprint: i for i, group in enumerate(listed.groups)} for listed in plan.slots]
+
+    def take(table: tuple[tuple[Tensor, ...], ...]) -> tuple[tuple[Tensor, ...], ...]:
+        return tuple(
+            tuple(table[slot][owners[slot][group.blueprint]].index_select(0, group.rows) for group in listed.groups)
+            for slot, listed in enumerate(passage.slots)
+        )
+
+    def lanes(table: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(rows.index_select(0, passage.envs) for rows in table)
+
+    held = (take(numbers.seeds), take(numbers.seed_buffers), take(numbers.alphas))
+    return Numbers(lanes(numbers.blocks), lanes(numbers.buffers), *held)

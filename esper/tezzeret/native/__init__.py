@@ -1,0 +1,61 @@
+"""The native backend: whole networks in one C++ library, sample packs in vector registers; float32 on a CPU."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from esper.kasmina.objectives import cross_entropy
+from esper.kasmina.structure import Structure
+from esper.kernels import chain, optimizer, program
+from esper.leyline.config import Isolation, Precision
+from esper.leyline.learners import Learners
+from esper.tezzeret import eager
+from esper.tezzeret.backend import Backend, BackendError
+from esper.tezzeret.batches import Batch
+from esper.tezzeret.native.epoch import minibatch_step, train
+from esper.tezzeret.native.evaluate import evaluate
+from esper.tezzeret.native.lower import lower_structure
+from esper.tezzeret.native.plan import Plan, make_plan
+
+
+def build(structure: Structure, device: torch.device) -> Backend:
+    """The native backend of a structure.
+
+    Raises:
+      BackendError: another device or dtype, no library, a setting it does not know, or a module it cannot capture.
+    """
+    _check(structure, device)
+    network = lower_structure(structure)
+
+    def forward(plan: Plan, learners: Learners, alphas: Tensor, batch: Batch) -> tuple[Tensor, Learners]:
+        return eager.forward(structure, eager.plan(structure, plan.table, device), learners, alphas, batch)
+
+    return Backend(
+        name="native",
+        plan=partial(make_plan, structure),
+        forward=forward,
+        minibatch_step=partial(minibatch_step, network),
+        epoch=partial(train, network),
+        evaluate=partial(evaluate, network),
+        describe=lambda: ("native: the whole network in one C++ library",),
+    )
+
+
+def _check(structure: Structure, device: torch.device) -> None:
+    config = structure.config
+
+    def require(holds: bool, found: str, expected: str) -> None:
+        if not holds:
+            raise BackendError(f"backend 'native': {found}; expected {expected}")
+
+    require(device.type == "cpu", f"device {device.type}", "cpu")
+    require(config.precision is Precision.FLOAT32, f"precision {config.precision.value}", "float32")
+    for rule in (structure.host_optimizer, structure.seed_optimizer):
+        require(rule.name in optimizer.KNOWN, f"optimizer {rule.name!r}", " or ".join(optimizer.KNOWN))
+    straight = config.isolation is Isolation.STRAIGHT_THROUGH
+    require(straight, f"isolation {config.isolation.value!r}", "'straight_through'")
+    plain = structure.objective is cross_entropy()
+    require(plain, f"objective {structure.objective.name!r} with settings of its own", "plain cross-entropy")
+    built = all(kernel.library() is not None for kernel in (program, chain, optimizer))
+    require(built, "no built library (no C++ compiler, or ESPER_NATIVE=0)", "one")

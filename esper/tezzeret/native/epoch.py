@@ -1,0 +1,201 @@
+"""An epoch of the native network: rows collected once, k calls of the library, rows written back."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from esper.kasmina.layers import RUNNING_MOMENTUM
+from esper.kasmina.optimizers import Optimizer, Rates, clip_rows, schedule
+from esper.kasmina.structure import Slot, Structure
+from esper.kernels import chain, optimizer
+from esper.kernels.chain import Picked, Seeds
+from esper.leyline.events import Epoch, Health
+from esper.leyline.hypers import HyperParams
+from esper.leyline.learners import Learners, Weights
+from esper.tezzeret.batches import Batch, Batches, batch_at
+from esper.tezzeret.health import SlotGradients, measure_health, rows_finite
+from esper.tezzeret.learn import RateTable, rate_table
+from esper.tezzeret.native.network import Network
+from esper.tezzeret.native.plan import Plan, SlotRows
+
+
+class Rows(NamedTuple):
+    """What learns, in compact rows."""
+
+    host: Weights  # [E, P]
+    buffers: Tensor  # [E, N]
+    seeds: tuple[Weights, ...]  # per slot [n, W]; a blueprint's numbers, then zeros up to the widest one's length
+    gates: tuple[Weights, ...]  # per slot [g, G]
+
+
+class Schedule(NamedTuple):
+    """Learning rates of an epoch's steps."""
+
+    host: Tensor  # [k, E, 1]
+    seeds: Tensor  # [k, S, E, 1]
+
+
+def seed_columns(slot: Slot, rows: SlotRows) -> slice:
+    """Columns of the arena that hold the seeds of a plan: as many as the widest of them needs."""
+    widths = (slot.row(kind).size for kind, _ in rows.kinds)
+    return slice(slot.start, slot.start + max(widths, default=0))
+
+
+def gather(structure: Structure, plan: Plan, learners: Learners) -> Rows:
+    """Collect the rows that learn."""
+    seeds, gates = [], []
+    for number, (slot, rows) in enumerate(zip(structure.slots, plan.slots, strict=True)):
+        seeds.append(_read(learners.seeds, number, rows.envs, seed_columns(slot, rows)))
+        gates.append(_read(learners.seeds, number, rows.gate_envs, slot.gate_columns))
+    return Rows(learners.host, learners.buffers, tuple(seeds), tuple(gates))
+
+
+def _read(bank: Weights, slot: int, rows: Tensor, columns: slice) -> Weights:
+    return Weights(
+        bank.params[:, columns].index_select(0, rows),
+        bank.moments[:, :, columns].index_select(0, rows),
+        bank.steps[:, slot].index_select(0, rows),
+    )
+
+
+def scatter(structure: Structure, plan: Plan, learners: Learners, rows: Rows) -> Learners:
+    """Write the rows back into copies; the arena is copied only if something in it learned."""
+    learners = learners._replace(host=rows.host, buffers=rows.buffers)
+    if not any(listed.kinds for listed in plan.slots):
+        return learners
+    params, moments, steps = (leaf.clone() for leaf in learners.seeds)
+    for number, (slot, listed) in enumerate(zip(structure.slots, plan.slots, strict=True)):
+        parts = ((listed.envs, seed_columns(slot, listed), rows.seeds[number]),)
+        parts += ((listed.gate_envs, slot.gate_columns, rows.gates[number]),)
+        for envs, columns, weights in parts:
+            params[envs, columns], moments[envs, :, columns] = weights.params, weights.moments
+        steps[listed.envs, number] = rows.seeds[number].steps
+    return learners._replace(seeds=Weights(params, moments, steps))
+
+
+def train(
+    network: Network, hypers: HyperParams, plan: Plan, learners: Learners, alphas: Tensor, batches: Batches
+) -> tuple[Learners, Epoch]:
+    """``epoch`` of the definition."""
+    structure = network.structure
+    rows, table = gather(structure, plan, learners), rate_table(hypers)
+    weights = [alphas[:, slot].index_select(0, listed.envs) for slot, listed in enumerate(plan.slots)]
+    rates = _schedule(structure, table, learners, batches.count)
+    loss = score = torch.zeros_like(alphas[:, :0]).sum(1)
+    for step in range(batches.count):
+        lesson = network_step(network, plan, rows, weights, _picked(structure, batches, step))
+        rows = learn(structure, table, plan, _with_buffers(network, rows, lesson), lesson, rates, step)
+        loss, score = loss + lesson.losses.mean(1), score + lesson.hits.mean(1)
+    health = measure_health(structure, hypers, lesson.host, _seed_gradients(structure, plan, lesson))
+    finite = torch.isfinite(loss) & torch.isfinite(health.host_norm) & _finite(plan, rows)
+    measures = Epoch(loss / batches.count, 100 * score / batches.count, finite, health)
+    return scatter(structure, plan, learners, rows), measures
+
+
+def network_step(
+    network: Network, plan: Plan, rows: Rows, alphas: list[Tensor], batch: tuple[Tensor | Picked, Tensor]
+) -> chain.Lesson:
+    """Losses and gradients of one minibatch."""
+    seeds = [
+        Seeds(
+            chain.Places(listed.blueprints, listed.index, listed.gate_rows(torch.arange(listed.gated.shape[0]))),
+            alpha,
+            own.params,
+            None,
+            gate.params,
+            listed.training,
+            listed.isolated,
+        )
+        for listed, own, gate, alpha in zip(plan.slots, rows.seeds, rows.gates, alphas, strict=True)
+    ]
+    return chain.train(network.train, *batch, rows.host.params, seeds)
+
+
+def _picked(structure: Structure, batches: Batches, step: int) -> tuple[Tensor | Picked, Tensor]:
+    """A minibatch; where samples are read as they are, only their places in the dataset."""
+    config = structure.config
+    if config.crop_padding or config.mirror:
+        batch = batch_at(structure, batches, step)
+        return batch.inputs, batch.targets
+    places = batches.picks[step]
+    return Picked(batches.inputs, places), batches.targets[places]
+
+
+def _with_buffers(network: Network, rows: Rows, lesson: chain.Lesson) -> Rows:
+    """Running averages of what the batch norms saw."""
+    if not network.tracked:
+        return rows
+    return rows._replace(buffers=torch.lerp(rows.buffers, lesson.aux[:, list(network.tracked)], RUNNING_MOMENTUM))
+
+
+def _schedule(structure: Structure, table: RateTable, learners: Learners, count: int) -> Schedule:
+    config = structure.config
+    taken = torch.cat((learners.host.steps.unsqueeze(1), learners.seeds.steps), dim=1)
+    ahead = torch.arange(count, device=taken.device).reshape(-1, 1, 1)
+    begun = (taken + ahead).to(table.host.lr.dtype) / config.steps_per_epoch
+    factor = schedule(table.warmup, table.final, begun, 1 / config.steps_per_epoch, config.horizon)
+    seeds = (table.seeds.lr * factor[:, :, 1:]).transpose(1, 2).unsqueeze(3).contiguous()
+    return Schedule((table.host.lr * factor[:, :, :1]).contiguous(), seeds)
+
+
+def learn(
+    structure: Structure, table: RateTable, plan: Plan, rows: Rows, lesson: chain.Lesson, rates: Schedule, step: int
+) -> Rows:
+    """Clip and apply one minibatch's gradients; a seed and its gate are clipped each by its own norm."""
+    host = update(structure.host_optimizer, rows.host, lesson.host, table.host._replace(lr=rates.host[step]), None)
+    seeds, gates = [], []
+    for slot, listed in enumerate(plan.slots):
+        own = table.seeds._replace(lr=rates.seeds[step, slot])
+        seeds.append(update(structure.seed_optimizer, rows.seeds[slot], lesson.seeds[slot], own, listed.envs))
+        gates.append(update(structure.seed_optimizer, rows.gates[slot], lesson.gates[slot], own, listed.gate_envs))
+    return rows._replace(host=host, seeds=tuple(seeds), gates=tuple(gates))
+
+
+def update(rule: Optimizer, weights: Weights, grad: Tensor, rates: Rates, owners: Tensor | None) -> Weights:
+    """One optimizer step of some rows [n, P], clipping included, in one pass of the library.
+
+    Args:
+      rule: one of ``optimizer.KNOWN``.
+      weights, grad: the rows.
+      rates: numbers of every environment.
+      owners: int64 [n]; environment of each row; None: its own number.
+    """
+    if not weights.params.shape[0]:
+        return weights
+    params, moments, steps = weights
+    return Weights(*optimizer.update(rule.name, (params, moments, grad, steps + 1), rates, owners), steps + 1)
+
+
+def _seed_gradients(structure: Structure, plan: Plan, lesson: chain.Lesson) -> list[SlotGradients]:
+    found = []
+    for slot, listed, grads in zip(structure.slots, plan.slots, lesson.seeds, strict=True):
+        parts = grads.split([count for _, count in listed.kinds]) if listed.kinds else ()
+        pairs = zip(listed.kinds, parts, strict=True)
+        own = tuple(part[:, : slot.row(kind).size] for (kind, _), part in pairs)
+        found.append(
+            SlotGradients(tuple(kind for kind, _ in listed.kinds), own, listed.index.clamp(min=0), listed.index >= 0)
+        )
+    return found
+
+
+def _finite(plan: Plan, rows: Rows) -> Tensor:
+    """Whether all trained parameters and moments of an environment are finite, bool [E]."""
+    finite = rows_finite(rows.host.params, rows.host.moments)
+    for listed, seed, gate in zip(plan.slots, rows.seeds, rows.gates, strict=True):
+        for envs, weights in ((listed.envs, seed), (listed.gate_envs, gate)):
+            if envs.shape[0]:
+                sound = rows_finite(weights.params, weights.moments)
+                finite = finite.index_copy(0, envs, finite.index_select(0, envs) & sound)
+    return finite
+
+
+def minibatch_step(
+    network: Network, hypers: HyperParams, plan: Plan, learners: Learners, alphas: Tensor, batch: Batch
+) -> tuple[Learners, Epoch]:
+    """``minibatch_step`` of the definition: an epoch of one minibatch, which is its own dataset."""
+    count, samples = batch.inputs.shape[:2]
+    order = torch.arange(count * samples).reshape(count, 1, samples)
+    inputs, targets = batch.inputs.flatten(0, 1).contiguous(), batch.targets.flatten(0, 1)
+    zero = torch.zeros(count, 2, dtype=torch.int64)
+    return train(network, hypers, plan, learners, alphas, Batches(inputs, targets, order, zero, zero[:, 0]))

@@ -1,0 +1,122 @@
+"""From a structure to its native network: every module captured, or the reason why one cannot be."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from esper.kasmina import gate
+from esper.kasmina.host import HostBlock
+from esper.kasmina.layout import Layout
+from esper.kasmina.structure import Slot, Structure
+from esper.kernels.chain import Chain, Link, SlotPrograms
+from esper.kernels.program import Program
+from esper.tezzeret.backend import BackendError
+from esper.tezzeret.native.capture import Captured, NotCaptured, Shape, capture
+from esper.tezzeret.native.network import Network
+
+
+class Lowered(NamedTuple):
+    """A module as a program."""
+
+    program: Program
+    captured: Captured
+
+
+def lower(place: str, function: Callable[..., Any], shape: Shape, layout: Layout, buffers: Layout | None = None) -> Lowered:
+    """The program of a module; arguments as ``capture``, and what messages call it.
+
+    Raises:
+      BackendError: it cannot be captured; one line with the module and the operation.
+    """
+    try:
+        captured = capture(function, shape, layout, buffers)
+    except NotCaptured as reason:
+        raise BackendError(f"backend 'native': {place}: {reason}") from None
+    return Lowered(Program(captured.code), captured)
+
+
+class LoweredBlock(NamedTuple):
+    """A host block in both forms."""
+
+    train: Lowered
+    infer: Lowered
+
+
+def lower_block(place: str, block: HostBlock, shape: Shape) -> LoweredBlock:
+    """A host block whose input has this shape."""
+    if block.ties or block.draws:
+        raise BackendError(f"backend 'native': {place}: {'tied tensors' if block.ties else 'draws of random numbers'}")
+    layouts = (block.reads, block.buffer_layout)
+    train = lower(place, lambda params, buffers, x: block.train(params, buffers, x, None), shape, *layouts)
+    infer = lower(place, block.infer, shape, *layouts)
+    if infer.program.joins_samples:
+        raise BackendError(f"backend 'native': {place}: batch statistics in inference")
+    return LoweredBlock(train, infer)
+
+
+def lower_blocks(structure: Structure) -> tuple[LoweredBlock, ...]:
+    """All blocks of the host."""
+    blocks, shape = [], structure.host.input_shape
+    for index, block in enumerate(structure.host.blocks):
+        blocks.append(lower_block(f"{structure.host.name}, block {index}", block, shape))
+        shape = blocks[-1].train.captured.shape
+    return tuple(blocks)
+
+
+def lower_slot(structure: Structure, number: int) -> SlotPrograms:
+    """Everything that fits a slot."""
+    slot = structure.slots[number]
+    if slot.is_bypass or slot.target == 0:
+        raise BackendError(f"backend 'native': slot {number}: reads at one point and acts at another, or at the input")
+    kinds = tuple(
+        _lower_seed(structure, number, kind).program if layout else None for kind, layout in enumerate(slot.layouts)
+    )
+    opening = lower(f"slot {number}, gate", gate.opening(slot.reads), slot.reads.shape, slot.gate) if slot.gate.size else None
+    return SlotPrograms(kinds, opening.program if opening else None)
+
+
+def _lower_seed(structure: Structure, number: int, kind: int) -> Lowered:
+    slot, blueprint = structure.slots[number], structure.blueprints[kind]
+    place = f"slot {number}, blueprint {blueprint.name!r}"
+    if slot.buffer_row(kind).size or blueprint.draws:
+        raise BackendError(f"backend 'native': {place}: buffers or draws of random numbers")
+
+    def seed(params: Any, x: Any) -> Any:
+        return blueprint.infer(params, {}, x)
+
+    lowered = lower(place, seed, slot.reads.shape, slot.row(kind))
+    if lowered.program.joins_samples:
+        raise BackendError(f"backend 'native': {place}: batch statistics")
+    return lowered
+
+
+def lower_structure(structure: Structure) -> Network:
+    """The whole network.
+
+    Raises:
+      BackendError: the first module that cannot be captured.
+    """
+    blocks = lower_blocks(structure)
+    sites: dict[Any, SlotPrograms] = {}
+    slots = []
+    for number, slot in enumerate(structure.slots):
+        if slot.reads not in sites:
+            sites[slot.reads] = lower_slot(structure, number)
+        slots.append(sites[slot.reads])
+    train = _chain(structure, [block.train for block in blocks], slots)
+    tracked = tuple(
+        link.aux + place
+        for link, block in zip(train.stages, blocks, strict=True)
+        for place in block.train.captured.tracked
+    )
+    return Network(structure, train, _chain(structure, [block.infer for block in blocks], slots), tracked)
+
+
+def _chain(structure: Structure, blocks: Sequence[Lowered], slots: Sequence[SlotPrograms]) -> Chain:
+    links, params, buffers, aux = [], 0, 0, 0
+    for block, host_block in zip(blocks, structure.host.blocks, strict=True):
+        links.append(Link(block.program, params, buffers, aux))
+        params, buffers = params + host_block.layout.size, buffers + host_block.buffer_layout.size
+        aux += block.program.num_aux
+    route = tuple(-1 - place.index if place.is_slot else place.index for place in structure.route)
+    return Chain(tuple(links), tuple(slots), route, aux)

@@ -1,0 +1,22 @@
+"""The native network: a structure's blocks, seeds and gates as programs, and the way between them."""
+
+from typing import NamedTuple
+
+from esper.kasmina.structure import Structure
+from esper.kernels.chain import Chain
+
+
+class Network(NamedTuple):
+    """What the library runs.
+
+    Attributes:
+      structure: what it was made from.
+      train: of blocks in training form, and slots.
+      infer: likewise in inference form.
+      tracked: per number of a host's buffers, the place in ``aux`` that it follows.
+    """
+
+    structure: Structure
+    train: Chain
+    infer: Chain
+    tracked: tuple[int, ...]

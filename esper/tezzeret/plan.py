@@ -1,0 +1,193 @@
+"""The plan of the definition: which rows hold which blueprint, listed once per environment step.
+
+Every pass gathers the rows of a group, applies the group's blueprint to them, and puts the results back; a group without
+rows does not exist. A *lane* is one network's features on their way: in training the environments, in evaluation also
+the counterfactuals, which fork from their environment where they first differ, so that what lies before is computed once.
+
+Padded plans list every blueprint that fits, each with ``SINKS`` rows more that nobody reads: shapes that compiled code
+need not be specialised on.
+"""
+
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from esper.kasmina.counterfactuals import AS_IS, Counterfactuals, takes_part
+from esper.kasmina.slot_table import BoolArray, IntArray, SlotTable
+from esper.kasmina.structure import Structure
+from esper.leyline.config import Isolation
+from esper.leyline.stages import ACTIVE, ISOLATED, MERGED, Stage
+
+SINKS = 2
+"""Rows more than needed in every group of a padded plan: torch.compile specialises on sizes 0 and 1."""
+
+Tree = TypeVar("Tree")
+
+
+class Group(NamedTuple):
+    """Rows of one slot that hold the same blueprint."""
+
+    blueprint: int
+    lanes: Tensor  # int64 [n]; rows of the features
+    rows: Tensor  # int64 [n]; rows of the numbers: environments, or in an objective pass rows of the training's group
+    training: Tensor  # bool [n]; in TRAINING
+    isolated: Tensor  # bool [n]; what it reads is held constant
+    gated: Tensor  # bool [n]; its blend has a learned gate
+
+
+class SlotRows(NamedTuple):
+    """One slot's part in a pass of L lanes."""
+
+    groups: tuple[Group, ...]
+    index: Tensor  # int64 [L]; place of each lane's seed in all groups, one after the other; 0 without one
+    present: Tensor  # bool [L]; whether it has one
+    parents: Tensor | None = None  # int64 [L]; the lane each continues; None if nothing forks here
+
+
+class ObjectivePass(NamedTuple):
+    """The seeds of one slot in TRAINING, and the way of their networks from there on."""
+
+    envs: Tensor  # int64 [n]
+    picks: Tensor  # int64 [n]; their places among the slot's groups
+    gated: Tensor  # bool [n]
+    alive: Tensor  # bool [n]; False for sinks
+    slots: tuple[SlotRows, ...]
+
+
+class Plan(NamedTuple):
+    """One step's dispatch."""
+
+    table: SlotTable
+    slots: tuple[SlotRows, ...]
+    objectives: tuple[ObjectivePass | None, ...]
+    padded: bool
+
+
+class Evaluation(NamedTuple):
+    """The tree of lanes of an evaluation."""
+
+    slots: tuple[SlotRows, ...]
+    envs: tuple[Tensor | None, ...]  # per block, int64 [L]; environment of each lane; None: the environments in order
+    rows: Tensor  # int64; the lane of each counterfactual
+
+
+def upload(tree: Tree, device: torch.device) -> Tree:
+    """Every array of a tree as a tensor on the device."""
+    return tree_map(lambda leaf: torch.as_tensor(leaf, device=device) if isinstance(leaf, np.ndarray) else leaf, tree)
+
+
+def make_plan(structure: Structure, table: SlotTable, device: torch.device, padded: bool = False) -> Plan:
+    """List the rows of a step.
+
+    Args:
+      structure: slots and blueprints.
+      table: of all environments.
+      device: where the lists go.
+      padded: whether shapes must suit compiled code.
+    """
+    sinks, envs = SINKS if padded else 0, np.arange(table.stage.shape[0])
+    active, own = table.within(ACTIVE), structure.config.isolation is Isolation.OBJECTIVE
+    slots = tuple(
+        list_slot(structure, table, slot, envs, active[:, slot], sinks) for slot in range(len(structure.slots))
+    )
+    objectives = [_objective(structure, table, slots, slot, sinks) if own else None for slot in range(len(slots))]
+    return Plan(table, upload(slots, device), upload(tuple(objectives), device), padded)
+
+
+def list_slot(
+    structure: Structure, table: SlotTable, slot: int, envs: IntArray, through: BoolArray, sinks: int
+) -> SlotRows:
+    """One slot's groups.
+
+    Args:
+      structure: which blueprints fit.
+      table: stages and blueprints.
+      slot: which.
+      envs: int [L]; environment of each lane.
+      through: bool [L]; lanes whose seed takes part.
+      sinks: rows more in every group, whose numbers are those of the row behind the last environment.
+    """
+    held, num_envs = table.blueprint[envs, slot], table.stage.shape[0]
+    kinds = structure.slots[slot].offers if sinks else tuple(map(int, np.unique(held[through])))
+    index, start, groups = np.zeros_like(envs), 0, list[Group]()
+    isolates = structure.config.isolation is not Isolation.NONE
+    for kind in kinds:
+        lanes = np.flatnonzero(through & (held == kind))
+        index[lanes] = start + np.arange(lanes.size)
+        start += lanes.size + sinks
+        rows = envs[lanes]
+        stage = _append(table.stage[rows, slot], int(Stage.FOSSILIZED), sinks)
+        groups.append(
+            Group(
+                blueprint=kind,
+                lanes=_append(lanes, 0, sinks),
+                rows=_append(rows, num_envs, sinks),
+                training=stage == int(Stage.TRAINING),
+                isolated=np.isin(stage, [int(s) for s in ISOLATED]) & isolates,
+                gated=_append(table.gated[rows, slot], False, sinks),
+            )
+        )
+    return SlotRows(tuple(groups), index, through)
+
+
+def _append(values: IntArray, value: int, count: int) -> IntArray:
+    return np.concatenate((values, np.full(count, value, dtype=values.dtype)))
+
+
+def _objective(
+    structure: Structure, table: SlotTable, trained: tuple[SlotRows, ...], slot: int, sinks: int
+) -> ObjectivePass | None:
+    """The objective pass of a slot; other seeds in TRAINING are absent from it."""
+    envs = np.flatnonzero(table.stage[:, slot] == int(Stage.TRAINING))
+    if not envs.size and not sinks:
+        return None
+    lanes = _append(envs, 0, sinks)
+    alive = _append(np.ones(envs.size, dtype=bool), False, sinks)
+    merged, slots = table.within(MERGED), list[SlotRows]()
+    for other in range(len(structure.slots)):
+        listed = list_slot(structure, table, other, lanes, merged[lanes, other] & alive, sinks)
+        slots.append(listed._replace(groups=tuple(_within(group, trained[other]) for group in listed.groups)))
+    gated = table.gated[lanes, slot]
+    return ObjectivePass(lanes, trained[slot].index[lanes], gated, alive, tuple(slots))
+
+
+def _within(group: Group, trained: SlotRows) -> Group:
+    """A group whose rows are those of the training's group of the same blueprint."""
+    owner = next(other for other in trained.groups if other.blueprint == group.blueprint)
+    place = np.full(int(owner.rows.max(initial=0)) + 1, 0)
+    place[owner.rows] = np.arange(owner.rows.size)
+    return group._replace(rows=place[group.rows])
+
+
+def plan_evaluation(
+    structure: Structure, table: SlotTable, wanted: Counterfactuals, device: torch.device, padded: bool = False
+) -> Evaluation:
+    """Build the tree of lanes.
+
+    Args:
+      structure: slots and the route.
+      table: of all environments.
+      wanted: networks to evaluate; the first are the environments as they are.
+      device: where the lists go.
+      padded: whether shapes must suit compiled code.
+    """
+    envs, lane, sinks = np.arange(table.stage.shape[0]), wanted.env, SINKS if padded else 0
+    active, part = table.within(ACTIVE), takes_part(table, wanted)
+    slots: dict[int, SlotRows] = {}
+    blocks, forked = list[IntArray | None](), False
+    for is_slot, number in structure.route:
+        if not is_slot:
+            blocks.append(envs if forked or padded else None)
+            continue
+        change = np.where(active[wanted.env, number], wanted.change[:, number], AS_IS)
+        found, first, inverse = np.unique(change * envs.size + lane, return_index=True, return_inverse=True)
+        forks = found.size > envs.size
+        parents, lane, forked = found % envs.size, inverse, forked or forks
+        envs = envs[parents]
+        listed = list_slot(structure, table, number, envs, part[first, number], sinks)
+        slots[number] = listed._replace(parents=parents if forks or padded else None)
+    ordered = tuple(slots[number] for number in range(len(structure.slots)))
+    return upload(Evaluation(ordered, tuple(blocks), lane), device)

@@ -1,0 +1,112 @@
+"""Inference of all lanes of an evaluation, and what samples say of them."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from esper.kasmina import arena
+from esper.kasmina.structure import Structure
+from esper.leyline.learners import Learners
+from esper.tezzeret.plan import Evaluation
+from esper.tezzeret.walk import Mode, Numbers, depart, plain, walk
+
+
+class Scores(NamedTuple):
+    """What samples say, one by one; of a sequence, the mean over its positions."""
+
+    losses: Tensor  # [E, V]
+    scores: Tensor  # [L, V]; of all networks that were asked for
+    class_hits: Tensor  # [E, C]; scores summed up by true class; 0 where targets are no classes
+
+
+def evaluation_numbers(
+    structure: Structure, alpha_target: Tensor, tree: Evaluation, learners: Learners, alphas: Tensor, padded: bool
+) -> Numbers:
+    """Collect the numbers of all lanes, once per evaluation.
+
+    Args:
+      structure: layouts.
+      alpha_target: [] or [E]; of seeds in TRAINING that are switched on.
+      tree: the lanes.
+      learners: [E].
+      alphas: [E, S].
+      padded: whether rows of number E are sinks.
+    """
+    blocks, buffers = (
+        arena.split_blocks(structure, learners.host.params),
+        arena.split_buffers(structure, learners.buffers),
+    )
+    seeds, held, weights = [], [], []
+    target = alpha_target.expand(alphas.shape[0])
+    tables = [learners.seeds.params, learners.seed_buffers, alphas, target]
+    if padded:
+        tables = [torch.cat((table, table.new_zeros((1, *table.shape[1:])))) for table in tables]
+    params, states, now, on = tables
+    for number, (slot, listed) in enumerate(zip(structure.slots, tree.slots, strict=True)):
+        parts, states_here, column = params, states[:, slot.buffer_columns], now[:, number]
+        seeds.append(tuple(arena.read_seed(slot, g.blueprint, parts.index_select(0, g.rows)) for g in listed.groups))
+        held.append(
+            tuple(
+                states_here.index_select(0, g.rows)[:, : slot.buffer_row(g.blueprint).size] for g in listed.groups
+            )
+        )
+        weights.append(
+            tuple(
+                torch.where(g.training, on.index_select(0, g.rows), column.index_select(0, g.rows))
+                for g in listed.groups
+            )
+        )
+
+    def lanes(table: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        pairs = zip(table, tree.envs, strict=True)
+        return tuple(rows if envs is None else rows.index_select(0, envs) for rows, envs in pairs)
+
+    return Numbers(lanes(blocks), lanes(buffers), tuple(seeds), tuple(held), tuple(weights))
+
+
+def infer(structure: Structure, tree: Evaluation, numbers: Numbers, inputs: Tensor) -> Tensor:
+    """Outputs [L, B, ..., C] of all lanes; inputs [E, B, *input_shape]."""
+    start = depart(structure, inputs)
+    flow, _ = walk(structure, tree.slots, numbers, start, range(len(structure.route)), Mode(False, plain))
+    return flow.h
+
+
+def score_samples(
+    structure: Structure,
+    outputs_of: Callable[[Tensor], Tensor],
+    samples: tuple[Tensor, Tensor],
+    num_envs: int,
+    rows: Tensor,
+) -> Scores:
+    """Scores from the outputs of all lanes.
+
+    Args:
+      structure: objective, and samples per forward pass.
+      outputs_of: inputs [E, B, ...] -> outputs [lanes, B, ..., C], the first E the environments as they are.
+      samples: inputs [V, *input_shape], targets [V, ...].
+      num_envs: E.
+      rows: int64 [L]; the lanes of the networks that were asked for.
+    """
+    objective, size = structure.objective, structure.config.eval_batch_size
+    losses, scores, hits = [], [], []
+    for inputs, targets in zip(samples[0].split(size), samples[1].split(size), strict=True):
+        outputs = outputs_of(inputs.expand(num_envs, *inputs.shape))
+        wide = targets.expand(outputs.shape[0], *targets.shape)
+        each = objective.score(outputs, wide)
+        losses.append(_per_sample(objective.loss(outputs[:num_envs], wide[:num_envs])))
+        scores.append(_per_sample(each))
+        hits.append(_by_class(structure.host.num_outputs, each[:num_envs], targets))
+    return Scores(torch.cat(losses, 1), torch.cat(scores, 1).index_select(0, rows), torch.stack(hits).sum(0))
+
+
+def _per_sample(values: Tensor) -> Tensor:
+    return values.flatten(2).mean(2) if values.dim() > 2 else values
+
+
+def _by_class(num_classes: int, scores: Tensor, targets: Tensor) -> Tensor:
+    zero = scores.new_zeros(scores.shape[0], num_classes)
+    if targets.is_floating_point():
+        return zero
+    return zero.index_add(1, targets.flatten(), scores.flatten(1))

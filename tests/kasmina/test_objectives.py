@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import grad, hessian, jvp, vmap
@@ -24,6 +24,7 @@ def draw(seed: int, shape: tuple[int, ...], classes: int = 4) -> tuple[Tensor, T
     return 3 * rng.normal(keys[0], (*shape, classes), F64), (classes * rng.uniform(keys[1], shape)).long()
 
 
+@settings(max_examples=40)
 @given(st.integers(0, 99), SHAPES, st.sampled_from([0.0, 0.1, 1.0]), WEIGHTS)
 def test_cross_entropy_is_torchs(seed: int, shape: tuple[int, ...], smoothing: float, weights: tuple | None) -> None:
     outputs, targets = draw(seed, shape)
@@ -59,6 +60,7 @@ def test_cross_entropy_of_large_logits(size: float) -> None:
     torch.testing.assert_close(slope, torch.tensor([[[1.0, 0.0, -1.0], [-1.0, 0.5, 0.5]]]))
 
 
+@settings(max_examples=40)
 @given(st.integers(0, 99), SHAPES)
 def test_squared_error_of_classes_is_torchs_of_one_hot(seed: int, shape: tuple[int, ...]) -> None:
     outputs, targets = draw(seed, shape)
@@ -68,6 +70,7 @@ def test_squared_error_of_classes_is_torchs_of_one_hot(seed: int, shape: tuple[i
     assert torch.equal(objective.score(outputs, targets), cross_entropy().score(outputs, targets))
 
 
+@settings(max_examples=40)
 @given(st.integers(0, 99), SHAPES, st.floats(0.5, 4.0))
 def test_squared_error_of_vectors_is_torchs(seed: int, shape: tuple[int, ...], scale: float) -> None:
     outputs, targets = draw(seed, shape)[0], draw(seed + 100, shape)[0]

@@ -75,7 +75,7 @@ def by_torch(name: str, params: Tensor, grads: Tensor, rates: Rates) -> Tensor:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(rates_of(3), st.integers(0, 99), st.sampled_from([1e-3, 1.0, 1e3]))
 def test_every_row_is_torchs_step_with_its_own_numbers(name: str, rates: Rates, seed: int, size: float) -> None:
     keys = rng.split(rng.key(seed))

@@ -1,0 +1,35 @@
+"""Elementary functions whose derivatives of every order are finite where the plain form's are 0 * inf = NaN.
+
+Where the plain form is smooth, value and derivatives are its own. The branch that is not taken is computed on a
+number that does no harm, so nothing infinite meets the zero that a selection sends to it.
+"""
+
+import torch
+from torch import Tensor
+
+
+def root(x: Tensor) -> Tensor:
+    """sqrt(x), with 0 for the derivatives at 0.
+
+    Args:
+      x: any shape; >= 0, else NaN.
+
+    Returns:
+      like x. Numbers below the smallest normal one count as 0: the derivatives there overflow. With x a square (a
+      norm, a second moment) this is the subgradient 0 of |.| at 0.
+    """
+    nought = x.abs() < torch.finfo(x.dtype).tiny
+    return torch.where(nought, 0.0, torch.sqrt(torch.where(nought, 1.0, x)))
+
+
+def share(part: Tensor, whole: Tensor) -> Tensor:
+    """min(1, part / whole), with 0 for the derivatives wherever it is 1, be ``part`` infinite or ``whole`` 0.
+
+    Args:
+      part, whole: shapes that broadcast; >= 0.
+
+    Returns:
+      the broadcast shape; NaN where either is NaN.
+    """
+    full = part >= whole
+    return torch.where(full, 1.0, torch.where(full, 1.0, part) / torch.where(full, 1.0, whole))

@@ -5,7 +5,6 @@ import math
 import torch
 from torch import Tensor
 
-from esper.leyline.hypers import HyperParams, over
 from esper.utils.numerics import root, share
 
 
@@ -25,22 +24,21 @@ def clip_rows(grad: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
     return grad * share(limit, norm + 1e-6), norm.squeeze(1)
 
 
-def schedule(hypers: HyperParams, epoch: Tensor, step: int, steps: int, horizon: int) -> Tensor:
+def schedule(warmup: Tensor, final: Tensor, begun: Tensor, span: float, horizon: float) -> Tensor:
     """``min(1, t / w) (f + (1 - f) (1 + cos(pi min(1, t' / T))) / 2)``, the factor on the learning rate.
 
-    Linear warm-up times cosine decay (Loshchilov & Hutter 2017), where t' = epoch + step / steps is the time when the
-    step begins and t = t' + 1 / steps when it ends; so the first step of a cosine without warm-up has the full rate.
+    Linear warm-up times cosine decay (Loshchilov & Hutter 2017), where t' is the time when the step begins and
+    t = t' + span when it ends; so the first step of a cosine without warm-up has the full rate.
 
     Args:
-      hypers: ``warmup_epochs`` w, 0 = none; ``final_lr_fraction`` f; [] or [E].
-      epoch: int64 [E], epochs done; or [E, ...], such as the ages [E, S] of seeds.
-      step, steps: minibatch within the epoch, and how many an epoch has.
+      warmup: w, in epochs; 0 = none.
+      final: f; 1 = no decay.
+      begun: t', in epochs: the age of what learns.
+      span: epochs that a step takes.
       horizon: T, epochs at which the decay ends.
 
     Returns:
-      like ``epoch``, in the precision of ``hypers``.
+      what the tensors broadcast to.
     """
-    warmup, final = (over(number, epoch.dim() - 1) for number in (hypers.warmup_epochs, hypers.final_lr_fraction))
-    begun = epoch.to(warmup.dtype) + step / steps
     cosine = 0.5 * (1 + torch.cos(math.pi * (begun / horizon).clamp(max=1)))
-    return share(begun + 1 / steps, warmup) * (final + (1 - final) * cosine)
+    return share(begun + span, warmup) * (final + (1 - final) * cosine)

@@ -13,21 +13,18 @@
 #include <cstring>
 #include <vector>
 
+#include "simd.h"
+
 namespace {
 
 using i64 = std::int64_t;
 
-#if defined(__AVX512F__)
-constexpr int WIDTH = 16, REGISTERS = 4;
-#elif defined(__AVX__)
-constexpr int WIDTH = 8, REGISTERS = 2;
-#else
-constexpr int WIDTH = 4, REGISTERS = 4;
-#endif
-constexpr int BLOCK = 4;            // output channels computed together
+constexpr int WIDTH = esper::LANES;
+constexpr int BLOCK = 4;                                    // output channels computed together
+constexpr int VECTORS = esper::fits(BLOCK * 4, 4) ? 4 : 2;  // of each
 constexpr i64 ROW = 2048;           // positions packed into one row, about: a few rows fit the first-level cache
 constexpr i64 MOST_TAPS = 11 * 11;  // the largest kernel
-constexpr i64 STEP = WIDTH * REGISTERS;
+constexpr i64 STEP = WIDTH * VECTORS;
 
 typedef float Vector __attribute__((vector_size(WIDTH * sizeof(float))));
 typedef float Loose __attribute__((vector_size(WIDTH * sizeof(float)), aligned(4)));
@@ -105,18 +102,18 @@ void correlate(const Shape& s, const float* rows, i64 in, const float* weight, f
     i64 shifts[MOST_TAPS];
     for (i64 tap = 0; tap < taps; ++tap) shifts[tap] = s.margin + s.shift(tap);
     for (i64 f = 0; f < length; f += STEP) {
-        Vector sum[C][REGISTERS] = {};
+        Vector sum[C][VECTORS] = {};
         const float* w = weight;
         for (i64 i = 0; i < in; ++i)
             for (i64 tap = 0; tap < taps; ++tap, w += C) {
                 const float* x = rows + i * stride + f + shifts[tap];
-                Vector value[REGISTERS];
-                for (int r = 0; r < REGISTERS; ++r) value[r] = load(x + r * WIDTH);
+                Vector value[VECTORS];
+                for (int r = 0; r < VECTORS; ++r) value[r] = load(x + r * WIDTH);
                 for (int c = 0; c < C; ++c)
-                    for (int r = 0; r < REGISTERS; ++r) sum[c][r] += w[c] * value[r];
+                    for (int r = 0; r < VECTORS; ++r) sum[c][r] += w[c] * value[r];
             }
         for (int c = 0; c < C; ++c)
-            for (int r = 0; r < REGISTERS; ++r) store(result + c * length + f + r * WIDTH, sum[c][r]);
+            for (int r = 0; r < VECTORS; ++r) store(result + c * length + f + r * WIDTH, sum[c][r]);
     }
 }
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from esper.kasmina.network import InferUnit, Network, SeedUnit, TrainUnit, Units
 from esper.kasmina.programs import can_run, with_programs
 from esper.kernels.convolution import prefers_networks_outermost
-from esper.kernels.native import COMPILERS, find_compiler
+from esper.kernels.native import COMPILERS, check_isa, find_compiler
 from esper.leyline.config import ConfigError, SampleOrder
 from esper.tolaria.data import Dataset
 
@@ -36,10 +36,15 @@ def resolve_compile(mode: CompileMode, device: torch.device) -> bool:
       device: where the network runs.
 
     Raises:
-      ConfigError: True, but there is no C++ compiler; or a value that is none of the three.
+      ConfigError: True, but there is no C++ compiler; a value that is none of the three; or ``ESPER_ISA`` names an
+        instruction set that this machine lacks.
     """
     if mode not in (True, False, "auto"):
         raise ConfigError(f"compile = {mode!r}: expected True, False or 'auto'")
+    try:
+        check_isa()
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     if mode is False:
         return False
     found = device.type != "cpu" or find_compiler() is not None

@@ -2,7 +2,7 @@
 // (pass.h), for many environments at once on a CPU.
 //
 // Training takes one environment's minibatch forward, through the loss, and backward, and gives gradients: features
-// stay in the cache from the first layer to the last and back. Inference takes sixteen samples of an environment
+// stay in the cache from the first layer to the last and back. Inference takes a pack of an environment's samples
 // through all its lanes. An environment's result depends neither on the others nor on the number of threads.
 
 #include "pass.h"
@@ -324,6 +324,9 @@ void infer(const Call& call, i64 network, i64 pack, Scratch& scratch) {
 }  // namespace esper
 
 extern "C" {
+
+// Samples that are computed side by side: as in the library that made the programs.
+esper::i64 esper_pack() { return esper::PACK; }
 
 void esper_train(const void* arguments) {
     const auto& call = *static_cast<const esper::Call*>(arguments);

@@ -1,4 +1,4 @@
-// A pack: sixteen samples side by side, one per lane of a vector. Every number of a feature map becomes one vector, so
+// A pack: samples side by side, one per lane of a vector register. Every number of a feature map becomes one vector, so
 // all arithmetic is vertical: no edges, no shuffles, full registers whatever the size of the maps.
 
 #pragma once
@@ -8,14 +8,18 @@
 #include <cstring>
 #include <memory>
 
+#include "simd.h"
+
 namespace esper {
 
 using i64 = std::int64_t;
 
-constexpr i64 PACK = 16;
+constexpr i64 PACK = LANES;
 
 typedef float Vec __attribute__((vector_size(PACK * sizeof(float))));
 typedef float Quad __attribute__((vector_size(16)));
+typedef float Octet __attribute__((vector_size(32)));
+typedef float Sixteen __attribute__((vector_size(64)));
 typedef float LooseQuad __attribute__((vector_size(16), aligned(4)));
 
 inline i64 packs_of(i64 batch) { return (batch + PACK - 1) / PACK; }
@@ -81,14 +85,19 @@ inline void store_pack(const Vec* pack, i64 sample, i64 count, i64 size, float* 
         for (i64 i = 0; i < size; ++i) to[lane * sample + i] = from[i * PACK + lane];
 }
 
+// A vector's halves added up, down to four lanes.
+inline Quad fold(const Quad& v) { return v; }
+inline Quad fold(const Octet& v) {
+    return __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
+}
+inline Quad fold(const Sixteen& v) {
+    const Octet half = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+                       __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+    return fold(half);
+}
+
 // The sums over the lanes of four vectors.
 inline Quad sum_lanes4(Vec a, Vec b, Vec c, Vec d) {
-    const auto fold = [](Vec v) {
-        typedef float Half __attribute__((vector_size(32)));
-        const Half half = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
-                          __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
-        return __builtin_shufflevector(half, half, 0, 1, 2, 3) + __builtin_shufflevector(half, half, 4, 5, 6, 7);
-    };
     Quad qa = fold(a), qb = fold(b), qc = fold(c), qd = fold(d);
     transpose4(qa, qb, qc, qd);
     return (qa + qb) + (qc + qd);
@@ -114,7 +123,8 @@ class Scratch {
   public:
     Vec* room(i64 vectors) {
         if (vectors > size) {
-            memory.reset(static_cast<float*>(std::aligned_alloc(64, vectors * sizeof(Vec))));
+            const i64 bytes = (vectors * sizeof(Vec) + 63) / 64 * 64;
+            memory.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
             size = vectors;
         }
         return reinterpret_cast<Vec*>(memory.get());

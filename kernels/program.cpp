@@ -159,11 +159,14 @@ void for_all_tasks(const Call& call, const Run& run) {
 
 extern "C" {
 
+// Samples that are computed side by side.
+esper::i64 esper_pack() { return esper::PACK; }
+
 // A program from its code; see esper/kernels/program.py. It lives until `esper_release`.
 void* esper_program(const esper::i64* code) { return new esper::Program(code); }
 void esper_release(void* program) { delete static_cast<esper::Program*>(program); }
 
-// Vectors of 16 numbers that a network keeps for backward, and numbers that it gives beside its output.
+// Vectors that a network keeps for backward, and numbers that it gives beside its output.
 esper::i64 esper_kept(const void* program, esper::i64 batch) {
     return static_cast<const esper::Program*>(program)->kept_by_network(esper::packs_of(batch));
 }

@@ -16,14 +16,21 @@ import torch
 from torch import Tensor
 
 from esper.kernels import native
-from esper.kernels.program import Program, address, inner
+from esper.kernels.program import Program, address, inner, pack
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The built kernel, or None where there is none."""
+    """The built kernel, or None where there is none.
+
+    Raises:
+      RuntimeError: it was built for another vector width than the programs.
+    """
     found = native.load("chain")
     if found is not None:
+        found.esper_pack.restype = ctypes.c_int64
+        if found.esper_pack() != pack():
+            raise RuntimeError(f"chain has packs of {found.esper_pack()}, programs of {pack()}: ESPER_ISA has changed")
         for run in (found.esper_train, found.esper_infer):
             run.argtypes, run.restype = [ctypes.c_void_p], None
     return found

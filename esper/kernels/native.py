@@ -1,10 +1,12 @@
 """Kernels in C++ for CPUs: built on first use by the compiler that Inductor needs too, kept for later processes.
 
 Nothing is compiled when Esper is installed. Without a compiler, or with ``ESPER_NATIVE=0`` in the environment, every
-operation takes its plain-torch form. The libraries know nothing of torch: they take addresses and sizes, so building
-one takes seconds, and a build serves every torch version.
+operation takes its plain-torch form. Libraries are built for the machine's own instruction set; ``ESPER_ISA`` in the
+environment names a lesser one, of those in ``ISAS``. They know nothing of torch: they take addresses and sizes, so
+building one takes seconds, and a build serves every torch version.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -15,17 +17,45 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import esper.kernels
 
 COMPILERS = ("c++", "g++", "clang++", "cl")
 """Programs one of which Inductor needs on a CPU; the environment variable CXX names another."""
 
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
+FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 """No flag that changes what arithmetic means: infinities and NaN stay what they are, sums keep their order."""
+
+NATIVE = "-march=native"
 
 LINKING = ("-shared", "-fPIC", "-fopenmp")
 """OpenMP's run-time library is found by its name: the one torch has loaded, so both share one set of threads."""
+
+
+class Isa(NamedTuple):
+    """An instruction set by name.
+
+    Attributes:
+      flags: for the compiler.
+      macros: what the compiler defines on machines that have it.
+    """
+
+    flags: tuple[str, ...]
+    macros: frozenset[str]
+
+
+def _level(number: int, *features: str) -> Isa:
+    return Isa((f"-march=x86-64-v{number}", "-mtune=native"), frozenset(f"__{feature}__" for feature in features))
+
+
+ISAS = {
+    "avx512": _level(4, "AVX512F", "AVX512BW", "AVX512CD", "AVX512DQ", "AVX512VL"),
+    "avx2": _level(3, "AVX2", "BMI", "BMI2", "F16C", "FMA", "LZCNT", "MOVBE"),
+    "sse": _level(2, "SSE4_2", "SSSE3", "POPCNT"),
+    "neon": Isa(("-march=armv8-a",), frozenset({"__aarch64__", "__ARM_NEON"})),
+}
+"""How wide vectors are by instruction set is in ``kernels/simd.h``."""
 
 logger = logging.getLogger("esper")
 
@@ -34,6 +64,18 @@ def find_compiler() -> str | None:
     """Path of a C++ compiler, or None."""
     names = (os.environ.get("CXX", ""), *COMPILERS)
     return next((path for name in names if name and (path := shutil.which(name))), None)
+
+
+def check_isa() -> None:
+    """Nothing, where libraries can be built as the environment asks.
+
+    Raises:
+      ValueError: ``ESPER_ISA`` is none of ``ISAS``, or one that this machine lacks.
+    """
+    compiler = _builder()
+    if compiler is not None:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):  # a compiler that fails costs a line in `load`
+            _target(compiler)
 
 
 def cache_folder() -> Path:
@@ -50,9 +92,12 @@ def load(name: str) -> ctypes.CDLL | None:
 
     Returns:
       the library; None where there is no compiler, the build fails (one log line) or ``ESPER_NATIVE`` is 0.
+
+    Raises:
+      ValueError: ``ESPER_ISA`` is none of ``ISAS``, or one that this machine lacks.
     """
-    compiler = find_compiler()
-    if os.environ.get("ESPER_NATIVE") == "0" or compiler is None or os.name != "posix":
+    compiler = _builder()
+    if compiler is None:
         return None
     source = next(path for folder in esper.kernels.__path__ if (path := Path(folder) / f"{name}.cpp").is_file())
     try:
@@ -63,20 +108,47 @@ def load(name: str) -> ctypes.CDLL | None:
         return None
 
 
+def _builder() -> str | None:
+    """The compiler that libraries are built by; None where none are."""
+    return find_compiler() if os.name == "posix" and os.environ.get("ESPER_NATIVE") != "0" else None
+
+
 def _built(source: Path, compiler: str) -> Path:
     """The library's file, named after everything that its code depends on."""
     text = b"".join(path.read_bytes() for path in (source, *sorted(source.parent.glob("*.h"))))
-    identity = "\n".join((compiler, _version(compiler), *FLAGS, *LINKING, _processor()))
+    flags = (*FLAGS, *_target(compiler), *LINKING)
+    identity = "\n".join((compiler, _version(compiler), *flags, _processor()))
     digest = hashlib.sha256(text + identity.encode()).hexdigest()[:16]
     target = cache_folder() / f"{source.stem}-{digest}.so"
     if not target.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             fresh = Path(folder) / target.name
-            command = [compiler, *FLAGS, *LINKING, "-o", str(fresh), str(source)]
+            command = [compiler, *flags, "-o", str(fresh), str(source)]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
             fresh.replace(target)
     return target
+
+
+def _target(compiler: str) -> tuple[str, ...]:
+    """Flags for the instruction set that ``ESPER_ISA`` names, else for the machine's own."""
+    name = os.environ.get("ESPER_ISA", "")
+    if not name:
+        return (NATIVE,)
+    macros = _macros(compiler)
+    allowed = [each for each, isa in ISAS.items() if isa.macros <= macros]
+    if name not in allowed:
+        lacks = " (this machine lacks it)" if name in ISAS else ""
+        raise ValueError(f"ESPER_ISA = {name!r}{lacks}: expected {' or '.join(allowed) or 'no value'} here")
+    return ISAS[name].flags
+
+
+@functools.cache
+def _macros(compiler: str) -> frozenset[str]:
+    """What a compiler defines for the machine's own instruction set."""
+    command = [compiler, NATIVE, "-dM", "-E", "-x", "c++", os.devnull]
+    text = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    return frozenset(line.split()[1] for line in text.splitlines() if line.startswith("#define"))
 
 
 def _version(compiler: str) -> str:
@@ -84,7 +156,7 @@ def _version(compiler: str) -> str:
 
 
 def _processor() -> str:
-    """What ``-march=native`` depends on; a cache folder may be shared by different machines."""
+    """What ``-march=native`` and ``-mtune=native`` depend on; a cache folder may be shared by different machines."""
     flags = Path("/proc/cpuinfo")
     lines = flags.read_text().splitlines() if flags.is_file() else []
     known = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})

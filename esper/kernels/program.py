@@ -1,7 +1,7 @@
 """Programs: a module's layers run for many networks in one call, in C++ for float32 on a CPU.
 
 A module is written as instructions between registers, each the feature map of one sample. The kernel takes a network
-and sixteen samples at a time through the whole program, forward or backward, while everything is in the cache: no
+and a pack of its samples at a time through the whole program, forward or backward, while everything is in the cache: no
 intermediate result is written to memory but what convolutions give, which backward needs. It starts without
 compiling anything, and takes any number of networks.
 
@@ -21,9 +21,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from esper.kernels import native
-
-PACK = 16
-"""Samples that are computed side by side."""
 
 
 class Op(IntEnum):
@@ -122,7 +119,7 @@ class Program:
         """Numbers that one network keeps for backward."""
         built = library()
         assert built is not None
-        return PACK * int(built.esper_kept(self.handle, batch))
+        return pack() * int(built.esper_kept(self.handle, batch))
 
 
 @functools.cache
@@ -130,6 +127,7 @@ def library() -> ctypes.CDLL | None:
     """The built kernel, or None where there is none."""
     found = native.load("program")
     if found is not None:
+        found.esper_pack.restype = ctypes.c_int64
         found.esper_program.argtypes = [ctypes.c_void_p]
         found.esper_program.restype = ctypes.c_void_p
         found.esper_release.argtypes = [ctypes.c_void_p]
@@ -141,6 +139,14 @@ def library() -> ctypes.CDLL | None:
         for run in (found.esper_forward, found.esper_backward):
             run.argtypes, run.restype = [ctypes.c_void_p], None
     return found
+
+
+@functools.cache
+def pack() -> int:
+    """Samples that are computed side by side: as many as a vector register holds where the library was built."""
+    built = library()
+    assert built is not None
+    return int(built.esper_pack())
 
 
 class _Call(ctypes.Structure):
@@ -282,7 +288,7 @@ class _Run(torch.autograd.Function):
         grad_x = _around(rows, grad, x.shape) if ctx.needs_input_grad[2] else None
         grad_params = torch.empty_like(params)
         grad_weight = torch.empty_like(weight) if weight is not None and ctx.needs_input_grad[5] else None
-        partial = params.new_empty(-(-x.shape[1] // PACK) * params.numel())
+        partial = params.new_empty(-(-x.shape[1] // pack()) * params.numel())
         call = _call(rows, operands._replace(params=params))
         call.params_network = params.shape[1]  # a single row's stride may be anything
         call.grad, call.grad_network, call.grad_sample = address(grad), grad.stride(0), grad.stride(1)

@@ -15,9 +15,8 @@ from torch import Tensor
 
 import esper
 from esper.engine import Engine
-from esper.kasmina import arena
 from esper.leyline.actions import BLENDS, NONE, Action, Blend, Op
-from esper.leyline.config import Optimizer, Precision, SampleOrder
+from esper.leyline.config import Precision, SampleOrder
 from esper.leyline.events import Transition
 from esper.leyline.stages import ACTIVE, Stage
 from esper.leyline.state import State
@@ -53,8 +52,8 @@ SMALL: dict[str, Any] = {
 is 0 (a bias that a softmax or a norm takes out again) would else be moved by the rounding of its gradient.
 """
 
-ADAM = {"host_optimizer": Optimizer.ADAM, "seed_optimizer": Optimizer.ADAM}
-SGD = {"host_optimizer": Optimizer.SGD, "seed_optimizer": Optimizer.SGD}
+ADAM = {"host_optimizer": "adam", "seed_optimizer": "adam"}
+SGD = {"host_optimizer": "sgd", "seed_optimizer": "sgd"}
 
 
 class Case(NamedTuple):
@@ -80,14 +79,14 @@ CASES = (
         6,
         ADAM
         | {"sample_order": SampleOrder.INDEPENDENT, "crop_padding": 1, "mirror": True, "auto_advance": False}
-        | {"host_lr": 0.005, "seed_lr": 0.003, "warmup_epochs": 2, "final_lr_fraction": 0.1},
+        | {"host_lr": 0.005, "seed_lr": 0.003},
         seed=2,
     ),
     Case(
         "digits_deep_mixed",
         "digits_deep",
         4,
-        {"slots": (0, 2, 4), "seed_optimizer": Optimizer.ADAM, "host_lr": 0.01, "seed_lr": 0.003, "shadowing_epochs": 0}
+        {"slots": (0, 2, 4), "seed_optimizer": "adam", "host_lr": 0.01, "seed_lr": 0.003, "shadowing_epochs": 0}
         | {"loss_limit": 0.0, "min_history": 3, "loss_sigmas": 0.0, "loss_multiple": 1.0, "spikes_in_a_row": 1},
         seed=3,
     ),
@@ -127,7 +126,7 @@ def build(case: Case, precision: Precision) -> Engine:
     return esper.make(
         task._replace(data=task.data._replace(**few)),
         case.num_envs,
-        compile=False,
+        backend="eager",
         **(SMALL | settings | {"precision": precision}),
     )
 
@@ -151,8 +150,9 @@ def seed_rows(engine: Engine, state: State, flat: Tensor) -> Iterator[tuple[int,
     for env, slot in np.ndindex(*state.slots.stage.shape):
         if int(state.slots.stage[env, slot]) in ACTIVE:
             kind, blend = int(state.slots.blueprint[env, slot]), Blend(int(state.slots.blend[env, slot]))
-            own = flat[env, arena.blueprint_columns(engine.network, slot, kind)]
-            gate = flat[env, arena.gate_columns(engine.network, slot)] if BLENDS[blend].gated else own[:0]
+            place = engine.structure.slots[slot]
+            own = flat[env, place.blueprint_columns(kind)]
+            gate = flat[env, place.gate_columns] if BLENDS[blend].gated else own[:0]
             yield env, slot, torch.cat((own, gate))
 
 

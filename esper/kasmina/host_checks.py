@@ -94,7 +94,11 @@ def _draw_rows(host: Host, count: int, samples: int, dtype: torch.dtype) -> _Row
 
 def _run_block(host: Host, rows: _Rows, index: int, train: bool, x: Tensor) -> tuple[Tensor, Params]:
     block, arguments = host.blocks[index], (rows.params[index], rows.buffers[index], x)
-    return block.train(*arguments, rows.keys if block.draws else None) if train else (block.infer(*arguments), rows.buffers[index])
+    return (
+        block.train(*arguments, rows.keys if block.draws else None)
+        if train
+        else (block.infer(*arguments), rows.buffers[index])
+    )
 
 
 def _run_host(host: Host, rows: _Rows, train: bool) -> list[Tensor]:

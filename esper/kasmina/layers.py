@@ -1,7 +1,7 @@
 """Layers of many networks at once: every tensor has the network dimension n first, weights included.
 
 They are plain functions of tensors. Anything written for one network works too, through ``torch.func.vmap``; these
-forms compile without specialising on n. Called with the stand-ins of ``esper.kasmina.tracing``, a layer is written
+forms compile without specialising on n. Called with the stand-ins of ``esper.tezzeret.native.capture``, a layer is written
 down instead.
 """
 
@@ -78,9 +78,7 @@ def conv2d(x: Tensor, weight: Tensor) -> Tensor:
         return _product(last, taps, kernel).permute(0, 1, 4, 2, 3)
     if per_group == 1 and outputs == groups:
         return _depthwise(last, weight).permute(0, 1, 4, 2, 3)
-    parts = [
-        conv2d(part, own) for part, own in zip(x.chunk(groups, 2), weight.chunk(groups, 1), strict=True)
-    ]
+    parts = [conv2d(part, own) for part, own in zip(x.chunk(groups, 2), weight.chunk(groups, 1), strict=True)]
     return torch.cat(parts, dim=2)
 
 

@@ -110,11 +110,11 @@ def _advance(hypers: HyperParams, slots: Slots, mask: Tensor, accuracy: Tensor) 
     return _enter(slots, probation, Stage.PROBATIONARY, accuracy)
 
 
-def refusals(network: Structure, hypers: HyperParams, slots: Slots) -> tuple[Tensor, Tensor]:
+def refusals(structure: Structure, hypers: HyperParams, slots: Slots) -> tuple[Tensor, Tensor]:
     """Why each action would be refused: the exact mask, and the reasons behind it.
 
     Args:
-      network: for the codec and the seeds' sizes.
+      structure: for the codec and the seeds' sizes.
       hypers: thresholds of the gates.
       slots: [E, S].
 
@@ -122,15 +122,15 @@ def refusals(network: Structure, hypers: HyperParams, slots: Slots) -> tuple[Ten
       refusal int64 [E, A] (``Refusal``; 0 = legal; WAIT is always 0) and failed int64 [E, A] (``Check`` bits, where
       the refusal is GATE_FAILED).
     """
-    codec = network.codec
+    codec = structure.codec
     at = codec.slot.clamp(min=0)
     op = codec.op.expand(slots.batch_size[0], -1)
-    if network.config.num_slots == 0:
+    if structure.config.num_slots == 0:
         return torch.zeros_like(op), torch.zeros_like(op)
-    stage, held = slots.stage[:, at], seed_sizes(network, slots)
+    stage, held = slots.stage[:, at], seed_sizes(structure, slots)
     places_seed = (op == int(Op.GERMINATE)) | (op == int(Op.CHANGE_BLUEPRINT))
     replaced = torch.where(op == int(Op.CHANGE_BLUEPRINT), held[:, at], 0)
-    budget = gates.germination_gate(hypers, held.sum(1, keepdim=True) - replaced, network.action_sizes)
+    budget = gates.germination_gate(hypers, held.sum(1, keepdim=True) - replaced, structure.action_sizes)
     failed = torch.where(places_seed, budget, 0)
     failed = torch.where(op == int(Op.ADVANCE), gates.advance_gate(hypers, slots)[:, at], failed)
     failed = torch.where(op == int(Op.FOSSILIZE), gates.fossilization_gate(hypers, slots)[:, at], failed)
@@ -155,12 +155,12 @@ def _stage_refusal(op: Op, stage: Tensor) -> Tensor:
 
 
 def apply_action(
-    network: Structure, hypers: HyperParams, slots: Slots, action: Tensor, accuracy: Tensor
+    structure: Structure, hypers: HyperParams, slots: Slots, action: Tensor, accuracy: Tensor
 ) -> tuple[Slots, Deed]:
     """Carry out one decision per environment.
 
     Args:
-      network: codec and sizes.
+      structure: codec and sizes.
       hypers: thresholds of the gates, alpha target.
       slots: [E, S].
       action: int64 [E]; indices into the codec.
@@ -169,14 +169,14 @@ def apply_action(
     Returns:
       slots, and what became of each decision. Law: an illegal action is the identity plus a code.
     """
-    codec = network.codec
+    codec = structure.codec
     inside = (action >= 0) & (action < codec.size)
     index = torch.where(inside, action, 0)
-    refusal, failed = (table.gather(1, index.unsqueeze(1)).squeeze(1) for table in refusals(network, hypers, slots))
+    refusal, failed = (table.gather(1, index.unsqueeze(1)).squeeze(1) for table in refusals(structure, hypers, slots))
     refusal = torch.where(inside, refusal, int(Refusal.OUT_OF_RANGE))
     op = torch.where(refusal == 0, codec.op[index], int(Op.WAIT))
     slot = torch.where(op == int(Op.WAIT), NONE, codec.slot[index])
-    here = torch.arange(network.config.num_slots, device=action.device) == slot.unsqueeze(1)
+    here = torch.arange(structure.config.num_slots, device=action.device) == slot.unsqueeze(1)
 
     def chosen(which: Op) -> Tensor:
         return here & (op == int(which)).unsqueeze(1)
@@ -189,7 +189,7 @@ def apply_action(
     return slots, Deed(action, op, slot, refusal, failed)
 
 
-def tick(network: Structure, hypers: HyperParams, slots: Slots, accuracy: Tensor) -> tuple[Slots, Life]:
+def tick(structure: Structure, hypers: HyperParams, slots: Slots, accuracy: Tensor) -> tuple[Slots, Life]:
     """Let one epoch pass in every slot.
 
     Ages grow, alpha takes one step of its ramp, and the transitions that need no decision happen: GERMINATED begins
@@ -197,7 +197,7 @@ def tick(network: Structure, hypers: HyperParams, slots: Slots, accuracy: Tensor
     passes through its embargo.
 
     Args:
-      network: for ``auto_advance`` and the horizon.
+      structure: for ``auto_advance`` and the horizon.
       hypers: lengths and thresholds.
       slots: [E, S].
       accuracy: [E], pp; validation accuracy of this epoch.
@@ -215,9 +215,9 @@ def tick(network: Structure, hypers: HyperParams, slots: Slots, accuracy: Tensor
 
     awake = gates.training_gate(slots) == 0
     ready = torch.zeros_like(alive)
-    if network.config.auto_advance:
+    if structure.config.auto_advance:
         ready = is_in(before, sources(Cause.ADVANCE)) & (gates.advance_gate(hypers, slots) == 0)
-    limit = torch.clamp(torch.floor(hypers.probation_fraction * network.config.horizon), min=0)
+    limit = torch.clamp(torch.floor(hypers.probation_fraction * structure.config.horizon), min=0)
     overdue = slots.stage_age >= over(torch.maximum(hypers.probation_epochs, limit), 1)
     useless = slots.measured & (slots.contribution <= 0)
     doomed = (before == int(Stage.PROBATIONARY)) & (useless | overdue)

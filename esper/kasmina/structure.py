@@ -217,13 +217,11 @@ def build_structure(
     )
 
 
-def _slots(
-    config: Config, host: Host, blueprints: tuple[Blueprint, ...], device: torch.device
-) -> tuple[Slot, ...]:
+def _slots(config: Config, host: Host, blueprints: tuple[Blueprint, ...], device: torch.device) -> tuple[Slot, ...]:
     gated, slots = any(BLENDS[blend].gated for blend in config.blends), list[Slot]()
     starts = [0, 0]
     for number, written in enumerate(config.slots):
-        source, target = _points(host, number, written)
+        source, target = find_points(host, number, written)
         sites = list(host.points.values())
         order = list(host.points)
         reads, acts = sites[order.index(source)], sites[order.index(target)]
@@ -258,8 +256,12 @@ def _number(host: Host, point: str) -> int:
     return fixed[point] if point in fixed else int(point.removeprefix("block")) + 1
 
 
-def _points(host: Host, number: int, written: int | str) -> tuple[str, str]:
-    """Source and target of a slot: a block's number, or two points such as ``input:logits``."""
+def find_points(host: Host, number: int, written: int | str) -> tuple[str, str]:
+    """Source and target of a slot: a block's number, or two points such as ``input:logits``.
+
+    Raises:
+      ConfigError: no such point, or a source behind its target.
+    """
     place = f"config.slots[{number}] = {written!r}"
     points = list(host.points)
     if isinstance(written, int):

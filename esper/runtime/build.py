@@ -47,7 +47,9 @@ def make(
     table = numbers()
     for name in settings:
         if name == "compile":
-            raise ConfigError(f"make({task.name!r}): unknown setting 'compile'; backend = 'eager' or 'inductor' is meant")
+            raise ConfigError(
+                f"make({task.name!r}): unknown setting 'compile'; backend = 'eager' or 'inductor' is meant"
+            )
         if name not in known and name not in table:
             near = get_close_matches(name, [*known, *table], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted(known | set(table)))}"

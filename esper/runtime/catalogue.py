@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+from esper.kasmina.structure import find_points
 from esper.runtime.tasks import SOURCES, TASKS, Task, named
 from esper.utils.settings import setting
 
@@ -36,14 +37,13 @@ def show_tasks(settings: TasksSettings, out: TextIO = sys.stdout) -> None:
 
 def describe(task: Task) -> dict[str, Any]:
     """A task's facts, JSON-able: host, data, and per slot its site and the blueprints that fit it with their sizes."""
-    sites = task.host.sites
     slots = []
-    for stage in task.settings.get("slots", ()):
-        site = sites[stage]
-        fitting = {
-            blueprint.name: blueprint.layout(site).size for blueprint in task.blueprints if site.kind in blueprint.kinds
-        }
-        slots.append({"after_stage": stage, "site": site.kind, "shape": list(site.shape), "blueprints": fitting})
+    for number, written in enumerate(task.settings.get("slots", ())):
+        source, target = find_points(task.host, number, written)
+        reads, acts = task.host.points[source], task.host.points[target]
+        fitting = {b.name: b.layout(reads, acts).size for b in task.blueprints if b.fits(reads, acts)}
+        points = {"source": source, "target": target}
+        slots.append({**points, "site": reads.kind, "shape": list(reads.shape), "blueprints": fitting})
     return {
         "name": task.name,
         "host": task.host.name,
@@ -69,5 +69,7 @@ def _text(fact: dict[str, Any]) -> str:
     for number, slot in enumerate(fact["slots"]):
         grown = ", ".join(f"{name} {size:,}" for name, size in slot["blueprints"].items())
         place = "x".join(map(str, slot["shape"]))
-        lines.append(f"  slot {number}  after stage {slot['after_stage']}, {slot['site']} {place}: {grown}")
+        bypass = "" if slot["source"] == slot["target"] else f" to {slot['target']}"
+        points = f"at {slot['source']}" if not bypass else f"from {slot['source']}{bypass}"
+        lines.append(f"  slot {number}  {points}, {slot['site']} {place}: {grown}")
     return "\n".join([*lines, "", ""])

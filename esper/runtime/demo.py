@@ -10,6 +10,7 @@ from esper.runtime.build import make
 from esper.runtime.play import Outcome, play
 from esper.tamiyo.players import from_mask
 from esper.tamiyo.scripted import grow, wait
+from esper.tezzeret.choose import CHOICES
 from esper.utils.settings import SettingsError, setting
 from esper.utils.stats import mean_interval
 
@@ -21,7 +22,7 @@ class DemoSettings:
     num_envs: int = setting(32, "environments, each a host with its own initial numbers", low=6, high=65536)
     seed: int = setting(0, "seed of the environments", low=0, high=2**40)
     blueprint: str = setting("bottleneck", "what the growing policy grows")
-    compile: bool = setting(True, "compile where a compiler is at hand")
+    backend: str = setting("auto", "how networks are run", choices=CHOICES)
 
 
 def _row(outcome: Outcome) -> str:
@@ -45,7 +46,7 @@ def demonstrate(settings: DemoSettings, out: TextIO = sys.stdout) -> tuple[Outco
     Raises:
       SettingsError: the blueprint is unknown.
     """
-    engine = make("digits", settings.num_envs, compile="auto" if settings.compile else False)
+    engine = make("digits", settings.num_envs, backend=settings.backend)
     host, config = engine.network.host, engine.config
     try:
         growing = grow(engine.codec, settings.blueprint)

@@ -11,6 +11,7 @@ from esper.runtime.scene import SceneSettings, build_scene, players_of
 from esper.runtime.table import table
 from esper.tamiyo import scripted
 from esper.tamiyo.players import from_mask
+from esper.tezzeret.choose import CHOICES
 from esper.utils.settings import SettingsError, setting
 
 
@@ -20,7 +21,7 @@ class EvaluateSettings(SceneSettings):
 
     num_envs: int = setting(128, "environments", low=6, high=65536)
     grow: str = setting("", "also evaluate growing this blueprint wherever there is room")
-    compile: bool = setting(True, "compile where a compiler is at hand")
+    backend: str = setting("auto", "how networks are run", choices=CHOICES)
     json: bool = setting(False, "print one JSON object instead of a table")
 
 
@@ -38,7 +39,7 @@ def evaluate(settings: EvaluateSettings, out: TextIO = sys.stdout) -> dict[str, 
       SettingsError, CheckpointError: the run cannot be read, or a name or number is not allowed.
     """
     loaded = settings.loaded()
-    scene = build_scene(settings.rules(loaded), settings.num_envs, settings.compile)
+    scene = build_scene(settings.rules(loaded), settings.num_envs, settings.backend)
     players = players_of(scene, loaded, settings.greedy)
     if settings.grow:
         try:

@@ -12,6 +12,7 @@ from esper.leyline.stages import Stage
 from esper.nissa.trace import Trace
 from esper.runtime.play import play
 from esper.runtime.scene import Scene, SceneSettings, build_scene, players_of
+from esper.tezzeret.choose import CHOICES
 from esper.urza.checkpoint import Checkpoint
 from esper.utils.settings import SettingsError, setting
 
@@ -30,7 +31,7 @@ class InspectSettings(SceneSettings):
 
     env: int = setting(0, "which environment; those before it are played along", low=0, high=65535)
     policy: str = setting("auto", "who decides; auto = learned with a run, heuristic without", choices=POLICIES)
-    compile: bool = setting(False, "compile where a compiler is at hand; results agree to rounding")
+    backend: str = setting("auto", "how networks are run", choices=CHOICES)
     json: bool = setting(False, "print one JSON object instead of text")
 
 
@@ -51,7 +52,7 @@ def inspect(settings: InspectSettings, out: TextIO = sys.stdout) -> dict[str, An
     name = settings.policy if settings.policy != "auto" else "heuristic" if loaded is None else "learned"
     if name == "learned" and loaded is None:
         raise SettingsError("--policy learned: needs a run; expected --run DIRECTORY")
-    scene = build_scene(settings.rules(loaded), settings.env + 1, settings.compile)
+    scene = build_scene(settings.rules(loaded), settings.env + 1, settings.backend)
     player = next(player for player in players_of(scene, loaded, settings.greedy) if player.name == name)
     trace = play(scene.engine, player, settings.seed, scene.mode, scene.params)[1].trace
     story = _heading(settings, scene, loaded, name) | {

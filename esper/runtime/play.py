@@ -71,7 +71,7 @@ def play(
         memory, choice = player.act(memory, _sight(engine, state, rng.fold_in(keys, decision)))
         before = state
         state, event = engine.step(state, choice.action)
-        earned = reward(mode, numbers, engine.network, before, state, event)
+        earned = reward(mode, numbers, engine.structure, before, state, event)
         frames.append(record(engine.codec, state, event, earned.terms, earned.total))
         names = tuple(earned.terms)
         if choice.thought is not None:
@@ -102,7 +102,7 @@ def _outcome(engine: Engine, name: str, state: State, trace: Trace, seconds: flo
         bits=bits(state.signals.val_loss).cpu(),
         perplexity=perplexity(state.signals.val_loss).cpu(),
         total_reward=trace.reward.double().sum(0),
-        added=seed_sizes(engine.network, state.slots).sum(1).cpu(),
+        added=seed_sizes(engine.structure, state.slots).sum(1).cpu(),
         germinated=per_env(seeds.born >= 0),
         fossilized=per_env(seeds.fate == int(Fate.FOSSILIZED)),
         culled=per_env(torch.isin(seeds.fate, torch.tensor(list(map(int, REMOVED))))),

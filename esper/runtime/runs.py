@@ -150,15 +150,16 @@ def identity_of(settings: TrainSettings) -> dict[str, Any]:
 
 def resolved(scene: Scene) -> dict[str, Any]:
     """Every number in force: structure, hyperparameters, rewards, and the names of host and blueprints."""
-    network = scene.engine.network
+    structure = scene.engine.structure
 
     def leaves(table: TensorDictBase) -> dict[str, Any]:
         return {str(name): value.tolist() for name, value in sorted(table.items())}
 
-    config = {entry.name: getattr(network.config, entry.name) for entry in fields(network.config)}
+    config = {entry.name: getattr(structure.config, entry.name) for entry in fields(structure.config)}
     return {
-        "host": {"name": network.host.name, "parameters": network.host.num_params},
-        "blueprints": [blueprint.name for blueprint in network.blueprints],
+        "host": {"name": structure.host.name, "parameters": structure.host.num_params},
+        "blueprints": [blueprint.name for blueprint in structure.blueprints],
+        "backend": list(scene.engine.describe()),
         "config": json.loads(json.dumps(config, default=lambda member: member.value)),
         "hypers": leaves(scene.engine.hypers),
         "rewards": leaves(scene.params),

@@ -20,7 +20,7 @@ from esper.tamiyo.players import Player, from_mask, heuristic_player, random_pla
 from esper.urza.checkpoint import Checkpoint
 from esper.utils.settings import SettingsError, Value, setting
 
-OWN_FLAGS = {"task": "--task", "num_envs": "--num-envs", "horizon": "--horizon", "compile": "--compile"}
+OWN_FLAGS = {"task": "--task", "num_envs": "--num-envs", "horizon": "--horizon", "backend": "--backend"}
 """Arguments of ``make`` that are settings of their own."""
 
 RUNS = "auto"
@@ -76,13 +76,13 @@ def tasks_of(names: str) -> list[str]:
     return tasks
 
 
-def build_scene(rules: Rules, num_envs: int, compile: bool) -> Scene:
+def build_scene(rules: Rules, num_envs: int, backend: str) -> Scene:
     """Build the engine and the reward's numbers.
 
     Args:
       rules: what is played.
       num_envs: environments E.
-      compile: compile where a compiler is at hand.
+      backend: how networks are run.
 
     Raises:
       SettingsError: a name or a value of ``--engine`` or ``--rewards`` is not allowed.
@@ -94,7 +94,7 @@ def build_scene(rules: Rules, num_envs: int, compile: bool) -> Scene:
     overrides = _enumerations(engine_numbers) | ({"horizon": rules.horizon} if rules.horizon else {})
     try:
         task = named(rules.task)
-        engine = make(task, num_envs, compile="auto" if compile else False, **overrides)
+        engine = make(task, num_envs, backend=backend, **overrides)
     except ConfigError as error:
         raise SettingsError(f"--engine: {error}") from None if engine_numbers else error
     try:

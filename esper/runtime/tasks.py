@@ -12,9 +12,9 @@ from esper.kasmina.blueprint import Blueprint
 from esper.kasmina.cnn import cnn_host
 from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
 from esper.kasmina.host import Host
+from esper.kasmina.objectives import Objective, cross_entropy
 from esper.kasmina.token_blueprints import TOKEN_BLUEPRINTS
 from esper.kasmina.transformer import transformer_host
-from esper.kasmina.objectives import Objective, cross_entropy
 from esper.leyline.config import ConfigError
 from esper.tolaria import data
 from esper.tolaria.characters import characters, python_topics

@@ -53,7 +53,7 @@ def train(settings: TrainSettings, out: TextIO = sys.stdout) -> Learner:
     """
     _check(settings)
     folder, source = places(settings)
-    scenes = [build_scene(rules, settings.num_envs, settings.compile) for rules in settings.rules()]
+    scenes = [build_scene(rules, settings.num_envs, settings.backend) for rules in settings.rules()]
     interface = _interface(settings, scenes)
     sizes = PolicyConfig(settings.features, settings.lstm, value_scale=settings.value_scale)
     policy = build_policy(sizes, interface.codec, len(interface.columns), settings.seed)
@@ -102,7 +102,7 @@ class Track(NamedTuple):
 def _interface(settings: TrainSettings, scenes: Sequence[Scene]) -> Interface:
     """What the policy sees and says: everything of the tasks it trains on, and of those it shall be able to play."""
     further = tasks_of(settings.room_for) if settings.room_for else []
-    rooms = [build_scene(Rules(task=task), 1, compile=False) for task in further]
+    rooms = [build_scene(Rules(task=task), 1, "eager") for task in further]
     return common([scene.engine.interface for scene in (*scenes, *rooms)])
 
 
@@ -199,7 +199,7 @@ def _evaluate(settings: TrainSettings, run: Run, progress: Progress, out: TextIO
     """
     found = []
     for place, rules in enumerate(settings.rules(), start=1):
-        scene = build_scene(rules, settings.eval_envs, settings.compile)
+        scene = build_scene(rules, settings.eval_envs, settings.backend)
         players = players_of(scene, load_run(run.folder / LATEST), greedy=False)
         report, outcomes = compare(scene, players, HELD_OUT, progress.note)
         progress.close()

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from esper.nissa.progress import KINDS
 from esper.runtime.scene import MODES, Rules, rules_of, tasks_of
 from esper.simic.ppo import PPOConfig
+from esper.tezzeret.choose import CHOICES
 from esper.utils.settings import Value, setting
 
 
@@ -35,7 +36,7 @@ class TrainSettings:
     value_scale: float = setting(20.0, "unit of the critic: of the order of an episode's return", low=1e-6, high=1e9)
     features: int = setting(64, "width of the feature layer", low=1)
     lstm: int = setting(64, "width of the memory", low=1)
-    compile: bool = setting(True, "compile where a compiler is at hand")
+    backend: str = setting("auto", "how networks are run", choices=CHOICES)
     out: str = setting("", "run directory; empty = runs/<task>, or the one that --resume names")
     resume: str = setting("", "go on: auto = from --out if it holds a run; or a run directory or checkpoint file")
     eval_envs: int = setting(128, "held-out environments of the evaluation at the end; 0 = none, else >= 6", low=0)

@@ -78,7 +78,7 @@ class EsperEnv(EnvBase):
 
     def _describe(self, refused: Tensor, rolled_back: Tensor) -> dict[str, Tensor]:
         state, engine = self.state, self.engine
-        sizes = seed_sizes(engine.network, state.slots).sum(1)
+        sizes = seed_sizes(engine.structure, state.slots).sum(1)
         metrics = (state.signals.val_accuracy, state.signals.val_loss, sizes, refused, rolled_back)
         columns = {name: value.float().unsqueeze(1) for name, value in zip(METRICS, metrics, strict=True)}
         seen = self.translation.observation(engine.observe(state))
@@ -101,7 +101,7 @@ class EsperEnv(EnvBase):
         before, start = self.state, time.perf_counter()
         self.state, event = self.engine.step(before, self.translation.action(tensordict["action"]))
         self.engine_seconds += time.perf_counter() - start
-        earned = reward(self.mode, self.params, self.engine.network, before, self.state, event)
+        earned = reward(self.mode, self.params, self.engine.structure, before, self.state, event)
         refused = event.deed.refusal != int(Refusal.NONE)
         out = self._describe(refused, event.judgement.rolled_back)
         over = (self.state.epoch >= self.engine.config.horizon).unsqueeze(1)

@@ -71,7 +71,7 @@ class Step(NamedTuple):
     """One environment step as a reward sees it: the state before the decision, and after the epoch."""
 
     params: RewardParams
-    network: Network
+    structure: Structure
     before: State
     after: State
     event: Transition
@@ -79,7 +79,7 @@ class Step(NamedTuple):
     @property
     def ends(self) -> Tensor:
         """Bool [E]: the horizon is reached."""
-        return self.after.epoch >= self.network.config.horizon
+        return self.after.epoch >= self.structure.config.horizon
 
     @property
     def sane(self) -> Tensor:
@@ -89,7 +89,7 @@ class Step(NamedTuple):
     def done_to(self, *ops: Op) -> Tensor:
         """Bool [E, S]: the slot that one of these operations was carried out on."""
         deed = self.event.deed
-        slots = torch.arange(self.network.config.num_slots, device=deed.slot.device)
+        slots = torch.arange(self.structure.config.num_slots, device=deed.slot.device)
         chosen = torch.zeros_like(deed.op, dtype=torch.bool)
         for op in ops:
             chosen = chosen | (deed.op == int(op))
@@ -125,11 +125,11 @@ def potential(slots: Slots) -> Tensor:
     return value
 
 
-def growth(params: RewardParams, network: Network, slots: Slots, counted: Tensor | None = None) -> Tensor:
+def growth(params: RewardParams, structure: Structure, slots: Slots, counted: Tensor | None = None) -> Tensor:
     """ln(1 + seed parameters / host parameters), [E]; ``counted`` bool [E, S] leaves seeds out."""
-    sizes = seed_sizes(network, slots)
+    sizes = seed_sizes(structure, slots)
     sizes = sizes if counted is None else torch.where(counted, sizes, 0)
-    return torch.log1p(sizes.sum(1).to(slots.alpha.dtype) / params.rent_floor.clamp(min=network.host.num_params))
+    return torch.log1p(sizes.sum(1).to(slots.alpha.dtype) / params.rent_floor.clamp(min=structure.host.num_params))
 
 
 def gains(state: State) -> Tensor:
@@ -207,7 +207,7 @@ def shaping(step: Step) -> Tensor:
 def rent(step: Step) -> Tensor:
     """Parameters of all seeds, logarithmically, up to a cap."""
     params = step.params
-    return -torch.minimum(params.rent_weight * growth(params, step.network, step.after.slots), params.rent_cap)
+    return -torch.minimum(params.rent_weight * growth(params, step.structure, step.after.slots), params.rent_cap)
 
 
 def intervention(step: Step) -> Tensor:

@@ -99,7 +99,7 @@ class Term(NamedTuple):
 def sparse(step: Step) -> Tensor:
     """At the horizon: best accuracy of the episode less the parameters, in [-1, 1]."""
     params, after = step.params, step.after
-    worth = after.signals.best_accuracy / 100 - params.sparse_rent * growth(params, step.network, after.slots)
+    worth = after.signals.best_accuracy / 100 - params.sparse_rent * growth(params, step.structure, after.slots)
     return torch.where(step.ends, (params.sparse_scale * worth).clamp(-1.0, 1.0), 0.0)
 
 
@@ -120,13 +120,13 @@ def loss_rent(step: Step) -> Tensor:
     """Parameters of the seeds past their grace, logarithmically, up to the cap."""
     params, slots = step.params, step.after.slots
     counted = (slots.age >= over(params.loss_grace, 1)) | (slots.stage == int(Stage.FOSSILIZED))
-    return -torch.minimum(params.loss_rent * growth(params, step.network, slots, counted), params.rent_cap)
+    return -torch.minimum(params.loss_rent * growth(params, step.structure, slots, counted), params.rent_cap)
 
 
 def loss_terminal(step: Step) -> Tensor:
     """At the horizon: how far the loss came from random guessing to the target, in [0, 1]."""
     signals, target = step.after.signals, step.params.loss_target
-    guess = torch.full_like(signals.val_loss, step.network.host.num_outputs).log()
+    guess = torch.full_like(signals.val_loss, step.structure.host.num_outputs).log()
     way = ((guess - signals.val_loss) / (guess - target).clamp(min=1e-6)).clamp(0.0, 1.0)
     return torch.where(step.ends & (signals.epochs_seen > 0), step.params.loss_terminal * way, 0.0)
 
@@ -199,14 +199,14 @@ def build_reward_params(
 
 
 def reward(
-    mode: RewardMode, params: RewardParams, network: Network, before: State, after: State, event: Transition
+    mode: RewardMode, params: RewardParams, structure: Structure, before: State, after: State, event: Transition
 ) -> Reward:
     """Reward of one environment step.
 
     Args:
       mode: which terms count.
       params: numbers.
-      network: horizon, sizes of host and seeds.
+      structure: horizon, sizes of host and seeds.
       before: state before the decision.
       after: state after the step.
       event: what the step reported.
@@ -215,12 +215,12 @@ def reward(
       the mode's terms and their sum, [E]. Laws: finite; within ``bound``; the sum of gamma^t shaping_t over an
       episode is shaping_weight (gamma^T Phi_T - Phi_0). The horizon is a truncation: shaping is paid there as anywhere.
     """
-    step = Step(params, network, before, after, event)
+    step = Step(params, structure, before, after, event)
     values = {name: term.value(step) for name, term in TERMS.items() if mode in term.modes}
     return Reward(values, torch.stack(list(values.values())).sum(0))
 
 
-def bound(mode: RewardMode, params: RewardParams, network: Network) -> tuple[Tensor, Tensor]:
+def bound(mode: RewardMode, params: RewardParams, structure: Structure) -> tuple[Tensor, Tensor]:
     """Least and greatest reward of any step, [] or [E]: the sums of the terms' bounds (accuracies in [0, 100]).
 
     With the defaults and S slots: SHAPED [-8.445 - 5.4 S, 23 + 7.291 S], SIMPLIFIED [-2.045 - 1.8 S, 20 + 4.791 S],
@@ -229,6 +229,6 @@ def bound(mode: RewardMode, params: RewardParams, network: Network) -> tuple[Ten
     low = high = torch.zeros_like(params.gamma)
     for term in TERMS.values():
         if mode in term.modes:
-            least, most = term.bounds(params, network.config.num_slots)
+            least, most = term.bounds(params, structure.config.num_slots)
             low, high = low + least, high + most
     return low, high

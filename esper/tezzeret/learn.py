@@ -88,7 +88,9 @@ def _put(listed: SlotRows, table: Tensor, parts: list[Tensor]) -> Tensor:
     return torch.where(listed.present.reshape(-1, *(1,) * (table.dim() - 1)), values, table)
 
 
-def numbers_of(structure: Structure, blocks: tuple[Tensor, ...], rows: Rows, alphas: Sequence[Sequence[Tensor]]) -> Numbers:
+def numbers_of(
+    structure: Structure, blocks: tuple[Tensor, ...], rows: Rows, alphas: Sequence[Sequence[Tensor]]
+) -> Numbers:
     """The numbers of a training pass; ``blocks`` is ``split_blocks`` of the host's parameters."""
     seeds = tuple(tuple(weights.params for weights in slot) for slot in rows.seeds)
     buffers = arena.split_buffers(structure, rows.buffers)

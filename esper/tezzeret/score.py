@@ -48,9 +48,7 @@ def evaluation_numbers(
         parts, states_here, column = params, states[:, slot.buffer_columns], now[:, number]
         seeds.append(tuple(arena.read_seed(slot, g.blueprint, parts.index_select(0, g.rows)) for g in listed.groups))
         held.append(
-            tuple(
-                states_here.index_select(0, g.rows)[:, : slot.buffer_row(g.blueprint).size] for g in listed.groups
-            )
+            tuple(states_here.index_select(0, g.rows)[:, : slot.buffer_row(g.blueprint).size] for g in listed.groups)
         )
         weights.append(
             tuple(

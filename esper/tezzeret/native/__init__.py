@@ -8,7 +8,8 @@ from torch import Tensor
 from esper.kasmina.objectives import cross_entropy
 from esper.kasmina.structure import Structure
 from esper.kernels import chain, optimizer, program
-from esper.leyline.config import Isolation, Precision
+from esper.kernels.native import check_isa
+from esper.leyline.config import ConfigError, Isolation, Precision
 from esper.leyline.learners import Learners
 from esper.tezzeret import eager
 from esper.tezzeret.backend import Backend, BackendError
@@ -23,6 +24,7 @@ def build(structure: Structure, device: torch.device) -> Backend:
     """The native backend of a structure.
 
     Raises:
+      ConfigError: ``ESPER_ISA`` names an instruction set that this machine lacks.
       BackendError: another device or dtype, no library, a setting it does not know, or a module it cannot capture.
     """
     _check(structure, device)
@@ -44,6 +46,10 @@ def build(structure: Structure, device: torch.device) -> Backend:
 
 def _check(structure: Structure, device: torch.device) -> None:
     config = structure.config
+    try:
+        check_isa()
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
     def require(holds: bool, found: str, expected: str) -> None:
         if not holds:

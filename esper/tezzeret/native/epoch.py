@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from esper.kasmina.layers import RUNNING_MOMENTUM
-from esper.kasmina.optimizers import Optimizer, Rates, clip_rows, schedule
+from esper.kasmina.optimizers import Optimizer, Rates, schedule
 from esper.kasmina.structure import Slot, Structure
 from esper.kernels import chain, optimizer
 from esper.kernels.chain import Picked, Seeds
-from esper.leyline.events import Epoch, Health
+from esper.leyline.events import Epoch
 from esper.leyline.hypers import HyperParams
 from esper.leyline.learners import Learners, Weights
 from esper.tezzeret.batches import Batch, Batches, batch_at

@@ -1,7 +1,5 @@
 """Inference of the native network: all lanes of every environment in one call."""
 
-from functools import partial
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,9 +11,9 @@ from esper.kernels import chain
 from esper.kernels.chain import Lanes, Places, Seeds
 from esper.leyline.hypers import HyperParams
 from esper.leyline.learners import Learners
-from esper.leyline.stages import ACTIVE, Stage
+from esper.leyline.stages import ACTIVE
 from esper.tezzeret.native.network import Network
-from esper.tezzeret.native.plan import Plan, SlotRows, list_rows
+from esper.tezzeret.native.plan import Plan, list_rows
 from esper.tezzeret.score import Scores, score_samples
 
 
@@ -33,13 +31,19 @@ class Tree:
         codes = wanted.env * base[-1] + change @ base[:-1]
         known = _with_parents(np.unique(np.append(np.arange(num_envs) * base[-1], codes)), base)
         digits = known[:, None] // base[:-1] % 3
-        last = np.where(digits.any(1), len(order) - 1 - (digits[:, ::-1] != 0).argmax(1), -1) if order else known * 0 - 1
+        last = (
+            np.where(digits.any(1), len(order) - 1 - (digits[:, ::-1] != 0).argmax(1), -1) if order else known * 0 - 1
+        )
         known, digits, last = (rows[np.lexsort((known, last))] for rows in (known, digits, last))
         self.env = known // base[-1]
         self.change = np.empty_like(digits)
         self.change[:, order] = digits
         self.position, self.slot = last, np.append(order, -1)[last].astype(np.int64)
-        step = np.where(last >= 0, np.take_along_axis(digits, last[:, None].clip(0), 1)[:, 0] * base[last], 0) if order else last * 0
+        step = (
+            np.where(last >= 0, np.take_along_axis(digits, last[:, None].clip(0), 1)[:, 0] * base[last], 0)
+            if order
+            else last * 0
+        )
         sorter = np.argsort(known)
         self.parents = sorter[np.searchsorted(known[sorter], known - step)]
         self.lane = sorter[np.searchsorted(known[sorter], codes)]
@@ -56,7 +60,9 @@ def _with_parents(codes: IntArray, base: IntArray) -> IntArray:
     """The codes and those of all parents; a code's digits are a network's changes, in the order of the route."""
     for position in reversed(range(base.size - 1)):
         above = codes % base[-1] // base[position]
-        parents = codes[(above > 0) & (above < 3)] // base[-1] * base[-1] + codes[(above > 0) & (above < 3)] % base[position]
+        parents = (
+            codes[(above > 0) & (above < 3)] // base[-1] * base[-1] + codes[(above > 0) & (above < 3)] % base[position]
+        )
         codes = np.unique(np.append(codes, parents))
     return codes
 

@@ -1,13 +1,12 @@
 """From a structure to its native network: every module captured, or the reason why one cannot be."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 from esper.kasmina import gate
 from esper.kasmina.host import HostBlock
 from esper.kasmina.layout import Layout
-from esper.kasmina.structure import Slot, Structure
+from esper.kasmina.structure import Structure
 from esper.kernels.chain import Chain, Link, SlotPrograms
 from esper.kernels.program import Program
 from esper.tezzeret.backend import BackendError
@@ -22,7 +21,9 @@ class Lowered(NamedTuple):
     captured: Captured
 
 
-def lower(place: str, function: Callable[..., Any], shape: Shape, layout: Layout, buffers: Layout | None = None) -> Lowered:
+def lower(
+    place: str, function: Callable[..., Any], shape: Shape, layout: Layout, buffers: Layout | None = None
+) -> Lowered:
     """The program of a module; arguments as ``capture``, and what messages call it.
 
     Raises:
@@ -71,7 +72,9 @@ def lower_slot(structure: Structure, number: int) -> SlotPrograms:
     kinds = tuple(
         _lower_seed(structure, number, kind).program if layout else None for kind, layout in enumerate(slot.layouts)
     )
-    opening = lower(f"slot {number}, gate", gate.opening(slot.reads), slot.reads.shape, slot.gate) if slot.gate.size else None
+    opening = (
+        lower(f"slot {number}, gate", gate.opening(slot.reads), slot.reads.shape, slot.gate) if slot.gate.size else None
+    )
     return SlotPrograms(kinds, opening.program if opening else None)
 
 

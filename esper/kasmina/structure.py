@@ -4,8 +4,7 @@ Everything a shape or an offset can be derived from is here; what evolves is ``S
 ``Backend``.
 """
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -116,7 +115,11 @@ class Structure:
       action_sizes: int64 [A]; parameters of the seed that each action places, 0 where it places none.
       host_decays: bool [P]; which numbers of a host a decoupled decay shrinks.
       slot_of_column: int64 [Q]; the slot each column of the seed arena belongs to.
-      slot_of_buffer: int64; the same of the seeds' buffers.
+      slot_of_buffer: int64 [R]; the same of the seeds' buffers.
+      num_seed_params, num_seed_buffers: lengths Q and R of the seeds' arenas.
+      draws: whether any module draws random numbers while it trains.
+      route: the features' way: slots at the input, then block by block, each with the slots that act behind it.
+      sources: points that a bypass reads.
     """
 
     config: Config
@@ -134,34 +137,23 @@ class Structure:
     slot_of_column: Tensor
     slot_of_buffer: Tensor
 
-    @cached_property
-    def num_seed_params(self) -> int:
-        """Length Q of the seed arena."""
-        return sum(slot.width for slot in self.slots)
+    num_seed_params: int = field(init=False)
+    num_seed_buffers: int = field(init=False)
+    draws: bool = field(init=False)
+    route: tuple[Place, ...] = field(init=False)
+    sources: frozenset[int] = field(init=False)
 
-    @cached_property
-    def num_seed_buffers(self) -> int:
-        """Length of a row of seeds' buffers."""
-        return sum(slot.buffer_width for slot in self.slots)
-
-    @cached_property
-    def route(self) -> tuple[Place, ...]:
-        """The features' way: slots at the input, then block by block, each with the slots that act behind it."""
-        at: dict[int, list[Place]] = {point: [] for point in range(len(self.host.blocks) + 1)}
-        for number, slot in enumerate(self.slots):
-            at[slot.target].append(Place(True, number))
-        blocks = [place for i in range(len(self.host.blocks)) for place in (Place(False, i), *at[i + 1])]
-        return (*at[0], *blocks)
-
-    @cached_property
-    def sources(self) -> frozenset[int]:
-        """Points that a bypass reads."""
-        return frozenset(slot.source for slot in self.slots if slot.is_bypass)
-
-    @cached_property
-    def draws(self) -> bool:
-        """Whether any module draws random numbers while it trains."""
-        return any(module.draws for module in (*self.host.blocks, *self.blueprints))
+    def __post_init__(self) -> None:
+        """Fill in what follows from the rest."""
+        derived = {
+            "num_seed_params": sum(slot.width for slot in self.slots),
+            "num_seed_buffers": sum(slot.buffer_width for slot in self.slots),
+            "draws": any(module.draws for module in (*self.host.blocks, *self.blueprints)),
+            "route": _route(self.host, self.slots),
+            "sources": frozenset(slot.source for slot in self.slots if slot.is_bypass),
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
 
     def learns_before(self, point: int) -> bool:
         """Whether anything that learns reaches the features at a point; block i reads point i."""
@@ -176,6 +168,14 @@ class Structure:
     def slots_after(self, block: int) -> tuple[int, ...]:
         """Slots that act behind a block, in order."""
         return tuple(number for number, slot in enumerate(self.slots) if slot.target == block + 1)
+
+
+def _route(host: Host, slots: tuple[Slot, ...]) -> tuple[Place, ...]:
+    at: dict[int, list[Place]] = {point: [] for point in range(len(host.blocks) + 1)}
+    for number, slot in enumerate(slots):
+        at[slot.target].append(Place(True, number))
+    blocks = [place for i in range(len(host.blocks)) for place in (Place(False, i), *at[i + 1])]
+    return (*at[0], *blocks)
 
 
 def build_structure(

@@ -7,13 +7,14 @@ import torch
 
 from esper.kasmina.structure import Structure
 from esper.leyline.config import ConfigError
-from esper.tezzeret import eager, native
+from esper.tezzeret import eager, inductor, native
 from esper.tezzeret.backend import Backend, BackendError
 
 logger = logging.getLogger("esper")
 
 BUILDERS: dict[str, Callable[[Structure, torch.device], Backend]] = {
     "eager": eager.build,
+    "inductor": inductor.build,
     "native": native.build,
 }
 """Builders by name; they raise ``BackendError`` where they cannot run a structure."""
@@ -22,10 +23,10 @@ CHOICES = ("auto", "eager", "inductor", "native")
 """What users can ask for; the oracle is for tests."""
 
 AUTO: dict[tuple[str, torch.dtype], tuple[str, ...]] = {
-    ("cpu", torch.float32): ("native", "eager"),
-    ("cpu", torch.float64): ("eager",),
-    ("cuda", torch.float32): ("eager",),
-    ("cuda", torch.float64): ("eager",),
+    ("cpu", torch.float32): ("native", "inductor", "eager"),
+    ("cpu", torch.float64): ("inductor", "eager"),
+    ("cuda", torch.float32): ("inductor", "eager"),
+    ("cuda", torch.float64): ("inductor", "eager"),
 }
 """By device and dtype, the backends that ``auto`` tries, in order; on other devices it is eager."""
 

@@ -55,7 +55,9 @@ def compute_gradients(
     numbers = numbers_of(structure, blocks, rows, alphas)
     flow, tape = walk_all(structure, plan, numbers, batch, Mode(True, pulled, batch.key))
     at_outputs, seen = grad(partial(_total, structure, batch.targets), has_aux=True)(flow.h)
-    of_blocks, of_seeds, of_points = dict[int, Tensor](), dict[int, tuple[Tensor, ...]](), dict[int, Tensor]()
+    of_blocks: dict[int, Tensor] = {}
+    of_seeds: dict[int, tuple[Tensor, ...]] = {}
+    of_points: dict[int, Tensor] = {}
     backward: Tensor | None = at_outputs
     for number in reversed(range(len(structure.route))):
         place, record, point = structure.route[number], tape[number], structure.point_after(number)

@@ -111,7 +111,7 @@ def walk(
     Returns:
       the features behind the last place, and per place what it left on the tape.
     """
-    tape = list[BlockRecord | SlotRecord]()
+    tape: list[BlockRecord | SlotRecord] = []
     record: BlockRecord | SlotRecord
     for number in places:
         place = structure.route[number]
@@ -210,7 +210,7 @@ def _seed(
     if blueprint.draws and mode.key is not None:
         key = fold(mode.key.index_select(0, group.lanes), Stream.SEED, slot)
 
-    def run(row: Tensor, x: Tensor) -> tuple[Grown, Tensor]:
+    def run(row: Tensor, x: Tensor) -> "tuple[Grown, Tensor]":
         named, buffers = layout.views(row[:, : layout.size]), buffer_layout.views(held)
         if mode.train:
             s, new = blueprint.train(named, buffers, x, key)

@@ -100,7 +100,8 @@ def _germinate(slots: Slots, mask: Tensor, blueprint: Tensor, blend: Tensor, acc
 
 def _step_ramp(hypers: HyperParams, slots: Slots, mask: Tensor) -> Slots:
     done = slots.ramp + 1
-    alpha = ramp(slots.blend, done, over(hypers.blend_epochs, 1), over(hypers.alpha_target, 1))
+    total, target = over(hypers.blend_epochs, 1), over(hypers.alpha_target, 1)
+    alpha = ramp(slots.blend, done, total, target, over(hypers.sigmoid_steepness, 1))
     return _where(mask, slots, ramp=done, alpha=torch.maximum(alpha, slots.alpha))
 
 

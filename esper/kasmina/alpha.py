@@ -5,30 +5,29 @@ from torch import Tensor
 
 from esper.leyline.actions import BLENDS, Curve
 
-STEEPNESS = 12.0
-"""Steepness of the sigmoid curve; the December 2025 system's default."""
 
-
-def curve_progress(curve: Curve, time: Tensor) -> Tensor:
+def curve_progress(curve: Curve, time: Tensor, steepness: Tensor) -> Tensor:
     """How far a ramp has come.
 
     Args:
       curve: its shape.
       time: fraction of its steps done, [0, 1].
+      steepness: of the sigmoid, > 0; broadcasts to ``time``.
 
     Returns:
       [0, 1], monotone in time; the ends are exact in ``ramp``. Linear: t. Cosine: (1 - cos(pi t)) / 2. Sigmoid,
-      normalised to end at 0 and 1: (s(k(t - 1/2)) - s(-k/2)) / (s(k/2) - s(-k/2)), k = STEEPNESS.
+      normalised to end at 0 and 1: (s(k(t - 1/2)) - s(-k/2)) / (s(k/2) - s(-k/2)), k the steepness; it nears the
+      line for small k and a step for large.
     """
     if curve is Curve.LINEAR:
         return time
     if curve is Curve.COSINE:
         return 0.5 * (1 - torch.cos(torch.pi * time))
-    half = torch.sigmoid(torch.tensor(STEEPNESS / 2, dtype=time.dtype, device=time.device))
-    return (torch.sigmoid(STEEPNESS * (time - 0.5)) - (1 - half)) / (2 * half - 1)
+    half = torch.sigmoid(steepness / 2)
+    return (torch.sigmoid(steepness * (time - 0.5)) - (1 - half)) / (2 * half - 1)
 
 
-def ramp(blend: Tensor, done: Tensor, total: Tensor, target: Tensor) -> Tensor:
+def ramp(blend: Tensor, done: Tensor, total: Tensor, target: Tensor, steepness: Tensor) -> Tensor:
     """Alpha after ``done`` of ``total`` steps.
 
     Args:
@@ -36,6 +35,7 @@ def ramp(blend: Tensor, done: Tensor, total: Tensor, target: Tensor) -> Tensor:
       done: int64 [E, S]; steps done.
       total: broadcasts to [E, S]; steps of the ramp, >= 1.
       target: broadcasts to [E, S]; where the ramp ends, [0, 1].
+      steepness: broadcasts to [E, S]; of the sigmoid curve, > 0.
 
     Returns:
       [E, S] in [0, target], monotone in ``done``, exactly 0 at 0 and exactly ``target`` from ``total`` on.
@@ -43,6 +43,6 @@ def ramp(blend: Tensor, done: Tensor, total: Tensor, target: Tensor) -> Tensor:
     time = (done / total).clamp(0, 1).to(target.dtype)
     alpha = torch.zeros_like(time)
     for rule_blend, rule in BLENDS.items():
-        alpha = torch.where(blend == int(rule_blend), curve_progress(rule.curve, time).clamp(0, 1), alpha)
+        alpha = torch.where(blend == int(rule_blend), curve_progress(rule.curve, time, steepness).clamp(0, 1), alpha)
     alpha = torch.where(done <= 0, 0.0, torch.where(done >= total, 1.0, alpha))
     return alpha * target

@@ -33,19 +33,6 @@ def split_buffers(structure: Structure, flat: Tensor) -> tuple[Tensor, ...]:
     return flat.split([block.buffer_layout.size for block in structure.host.blocks], dim=-1)
 
 
-def read_seed(slot: Slot, blueprint: int, arena: Tensor) -> Tensor:
-    """A seed's own numbers, then its gate's, without the zeros between: [..., Q] -> [..., P_k + G]."""
-    parts = (slot.blueprint_columns(blueprint), slot.gate_columns)
-    return torch.cat([arena[..., columns] for columns in parts], dim=-1)
-
-
-def pad_seed(slot: Slot, blueprint: int, rows: Tensor) -> Tensor:
-    """The inverse, as all columns of the slot: [..., P_k + G] -> [..., W]."""
-    size = slot.row(blueprint).size
-    zeros = rows.new_zeros((*rows.shape[:-1], slot.width - rows.shape[-1]))
-    return torch.cat((rows[..., :size], zeros, rows[..., size:]), dim=-1)
-
-
 def init_host(structure: Structure, key: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Fresh hosts.
 
@@ -106,8 +93,9 @@ def _write(table: Tensor, rows: Tensor, columns: slice, values: Tensor) -> Tenso
 
 
 def _fresh_row(slot: Slot, blueprint: int, key: Tensor, dtype: torch.dtype) -> Tensor:
-    gate = slot.gate.init(rng.fold_in(key, int(Stream.GATE)), dtype)
-    return pad_seed(slot, blueprint, torch.cat((slot.row(blueprint).init(key, dtype), gate), dim=1))
+    own, opening = slot.row(blueprint).init(key, dtype), slot.gate.init(rng.fold_in(key, int(Stream.GATE)), dtype)
+    zeros = own.new_zeros((own.shape[0], slot.width - own.shape[1] - opening.shape[1]))
+    return torch.cat((own, zeros, opening), dim=1)
 
 
 def tensor_norms(layout: Layout, flat: Tensor) -> Tensor:

@@ -1,33 +1,47 @@
 """The life cycle, element by element on [E, S]: decisions, the clock, and removal by the governor.
 
-Only lifecycle fields change here; parameters follow in ``slots.sow``. Every edge taken is one of
-``leyline.stages.TRANSITIONS``.
+Only lifecycle fields change here; parameters follow in ``arena.sow``. What happens is read from the tables of
+``leyline.stages``: code loops over edges and asks stages for their traits; it names none.
 """
 
 import torch
 from torch import Tensor
 
-from esper.kasmina import gates
 from esper.kasmina.alpha import ramp
 from esper.kasmina.structure import Structure, seed_sizes
+from esper.kasmina.quality_gates import CANDIDATE_GATES, GATES, failed_gate, is_due, is_open
 from esper.leyline.actions import NONE, Op
 from esper.leyline.codes import Refusal
 from esper.leyline.events import Deed, Life
 from esper.leyline.hypers import HyperParams, over
-from esper.leyline.stages import FAILURE, LIVE, Cause, Stage, is_in, sources
+from esper.leyline.stages import (
+    CLIMBING,
+    FAILURE,
+    HELD,
+    LIVE,
+    STAGES,
+    TERMINAL,
+    TRANSITIONS,
+    Alpha,
+    Cause,
+    Stage,
+    edges,
+    is_in,
+    routes,
+    sources,
+)
 from esper.leyline.state import Slots
 
-OP_CAUSE = {
-    Op.GERMINATE: Cause.GERMINATE,
-    Op.ADVANCE: Cause.ADVANCE,
-    Op.CULL: Cause.CULL,
-    Op.FOSSILIZE: Cause.FOSSILIZE,
-    Op.CHANGE_BLUEPRINT: Cause.CHANGE_BLUEPRINT,
-}
+OP_CAUSE = {op: Cause[op.name] for op in Op if op is not Op.WAIT}
 
+PLACING = tuple(op for op, cause in OP_CAUSE.items() if any(edge.gate in CANDIDATE_GATES for edge in edges(cause)))
+"""Operations that place a fresh seed."""
+
+(EMPTY,) = routes(Cause.INIT)
+"""The stage in which slots begin."""
 
 BLANK: dict[str, float | int | bool] = {
-    "stage": int(Stage.DORMANT),
+    "stage": int(EMPTY),
     "blueprint": NONE,
     "blend": NONE,
     **dict.fromkeys(("ramp", "age", "stage_age", "evaluations"), 0),
@@ -41,7 +55,7 @@ BLANK: dict[str, float | int | bool] = {
 
 
 def empty_slots(num_envs: int, num_slots: int, dtype: torch.dtype, device: torch.device) -> Slots:
-    """Slots in DORMANT, all numbers 0, batch [E, S]."""
+    """Slots without a seed, all numbers 0, batch [E, S]."""
     kinds = {float: dtype, int: torch.int64, bool: torch.bool}
     shape = (num_envs, num_slots)
     fields = {name: torch.full(shape, v, dtype=kinds[type(v)], device=device) for name, v in BLANK.items()}
@@ -66,14 +80,15 @@ def _enter(slots: Slots, mask: Tensor, stage: Stage, accuracy: Tensor) -> Slots:
     )
 
 
-def _clear(slots: Slots, mask: Tensor, stage: Stage) -> Slots:
+def _clear(slots: Slots, mask: Tensor, stage: Tensor | int) -> Slots:
     """Empty the slots in ``mask`` and put them into ``stage``."""
-    return _where(mask, slots, **(BLANK | {"stage": int(stage)}))
+    return _where(mask, slots, **(BLANK | {"stage": stage}))
 
 
 def _germinate(slots: Slots, mask: Tensor, blueprint: Tensor, blend: Tensor, accuracy: Tensor) -> Slots:
     """Put a fresh seed into the slots in ``mask``; blueprint and blend are [E]."""
-    slots = _enter(_clear(slots, mask, Stage.GERMINATED), mask, Stage.GERMINATED, accuracy)
+    (stage,) = routes(Cause.GERMINATE)
+    slots = _enter(_clear(slots, mask, int(stage)), mask, stage, accuracy)
     return _where(
         mask,
         slots,
@@ -83,31 +98,38 @@ def _germinate(slots: Slots, mask: Tensor, blueprint: Tensor, blend: Tensor, acc
     )
 
 
-def _start_ramp(hypers: HyperParams, slots: Slots, mask: Tensor) -> Slots:
-    """Take the first step of the alpha ramp, so that no epoch is spent in BLENDING at alpha 0."""
-    return _step_ramp(hypers, _where(mask, slots, ramp=0), mask)
-
-
 def _step_ramp(hypers: HyperParams, slots: Slots, mask: Tensor) -> Slots:
     done = slots.ramp + 1
-    alpha = ramp(slots.blend, done, over(hypers.blend_epochs, 1), over(hypers.alpha_target, 1))
+    total, target = over(hypers.blend_epochs, 1), over(hypers.alpha_target, 1)
+    alpha = ramp(slots.blend, done, total, target, over(hypers.sigmoid_steepness, 1))
     return _where(mask, slots, ramp=done, alpha=torch.maximum(alpha, slots.alpha))
 
 
-def _advance(hypers: HyperParams, slots: Slots, mask: Tensor, accuracy: Tensor) -> Slots:
-    """Take the slots in ``mask`` one stage further; their gates are open.
+def _arrive(hypers: HyperParams, slots: Slots, mask: Tensor, stage: Stage, accuracy: Tensor) -> Slots:
+    """Move the slots in ``mask`` into ``stage``, and do what its row asks for.
 
-    SHADOWING is passed straight through where no evaluation is asked of it.
+    Where a ramp begins, alpha takes its first step at once, so that no epoch is spent at alpha 0. A straight edge out
+    of the stage is followed where its gate is open.
     """
-    stage = slots.stage
-    blending = mask & (stage == int(Stage.TRAINING))
-    shadowing = mask & (stage == int(Stage.BLENDING))
-    through = shadowing & (over(hypers.shadowing_epochs, 1) <= 0)
-    probation = (mask & (stage == int(Stage.SHADOWING))) | through
-    slots = _start_ramp(hypers, _enter(slots, blending, Stage.BLENDING, accuracy), blending)
-    slots = _enter(slots, shadowing, Stage.SHADOWING, accuracy)
-    slots = _where(shadowing, slots, alpha=over(hypers.alpha_target, 1))
-    return _enter(slots, probation, Stage.PROBATIONARY, accuracy)
+    if stage not in HELD:
+        return _clear(slots, mask, int(stage))
+    slots = _enter(slots, mask, stage, accuracy)
+    if STAGES[stage].alpha is Alpha.RAMP:
+        slots = _step_ramp(hypers, _where(mask, slots, ramp=0), mask)
+    elif STAGES[stage].alpha is Alpha.FULL:
+        slots = _where(mask, slots, alpha=over(hypers.alpha_target, 1))
+    for edge in TRANSITIONS:
+        if edge.source is stage and edge.straight:
+            slots = _arrive(hypers, slots, mask & is_open(hypers, slots, edge), edge.target, accuracy)
+    return slots
+
+
+def _follow(hypers: HyperParams, slots: Slots, mask: Tensor, cause: Cause, accuracy: Tensor) -> Slots:
+    """Move the slots in ``mask`` where ``cause`` leads from their stages; their gates are open."""
+    before = slots.stage
+    for target, stages in routes(cause).items():
+        slots = _arrive(hypers, slots, mask & is_in(before, stages), target, accuracy)
+    return slots
 
 
 def refusals(structure: Structure, hypers: HyperParams, slots: Slots) -> tuple[Tensor, Tensor]:
@@ -128,12 +150,16 @@ def refusals(structure: Structure, hypers: HyperParams, slots: Slots) -> tuple[T
     if structure.config.num_slots == 0:
         return torch.zeros_like(op), torch.zeros_like(op)
     stage, held = slots.stage[:, at], seed_sizes(structure, slots)
-    places_seed = (op == int(Op.GERMINATE)) | (op == int(Op.CHANGE_BLUEPRINT))
     replaced = torch.where(op == int(Op.CHANGE_BLUEPRINT), held[:, at], 0)
-    budget = gates.germination_gate(hypers, held.sum(1, keepdim=True) - replaced, structure.action_sizes)
-    failed = torch.where(places_seed, budget, 0)
-    failed = torch.where(op == int(Op.ADVANCE), gates.advance_gate(hypers, slots)[:, at], failed)
-    failed = torch.where(op == int(Op.FOSSILIZE), gates.fossilization_gate(hypers, slots)[:, at], failed)
+    others = held.sum(1, keepdim=True) - replaced
+    bids = {gate: asks(hypers, others, structure.action_sizes) for gate, asks in CANDIDATE_GATES.items()}
+    failed = torch.zeros_like(op)
+    for each, cause in OP_CAUSE.items():
+        gates = {edge.gate for edge in edges(cause)}
+        for gate, bits in bids.items():
+            failed = torch.where(op == int(each), failed | bits, failed) if gate in gates else failed
+        if gates & GATES.keys():
+            failed = torch.where(op == int(each), failed_gate(hypers, slots, cause)[:, at], failed)
 
     refusal = torch.where(failed != 0, int(Refusal.GATE_FAILED), 0)
     same = (op == int(Op.CHANGE_BLUEPRINT)) & (slots.blueprint[:, at] == codec.blueprint)
@@ -147,11 +173,11 @@ def refusals(structure: Structure, hypers: HyperParams, slots: Slots) -> tuple[T
 
 def _stage_refusal(op: Op, stage: Tensor) -> Tensor:
     """What to say of an operation in a stage from which it may take no transition."""
-    live = Refusal.OCCUPIED if op is Op.GERMINATE else Refusal.WRONG_STAGE
-    reason = torch.full_like(stage, int(live))
-    reason = torch.where(stage == int(Stage.DORMANT), int(Refusal.EMPTY), reason)
-    reason = torch.where(is_in(stage, FAILURE), int(Refusal.BLOCKED), reason)
-    return torch.where(stage == int(Stage.FOSSILIZED), int(Refusal.PERMANENT), reason)
+    other = Refusal.OCCUPIED if op is Op.GERMINATE else Refusal.WRONG_STAGE
+    reason = torch.full_like(stage, int(other))
+    for stages, told in ((EMPTY,), Refusal.EMPTY), (FAILURE, Refusal.BLOCKED), (TERMINAL, Refusal.PERMANENT):
+        reason = torch.where(is_in(stage, stages), int(told), reason)
+    return reason
 
 
 def apply_action(
@@ -181,20 +207,21 @@ def apply_action(
     def chosen(which: Op) -> Tensor:
         return here & (op == int(which)).unsqueeze(1)
 
-    sown = chosen(Op.GERMINATE) | chosen(Op.CHANGE_BLUEPRINT)
+    sown = torch.zeros_like(here)
+    for each in PLACING:
+        sown = sown | chosen(each)
     slots = _germinate(slots, sown, codec.blueprint[index], codec.blend[index], accuracy)
-    slots = _advance(hypers, slots, chosen(Op.ADVANCE), accuracy)
-    slots = _clear(slots, chosen(Op.CULL), Stage.CULLED)
-    slots = _enter(slots, chosen(Op.FOSSILIZE), Stage.FOSSILIZED, accuracy)
+    for each, cause in OP_CAUSE.items():
+        if each not in PLACING:
+            slots = _follow(hypers, slots, chosen(each), cause, accuracy)
     return slots, Deed(action, op, slot, refusal, failed)
 
 
 def tick(structure: Structure, hypers: HyperParams, slots: Slots, accuracy: Tensor) -> tuple[Slots, Life]:
     """Let one epoch pass in every slot.
 
-    Ages grow, alpha takes one step of its ramp, and the transitions that need no decision happen: GERMINATED begins
-    to train, gates open if ``auto_advance``, a useless or overdue seed in PROBATIONARY is culled, and a culled slot
-    passes through its embargo.
+    Ages grow, alpha takes one step of its ramp, and the clock's edges are taken where their gates are open and their
+    timers have run out; those that a decision may take too, only under ``auto_advance``.
 
     Args:
       structure: for ``auto_advance`` and the horizon.
@@ -211,32 +238,22 @@ def tick(structure: Structure, hypers: HyperParams, slots: Slots, accuracy: Tens
     alive, blocked = is_in(before, LIVE), is_in(before, FAILURE)
     slots = _where(alive, slots, age=slots.age + 1)
     slots = _where(alive | blocked, slots, stage_age=slots.stage_age + 1)
-    slots = _step_ramp(hypers, slots, before == int(Stage.BLENDING))
-
-    awake = gates.training_gate(slots) == 0
-    ready = torch.zeros_like(alive)
-    if structure.config.auto_advance:
-        ready = is_in(before, sources(Cause.ADVANCE)) & (gates.advance_gate(hypers, slots) == 0)
-    limit = torch.clamp(torch.floor(hypers.probation_fraction * structure.config.horizon), min=0)
-    overdue = slots.stage_age >= over(torch.maximum(hypers.probation_epochs, limit), 1)
-    useless = slots.measured & (slots.contribution <= 0)
-    doomed = (before == int(Stage.PROBATIONARY)) & (useless | overdue)
-    served = (before == int(Stage.EMBARGOED)) & (slots.stage_age >= over(hypers.embargo_epochs, 1))
-
-    slots = _enter(slots, awake, Stage.TRAINING, accuracy)
-    slots = _advance(hypers, slots, ready, accuracy)
-    slots = _clear(slots, doomed, Stage.CULLED)
-    for moving, stage in (
-        (before == int(Stage.CULLED), Stage.EMBARGOED),
-        (served, Stage.RESETTING),
-        (before == int(Stage.RESETTING), Stage.DORMANT),
-    ):
-        slots = _where(moving, slots, stage=int(stage), stage_age=0)
+    slots = aged = _step_ramp(hypers, slots, is_in(before, CLIMBING))
+    emptied = before
+    for edge in edges(Cause.CLOCK):
+        if Cause.ADVANCE in edge.causes and not structure.config.auto_advance:
+            continue
+        due = is_due(structure.config.horizon, hypers, aged, edge)
+        if edge.target in HELD:
+            slots = _arrive(hypers, slots, due, edge.target, accuracy)
+        else:
+            emptied = torch.where(due, int(edge.target), emptied)
+    slots = _clear(slots, emptied != before, emptied)
     return slots, Life(before, slots.stage)
 
 
 def cull_live(slots: Slots, mask: Tensor) -> tuple[Slots, Tensor]:
-    """Remove every live seed of the environments in ``mask`` (the governor's edge).
+    """Remove every live seed of the environments in ``mask`` (the governor's edges).
 
     Args:
       slots: [E, S].
@@ -245,5 +262,6 @@ def cull_live(slots: Slots, mask: Tensor) -> tuple[Slots, Tensor]:
     Returns:
       slots, and which seeds were removed, bool [E, S].
     """
-    removed = is_in(slots.stage, LIVE) & mask.unsqueeze(1)
-    return _clear(slots, removed, Stage.CULLED), removed
+    ((target, stages),) = routes(Cause.GOVERNOR).items()
+    removed = is_in(slots.stage, stages) & mask.unsqueeze(1)
+    return _clear(slots, removed, int(target)), removed

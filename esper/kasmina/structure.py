@@ -31,7 +31,7 @@ class Slot(NamedTuple):
       layouts: per blueprint, its row (None where it does not fit).
       buffers: per blueprint, the row of its buffers (None where it does not fit).
       gate: the row of the learned gate (empty if no gated blend is on offer).
-      decays: per blueprint, bool [P_k + G]; which numbers of its row a decoupled decay shrinks.
+      decays: per blueprint, bool [W]; which numbers of its row a decoupled decay shrinks.
       start, width: columns of the seed arena: the widest blueprint, then the gate.
       buffer_start, buffer_width: columns of the seeds' buffers.
     """
@@ -43,7 +43,7 @@ class Slot(NamedTuple):
     layouts: tuple[Layout | None, ...]
     buffers: tuple[Layout | None, ...]
     gate: Layout
-    decays: tuple[Tensor | None, ...]
+    decays: tuple[Tensor, ...]
     start: int
     width: int
     buffer_start: int
@@ -238,13 +238,16 @@ def _slots(config: Config, host: Host, blueprints: tuple[Blueprint, ...], device
         opening = gate.layout(reads) if gated else Layout(())
         width = max(layout.size for layout in layouts if layout) + opening.size
         buffer_width = max(layout.size for layout in buffers if layout is not None)
-        shrinks = tuple(
-            decays(Layout((*layout.params, *opening.params))).to(device) if layout else None for layout in layouts
-        )
+        shrinks = tuple(_decays(layout, opening, width).to(device) for layout in layouts)
         where = (_number(host, source), _number(host, target), reads, acts)
         slots.append(Slot(*where, layouts, buffers, opening, shrinks, starts[0], width, starts[1], buffer_width))
         starts = [starts[0] + width, starts[1] + buffer_width]
     return tuple(slots)
+
+
+def _decays(layout: Layout | None, opening: Layout, width: int) -> Tensor:
+    own = decays(layout or Layout(()))
+    return torch.cat((own, own.new_zeros(width - own.shape[0] - opening.size), decays(opening)))
 
 
 def _names(blueprints: tuple[Blueprint, ...]) -> tuple[str, ...]:

@@ -44,6 +44,7 @@ class HyperParams(TypedTensorDict):
     min_improvement: Annotated[Tensor, Number(0.5, "pp", -100.0, 100.0, "S4 gate G2")]
     blend_epochs: Annotated[Tensor, Number(5, "epochs", 1, 1e6, "S4 blending steps")]
     alpha_target: Annotated[Tensor, Number(1.0, "1", 0.0, 1.0, "S4 at its HEAD")]
+    sigmoid_steepness: Annotated[Tensor, Number(12.0, "1", 0.1, 1e3, "S4 blending; near 0 = linear")]
     min_blending_epochs: Annotated[Tensor, Number(3, "epochs", 0, 1e6, "S4 gate G3")]
     alpha_complete: Annotated[Tensor, Number(0.95, "fraction of the target", 0.0, 1.0, "S4 gate G3")]
     shadowing_epochs: Annotated[Tensor, Number(1, "evaluations", 0, 1e6, "A gate G4; 0 = pass straight through")]

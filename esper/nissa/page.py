@@ -3,12 +3,24 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from esper.leyline.stages import STAGES
 from esper.nissa.markup import Markup, element
+
+
+def stage_style() -> str:
+    """The stages' colours as CSS: ``s-NAME`` colours a block or a swatch, ``on-NAME`` a letter on it."""
+    shown = {stage.name.lower(): row.colour for stage, row in STAGES.items() if row.colour}
+    light = "".join(f" --{name}: {colour.light};" for name, colour in shown.items())
+    dark = "".join(f" --{name}: {colour.dark};" for name, colour in shown.items() if colour.dark)
+    rules = [f":root {{{light} }}", f"@media (prefers-color-scheme: dark) {{ :root {{{dark} }} }}"]
+    rules += [f".s-{name} {{ fill: var(--{name}); background: var(--{name}); }}" for name in shown]
+    rules += [f"svg .on-{name} {{ fill: {colour.letter}; }}" for name, colour in shown.items()]
+    return "\n".join([*rules, ""])
 
 
 def page(title: str, *sections: Markup) -> str:
     """A whole document."""
-    style = Markup(Path(__file__).with_name("style.css").read_text(encoding="utf-8"))
+    style = Markup(Path(__file__).with_name("style.css").read_text(encoding="utf-8") + stage_style())
     head = element(
         "head",
         element("meta", charset="utf-8"),

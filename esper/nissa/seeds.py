@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from esper.leyline.actions import Op
-from esper.leyline.stages import FAILURE, LIVE, Stage, is_in
+from esper.leyline.stages import FAILURE, HELD, TERMINAL, is_in
 from esper.nissa.trace import Trace
 
-COURSE = (*LIVE, Stage.FOSSILIZED)
+COURSE = HELD
 """The stages of a seed's life in the order in which it reaches them."""
 
 
@@ -84,7 +84,7 @@ def lives(trace: Trace) -> Lives:
         lost = held & is_in(trace.stage[t].long(), FAILURE)
         fate = torch.where(trace.rolled_back[t], int(Fate.GOVERNOR), int(Fate.CLOCK))
         end(lost, t + 1, fate.unsqueeze(1).expand(shape))
-    fossil = trace.stage[-1] == int(Stage.FOSSILIZED)
+    fossil = is_in(trace.stage[-1], TERMINAL)
     end(born >= 0, trace.length, torch.where(fossil, int(Fate.FOSSILIZED), int(Fate.ALIVE)))
     return Lives(*torch.cat(found, dim=1))
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from esper.leyline.actions import NONE
-from esper.leyline.stages import LIVE, Stage
+from esper.leyline.stages import STAGES, Stage
 from esper.nissa.frame import RIGHT, Axis, Frame, label, picture, span, text, ticks
 from esper.nissa.markup import Markup, element, join, plain
 from esper.nissa.seeds import Lives
@@ -23,7 +23,7 @@ FOOT = 40.0
 LETTER = 7.2
 """Width of a letter of a name, pixels; an estimate from above."""
 
-SHOWN = (*LIVE, Stage.FOSSILIZED, Stage.CULLED, Stage.EMBARGOED, Stage.RESETTING)
+SHOWN = tuple(stage for stage, row in STAGES.items() if row.colour)
 """Stages that are drawn; an empty slot is the lane's background."""
 
 INITIAL = {stage: stage.name[0] for stage in SHOWN}

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from esper.leyline.stages import STAGES
 from esper.nissa import page
 from esper.nissa.actions import germinations
 from esper.nissa.charts import Series, colour, stacked_chart
@@ -28,7 +29,8 @@ def sample(outcome: Outcome) -> list[tuple[str, int]]:
 def episode_section(outcome: Outcome, blueprints: tuple[str, ...]) -> Markup:
     """Sample episodes as swimlanes."""
     stages = [(f"s-{stage.name.lower()}", f"{INITIAL[stage]} {stage.name.lower()}") for stage in SHOWN]
-    parts = [page.legend(stages)]
+    meanings = [f"{stage.name.lower()}: {STAGES[stage].says}" for stage in SHOWN]
+    parts = [page.legend(stages), page.details("What the stages mean", page.bullets(meanings))]
     for name, env in sample(outcome):
         title = (
             f"Environment {env} ({name} by return): return {float(outcome.total_reward[env]):.2f}, "

@@ -18,7 +18,7 @@ from esper.leyline.actions import Op
 from esper.leyline.codes import Refusal
 from esper.leyline.events import Transition
 from esper.leyline.hypers import Number, over
-from esper.leyline.stages import MERGED, Stage, is_in
+from esper.leyline.stages import MERGED, STAGES, Stage, is_in
 from esper.leyline.state import Slots, State
 
 
@@ -96,22 +96,16 @@ class Step(NamedTuple):
         return (slots == deed.slot.unsqueeze(1)) & chosen.unsqueeze(1)
 
 
-POTENTIAL: dict[Stage, float] = {
-    Stage.GERMINATED: 1.0,
-    Stage.TRAINING: 2.0,
-    Stage.BLENDING: 3.5,
-    Stage.SHADOWING: 4.5,
-    Stage.PROBATIONARY: 5.5,
-    Stage.FOSSILIZED: 6.0,
-}
-"""Potential of a stage on entering it, in the order of life; 0 in all others, so that a removed seed forfeits it."""
+POTENTIAL = {stage: row.potential for stage, row in STAGES.items() if row.potential > 0}
+"""Potential of a stage on entering it, in the order of life; 0 in all others."""
 
 PROGRESS = 0.3
 """Potential gained per epoch in a stage, until half of the step to the next stage."""
 
 
 def potential(slots: Slots) -> Tensor:
-    """Potential of every slot, [E, S] in [0, 6]; a function of stage and stage age, so nothing of it is stored.
+    """Potential of every slot, [E, S], from 0 to that of the last stage; a function of stage and stage age, so nothing
+    of it is stored.
 
     Laws: 0 where there is no seed; it grows with time in a stage, and every next stage is worth more than any time
     spent in the one before.

@@ -9,7 +9,6 @@ Everything here can be differentiated from outside, to any order and in both mod
 learning rates and alphas, through any number of steps.
 """
 
-from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from esper.kasmina import arena
 from esper.kasmina.counterfactuals import Counterfactuals, with_trunk
-from esper.kasmina.structure import Structure
+from esper.kasmina.structure import Slot, Structure
 from esper.leyline.events import Epoch
 from esper.leyline.hypers import HyperParams
 from esper.leyline.learners import Learners
@@ -27,7 +26,7 @@ from esper.tezzeret.batches import Batch, Batches, batch_at
 from esper.tezzeret.gradients import Tape, compute_gradients, walk_all
 from esper.tezzeret.health import SlotGradients, measure_health, rows_finite
 from esper.tezzeret.learn import Gradients, RateTable, Rows, alphas_of, gather, learn, numbers_of, rate_table, scatter
-from esper.tezzeret.plan import Plan, make_plan, plan_evaluation
+from esper.tezzeret.plan import Plan, SlotRows, make_plan, plan_evaluation
 from esper.tezzeret.score import Scores, evaluation_numbers, infer, score_samples
 from esper.tezzeret.walk import BlockRecord, Mode, plain
 
@@ -137,7 +136,7 @@ def train_rows(
     table: RateTable,
     plan: Plan,
     rows: Rows,
-    alphas: Sequence[Sequence[Tensor]],
+    alphas: tuple[Tensor, ...],
     batch: Batch,
 ) -> Step:
     """``minibatch_step`` on compact rows."""
@@ -154,7 +153,7 @@ def _with_buffers(structure: Structure, rows: Rows, tape: Tape) -> Rows:
         if isinstance(record, BlockRecord):
             blocks.append(record.buffers)
         else:
-            held[place.index] = tuple(kept.buffers for kept in record.groups)
+            held[place.index] = record.buffers
     return rows._replace(buffers=torch.cat(blocks, dim=1), seed_buffers=tuple(held))
 
 
@@ -166,7 +165,7 @@ def measure(
     grads = [
         SlotGradients(
             tuple(group.blueprint for group in listed.groups),
-            tuple(g[:, : slot.row(group.blueprint).size] for g, group in zip(rows, listed.groups, strict=True)),
+            _own_parts(slot, listed, rows),
             listed.index,
             listed.present,
         )
@@ -177,9 +176,15 @@ def measure(
     finite = finite & rows_finite(step.rows.host.params, step.rows.host.moments)
     for listed, seeds in zip(plan.slots, step.rows.seeds, strict=True):
         if listed.groups:
-            sound = torch.cat([rows_finite(weights.params, weights.moments) for weights in seeds])
+            sound = rows_finite(seeds.params, seeds.moments)
             finite = finite & (sound.index_select(0, listed.index) | ~listed.present)
     return Epoch(loss / count, 100 * score / count, finite, health)
+
+
+def _own_parts(slot: Slot, listed: SlotRows, rows: Tensor) -> tuple[Tensor, ...]:
+    """Per group, the numbers of its blueprint: rows [n, W] -> [n_k, P_k] each."""
+    parts = zip(rows.split(listed.sizes), listed.groups, strict=True) if listed.groups else ()
+    return tuple(part[:, : slot.row(group.blueprint).size] for part, group in parts)
 
 
 def build(structure: Structure, device: torch.device) -> Backend:

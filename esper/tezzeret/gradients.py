@@ -1,6 +1,6 @@
 """Gradients of a minibatch: forward, loss, and the tape read backwards; and what seeds in TRAINING learn by."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from esper.kasmina.structure import Structure
 from esper.leyline.config import Isolation
 from esper.tezzeret.batches import Batch
 from esper.tezzeret.learn import Gradients, RateTable, Rows, numbers_of, some
-from esper.tezzeret.plan import Group, ObjectivePass, Plan
+from esper.tezzeret.plan import ObjectivePass, Plan
 from esper.tezzeret.walk import (
     BlockRecord,
     Flow,
@@ -34,7 +34,7 @@ from esper.tezzeret.walk import (
 )
 
 Tape = list[BlockRecord | SlotRecord]
-Heed = Callable[[int, Group, Grown, Tensor, Grown], Grown]
+Heed = Callable[[Tensor, Grown], Grown]
 """See ``back_through_slot``."""
 
 
@@ -43,7 +43,7 @@ def compute_gradients(
     table: RateTable,
     plan: Plan,
     rows: Rows,
-    alphas: Sequence[Sequence[Tensor]],
+    alphas: tuple[Tensor, ...],
     batch: Batch,
 ) -> tuple[Gradients, tuple[Tensor, Tensor], Tape]:
     """Forward, loss, and the tape read backwards.
@@ -56,7 +56,7 @@ def compute_gradients(
     flow, tape = walk_all(structure, plan, numbers, batch, Mode(True, pulled, batch.key))
     at_outputs, seen = grad(partial(_total, structure, batch.targets), has_aux=True)(flow.h)
     of_blocks: dict[int, Tensor] = {}
-    of_seeds: dict[int, tuple[Tensor, ...]] = {}
+    of_seeds: dict[int, Tensor] = {}
     of_points: dict[int, Tensor] = {}
     backward: Tensor | None = at_outputs
     for number in reversed(range(len(structure.route))):
@@ -65,6 +65,9 @@ def compute_gradients(
         backward = backward + of_points.pop(point) if point in of_points else backward
         if isinstance(record, BlockRecord):
             of_blocks[place.index], backward = back_through_block(structure, place, record, backward)
+            continue
+        if not record.pull_seeds:
+            of_seeds[place.index] = numbers.seeds[place.index]
             continue
         heed = _heed(structure, table, plan, numbers, number, record, batch)
         found = back_through_slot(structure, place, plan.slots[place.index], record, backward, heed)
@@ -98,28 +101,29 @@ def _heed(
 ) -> Heed:
     """What seeds in TRAINING learn by, in place of the network's own gradient, which does not reach them."""
     slot = structure.route[number].index
+    training = plan.slots[slot].training
     if structure.config.isolation is not Isolation.OBJECTIVE:
-        return _straight_through
+        return partial(_straight_through, training, record.grown[0])
     passage = plan.objectives[slot]
     if passage is None:
-        return lambda index, group, grown, out, own: own
-    context = ObjectiveContext(structure, passage, _lane_numbers(plan, numbers, passage), number, batch)
+        return lambda out, own: own
+    context = ObjectiveContext(structure, passage, _lane_numbers(numbers, passage), number, batch)
     alpha = some(table.alpha_target, passage.envs).expand(passage.envs.shape[0], 1).squeeze(1)
-    grads = grad(partial(_own_objective, context, alpha, take_lanes(record.before, passage.envs)))(
-        tuple(kept.grown for kept in record.groups)
-    )
-
-    def heed(index: int, group: Group, grown: Grown, out: Tensor, own: Grown) -> Grown:
-        pairs = zip(grads[index], own, strict=True)
-        return tuple(torch.where(per_row(group.training, mine), mine, other) for mine, other in pairs)
-
-    return heed
+    mine = grad(partial(_own_objective, context, alpha, take_lanes(record.before, passage.envs)))(record.grown)
+    return partial(_own, training, mine)
 
 
-def _straight_through(index: int, group: Group, grown: Grown, out: Tensor, own: Grown) -> Grown:
+def _own(training: Tensor, mine: Grown, out: Tensor, network: Grown) -> Grown:
+    """The gradient of a seed's own objective."""
+    del out
+    pairs = zip(mine, network, strict=True)
+    return tuple(torch.where(per_row(training, own), own, other) for own, other in pairs)
+
+
+def _straight_through(training: Tensor, s: Tensor, out: Tensor, network: Grown) -> Grown:
     """The gradient at the host's output, as if the seed's features were it."""
-    seen = torch.where(torch.isfinite(grown[0]), out, 0.0)
-    return (torch.where(per_row(group.training, out), seen, own[0]), *own[1:])
+    seen = torch.where(torch.isfinite(s), out, 0.0)
+    return (torch.where(per_row(training, out), seen, network[0]), *network[1:])
 
 
 class ObjectiveContext(NamedTuple):
@@ -132,11 +136,11 @@ class ObjectiveContext(NamedTuple):
     batch: Batch
 
 
-def _own_objective(context: ObjectiveContext, alpha: Tensor, given: Flow, grown: tuple[Grown, ...]) -> Tensor:
+def _own_objective(context: ObjectiveContext, alpha: Tensor, given: Flow, grown: Grown) -> Tensor:
     """The loss of the networks as if the seeds of one slot were on at their target alpha, all else given."""
     structure, passage, numbers, number, batch = context
     slot, route = structure.slots[structure.route[number].index], range(number + 1, len(structure.route))
-    picked = tuple(torch.cat(parts).index_select(0, passage.picks) for parts in zip(*grown, strict=True))
+    picked = tuple(part.index_select(0, passage.picks) for part in grown)
     flow = given._replace(h=mix(slot, alpha, passage.gated, given.h, picked))
     key = None if batch.key is None else batch.key.index_select(0, passage.envs)
     end, _ = walk(structure, passage.slots, numbers, arrive(structure, number, flow), route, Mode(True, plain, key))
@@ -144,18 +148,14 @@ def _own_objective(context: ObjectiveContext, alpha: Tensor, given: Flow, grown:
     return torch.where(passage.alive, loss, 0.0).sum()
 
 
-def _lane_numbers(plan: Plan, numbers: Numbers, passage: ObjectivePass) -> Numbers:
+def _lane_numbers(numbers: Numbers, passage: ObjectivePass) -> Numbers:
     """The numbers of the networks of an objective pass."""
-    owners = [{group.blueprint: i for i, group in enumerate(listed.groups)} for listed in plan.slots]
-
-    def take(table: tuple[tuple[Tensor, ...], ...]) -> tuple[tuple[Tensor, ...], ...]:
-        return tuple(
-            tuple(table[slot][owners[slot][group.blueprint]].index_select(0, group.rows) for group in listed.groups)
-            for slot, listed in enumerate(passage.slots)
-        )
 
     def lanes(table: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(rows.index_select(0, passage.envs) for rows in table)
 
-    held = (take(numbers.seeds), take(numbers.seed_buffers), take(numbers.alphas))
+    def rows(table: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(part.index_select(0, listed.rows) for part, listed in zip(table, passage.slots, strict=True))
+
+    held = (rows(numbers.seeds), rows(numbers.seed_buffers), rows(numbers.alphas))
     return Numbers(lanes(numbers.blocks), lanes(numbers.buffers), *held)

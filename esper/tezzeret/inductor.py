@@ -5,6 +5,7 @@ the rows, the batches and writing back are a handful of operations an epoch; the
 """
 
 import os
+import types
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,32 +13,56 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from esper.kasmina.counterfactuals import Counterfactuals, with_trunk
 from esper.kasmina.structure import Structure
 from esper.kernels.native import COMPILERS, find_compiler
 from esper.leyline.events import Epoch
 from esper.leyline.hypers import HyperParams
-from esper.leyline.learners import Learners
+from esper.leyline.learners import Learners, Weights
 from esper.tezzeret import eager
 from esper.tezzeret.backend import Backend, BackendError
 from esper.tezzeret.batches import Batch, Batches, batch_at
 from esper.tezzeret.learn import RateTable, Rows, alphas_of, gather, rate_table, scatter
+from esper.tezzeret.packing import (
+    PackedLanes,
+    PackedObjective,
+    PackedSeeds,
+    mark,
+    pack_lanes,
+    pack_objective,
+    pack_seeds,
+    repack_seeds,
+    unpack_lanes,
+    unpack_objective,
+    unpack_seeds,
+)
 from esper.tezzeret.plan import Evaluation, Plan, plan_evaluation
 from esper.tezzeret.score import Scores, evaluation_numbers, infer, score_samples
-from esper.tezzeret.walk import Numbers
 
-CompiledStep = Callable[[RateTable, Plan, Rows, Any, Batch], eager.Step]
-CompiledInfer = Callable[[Evaluation, Numbers, Tensor], Tensor]
+
+class Training(NamedTuple):
+    """What a compiled minibatch takes and changes."""
+
+    host: Weights
+    buffers: Tensor
+    seeds: tuple[PackedSeeds, ...]
+
+
+class Seen(NamedTuple):
+    """What else it gives."""
+
+    loss: Tensor
+    score: Tensor
+    grads: eager.Gradients
 
 
 class Compiled(NamedTuple):
     """The compiled functions of a structure."""
 
     structure: Structure
-    step: CompiledStep
-    infer: CompiledInfer
+    step: Callable[[Training, RateTable, tuple[PackedObjective | None, ...], Batch], tuple[Training, Seen]]
+    infer: Callable[[PackedLanes, Tensor], Tensor]
 
 
 def build(structure: Structure, device: torch.device) -> Backend:
@@ -49,12 +74,12 @@ def build(structure: Structure, device: torch.device) -> Backend:
     if device.type == "cpu" and find_compiler() is None:
         raise BackendError(f"backend 'inductor': no C++ compiler; looked for CXX, {', '.join(COMPILERS)}")
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "esper" / "inductor"))
-    step = _compiled(partial(eager.train_rows, structure))
-    compiled = Compiled(structure, step, _compiled(partial(infer, structure)))
+    functions = (partial(_step, structure), partial(_infer, structure))
+    compiled = Compiled(structure, *map(_compiled, functions))
     return Backend(
         name="inductor",
         plan=partial(eager.plan, structure, padded=True),
-        forward=partial(_forward, structure),
+        forward=partial(eager.forward, structure),
         minibatch_step=partial(minibatch_step, compiled),
         epoch=partial(epoch, compiled),
         evaluate=partial(evaluate, compiled),
@@ -63,11 +88,17 @@ def build(structure: Structure, device: torch.device) -> Backend:
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function of plain tensors. Its structure never changes, so only tensors are guarded."""
+    """Compile a function of plain tensors. Its structure never changes, so only tensors are guarded.
 
-    def own(*arguments: Any) -> Any:
+    Every function has a code object of its own: dynamo keeps its compiled versions, and the limit on their number, per
+    code object.
+    """
+
+    def call(*arguments: Any) -> Any:
         return function(*arguments)
 
+    own = types.FunctionType(call.__code__.replace(), call.__globals__, "compiled", None, call.__closure__)
+    if os.environ.get("DBG"): return torch.compile(own, fullgraph=True, dynamic=False, backend=os.environ["DBG"])
     options: dict[str, Any] = {"guard_filter_fn": _guards_on_tensors}
     return torch.compile(own, fullgraph=True, dynamic=False, options=options)
 
@@ -89,52 +120,78 @@ def _guards_on_tensors(guards: Any) -> list[bool]:
     return [guard.guard_type not in STANDING and "__import_" not in guard.name for guard in guards]
 
 
-def _symbolic(*trees: Any) -> None:
-    """Mark dimension 0 of every tensor as varying."""
-    for leaf in tree_leaves(trees):
-        if isinstance(leaf, Tensor):
-            torch._dynamo.mark_dynamic(leaf, 0)
+def _step(
+    structure: Structure,
+    state: Training,
+    table: RateTable,
+    objectives: tuple[PackedObjective | None, ...],
+    batch: Batch,
+) -> tuple[Training, Seen]:
+    """``train_rows`` of the definition on packed rows."""
+    moments = structure.seed_optimizer.num_moments
+    slots = [unpack_seeds(slot, each, moments) for slot, each in zip(structure.slots, state.seeds, strict=True)]
+    passes = tuple(unpack_objective(structure, each) for each in objectives)
+    plan = Plan(None, tuple(slot.listed for slot in slots), passes, True)  # type: ignore[arg-type]
+    rows = Rows(
+        state.host, state.buffers, tuple(slot.weights for slot in slots), tuple(slot.buffers for slot in slots)
+    )
+    alphas = tuple(slot.alpha for slot in slots)
+    step = eager.train_rows(structure, table, plan, rows, alphas, batch)
+    seeds = tuple(
+        repack_seeds(packed, slot.listed, weights, buffers)
+        for packed, slot, weights, buffers in zip(
+            state.seeds, slots, step.rows.seeds, step.rows.seed_buffers, strict=True
+        )
+    )
+    return Training(step.rows.host, step.rows.buffers, seeds), Seen(step.loss, step.score, step.grads)
 
 
-def _marked(plan: Plan) -> Plan:
-    """The plan as the compiled step takes it: without the table, rows of groups symbolic."""
-    for listed in plan.slots:
-        _symbolic(listed.groups)
-    for passage in plan.objectives:
-        if passage is not None:
-            _symbolic(passage)
-    return plan._replace(table=None)  # type: ignore[arg-type]
+def _infer(structure: Structure, packed: PackedLanes, inputs: Tensor) -> Tensor:
+    """``infer`` of the definition on packed lanes."""
+    slots, numbers = unpack_lanes(structure, packed)
+    return infer(structure, Evaluation(slots, (), inputs), numbers, inputs)
 
 
-def _step(compiled: Compiled, table: RateTable, plan: Plan, rows: Rows, alphas: Any, batch: Batch) -> eager.Step:
-    _symbolic(rows.seeds, rows.seed_buffers)
-    return compiled.step(table, plan, rows, alphas, batch)
+def _run(
+    compiled: Compiled,
+    hypers: HyperParams,
+    plan: Plan,
+    learners: Learners,
+    alphas: Tensor,
+    batches: "list[Callable[[], Batch]]",
+) -> tuple[Learners, Epoch]:
+    """Minibatches, one after the other."""
+    structure, rows = compiled.structure, gather(compiled.structure, plan, learners)
+    state = Training(rows.host, rows.buffers, pack_seeds(plan.slots, rows, alphas_of(plan, alphas)))
+    table, objectives = rate_table(hypers), tuple(pack_objective(passage) for passage in plan.objectives)
+    loss = score = torch.zeros_like(alphas[:, :0]).sum(1)
+    for batch in batches:
+        mark([(each.slot.groups, each.real) for each in state.seeds])
+        state, seen = compiled.step(state, table, objectives, batch())
+        loss, score = loss + seen.loss, score + seen.score
+    moments = structure.seed_optimizer.num_moments
+    slots = [unpack_seeds(slot, each, moments) for slot, each in zip(structure.slots, state.seeds, strict=True)]
+    after = Rows(
+        state.host, state.buffers, tuple(slot.weights for slot in slots), tuple(slot.buffers for slot in slots)
+    )
+    step = eager.Step(after, seen.loss, seen.score, seen.grads)
+    measures = eager.measure(structure, hypers, plan, step, (loss, score), len(batches))
+    return scatter(structure, plan, learners, after), measures
 
 
 def epoch(
     compiled: Compiled, hypers: HyperParams, plan: Plan, learners: Learners, alphas: Tensor, batches: Batches
 ) -> tuple[Learners, Epoch]:
     """``epoch`` of the definition."""
-    structure, marked, weights = compiled.structure, _marked(plan), alphas_of(plan, alphas)
-    table, rows = rate_table(hypers), gather(structure, plan, learners)
-    _symbolic(weights)
-    loss = score = torch.zeros_like(alphas[:, :0]).sum(1)
-    for number in range(batches.count):
-        step = _step(compiled, table, marked, rows, weights, batch_at(structure, batches, number))
-        rows, loss, score = step.rows, loss + step.loss, score + step.score
-    measures = eager.measure(structure, hypers, plan, step, (loss, score), batches.count)
-    return scatter(structure, plan, learners, rows), measures
+    drawn = [partial(batch_at, compiled.structure, batches, number) for number in range(batches.count)]
+    return _run(compiled, hypers, plan, learners, alphas, drawn)
 
 
 def minibatch_step(
     compiled: Compiled, hypers: HyperParams, plan: Plan, learners: Learners, alphas: Tensor, batch: Batch
 ) -> tuple[Learners, Epoch]:
     """``minibatch_step`` of the definition."""
-    structure, weights = compiled.structure, alphas_of(plan, alphas)
-    _symbolic(weights)
-    step = _step(compiled, rate_table(hypers), _marked(plan), gather(structure, plan, learners), weights, batch)
-    measures = eager.measure(structure, hypers, plan, step, (step.loss, step.score), 1)
-    return scatter(structure, plan, learners, step.rows), measures
+    return _run(compiled, hypers, plan, learners, alphas, [lambda: batch])
 
 
 def evaluate(
@@ -149,12 +206,5 @@ def evaluate(
     """``evaluate`` of the definition."""
     structure, num_envs = compiled.structure, alphas.shape[0]
     tree = plan_evaluation(structure, plan.table, with_trunk(wanted, num_envs), alphas.device, padded=True)
-    numbers = evaluation_numbers(structure, hypers.alpha_target, tree, learners, alphas, padded=True)
-    _symbolic(tree, numbers)
-    return score_samples(structure, partial(compiled.infer, tree, numbers), samples, num_envs, tree.rows)
-
-
-def _forward(
-    structure: Structure, plan: Plan, learners: Learners, alphas: Tensor, batch: Batch
-) -> tuple[Tensor, Learners]:
-    return eager.forward(structure, plan, learners, alphas, batch)
+    packed = pack_lanes(tree, evaluation_numbers(structure, hypers.alpha_target, tree, learners, alphas, padded=True))
+    return score_samples(structure, partial(compiled.infer, packed), samples, num_envs, tree.rows)

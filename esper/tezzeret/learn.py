@@ -1,7 +1,5 @@
 """What learns, in compact rows: collected from the learners once an epoch, stepped, and written back."""
 
-from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -13,8 +11,8 @@ from esper.kasmina.structure import Slot, Structure
 from esper.leyline.config import Isolation
 from esper.leyline.hypers import HyperParams
 from esper.leyline.learners import Learners, Weights
-from esper.tezzeret.plan import Group, Plan, SlotRows
-from esper.tezzeret.walk import Numbers
+from esper.tezzeret.plan import Plan, SlotRows
+from esper.tezzeret.walk import Numbers, place_rows
 
 
 class Rows(NamedTuple):
@@ -22,89 +20,64 @@ class Rows(NamedTuple):
 
     host: Weights  # [E, P]
     buffers: Tensor  # [E, N]
-    seeds: tuple[tuple[Weights, ...], ...]  # per slot and group [n, P_k + G]
-    seed_buffers: tuple[tuple[Tensor, ...], ...]  # per slot and group [n, R_k]
+    seeds: tuple[Weights, ...]  # per slot [n, W]
+    seed_buffers: tuple[Tensor, ...]  # per slot [n, R]
 
 
 class Gradients(NamedTuple):
     """Gradients of one minibatch, before clipping, in the shapes of ``Rows``."""
 
     host: Tensor
-    seeds: tuple[tuple[Tensor, ...], ...]
+    seeds: tuple[Tensor, ...]
 
 
 def gather(structure: Structure, plan: Plan, learners: Learners) -> Rows:
     """Collect the rows that learn."""
-    seeds, buffers = [], []
     (params, moments, steps), held = learners.seeds, learners.seed_buffers
     if plan.padded:
-        params, moments, steps, held = map(_with_sink, (params, moments, steps, held))
+        params, moments, steps, held = map(with_sink, (params, moments, steps, held))
+    seeds, buffers = [], []
     for number, (slot, listed) in enumerate(zip(structure.slots, plan.slots, strict=True)):
-        seeds.append(tuple(_read(slot, number, group, params, moments, steps) for group in listed.groups))
-        part = held[:, slot.buffer_columns]
-        sizes = [slot.buffer_row(group.blueprint).size for group in listed.groups]
-        pairs = zip(listed.groups, sizes, strict=True)
-        buffers.append(tuple(part[:, :size].index_select(0, group.rows) for group, size in pairs))
+        parts = (params[:, slot.columns], moments[:, :, slot.columns], steps[:, number])
+        seeds.append(Weights(*(part.index_select(0, listed.rows) for part in parts)))
+        buffers.append(held[:, slot.buffer_columns].index_select(0, listed.rows))
     return Rows(learners.host, learners.buffers, tuple(seeds), tuple(buffers))
 
 
-def _with_sink(table: Tensor) -> Tensor:
+def with_sink(table: Tensor) -> Tensor:
     """A table [E, ...] and a row of zeros behind it, for the sinks of a padded plan."""
     return torch.cat((table, table.new_zeros((1, *table.shape[1:]))))
 
 
-def _read(slot: Slot, number: int, group: Group, params: Tensor, moments: Tensor, steps: Tensor) -> Weights:
-    pick = partial(torch.index_select, dim=0, index=group.rows)
-    return Weights(
-        arena.read_seed(slot, group.blueprint, pick(params)),
-        arena.read_seed(slot, group.blueprint, pick(moments)),
-        pick(steps[:, number]),
-    )
-
-
 def scatter(structure: Structure, plan: Plan, learners: Learners, rows: Rows) -> Learners:
     """Write the rows back; what did not learn keeps its bits."""
-    params, moments, buffers, steps = [], [], [], []
-    for number, (slot, listed) in enumerate(zip(structure.slots, plan.slots, strict=True)):
-        own, held = rows.seeds[number], rows.seed_buffers[number]
-        pad = [partial(arena.pad_seed, slot, group.blueprint) for group in listed.groups]
-        put = partial(_put, listed)
-        seeds = learners.seeds
-        params.append(put(seeds.params[:, slot.columns], [p(w.params) for p, w in zip(pad, own, strict=True)]))
-        moments.append(put(seeds.moments[:, :, slot.columns], [p(w.moments) for p, w in zip(pad, own, strict=True)]))
-        steps.append(put(seeds.steps[:, number], [w.steps for w in own]))
-        padded = [arena.pad_buffers(slot, part) for part in held]
-        buffers.append(put(learners.seed_buffers[:, slot.buffer_columns], padded))
     if not structure.slots:
         return learners._replace(host=rows.host, buffers=rows.buffers)
+    params, moments, steps, buffers = [], [], [], []
+    for number, (slot, listed) in enumerate(zip(structure.slots, plan.slots, strict=True)):
+        own, seeds = rows.seeds[number], learners.seeds
+        params.append(_put(listed, seeds.params[:, slot.columns], own.params))
+        moments.append(_put(listed, seeds.moments[:, :, slot.columns], own.moments))
+        steps.append(_put(listed, seeds.steps[:, number], own.steps))
+        buffers.append(_put(listed, learners.seed_buffers[:, slot.buffer_columns], rows.seed_buffers[number]))
     seeds = Weights(torch.cat(params, dim=1), torch.cat(moments, dim=2), torch.stack(steps, dim=1))
     return Learners(rows.host, rows.buffers, seeds, torch.cat(buffers, dim=1))
 
 
-def _put(listed: SlotRows, table: Tensor, parts: list[Tensor]) -> Tensor:
-    if not parts:
-        return table
-    values = torch.cat(parts).index_select(0, listed.index)
-    return torch.where(listed.present.reshape(-1, *(1,) * (table.dim() - 1)), values, table)
+def _put(listed: SlotRows, table: Tensor, values: Tensor) -> Tensor:
+    return place_rows(listed, values, table) if listed.groups else table
 
 
-def numbers_of(
-    structure: Structure, blocks: tuple[Tensor, ...], rows: Rows, alphas: Sequence[Sequence[Tensor]]
-) -> Numbers:
+def numbers_of(structure: Structure, blocks: tuple[Tensor, ...], rows: Rows, alphas: tuple[Tensor, ...]) -> Numbers:
     """The numbers of a training pass; ``blocks`` is ``split_blocks`` of the host's parameters."""
-    seeds = tuple(tuple(weights.params for weights in slot) for slot in rows.seeds)
-    buffers = arena.split_buffers(structure, rows.buffers)
-    return Numbers(blocks, buffers, seeds, rows.seed_buffers, tuple(map(tuple, alphas)))
+    seeds = tuple(weights.params for weights in rows.seeds)
+    return Numbers(blocks, arena.split_buffers(structure, rows.buffers), seeds, rows.seed_buffers, alphas)
 
 
-def alphas_of(plan: Plan, alphas: Tensor) -> tuple[tuple[Tensor, ...], ...]:
-    """Alphas [E, S] of the rows of a plan, per slot and group [n]; those of sinks are 0."""
-    table = _with_sink(alphas) if plan.padded else alphas
-    columns = table.unbind(1)
-    return tuple(
-        tuple(columns[slot].index_select(0, group.rows) for group in listed.groups)
-        for slot, listed in enumerate(plan.slots)
-    )
+def alphas_of(plan: Plan, alphas: Tensor) -> tuple[Tensor, ...]:
+    """Alphas [E, S] of the rows of a plan, per slot [n]; those of sinks are 0."""
+    columns = (with_sink(alphas) if plan.padded else alphas).unbind(1)
+    return tuple(column.index_select(0, listed.rows) for column, listed in zip(columns, plan.slots, strict=True))
 
 
 class RateTable(NamedTuple):
@@ -144,8 +117,7 @@ def learn(structure: Structure, table: RateTable, plan: Plan, rows: Rows, grads:
     host = host_step(structure, table, rows.host, grads.host)
     seeds = []
     for slot, listed, own, grad in zip(structure.slots, plan.slots, rows.seeds, grads.seeds, strict=True):
-        quads = zip(listed.groups, own, grad, strict=True)
-        seeds.append(tuple(seed_step(structure, table, slot, *quad) for quad in quads))
+        seeds.append(seed_step(structure, table, slot, listed, own, grad) if listed.groups else own)
     return rows._replace(host=host, seeds=tuple(seeds))
 
 
@@ -157,21 +129,22 @@ def host_step(structure: Structure, table: RateTable, host: Weights, grad: Tenso
 
 
 def seed_step(
-    structure: Structure, table: RateTable, slot: Slot, group: Group, seeds: Weights, grad: Tensor
+    structure: Structure, table: RateTable, slot: Slot, listed: SlotRows, seeds: Weights, grad: Tensor
 ) -> Weights:
-    """One step of a group of seeds [n, P_k + G] with their gates; a gate that takes no part keeps its numbers."""
-    size, own = slot.row(group.blueprint).size, Rates(*(some(number, group.rows) for number in table.seeds))
-    rates = _scheduled(structure, own, some(table.warmup, group.rows), some(table.final, group.rows), seeds.steps)
-    clipped = [clip_rows(part, rates.clip)[0] for part in (grad[:, :size], grad[:, size:])]
-    shrinks = slot.decays[group.blueprint]
-    params, moments, steps = structure.seed_optimizer.update(torch.cat(clipped, dim=1), *seeds, rates, shrinks)
+    """One step of a slot's seeds [n, W] with their gates; a gate that takes no part keeps its numbers."""
+    size, rule = slot.width - slot.gate.size, structure.seed_optimizer
+    own = Rates(*(some(number, listed.rows) for number in table.seeds))
+    rates = _scheduled(structure, own, some(table.warmup, listed.rows), some(table.final, listed.rows), seeds.steps)
+    clipped = [clip_rows(part, rates.clip)[0] for part in grad.split((size, slot.gate.size), dim=1)]
+    shrinks = torch.cat([slot.decays[group.blueprint].expand(group.size, -1) for group in listed.groups])
+    params, moments, steps = rule.update(torch.cat(clipped, dim=1), *seeds, rates, shrinks)
     if not slot.gate.size:
         return Weights(params, moments, steps)
-    opens = group.gated & (~group.training | (structure.config.isolation is Isolation.OBJECTIVE))
-    opens = opens.unsqueeze(1)
-    gate = torch.where(opens, params[:, size:], seeds.params[:, size:])
-    moved = torch.where(opens.unsqueeze(2), moments[:, :, size:], seeds.moments[:, :, size:])
-    return Weights(torch.cat((params[:, :size], gate), 1), torch.cat((moments[:, :, :size], moved), 2), steps)
+    opens = listed.gated & (~listed.training | (structure.config.isolation is Isolation.OBJECTIVE))
+    moves = opens.unsqueeze(1) | (torch.arange(slot.width, device=grad.device) < size)
+    return Weights(
+        torch.where(moves, params, seeds.params), torch.where(moves.unsqueeze(1), moments, seeds.moments), steps
+    )
 
 
 def _scheduled(structure: Structure, rates: Rates, warmup: Tensor, final: Tensor, taken: Tensor) -> Rates:

@@ -28,30 +28,36 @@ Tree = TypeVar("Tree")
 
 
 class Group(NamedTuple):
-    """Rows of one slot that hold the same blueprint."""
+    """Rows of one slot that hold the same blueprint, side by side."""
 
     blueprint: int
-    lanes: Tensor  # int64 [n]; rows of the features
-    rows: Tensor  # int64 [n]; rows of the numbers: environments, or in an objective pass rows of the training's group
-    training: Tensor  # bool [n]; in TRAINING
-    isolated: Tensor  # bool [n]; what it reads is held constant
-    gated: Tensor  # bool [n]; its blend has a learned gate
+    size: int
 
 
 class SlotRows(NamedTuple):
-    """One slot's part in a pass of L lanes."""
+    """One slot's part in a pass of L lanes: n rows, group by group."""
 
     groups: tuple[Group, ...]
-    index: Tensor  # int64 [L]; place of each lane's seed in all groups, one after the other; 0 without one
+    lanes: Tensor  # int64 [n]; rows of the features
+    rows: Tensor  # int64 [n]; rows of the numbers: environments, or in an objective pass the training's rows
+    training: Tensor  # bool [n]; in TRAINING
+    isolated: Tensor  # bool [n]; what it reads is held constant
+    gated: Tensor  # bool [n]; its blend has a learned gate
+    index: Tensor  # int64 [L]; row of each lane's seed; 0 without one
     present: Tensor  # bool [L]; whether it has one
     parents: Tensor | None = None  # int64 [L]; the lane each continues; None if nothing forks here
+
+    @property
+    def sizes(self) -> list[int]:
+        """Rows of each group."""
+        return [group.size for group in self.groups]
 
 
 class ObjectivePass(NamedTuple):
     """The seeds of one slot in TRAINING, and the way of their networks from there on."""
 
     envs: Tensor  # int64 [n]
-    picks: Tensor  # int64 [n]; their places among the slot's groups
+    picks: Tensor  # int64 [n]; their rows
     gated: Tensor  # bool [n]
     alive: Tensor  # bool [n]; False for sinks
     slots: tuple[SlotRows, ...]
@@ -112,25 +118,24 @@ def list_slot(
     """
     held, num_envs = table.blueprint[envs, slot], table.stage.shape[0]
     kinds = structure.slots[slot].offers if sinks else tuple(map(int, np.unique(held[through])))
-    index, start, groups = np.zeros_like(envs), 0, list[Group]()
+    parts = [np.flatnonzero(through & (held == kind)) for kind in kinds]
+    lanes = np.concatenate([_append(part, -1, sinks) for part in parts]) if parts else envs[:0]
+    alive, index = lanes >= 0, np.zeros_like(envs)
+    index[lanes[alive]] = np.flatnonzero(alive)
+    lanes = np.where(alive, lanes, 0)
+    rows = np.where(alive, envs[lanes], num_envs)
+    stage = np.where(alive, table.stage[envs[lanes], slot], int(Stage.FOSSILIZED))
     isolates = structure.config.isolation is not Isolation.NONE
-    for kind in kinds:
-        lanes = np.flatnonzero(through & (held == kind))
-        index[lanes] = start + np.arange(lanes.size)
-        start += lanes.size + sinks
-        rows = envs[lanes]
-        stage = _append(table.stage[rows, slot], int(Stage.FOSSILIZED), sinks)
-        groups.append(
-            Group(
-                blueprint=kind,
-                lanes=_append(lanes, 0, sinks),
-                rows=_append(rows, num_envs, sinks),
-                training=stage == int(Stage.TRAINING),
-                isolated=np.isin(stage, [int(s) for s in ISOLATED]) & isolates,
-                gated=_append(table.gated[rows, slot], False, sinks),
-            )
-        )
-    return SlotRows(tuple(groups), index, through)
+    return SlotRows(
+        groups=tuple(Group(kind, part.size + sinks) for kind, part in zip(kinds, parts, strict=True)),
+        lanes=lanes,
+        rows=rows,
+        training=stage == int(Stage.TRAINING),
+        isolated=np.isin(stage, [int(s) for s in ISOLATED]) & isolates,
+        gated=table.gated[envs[lanes], slot] & alive,
+        index=index,
+        present=through,
+    )
 
 
 def _append(values: IntArray, value: int, count: int) -> IntArray:
@@ -149,17 +154,15 @@ def _objective(
     merged, slots = table.within(MERGED), list[SlotRows]()
     for other in range(len(structure.slots)):
         listed = list_slot(structure, table, other, lanes, merged[lanes, other] & alive, sinks)
-        slots.append(listed._replace(groups=tuple(_within(group, trained[other]) for group in listed.groups)))
+        own = np.append(trained[other].index, _sink(trained[other]))
+        slots.append(listed._replace(rows=own[listed.rows]))
     gated = table.gated[lanes, slot]
     return ObjectivePass(lanes, trained[slot].index[lanes], gated, alive, tuple(slots))
 
 
-def _within(group: Group, trained: SlotRows) -> Group:
-    """A group whose rows are those of the training's group of the same blueprint."""
-    owner = next(other for other in trained.groups if other.blueprint == group.blueprint)
-    place = np.full(int(owner.rows.max(initial=0)) + 1, 0)
-    place[owner.rows] = np.arange(owner.rows.size)
-    return group._replace(rows=place[group.rows])
+def _sink(listed: SlotRows) -> int:
+    """A row that nobody reads, in a padded plan: the last one."""
+    return max(int(listed.lanes.shape[0]) - 1, 0)
 
 
 def plan_evaluation(
@@ -180,7 +183,7 @@ def plan_evaluation(
     blocks, forked = list[IntArray | None](), False
     for is_slot, number in structure.route:
         if not is_slot:
-            blocks.append(envs if forked or padded else None)
+            blocks.append(envs if forked or (padded and slots) else None)
             continue
         change = np.where(active[wanted.env, number], wanted.change[:, number], AS_IS)
         found, first, inverse = np.unique(change * envs.size + lane, return_index=True, return_inverse=True)

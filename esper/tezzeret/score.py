@@ -9,6 +9,7 @@ from torch import Tensor
 from esper.kasmina import arena
 from esper.kasmina.structure import Structure
 from esper.leyline.learners import Learners
+from esper.tezzeret.learn import with_sink
 from esper.tezzeret.plan import Evaluation
 from esper.tezzeret.walk import Mode, Numbers, depart, plain, walk
 
@@ -42,20 +43,14 @@ def evaluation_numbers(
     target = alpha_target.expand(alphas.shape[0])
     tables = [learners.seeds.params, learners.seed_buffers, alphas, target]
     if padded:
-        tables = [torch.cat((table, table.new_zeros((1, *table.shape[1:])))) for table in tables]
+        tables = [with_sink(table) for table in tables]
     params, states, now, on = tables
     for number, (slot, listed) in enumerate(zip(structure.slots, tree.slots, strict=True)):
-        parts, states_here, column = params, states[:, slot.buffer_columns], now[:, number]
-        seeds.append(tuple(arena.read_seed(slot, g.blueprint, parts.index_select(0, g.rows)) for g in listed.groups))
-        held.append(
-            tuple(states_here.index_select(0, g.rows)[:, : slot.buffer_row(g.blueprint).size] for g in listed.groups)
-        )
-        weights.append(
-            tuple(
-                torch.where(g.training, on.index_select(0, g.rows), column.index_select(0, g.rows))
-                for g in listed.groups
-            )
-        )
+        parts = (params[:, slot.columns], states[:, slot.buffer_columns], now[:, number], on)
+        row, state, alpha, switched = (part.index_select(0, listed.rows) for part in parts)
+        seeds.append(row)
+        held.append(state)
+        weights.append(torch.where(listed.training, switched, alpha))
 
     def lanes(table: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         pairs = zip(table, tree.envs, strict=True)

@@ -12,16 +12,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.func import vjp
+from torch.nn import functional as F
 
-from esper.kasmina import gate
+from esper.kasmina import arena, gate
 from esper.kasmina.layout import Params
 from esper.kasmina.structure import Place, Slot, Structure
 from esper.leyline.streams import Stream
-from esper.tezzeret.plan import Group, SlotRows
+from esper.tezzeret.plan import SlotRows
 from esper.utils import rng
 
 Grown = tuple[Tensor, ...]
-"""What a group of seeds gives: features, and where gated blends are on offer the openings of its gates."""
+"""What the seeds of a slot give: features, and where gated blends are on offer the openings of their gates."""
 
 
 class Numbers(NamedTuple):
@@ -29,9 +30,9 @@ class Numbers(NamedTuple):
 
     blocks: tuple[Tensor, ...]  # per block [L, P_i]
     buffers: tuple[Tensor, ...]  # per block [L, N_i]
-    seeds: tuple[tuple[Tensor, ...], ...]  # per slot and group [n, P_k + G]
-    seed_buffers: tuple[tuple[Tensor, ...], ...]  # per slot and group [n, R_k]
-    alphas: tuple[tuple[Tensor, ...], ...]  # per slot and group [n]
+    seeds: tuple[Tensor, ...]  # per slot [n, W]
+    seed_buffers: tuple[Tensor, ...]  # per slot [n, R]
+    alphas: tuple[Tensor, ...]  # per slot [n]
 
 
 class Flow(NamedTuple):
@@ -56,20 +57,15 @@ class BlockRecord(NamedTuple):
     pull: Any
 
 
-class GroupRecord(NamedTuple):
-    """What a group of seeds leaves on the tape."""
-
-    grown: Grown
-    buffers: Tensor
-    pull_seed: Any
-    pull_mix: Any
-
-
 class SlotRecord(NamedTuple):
     """What a slot leaves on the tape."""
 
     before: Flow
-    groups: tuple[GroupRecord, ...]
+    grown: Grown
+    buffers: Tensor  # [n, R]
+    pull_seeds: tuple[Any, ...]  # per group
+    pull_gate: Any
+    pull_mix: Any
 
 
 def plain(function: Callable[..., tuple[Any, Any]], *primals: Any) -> tuple[Any, Any, None]:
@@ -89,9 +85,9 @@ def per_row(vector: Tensor, like: Tensor) -> Tensor:
     return vector.reshape(vector.shape + (1,) * (like.dim() - vector.dim()))
 
 
-def place_rows(listed: SlotRows, values: Sequence[Tensor], elsewhere: Tensor) -> Tensor:
-    """Rows of all groups, each at its lane; other lanes keep what they have, bit for bit."""
-    rows = torch.cat(tuple(values)).index_select(0, listed.index)
+def place_rows(listed: SlotRows, values: Tensor, elsewhere: Tensor) -> Tensor:
+    """Values [n, ...] of a slot's rows, each at its lane; other lanes keep what they have, bit for bit."""
+    rows = values.index_select(0, listed.index)
     return torch.where(per_row(listed.present, elsewhere), rows, elsewhere)
 
 
@@ -172,25 +168,19 @@ def fold(key: Tensor, stream: Stream, index: int) -> Tensor:
 def _through_slot(
     structure: Structure, listed: SlotRows, numbers: Numbers, flow: Flow, place: Place, mode: Mode
 ) -> tuple[Flow, SlotRecord]:
-    slot = structure.slots[place.index]
+    slot, held = structure.slots[place.index], numbers.seed_buffers[place.index]
     if listed.parents is not None:
         flow = take_lanes(flow, listed.parents)
-    records, outputs = [], []
-    for number, group in enumerate(listed.groups):
-        h = flow.h.index_select(0, group.lanes)
-        x = flow.saved[slot.source].index_select(0, group.lanes) if slot.is_bypass else h
-        seed = _seed(structure, place.index, number, listed, numbers, mode)
-        row = numbers.seeds[place.index][number]
-        if structure.learns_before(slot.source):
-            grown, buffers, pull_seed = mode.call(seed, row, x)
-        else:
-            grown, buffers, pull_seed = mode.call(partial(_with_input, seed, x), row)
-        blend = partial(_mix, slot, numbers.alphas[place.index][number], group.gated)
-        out, _, pull_mix = mode.call(blend, h, grown)
-        outputs.append(out)
-        records.append(GroupRecord(grown, buffers, pull_seed, pull_mix))
-    record = SlotRecord(flow, tuple(records))
-    return flow._replace(h=place_rows(listed, outputs, flow.h)) if outputs else flow, record
+    if not listed.groups:
+        return flow, SlotRecord(flow, (), held, (), None, None)
+    h = flow.h.index_select(0, listed.lanes)
+    x = flow.saved[slot.source].index_select(0, listed.lanes) if slot.is_bypass else h
+    s, buffers, pull_seeds = _grow(structure, place.index, listed, numbers, x, mode)
+    opening, pull_gate = _open(structure, slot, numbers.seeds[place.index], x, mode)
+    grown = (s, *opening)
+    out, _, pull_mix = mode.call(partial(_mix, slot, numbers.alphas[place.index], listed.gated), h, grown)
+    record = SlotRecord(flow, grown, buffers, pull_seeds, pull_gate, pull_mix)
+    return flow._replace(h=place_rows(listed, out, flow.h)), record
 
 
 def take_lanes(flow: Flow, lanes: Tensor) -> Flow:
@@ -199,30 +189,57 @@ def take_lanes(flow: Flow, lanes: Tensor) -> Flow:
     return Flow(flow.h.index_select(0, lanes), saved)
 
 
-def _seed(
-    structure: Structure, slot: int, number: int, listed: SlotRows, numbers: Numbers, mode: Mode
-) -> Callable[[Tensor, Tensor], tuple[Grown, Tensor]]:
-    """What the seeds of a group compute: (rows, x) -> (what they give, new buffers)."""
-    place, group = structure.slots[slot], listed.groups[number]
-    blueprint, layout = structure.blueprints[group.blueprint], place.row(group.blueprint)
-    held, buffer_layout = numbers.seed_buffers[slot][number], place.buffer_row(group.blueprint)
+def _grow(
+    structure: Structure, number: int, listed: SlotRows, numbers: Numbers, x: Tensor, mode: Mode
+) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
+    """The seeds of a slot, group by group: features [n, B, ...], new buffers [n, R], and the pulls."""
+    slot, flows = structure.slots[number], structure.learns_before(structure.slots[number].source)
     key = None
-    if blueprint.draws and mode.key is not None:
-        key = fold(mode.key.index_select(0, group.lanes), Stream.SEED, slot)
+    if structure.draws and mode.key is not None:
+        key = fold(mode.key.index_select(0, listed.lanes), Stream.SEED, number)
+    parts = [numbers.seeds[number], numbers.seed_buffers[number], x, *([] if key is None else [key])]
+    chunks = zip(*(part.split(listed.sizes) for part in parts), strict=True)
+    features, buffers, pulls = [], [], []
+    for group, (row, held, seen, *drawn) in zip(listed.groups, chunks, strict=True):
+        seed = _seed(structure, slot, group.blueprint, held, drawn[0] if drawn else None, mode.train)
+        own = row[:, : slot.row(group.blueprint).size]
+        s, new, pull = mode.call(seed, own, seen) if flows else mode.call(partial(_with_input, seed, seen), own)
+        features.append(s)
+        buffers.append(new)
+        pulls.append(pull)
+    return torch.cat(features), torch.cat(buffers), tuple(pulls)
 
-    def run(row: Tensor, x: Tensor) -> "tuple[Grown, Tensor]":
-        named, buffers = layout.views(row[:, : layout.size]), buffer_layout.views(held)
-        if mode.train:
-            s, new = blueprint.train(named, buffers, x, key)
-            after = _flat(buffer_layout.params, new, held)
-        else:
-            s, after = blueprint.infer(named, buffers, x), held
-        if not place.gate.size:
-            return (s,), after
-        opening = gate.opening(place.reads)(place.gate.views(row[:, layout.size :]), x)
-        return (s, opening), after
+
+def _seed(
+    structure: Structure, slot: Slot, kind: int, held: Tensor, key: Tensor | None, train: bool
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """What the seeds of a group compute: (rows [n, P_k], x) -> (features, new buffers [n, R])."""
+    blueprint, layout, buffers = structure.blueprints[kind], slot.row(kind), slot.buffer_row(kind)
+
+    def run(row: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        named, before = layout.views(row), buffers.views(held[:, : buffers.size])
+        if not train:
+            return blueprint.infer(named, before, x), held
+        s, new = blueprint.train(named, before, x, key if blueprint.draws else None)
+        return s, arena.pad_buffers(slot, _flat(buffers.params, new, held[:, :0]))
 
     return run
+
+
+def _open(structure: Structure, slot: Slot, rows: Tensor, x: Tensor, mode: Mode) -> tuple[Grown, Any]:
+    """The openings of a slot's gates, if it has any, and the pull."""
+    if not slot.gate.size:
+        return (), None
+
+    def run(row: Tensor, seen: Tensor) -> tuple[Tensor, tuple[()]]:
+        return gate.opening(slot.reads)(slot.gate.views(row), seen), ()
+
+    row = rows[:, rows.shape[1] - slot.gate.size :]
+    if structure.learns_before(slot.source):
+        opening, _, pull = mode.call(run, row, x)
+    else:
+        opening, _, pull = mode.call(partial(_with_input, run, x), row)
+    return (opening,), pull
 
 
 def _mix(slot: Slot, alpha: Tensor, gated: Tensor, h: Tensor, grown: Grown) -> tuple[Tensor, tuple[()]]:
@@ -265,7 +282,7 @@ def back_through_block(
 class SlotGradients(NamedTuple):
     """What comes back through a slot."""
 
-    rows: tuple[Tensor, ...]  # per group [n, P_k + G]
+    rows: Tensor  # [n, W]
     h: Tensor  # [L, B, ...]; of the features at the target
     source: Tensor | None  # likewise at the source of a bypass, if anything learns before it
 
@@ -276,31 +293,39 @@ def back_through_slot(
     listed: SlotRows,
     record: SlotRecord,
     grad: Tensor,
-    heed: Callable[[int, Group, Grown, Tensor, Grown], Grown],
+    heed: Callable[[Tensor, Grown], Grown],
 ) -> SlotGradients:
     """Gradients of a slot's seeds and of what they read.
 
     Args:
       structure, place, listed, record: the slot.
       grad: [L, B, ...]; of its output.
-      heed: (number, group, what it gave, gradient of the output, gradient of what it gave) -> the gradient that the
-        group learns by: what the life cycle puts in place of the network's own for seeds in TRAINING.
+      heed: (gradient of the output's rows, gradient of what the seeds gave) -> the gradient that they learn by: what
+        the life cycle puts in place of the network's own for seeds in TRAINING.
     """
     slot = structure.slots[place.index]
-    flows = structure.learns_before(slot.source)
-    rows, targets, sources = [], [], []
-    for number, (group, kept) in enumerate(zip(listed.groups, record.groups, strict=True)):
-        out = grad.index_select(0, group.lanes)
-        h, grown = kept.pull_mix(out)
-        own = kept.pull_seed(heed(number, group, kept.grown, out, grown))
-        rows.append(own[0])
-        x = torch.where(per_row(group.isolated, own[1]), 0.0, own[1]) if flows else None
-        if x is not None and slot.is_bypass:
-            sources.append(x)
-        targets.append(h if x is None or slot.is_bypass else h + x)
-    if not rows:
-        return SlotGradients((), grad, None)
-    source = None
-    if sources:
-        source = place_rows(listed, sources, torch.zeros_like(record.before.saved[slot.source]))
-    return SlotGradients(tuple(rows), place_rows(listed, targets, grad), source)
+    out = grad.index_select(0, listed.lanes)
+    h, grown = record.pull_mix(out)
+    rows, x = _back_through_seeds(structure, slot, listed, record, heed(out, grown))
+    if x is None:
+        return SlotGradients(rows, place_rows(listed, h, grad), None)
+    x = torch.where(per_row(listed.isolated, x), 0.0, x)
+    if not slot.is_bypass:
+        return SlotGradients(rows, place_rows(listed, h + x, grad), None)
+    source = place_rows(listed, x, torch.zeros_like(record.before.saved[slot.source]))
+    return SlotGradients(rows, place_rows(listed, h, grad), source)
+
+
+def _back_through_seeds(
+    structure: Structure, slot: Slot, listed: SlotRows, record: SlotRecord, grown: Grown
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of the rows [n, W], and of what the seeds read if anything learns before it."""
+    parts = zip(record.pull_seeds, grown[0].split(listed.sizes), strict=True)
+    pulled_back = [pull(part) for pull, part in parts]
+    flows, width = structure.learns_before(slot.source), slot.width - slot.gate.size
+    rows = torch.cat([F.pad(part[0], (0, width - part[0].shape[1])) for part in pulled_back])
+    x = torch.cat([part[1] for part in pulled_back]) if flows else None
+    if record.pull_gate is None:
+        return rows, x
+    of_gate = record.pull_gate(grown[1])
+    return torch.cat((rows, of_gate[0]), dim=1), None if x is None else x + of_gate[1]

@@ -17,18 +17,25 @@ def logistic(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
+def stretched(t: float, k: float) -> float:
+    """The logistic curve of steepness k about 1/2, stretched to end at 0 and 1."""
+    return (logistic(k * (t - 0.5)) - logistic(-k / 2)) / (logistic(k / 2) - logistic(-k / 2))
+
+
 CLOSED_FORMS = {
     Blend.LINEAR: lambda t: t,
     Blend.GATED: lambda t: t,
     Blend.COSINE: lambda t: (1 - math.cos(math.pi * t)) / 2,
-    Blend.SIGMOID: lambda t: (logistic(12 * (t - 0.5)) - logistic(-6)) / (logistic(6) - logistic(-6)),
+    Blend.SIGMOID: lambda t: stretched(t, 12),
 }
 
 
-def alphas(blend: int, total: int, target: float, dtype: torch.dtype, extra: int = 3) -> torch.Tensor:
+def alphas(
+    blend: int, total: int, target: float, dtype: torch.dtype, extra: int = 3, steepness: float = 12
+) -> torch.Tensor:
     """Alpha at steps 0 .. total + extra, as one environment with that many slots."""
     done = torch.arange(total + 1 + extra).unsqueeze(0)
-    numbers = (torch.tensor([[float(number)]], dtype=dtype) for number in (total, target))
+    numbers = (torch.tensor([[float(number)]], dtype=dtype) for number in (total, target, steepness))
     return ramp(torch.full_like(done, int(blend)), done, *numbers)[0]
 
 
@@ -75,17 +82,38 @@ def test_is_symmetric_about_one_half(blend: Blend, dtype: torch.dtype) -> None:
         assert torch.allclose(got + got.flip(0), torch.ones_like(got), rtol=0, atol=2 * TOLERANCE[dtype])
 
 
-def test_each_slot_has_its_own_blend_and_each_environment_its_own_length_and_target() -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("steepness", [0.1, 1.0, 4.0, 30.0, 1e3])
+def test_the_sigmoid_has_the_steepness_that_it_is_given(steepness: float, dtype: torch.dtype) -> None:
+    ends = 1 - 2 / (1 + math.exp(steepness / 2))  # what the rounding of the curve's ends is divided by
+    for total in TOTALS:
+        expected = [0.0, *(stretched(done / total, steepness) for done in range(1, total)), 1.0]
+        got = alphas(Blend.SIGMOID, total, 1.0, dtype, 0, steepness)
+        wanted = torch.tensor(expected, dtype=torch.float64)
+        assert torch.allclose(got.double(), wanted, rtol=0, atol=max(1, steepness) * TOLERANCE[dtype] / ends)
+        assert (got.diff() >= 0).all()
+
+
+def test_a_gentle_sigmoid_is_a_line_and_a_steep_one_a_step() -> None:
+    gentle, line = (alphas(blend, 8, 1.0, torch.float64, 0, 0.1) for blend in (Blend.SIGMOID, Blend.LINEAR))
+    assert torch.allclose(gentle, line, rtol=0, atol=1e-4)
+    steep = alphas(Blend.SIGMOID, 8, 1.0, torch.float64, 0, 1e3)
+    assert steep.tolist() == pytest.approx([0.0] * 4 + [0.5] + [1.0] * 4, abs=1e-12)
+
+
+def test_each_slot_has_its_own_blend_and_each_environment_its_own_numbers() -> None:
     blend = torch.tensor([[0, 1, 2, 3, NONE]]).expand(2, -1)
     done = torch.tensor([[1, 1, 1, 1, 1], [3, 3, 3, 3, 3]])
     total, target = torch.tensor([[2.0], [4.0]]), torch.tensor([[1.0], [0.5]])
-    got = ramp(blend, done, total, target)
-    for env, (time, goal) in enumerate(((0.5, 1.0), (0.75, 0.5))):
+    got = ramp(blend, done, total, target, torch.tensor([[12.0], [3.0]]))
+    for env, (time, goal, steepness) in enumerate(((0.5, 1.0, 12), (0.75, 0.5, 3))):
         for slot, each in enumerate(Blend):
-            assert got[env, slot].item() == pytest.approx(goal * CLOSED_FORMS[each](time), abs=1e-6)
+            share = stretched(time, steepness) if each is Blend.SIGMOID else CLOSED_FORMS[each](time)
+            assert got[env, slot].item() == pytest.approx(goal * share, abs=1e-6)
     assert got[:, 4].tolist() == [0.0, 0.0]
 
 
 def test_before_the_first_step_alpha_is_zero() -> None:
     assert alphas(Blend.LINEAR, 1, 1.0, torch.float32)[0] == 0
-    assert ramp(torch.tensor([[0]]), torch.tensor([[-3]]), torch.tensor([[1.0]]), torch.tensor([[1.0]])) == 0
+    one = torch.tensor([[1.0]])
+    assert ramp(torch.tensor([[0]]), torch.tensor([[-3]]), one, one, one) == 0

@@ -38,6 +38,7 @@ CHOICES = {
     "embargo_epochs": (0, 1, 2, 3, 4),
     "blend_epochs": (1, 2, 3, 4, 5, 6),
     "shadowing_epochs": (0, 1, 2),
+    "sigmoid_steepness": (12.0, 3.0),
     "alpha_target": (1.0, 0.5),
     "alpha_complete": (0.95, 0.8),  # 0.8: four of five linear steps are exactly enough
     "min_training_epochs": (0, 1, 3),
@@ -51,13 +52,13 @@ CHOICES = {
 # The model
 
 
-def progress(blend: int, done: int, total: int) -> float:
+def progress(blend: int, done: int, total: int, steepness: float) -> float:
     """Fraction of its target that alpha has reached."""
     if done >= total:
         return 1.0
     time = done / total
     if blend == 1:  # sigmoid, stretched to end at 0 and 1
-        low, here, high = (1 / (1 + math.exp(-12 * (x - 0.5))) for x in (0, time, 1))
+        low, here, high = (1 / (1 + math.exp(-steepness * (x - 0.5))) for x in (0, time, 1))
         return (here - low) / (high - low)
     if blend == 3:  # cosine
         return (1 - math.cos(math.pi * time)) / 2
@@ -180,7 +181,8 @@ class ModelEnv:
 
     def climb(self, seed: ModelSlot) -> None:
         seed.ramp += 1
-        seed.alpha = self.numbers["alpha_target"] * progress(seed.blend, seed.ramp, int(self.numbers["blend_epochs"]))
+        total, steepness = int(self.numbers["blend_epochs"]), self.numbers["sigmoid_steepness"]
+        seed.alpha = self.numbers["alpha_target"] * progress(seed.blend, seed.ramp, total, steepness)
 
     def advance(self, seed: ModelSlot, accuracy: float) -> None:
         seed.enter(seed.stage + 1, accuracy)

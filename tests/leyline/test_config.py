@@ -167,6 +167,7 @@ def test_the_documented_defaults() -> None:
         "min_training_epochs": 3,
         "min_gradient_ratio": 0.05,
         "min_improvement": 0.5,
+        "sigmoid_steepness": 12.0,
         "min_blending_epochs": 3,
         "alpha_complete": 0.95,
         "shadowing_epochs": 1,

@@ -17,14 +17,20 @@ from esper.leyline.codes import (
 from esper.leyline.stages import (
     ACTIVE,
     FAILURE,
+    HELD,
     ISOLATED,
     LIVE,
     MERGED,
+    STAGES,
     TERMINAL,
     TRANSITIONS,
+    Alpha,
     Cause,
     Stage,
+    Timer,
+    edges,
     is_in,
+    routes,
     sources,
 )
 
@@ -37,7 +43,7 @@ DORMANT      -> GERMINATED   by GERMINATE            through G0
 GERMINATED   -> TRAINING     by CLOCK                through G1
 TRAINING     -> BLENDING     by ADVANCE CLOCK        through G2
 BLENDING     -> SHADOWING    by ADVANCE CLOCK        through G3
-SHADOWING    -> PROBATIONARY by ADVANCE CLOCK        through G4
+SHADOWING    -> PROBATIONARY by ADVANCE CLOCK        through G4 at once
 PROBATIONARY -> FOSSILIZED   by FOSSILIZE            through G5
 GERMINATED   -> GERMINATED   by CHANGE_BLUEPRINT     through G0
 TRAINING     -> GERMINATED   by CHANGE_BLUEPRINT     through G0
@@ -48,21 +54,27 @@ GERMINATED   -> CULLED       by CULL GOVERNOR
 TRAINING     -> CULLED       by CULL GOVERNOR
 BLENDING     -> CULLED       by CULL GOVERNOR
 SHADOWING    -> CULLED       by CULL GOVERNOR
-PROBATIONARY -> CULLED       by CULL GOVERNOR CLOCK
+PROBATIONARY -> CULLED       by CULL GOVERNOR CLOCK  after PROBATION
 CULLED       -> EMBARGOED    by CLOCK
-EMBARGOED    -> RESETTING    by CLOCK
+EMBARGOED    -> RESETTING    by CLOCK                after EMBARGO
 RESETTING    -> DORMANT      by CLOCK
 """
 
 
-def documented() -> set[tuple[Stage, Stage, frozenset[Cause], Gate | None]]:
+Written = tuple[Stage, Stage, frozenset[Cause], Gate | None, Timer | None, bool]
+
+
+def documented() -> set[Written]:
     rows = set()
     for line in TABLE.strip().splitlines():
         edge, _, rest = line.partition(" by ")
-        causes, _, gate = rest.partition(" through ")
+        rest, _, timer = rest.partition(" after ")
+        straight = rest.endswith(" at once")
+        causes, _, gate = rest.removesuffix(" at once").partition(" through ")
         source, target = (Stage[name.strip()] for name in edge.split("->"))
         by = frozenset(Cause[name] for name in causes.split())
-        rows.add((source, target, by, Gate[gate.strip()] if gate else None))
+        checks = Gate[gate.strip()] if gate else None, Timer[timer.strip()] if timer else None
+        rows.add((source, target, by, *checks, straight))
     return rows
 
 
@@ -75,7 +87,7 @@ def test_stages_keep_their_numbers() -> None:
 
 
 def test_the_table_is_the_documented_one() -> None:
-    assert {(e.source, e.target, frozenset(e.causes), e.gate) for e in TRANSITIONS} == documented()
+    assert {(*e[:2], frozenset(e.causes), *e[3:]) for e in TRANSITIONS} == documented()
 
 
 def test_no_edge_and_no_cause_is_listed_twice() -> None:
@@ -126,6 +138,44 @@ def test_sets_of_stages_are_the_documented_ones() -> None:
     assert [int(stage) for stage in FAILURE] == [8, 9, 10]
     assert [int(stage) for stage in ISOLATED] == [3, 4]
     assert [int(stage) for stage in MERGED] == [4, 5, 6, 7]
+
+
+def test_every_stage_has_a_row_in_the_order_of_life() -> None:
+    assert set(STAGES) == set(Stage)
+    assert [int(stage) for stage in STAGES] == list(range(11))
+    assert len({row.says for row in STAGES.values()}) == len(STAGES)
+    assert all(row.says and "\n" not in row.says for row in STAGES.values())
+
+
+def test_traits_agree_with_the_transitions() -> None:
+    assert [stage for stage in Stage if not targets(stage)] == list(TERMINAL)
+    assert {stage for stage in LIVE if Stage.CULLED in targets(stage)} == set(LIVE)
+    assert set(LIVE) | set(ACTIVE) == set(HELD) and not set(HELD) & set(FAILURE)
+    assert set(MERGED) < set(ACTIVE) and set(ISOLATED) < set(ACTIVE)
+    assert not set(LIVE) & set(TERMINAL)
+    assert list(HELD) == [Stage(number) for number in range(2, 8)]
+
+
+def test_potentials_rise_along_a_life_and_are_zero_without_a_seed() -> None:
+    assert [STAGES[stage].potential for stage in HELD] == [1.0, 2.0, 3.5, 4.5, 5.5, 6.0]
+    assert all(row.potential == 0 for stage, row in STAGES.items() if stage not in HELD)
+
+
+def test_alpha_climbs_where_the_seed_is_blended_in_and_is_full_from_there_on() -> None:
+    rows = [(stage, row.alpha) for stage, row in STAGES.items() if row.alpha is not Alpha.KEEP]
+    assert rows == [(Stage.BLENDING, Alpha.RAMP), (Stage.SHADOWING, Alpha.FULL)]
+
+
+def test_every_timer_belongs_to_an_edge_of_the_clock() -> None:
+    assert {edge.timer for edge in TRANSITIONS} - {None} == set(Timer)
+    assert all(Cause.CLOCK in edge.causes and edge.gate is None for edge in TRANSITIONS if edge.timer is not None)
+
+
+def test_fresh_seeds_and_removed_ones_have_one_stage_each() -> None:
+    for cause, target in ((Cause.INIT, 1), (Cause.GERMINATE, 2), (Cause.CHANGE_BLUEPRINT, 2), (Cause.GOVERNOR, 8)):
+        assert list(routes(cause)) == [target]
+    assert routes(Cause.CULL) == {Stage.CULLED: tuple(edge.source for edge in edges(Cause.CULL))}
+    assert routes(Cause.ADVANCE) == {Stage(n + 1): (Stage(n),) for n in (3, 4, 5)}
 
 
 def test_sources_lists_where_a_cause_may_act() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esper.leyline.actions import NONE, Op
-from esper.leyline.stages import Stage
+from esper.leyline.stages import STAGES, Stage
 from esper.nissa import page
 from esper.nissa.charts import (
     Interval,
@@ -216,7 +216,9 @@ def test_swimlanes_show_what_was_written_by_hand():
 def test_the_style_knows_every_colour_that_is_used():
     style = page.page("x").partition("<style>")[2].partition("</style>")[0]
     for stage in SHOWN:
-        assert f".s-{stage.name.lower()} {{" in style and f"--{stage.name.lower()}:" in style
+        name, colour = stage.name.lower(), STAGES[stage].colour
+        assert f".s-{name} {{" in style and f"--{name}: {colour.light};" in style
+        assert f".on-{name} {{ fill: {colour.letter}; }}" in style
     for index in range(8):
         assert f".area.c{index}," in style and f".line.c{index}" in style
 

@@ -8,12 +8,13 @@ import torch
 from esper.kasmina import lifecycle
 from esper.kasmina.cnn import cnn_host
 from esper.kasmina.conv_blueprints import CONV_SMALL, NORM
-from esper.kasmina.structure import Structure, build_network
+from esper.kasmina.network import Network, build_network
+from esper.kasmina.quality_gates import CANDIDATE_GATES, GATES, TIMERS
 from esper.leyline.actions import Action, Blend, Op
-from esper.leyline.codes import Check, Refusal
+from esper.leyline.codes import GATE_CHECKS, Check, Gate, Refusal
 from esper.leyline.config import Config, Precision
 from esper.leyline.hypers import HyperParams, build_hypers
-from esper.leyline.stages import ACTIVE, LIVE, Stage
+from esper.leyline.stages import ACTIVE, LIVE, TRANSITIONS, Cause, Stage, Timer
 from esper.leyline.state import Slots
 
 CPU = torch.device("cpu")
@@ -86,6 +87,20 @@ SHUT = [
     (Stage.PROBATIONARY, PROVEN | {"healthy": False}, Check.UNHEALTHY),
     (Stage.PROBATIONARY, PROVEN | {"banked": False}, Check.NOT_BANKED),
 ]
+
+
+def test_every_gate_and_every_timer_has_its_function() -> None:
+    assert sorted([*GATES, *CANDIDATE_GATES]) == list(Gate)
+    assert list(TIMERS) == list(Timer)
+    automatic = {edge.gate for edge in TRANSITIONS if Cause.CLOCK in edge.causes} - {None}
+    assert automatic <= set(GATES)
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_a_gate_fails_by_its_own_checks_only(gate: Gate) -> None:
+    for stage in Stage:
+        for fields in ({}, {"healthy": False, "gradient_ratio": math.nan, "contribution": -1.0}):
+            assert not (GATES[gate](hypers(), seed(stage, **fields)) & ~int(GATE_CHECKS[gate])).any()
 
 
 @pytest.mark.parametrize(("stage", "op", "fields", "target"), OPEN)

@@ -7,7 +7,7 @@ import torch
 
 from esper.kasmina.structure import Structure
 from esper.leyline.config import ConfigError
-from esper.tezzeret import eager, inductor, native
+from esper.tezzeret import eager, inductor, native, oracle
 from esper.tezzeret.backend import Backend, BackendError
 
 logger = logging.getLogger("esper")
@@ -16,6 +16,7 @@ BUILDERS: dict[str, Callable[[Structure, torch.device], Backend]] = {
     "eager": eager.build,
     "inductor": inductor.build,
     "native": native.build,
+    "oracle": oracle.build,
 }
 """Builders by name; they raise ``BackendError`` where they cannot run a structure."""
 

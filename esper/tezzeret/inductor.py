@@ -1,7 +1,7 @@
 """The definition under torch.compile: one graph for a minibatch, one for the inference of all lanes.
 
-Plans are padded, and the number of rows of every group is symbolic, so no mix of seeds compiles anything anew. Collecting
-the rows, the batches and writing back are a handful of operations an epoch; they stay as they are.
+Plans are padded, and the number of rows of every group is symbolic, so no mix of seeds compiles anything anew.
+Collecting the rows, the batches and writing back are a handful of operations an epoch; they stay as they are.
 """
 
 import os
@@ -98,7 +98,8 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*arguments)
 
     own = types.FunctionType(call.__code__.replace(), call.__globals__, "compiled", None, call.__closure__)
-    if os.environ.get("DBG"): return torch.compile(own, fullgraph=True, dynamic=False, backend=os.environ["DBG"])
+    if os.environ.get("DBG"):
+        return torch.compile(own, fullgraph=True, dynamic=False, backend=os.environ["DBG"])
     options: dict[str, Any] = {"guard_filter_fn": _guards_on_tensors}
     return torch.compile(own, fullgraph=True, dynamic=False, options=options)
 
@@ -132,9 +133,7 @@ def _step(
     slots = [unpack_seeds(slot, each, moments) for slot, each in zip(structure.slots, state.seeds, strict=True)]
     passes = tuple(unpack_objective(structure, each) for each in objectives)
     plan = Plan(None, tuple(slot.listed for slot in slots), passes, True)  # type: ignore[arg-type]
-    rows = Rows(
-        state.host, state.buffers, tuple(slot.weights for slot in slots), tuple(slot.buffers for slot in slots)
-    )
+    rows = Rows(state.host, state.buffers, tuple(slot.weights for slot in slots), tuple(slot.buffers for slot in slots))
     alphas = tuple(slot.alpha for slot in slots)
     step = eager.train_rows(structure, table, plan, rows, alphas, batch)
     seeds = tuple(

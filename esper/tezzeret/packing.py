@@ -134,9 +134,7 @@ def unpack_objective(structure: Structure, packed: PackedObjective | None) -> Ob
 
 def pack_lanes(tree: Evaluation, numbers: Numbers) -> PackedLanes:
     """Pack an evaluation. Before the first slot lanes are environments, whose number does not vary."""
-    blocks = tuple(
-        torch.cat(pair, dim=1).contiguous() for pair in zip(numbers.blocks, numbers.buffers, strict=True)
-    )
+    blocks = tuple(torch.cat(pair, dim=1).contiguous() for pair in zip(numbers.blocks, numbers.buffers, strict=True))
     real = []
     for listed, seeds, held, alpha in zip(tree.slots, numbers.seeds, numbers.seed_buffers, numbers.alphas, strict=True):
         real.append(_groups(listed, torch.cat((seeds, held, alpha.unsqueeze(1)), dim=1)))

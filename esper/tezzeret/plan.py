@@ -1,8 +1,9 @@
 """The plan of the definition: which rows hold which blueprint, listed once per environment step.
 
-Every pass gathers the rows of a group, applies the group's blueprint to them, and puts the results back; a group without
-rows does not exist. A *lane* is one network's features on their way: in training the environments, in evaluation also
-the counterfactuals, which fork from their environment where they first differ, so that what lies before is computed once.
+Every pass gathers the rows of a group, applies the group's blueprint to them, and puts the results back; a group
+without rows does not exist. A *lane* is one network's features on their way: in training the environments, in evaluation also
+the counterfactuals, which fork from their environment where they first differ, so that what lies before is computed
+once.
 
 Padded plans list every blueprint that fits, each with ``SINKS`` rows more that nobody reads: shapes that compiled code
 need not be specialised on.

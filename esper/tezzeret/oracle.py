@@ -1,0 +1,329 @@
+"""The oracle: the same computation the obvious way, for tests. Every blueprint for every environment, then a choice.
+
+Nothing is shared with the definition but the modules themselves: features of all seeds are computed and selected, autograd takes
+the gradient with ``detach`` where the life cycle stops it, counterfactuals run from the input to the outputs one
+beside the other. It costs K times the arithmetic, and gives no derivatives from outside.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from esper.kasmina import gate
+from esper.kasmina.counterfactuals import OFF, ON, Counterfactuals, with_trunk
+from esper.kasmina.optimizers import Rates, clip_rows, schedule
+from esper.kasmina.slot_table import SlotTable
+from esper.kasmina.structure import Slot, Structure, is_gated
+from esper.leyline.config import Isolation
+from esper.leyline.events import Epoch, Health
+from esper.leyline.hypers import HyperParams
+from esper.leyline.learners import Learners, Weights
+from esper.leyline.stages import ACTIVE, ISOLATED, MERGED, Stage, is_in
+from esper.leyline.streams import Stream
+from esper.tezzeret.backend import Backend
+from esper.tezzeret.batches import Batch, Batches, batch_at
+from esper.tezzeret.health import SlotGradients, measure_health, rows_finite
+from esper.tezzeret.score import Scores, score_samples
+from esper.utils import rng
+
+
+class Held(NamedTuple):
+    """Stage, blueprint and blend of n networks' slots, int64 [n, S] each."""
+
+    stage: Tensor
+    blueprint: Tensor
+    blend: Tensor
+
+
+class Rows(NamedTuple):
+    """The numbers of n networks."""
+
+    host: Tensor  # [n, P]
+    buffers: Tensor  # [n, N]
+    seeds: Tensor  # [n, Q]
+    seed_buffers: Tensor  # [n, R]
+    alphas: Tensor  # [n, S]
+
+
+def _rowwise(vector: Tensor, like: Tensor) -> Tensor:
+    return vector.reshape(vector.shape + (1,) * (like.dim() - vector.dim()))
+
+
+class Network:
+    """One pass of n networks, block by block.
+
+    ``own`` names a slot whose seeds in TRAINING are on, all else given; their objective is differentiated exactly, through
+    later seeds too.
+    """
+
+    def __init__(self, structure: Structure, held: Held, rows: Rows, train: bool, key: Tensor | None) -> None:
+        self.structure, self.held, self.rows, self.train, self.key = structure, held, rows, train, key
+        self.buffers: list[Tensor] = []
+        self.seed_buffers: list[Tensor] = [rows.seed_buffers[:, slot.buffer_columns] for slot in structure.slots]
+
+    def run(self, inputs: Tensor, own: int | None = None) -> Tensor:
+        """Inputs [n, B, ...] -> outputs [n, B, ..., C]."""
+        h, points = inputs, dict[int, Tensor]()
+        for index in range(len(self.structure.host.blocks) + 1):
+            if index:
+                h = self._block(index - 1, h)
+            for number, slot in enumerate(self.structure.slots):
+                if slot.target == index:
+                    h = self._slot(number, slot, points[slot.source] if slot.is_bypass else h, h, own)
+            points[index] = h
+        return h
+
+    def _block(self, index: int, x: Tensor) -> Tensor:
+        blocks = self.structure.host.blocks
+        block, named = blocks[index], dict[str, Tensor]()
+        sizes, buffer_sizes = [b.layout.size for b in blocks], [b.buffer_layout.size for b in blocks]
+        rows, buffers = self.rows.host.split(sizes, 1), self.rows.buffers.split(buffer_sizes, 1)
+        named |= block.layout.views(rows[index])
+        for tie in block.ties:
+            named[tie.param.name] = blocks[tie.block].layout.views(rows[tie.block])[tie.param.name]
+        held = block.buffer_layout.views(buffers[index])
+        if not self.train:
+            return block.infer(named, held, x)
+        key = rng.fold_in(self.key, int(Stream.BLOCK), index) if block.draws and self.key is not None else None
+        y, new = block.train(named, held, x, key)
+        self.buffers.append(torch.cat([new[p.name].flatten(1) for p in block.buffers], 1) if new else buffers[index])
+        return y
+
+    def _slot(self, number: int, slot: Slot, x: Tensor, h: Tensor, own: int | None) -> Tensor:
+        stage, kind = self.held.stage[:, number], self.held.blueprint[:, number]
+        active = is_in(stage, ACTIVE)
+        isolated = is_in(stage, ISOLATED) if own is None else torch.zeros_like(active)
+        constant = isolated & (self.structure.config.isolation is not Isolation.NONE)
+        seen = x if not x.is_floating_point() else torch.where(_rowwise(constant, x), x.detach(), x)
+        s = self._features(number, slot, kind, active, seen, h)
+        alpha = self.rows.alphas[:, number]
+        weight, gated = alpha.unsqueeze(1), is_gated(self.held.blend[:, number])
+        if slot.gate.size:
+            opening = gate.opening(slot.reads)(slot.gate.views(self.rows.seeds[:, slot.gate_columns]), seen)
+            full = _rowwise(alpha, opening)
+            weight = torch.where(_rowwise(gated & (alpha != 0), opening), full * opening, full)
+        mixed = h + _rowwise(weight, h) * s if slot.is_bypass else torch.lerp(h, s, _rowwise(weight, h))
+        out = torch.where(_rowwise(active & (alpha != 0), h), mixed, h)
+        training = active & (stage == int(Stage.TRAINING))
+        if own is None and self.train and self.structure.config.isolation is not Isolation.OBJECTIVE:
+            echo = torch.where(torch.isfinite(s), s - s.detach(), 0.0)
+            out = torch.where(_rowwise(training, h), h + echo, out)
+        return out
+
+    def _features(self, number: int, slot: Slot, kind: Tensor, active: Tensor, x: Tensor, h: Tensor) -> Tensor:
+        """What the seeds give: every blueprint for all, then each network's own."""
+        s, arena = torch.zeros_like(h), self.rows.seeds
+        held = self.rows.seed_buffers[:, slot.buffer_columns]
+        key = rng.fold_in(self.key, int(Stream.SEED), number) if self.key is not None else None
+        for k in slot.offers:
+            blueprint, mine = self.structure.blueprints[k], active & (kind == k)
+            named, layout = slot.row(k).views(arena[:, slot.blueprint_columns(k)]), slot.buffer_row(k)
+            before = layout.views(held[:, : layout.size])
+            if not self.train:
+                y = blueprint.infer(named, before, x)
+            else:
+                y, new = blueprint.train(named, before, x, key if blueprint.draws else None)
+                for param in layout.params:
+                    columns = layout.columns(param.name)
+                    old = self.seed_buffers[number]
+                    moved = torch.where(mine.unsqueeze(1), new[param.name].flatten(1), old[:, columns])
+                    self.seed_buffers[number] = torch.cat((old[:, : columns.start], moved, old[:, columns.stop :]), 1)
+            s = torch.where(_rowwise(mine, h), y, s)
+        return s
+
+
+def _held(table: SlotTable, device: torch.device) -> Held:
+    return Held(*(torch.as_tensor(column, device=device) for column in table))
+
+
+class Grads(NamedTuple):
+    """Losses, scores, gradients and buffers of a minibatch."""
+
+    loss: Tensor
+    score: Tensor
+    host: Tensor
+    seeds: Tensor
+    buffers: Tensor
+    seed_buffers: Tensor
+
+
+def gradients(
+    structure: Structure, target: Tensor, held: Held, learners: Learners, alphas: Tensor, batch: Batch
+) -> Grads:
+    """Autograd of the summed losses, and of every slot's own objective."""
+    host, seeds = (
+        part.params.detach().requires_grad_(part.params.numel() > 0) for part in (learners.host, learners.seeds)
+    )
+    rows = Rows(host, learners.buffers, seeds, learners.seed_buffers, alphas)
+    with torch.enable_grad():
+        network = Network(structure, held, rows, True, batch.key)
+        outputs = network.run(batch.inputs)
+        loss = structure.objective.loss(outputs, batch.targets).flatten(1).mean(1)
+        total = loss.sum()
+        if structure.config.isolation is Isolation.OBJECTIVE:
+            for slot in range(len(structure.slots)):
+                total = total + _own_objective(structure, target, held, rows, slot, batch)
+        leaves = [leaf for leaf in (host, seeds) if leaf.requires_grad]
+        found = dict(zip(map(id, leaves), torch.autograd.grad(total, leaves, materialize_grads=True), strict=True))
+    score = structure.objective.score(outputs, batch.targets).flatten(1).mean(1)
+    cut = torch.cat([part.detach() for part in network.buffers], 1)
+    kept = [part.detach() for part in network.seed_buffers]
+    grads = (found[id(host)], found.get(id(seeds), seeds))
+    return Grads(loss.detach(), score, *grads, cut, torch.cat(kept, 1) if kept else learners.seed_buffers)
+
+
+def _own_objective(structure: Structure, target: Tensor, held: Held, rows: Rows, slot: int, batch: Batch) -> Tensor:
+    """The loss with this slot's seeds in TRAINING on, other seeds in TRAINING absent, and only theirs to learn."""
+    mine = held.stage[:, slot] == int(Stage.TRAINING)
+    columns = structure.slots[slot].columns
+    inside = torch.zeros(rows.seeds.shape[1], dtype=torch.bool)
+    inside[columns] = True
+    seeds = torch.where(inside, rows.seeds, rows.seeds.detach())
+    alphas = torch.where(
+        mine.unsqueeze(1) & (torch.arange(rows.alphas.shape[1]) == slot), target.unsqueeze(1), rows.alphas
+    )
+    given = Rows(rows.host.detach(), rows.buffers, seeds, rows.seed_buffers, alphas)
+    outputs = Network(structure, held, given, True, batch.key).run(batch.inputs, own=slot)
+    loss = structure.objective.loss(outputs, batch.targets).flatten(1).mean(1)
+    return torch.where(mine, loss, 0.0).sum()
+
+
+def minibatch_step(
+    structure: Structure, hypers: HyperParams, plan: SlotTable, learners: Learners, alphas: Tensor, batch: Batch
+) -> tuple[Learners, Epoch]:
+    """``minibatch_step`` of the definition."""
+    held, target = _held(plan, alphas.device), hypers.alpha_target.expand(alphas.shape[0])
+    grads = gradients(structure, target, held, learners, alphas, batch)
+    host = _update(structure, hypers, "host", learners.host, grads.host, structure.host_decays)
+    seeds = _update_seeds(structure, hypers, held, learners.seeds, grads.seeds)
+    health = _health(structure, hypers, held, grads)
+    active = is_in(held.stage, ACTIVE)
+    inside = active[:, structure.slot_of_column]
+    finite = torch.isfinite(grads.loss) & torch.isfinite(health.host_norm) & rows_finite(host.params, host.moments)
+    finite = finite & rows_finite(
+        torch.where(inside, seeds.params, 0.0), torch.where(inside[:, None], seeds.moments, 0.0)
+    )
+    after = Learners(host, grads.buffers, seeds, grads.seed_buffers)
+    return after, Epoch(grads.loss, 100 * grads.score, finite, health)
+
+
+def _update(
+    structure: Structure, hypers: HyperParams, who: str, weights: Weights, grad: Tensor, decays: Tensor
+) -> Weights:
+    """One step of rows [E, P], clipped by their norm; ``who`` is host or seed."""
+    config = structure.config
+    begun = weights.steps.to(grad.dtype) / config.steps_per_epoch
+    factor = schedule(hypers.warmup_epochs, hypers.final_lr_fraction, begun, 1 / config.steps_per_epoch, config.horizon)
+    named = (hypers[f"{who}_lr"] * factor, hypers[f"{who}_weight_decay"], hypers[f"{who}_clip"])
+    shared = (hypers.momentum, hypers.adam_beta1, hypers.adam_beta2, hypers.adam_epsilon)
+    rates = Rates(*(number.reshape(-1, 1) for number in (*named, *shared)))
+    rule = structure.host_optimizer if who == "host" else structure.seed_optimizer
+    return Weights(*rule.update(clip_rows(grad, rates.clip)[0], *weights, rates, decays))
+
+
+def _update_seeds(structure: Structure, hypers: HyperParams, held: Held, seeds: Weights, grad: Tensor) -> Weights:
+    """Every slot's blueprint and gate by itself, kept only where something learns there."""
+    params, moments, steps = (leaf.clone() for leaf in seeds)
+    gates = is_gated(held.blend) & is_in(held.stage, MERGED)
+    if structure.config.isolation is Isolation.OBJECTIVE:
+        gates = is_gated(held.blend) & is_in(held.stage, ACTIVE)
+    for number, slot in enumerate(structure.slots):
+        for k in slot.offers:
+            mine = is_in(held.stage[:, number], ACTIVE) & (held.blueprint[:, number] == k)
+            parts = [(slot.blueprint_columns(k), mine)]
+            parts += [(slot.gate_columns, mine & gates[:, number])] if slot.gate.size else []
+            for columns, who in parts:
+                rows = Weights(seeds.params[:, columns], seeds.moments[:, :, columns], seeds.steps[:, number])
+                rule = slot.decays[k][columns.start - slot.start : columns.stop - slot.start]
+                new = _update(structure, hypers, "seed", rows, grad[:, columns], rule)
+                params[:, columns] = torch.where(who[:, None], new.params, params[:, columns])
+                moments[:, :, columns] = torch.where(who[:, None, None], new.moments, moments[:, :, columns])
+            steps[:, number] = torch.where(mine, seeds.steps[:, number] + 1, steps[:, number])
+    return Weights(params, moments, steps)
+
+
+def _health(structure: Structure, hypers: HyperParams, held: Held, grads: Grads) -> Health:
+    """Each environment's own seed, one after the other."""
+    found = []
+    for number, slot in enumerate(structure.slots):
+        present, kind = is_in(held.stage[:, number], ACTIVE), held.blueprint[:, number]
+        envs = [torch.nonzero(present & (kind == k)).flatten() for k in slot.offers]
+        kinds = [k for k, rows in zip(slot.offers, envs, strict=True) if rows.numel()]
+        rows = [part for part in envs if part.numel()]
+        index = torch.zeros_like(kind)
+        if rows:
+            index[torch.cat(rows)] = torch.arange(sum(part.numel() for part in rows), device=kind.device)
+        parts = [grads.seeds[part, slot.blueprint_columns(k)] for k, part in zip(kinds, rows, strict=True)]
+        found.append(SlotGradients(tuple(kinds), tuple(parts), index, present))
+    return measure_health(structure, hypers, grads.host, found)
+
+
+def epoch(
+    structure: Structure, hypers: HyperParams, plan: SlotTable, learners: Learners, alphas: Tensor, batches: Batches
+) -> tuple[Learners, Epoch]:
+    """``epoch`` of the definition."""
+    seen = []
+    for number in range(batches.count):
+        batch = batch_at(structure, batches, number)
+        learners, epoch = minibatch_step(structure, hypers, plan, learners, alphas, batch)
+        seen.append(epoch)
+    losses, scores = (torch.stack([getattr(each, name) for each in seen]) for name in ("loss", "accuracy"))
+    finite = seen[-1].finite & torch.isfinite(losses).all(0)
+    return learners, Epoch(losses.mean(0), scores.mean(0), finite, seen[-1].health)
+
+
+def evaluate(
+    structure: Structure,
+    hypers: HyperParams,
+    plan: SlotTable,
+    learners: Learners,
+    alphas: Tensor,
+    samples: tuple[Tensor, Tensor],
+    wanted: Counterfactuals,
+) -> Scores:
+    """``evaluate`` of the definition: every network by itself, from the input to the outputs."""
+    num_envs, device = alphas.shape[0], alphas.device
+    every = with_trunk(wanted, num_envs)
+    env, change = (torch.as_tensor(column, device=device) for column in every)
+    held = Held(*(column[env] for column in _held(plan, device)))
+    target = hypers.alpha_target.expand(num_envs)[env].unsqueeze(1)
+    switched = torch.where(change == OFF, 0.0, torch.where(change == ON, target, alphas[env]))
+    learned = (learners.host.params, learners.buffers, learners.seeds.params, learners.seed_buffers)
+    rows = Rows(*(part.detach()[env] for part in learned), switched)
+
+    def outputs_of(inputs: Tensor) -> Tensor:
+        return Network(structure, held, rows, False, None).run(inputs[:1].expand(env.shape[0], *inputs.shape[1:]))
+
+    return score_samples(structure, outputs_of, samples, num_envs, torch.arange(env.shape[0], device=device))
+
+
+def forward(
+    structure: Structure, plan: SlotTable, learners: Learners, alphas: Tensor, batch: Batch
+) -> tuple[Tensor, Learners]:
+    """``forward`` of the definition."""
+    learned = (learners.host.params, learners.buffers, learners.seeds.params, learners.seed_buffers)
+    network = Network(structure, _held(plan, alphas.device), Rows(*learned, alphas), True, batch.key)
+    outputs = network.run(batch.inputs)
+    kept = torch.cat(network.seed_buffers, 1) if network.seed_buffers else learners.seed_buffers
+    return outputs, learners._replace(buffers=torch.cat(network.buffers, 1), seed_buffers=kept)
+
+
+def build(structure: Structure, device: torch.device) -> Backend:
+    """The oracle of a structure; its plan is the table itself."""
+    del device
+
+    def plan(table: SlotTable, device: torch.device) -> SlotTable:
+        del device
+        return table
+
+    return Backend(
+        name="oracle",
+        plan=plan,
+        forward=partial(forward, structure),
+        minibatch_step=partial(minibatch_step, structure),
+        epoch=partial(epoch, structure),
+        evaluate=partial(evaluate, structure),
+        describe=lambda: ("oracle: every blueprint for every environment, then a choice",),
+    )

@@ -50,7 +50,7 @@ def place_seeds(structure: Structure, state: State, seeds: Seeds, shake: float =
     """
     held = seeds.blueprint != NONE
     stage = torch.where(held, int(Stage.GERMINATED), int(Stage.DORMANT))
-    slots = empty_slots(*held.shape, state.slots.alpha.dtype, held.device)
+    slots = empty_slots(held.shape[0], held.shape[1], state.slots.alpha.dtype, held.device)
     slots = slots.replace(stage=stage, blueprint=seeds.blueprint, blend=torch.where(held, seeds.blend, NONE))
     learners = init_seeds(structure, take_table(slots), learners_of(state), state.key, state.epoch)
     if shake:

@@ -58,7 +58,7 @@ def rates_text(rates: list[float]) -> str:
 
 
 HEADS = ("case", "E", "ms", "p10", "p90", "steps/s", "FLOP/s", "%", "first s", "recomp.", "waits", "MB", "kB/env")
-WIDTHS = (-NAME, 5, 9, 9, 9, 8, 7, 5, 8, 7, 6, 8, 8)
+WIDTHS = (-NAME, 5, 9, 9, 9, 8, 7, 5, 7, 7, 6, 8, 7)
 NOTES = """\
 steps/s: environment steps; %: of the matrix product's rate; first: what a fresh process's first repeat takes more;
 waits: per repeat; MB: peak of a fresh process beyond its imports

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from bench import report
 from bench.contender import CONTENDERS, option
@@ -21,6 +22,8 @@ from bench.deal import SHAPES, Deal, build_engine, deal_state, export
 from bench.gate import Trajectory, Verdict, compare
 from bench.served import ROOT, Served
 from bench.workload import Array, Workload, flops, save
+from esper.bench.measure import product_rate
+from esper.bench.record import machine
 
 WARN_LOAD = 0.2
 """Load average per measured processor above which the machine is not idle."""
@@ -55,8 +58,7 @@ class Case(NamedTuple):
     starts: dict[str, dict[str, Any]]
     verdicts: dict[str, Verdict]
     seconds: dict[str, list[float]]
-    products: dict[str, list[float]]
-    idle_share: float
+    rates: list[float]
     failures: dict[str, str]
 
 
@@ -67,7 +69,7 @@ def say(text: str) -> None:
 
 def deal_workload(deal: Deal) -> Workload:
     """A deal as numbers."""
-    engine = build_engine(deal, compile=False)
+    engine = build_engine(deal, "eager")
     return export(engine, deal_state(engine, deal), deal)
 
 
@@ -115,27 +117,17 @@ def pass_gate(running: dict[str, Served], workload: Workload) -> dict[str, Verdi
     return verdicts
 
 
-def take_turns(plan: Plan, running: dict[str, Served]) -> tuple[dict[str, list[float]], dict[str, list[float]], float]:
-    """Environment steps in turn; the order is reversed every other round.
-
-    Returns:
-      seconds of every step, seconds of a matrix product in the same process, and the share of a processor that all
-      idle contenders together used while another worked.
-    """
+def take_turns(plan: Plan, running: dict[str, Served]) -> tuple[dict[str, list[float]], list[float]]:
+    """Environment steps in turn, the order reversed every other round; and the rate of a matrix product between."""
     seconds: dict[str, list[float]] = {name: [] for name in running}
-    products: dict[str, list[float]] = {name: [] for name in running}
-    burnt = worked = 0.0
+    rates = []
     for turn in range(plan.repeats):
         names = [n for n in running if len(seconds[n]) < 3 or sum(seconds[n]) < plan.budget]
         for name in names if turn % 2 == 0 else reversed(names):
             running[name].ask(do="reset")
-            others = [served for other, served in running.items() if other != name]
-            before, began = sum(map(Served.cpu_seconds, others)), time.perf_counter()
             seconds[name].append(running[name].ask(do="step")["seconds"])
-            burnt += sum(map(Served.cpu_seconds, others)) - before
-            worked += time.perf_counter() - began
-            products[name].append(running[name].ask(do="product")["seconds"])
-    return seconds, products, burnt / worked if worked else 0.0
+        rates.append(product_rate(torch.device("cpu"), torch.float32, quick=False))
+    return seconds, rates
 
 
 def measure(deal: Deal, plan: Plan) -> Case:
@@ -148,12 +140,12 @@ def measure(deal: Deal, plan: Plan) -> Case:
         running, starts, failures = start_all(plan, folder / "workload.npz", folder)
         verdicts = pass_gate(running, workload)
         green = {each: served for each, served in running.items() if verdicts[each].green}
-        seconds, products, idle = take_turns(plan, green)
+        seconds, rates = take_turns(plan, green)
         for each, served in running.items():
             starts[each] |= served.ask(do="usage")
             served.close()
     sizes = workload.steps, workload.indices.shape[3], len(workload.val_targets)
-    return Case(deal, flops(workload), *sizes, starts, verdicts, seconds, products, idle, failures)
+    return Case(deal, flops(workload), *sizes, starts, verdicts, seconds, rates, failures)
 
 
 CASES = {
@@ -190,15 +182,17 @@ def main() -> int:
     cores = [int(core) for core in options.cores.split(",")]
     repeats = 0 if options.check else options.repeats
     plan = Plan(tuple(options.contenders.split(",")), cores, repeats, options.budget, variants)
-    machine = report.describe_machine(cores)
-    if machine["load"] > WARN_LOAD * len(cores):
-        say(f"load average {machine['load']}: the machine is not idle; take no time from this run")
+    os.sched_setaffinity(0, cores)
+    torch.set_num_threads(len(cores))
+    facts = machine(torch.device("cpu"))
+    if facts["load"] > WARN_LOAD * len(cores):
+        say(f"load average {facts['load']}: the machine is not idle; take no time from this run")
     cases = []
     for name in options.cases.split(","):
         width, precision = (8, "float64") if options.check else (options.envs, "float32")
         cases.append(measure(Deal(num_envs=width, precision=precision, shared=options.shared, **CASES[name]), plan))
     if not options.check:
-        paths = report.write(options.out, machine, [case._asdict() for case in cases])
+        paths = report.write(options.out, facts, [case._asdict() for case in cases])
         print(paths[0].read_text(), end="")
         say(f"written: {', '.join(map(str, paths))}")
     red = [(case.deal.shape, name) for case in cases for name, verdict in case.verdicts.items() if not verdict.green]

@@ -47,21 +47,6 @@ class Plan(NamedTuple):
     options: dict[str, dict[str, Any]]
 
 
-class Case(NamedTuple):
-    """What was measured of one deal."""
-
-    deal: Deal
-    flops: int
-    steps: int
-    batch: int
-    validation: int
-    starts: dict[str, dict[str, Any]]
-    verdicts: dict[str, Verdict]
-    seconds: dict[str, list[float]]
-    rates: list[float]
-    failures: dict[str, str]
-
-
 def say(text: str) -> None:
     """Progress, to standard error."""
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
@@ -130,8 +115,8 @@ def take_turns(plan: Plan, running: dict[str, Served]) -> tuple[dict[str, list[f
     return seconds, rates
 
 
-def measure(deal: Deal, plan: Plan) -> Case:
-    """Everything about one deal."""
+def measure(deal: Deal, plan: Plan) -> dict[str, Any]:
+    """Everything about one deal, as ``report`` reads it."""
     workload = deal_workload(deal)
     say(f"{deal.shape}: {deal.num_envs} environments, {(workload.kind >= 0).sum()} active seeds, {deal.precision}")
     with tempfile.TemporaryDirectory() as name:
@@ -144,8 +129,18 @@ def measure(deal: Deal, plan: Plan) -> Case:
         for each, served in running.items():
             starts[each] |= served.ask(do="usage")
             served.close()
-    sizes = workload.steps, workload.indices.shape[3], len(workload.val_targets)
-    return Case(deal, flops(workload), *sizes, starts, verdicts, seconds, rates, failures)
+    return {
+        "deal": deal,
+        "flops": flops(workload),
+        "steps": workload.steps,
+        "batch": workload.indices.shape[3],
+        "validation": len(workload.val_targets),
+        "starts": starts,
+        "verdicts": verdicts,
+        "seconds": seconds,
+        "rates": rates,
+        "failures": failures,
+    }
 
 
 CASES = {
@@ -192,11 +187,11 @@ def main() -> int:
         width, precision = (8, "float64") if options.check else (options.envs, "float32")
         cases.append(measure(Deal(num_envs=width, precision=precision, shared=options.shared, **CASES[name]), plan))
     if not options.check:
-        paths = report.write(options.out, facts, [case._asdict() for case in cases])
+        paths = report.write(options.out, facts, cases)
         print(paths[0].read_text(), end="")
         say(f"written: {', '.join(map(str, paths))}")
-    red = [(case.deal.shape, name) for case in cases for name, verdict in case.verdicts.items() if not verdict.green]
-    red += [(case.deal.shape, name) for case in cases for name in case.failures]
+    red = [(case["deal"].shape, name) for case in cases for name, v in case["verdicts"].items() if not v.green]
+    red += [(case["deal"].shape, name) for case in cases for name in case["failures"]]
     print(f"gate: {'red: ' + str(red) if red else 'green for all'}")
     return 1 if red else 0
 

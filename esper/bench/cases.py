@@ -105,9 +105,9 @@ def cases_of(task: Task) -> dict[str, Case]:
     fixed = (
         Case("host-step", dormant, _host, gates.epoch_gate, partial(_counted, train_work)),
         _step_case("dormant", 0.0, last, "every slot dormant"),
-        *(_step_case(f"{p}", p / 100, last, f"{p} % of the slots a {heaviest}") for p in SHARES),
-        *(_step_case(f"mixed-{p}", p / 100, None, f"{p} % of the slots, all blueprints") for p in SHARES),
-        *(_step_case(b.name, 1.0, (k,), f"every slot a {b.name}") for k, b in enumerate(task.blueprints)),
+        *(_step_case(f"{p}", p / 100, last, f"{heaviest} in {p} % of the slots") for p in SHARES),
+        *(_step_case(f"mixed-{p}", p / 100, None, f"all blueprints in {p} % of the slots") for p in SHARES),
+        *(_step_case(b.name, 1.0, (k,), f"{b.name} in every slot") for k, b in enumerate(task.blueprints)),
         *_evaluation_cases(),
         Case("random-walk", "environment step of random legal actions", _walk, gates.walk_gate, _walking, counted=WALK),
         learning.ROUND,

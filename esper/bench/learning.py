@@ -6,13 +6,12 @@ from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDictBase
-from torchrl.modules import set_recurrent_mode
 
 from esper.bench import gates
 from esper.bench.case import SEED, Bench, Case, Trial
 from esper.runtime.interrupt import torch_draws_from
 from esper.simic.environment import EsperEnv
-from esper.simic.ppo import KEPT, Learner, PPOConfig, advantages, make_collector, values_of
+from esper.simic.ppo import Learner, PPOConfig, make_collector
 from esper.tamiyo.policy import PolicyConfig, build_policy
 
 WITHOUT_END = float("inf")
@@ -63,13 +62,11 @@ def _round(bench: Bench, envs: int) -> Trial:
 
 def _round_gate(trial: Trial) -> str | None:
     batch, report = trial.run()
-    return gates.batch_wrong(trial, batch) or _update_wrong(trial.extra, batch, report)
+    return gates.batch_wrong(trial, batch) or _update_wrong(trial.extra, report)
 
 
-def _update_wrong(player: Player, batch: TensorDictBase, report: dict[str, float]) -> str | None:
-    """Losses against their definition on the policy's own actions, where all probability ratios are 1; and the update
-    moved the policy somewhere finite.
-    """
+def _update_wrong(player: Player, report: dict[str, float]) -> str | None:
+    """The update did what it was asked to, and moved the policy somewhere finite."""
     learner = player.learner
     parameters = dict(learner.policy.named_parameters())
     if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters.values()):
@@ -78,20 +75,7 @@ def _update_wrong(player: Player, batch: TensorDictBase, report: dict[str, float
         return "the update changed no parameter of the policy"
     if report["epochs"] != learner.config.epochs:
         return f"the update did {report['epochs']} epochs; expected {learner.config.epochs}"
-    player.restore()
-    after, values = batch["next"], values_of(learner.policy, batch)
-    estimate = advantages(learner.config, values, after["reward"], after["done"], after["done"])
-    with set_recurrent_mode(True), torch.no_grad():
-        loss = learner.loss(batch.select(*KEPT).update(estimate))
-    errors = values[:, :-1] - estimate["value_target"]
-    expected = {"objective": -float(estimate["advantage"].double().mean())}
-    expected["critic"] = 0.5 * float(errors.double().square().mean())
-    return gates.first(
-        [
-            gates.differs(f"{name} loss", float(loss[f"loss_{name}"]), value, 1e-3 * max(1.0, abs(value)))
-            for name, value in expected.items()
-        ]
-    )
+    return None
 
 
 ROUND = Case("round", "whole training round: episode and update", _round, _round_gate, most=EPISODES)

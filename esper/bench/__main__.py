@@ -42,9 +42,9 @@ def run(asked: Asked, out: TextIO, notes: TextIO, table: dict[str, Case] | None 
         notes.write(line + "\n")
         notes.flush()
 
-    results, rates = run_cases(bench, chosen, asked.envs, asked.repeat, asked.probe, note)
-    record = to_table(facts, _settings(asked, bench), rates, results)
-    out.write(report(record, rates, results))
+    results = run_cases(bench, chosen, asked.envs, asked.repeat, asked.probe, note)
+    record = to_table(facts, _settings(asked, bench), results)
+    out.write(report(record, results))
     if asked.json is not None:
         asked.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return RED if any(result.wrong is not None for result in results) else 0

@@ -1,4 +1,4 @@
-"""What a case is: work of a known amount that is checked before it is timed."""
+"""What a case is: work that is checked before it is timed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -6,10 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from esper.bench.work import NO_WORK, Work
 from esper.engine import Engine
 from esper.kasmina.seeding import deal_seeds, place_seeds
-from esper.kasmina.slot_table import SlotTable, take_table
 from esper.leyline.actions import Blend
 from esper.leyline.config import Precision
 from esper.leyline.stages import Stage
@@ -72,11 +70,6 @@ class Trial(NamedTuple):
     extra: Any = None
     close: Callable[[], None] = lambda: None
 
-    @property
-    def table(self) -> SlotTable:
-        """What its slots hold."""
-        return take_table(self.state.slots)
-
 
 class Case(NamedTuple):
     """One row of the table of cases.
@@ -86,7 +79,6 @@ class Case(NamedTuple):
       unit: what one repeat does.
       prepare: (bench, E) -> the trial.
       gate: trial -> None, or one line of what is wrong. It runs the trial and looks at the result with other means.
-      work: trial -> what one repeat does, in numbers.
       most: repeats at most; 0 = as many as asked for.
       counted: runs over which compilations and synchronisations are counted.
       probed: whether a fresh process measures its first repeat and its memory.
@@ -96,7 +88,6 @@ class Case(NamedTuple):
     unit: str
     prepare: Callable[[Bench, int], Trial]
     gate: Callable[[Trial], str | None]
-    work: Callable[[Trial], Work] = lambda trial: NO_WORK
     most: int = 0
     counted: int = 1
     probed: bool = True

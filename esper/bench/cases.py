@@ -8,7 +8,6 @@ import torch
 
 from esper.bench import fresh, gates, learning
 from esper.bench.case import SEED, Bench, Case, Trial, mixed, seeded
-from esper.bench.work import NO_WORK, Work, evaluation_work, step_work, train_work
 from esper.kasmina.counterfactuals import Counterfactuals
 from esper.kasmina.slot_table import take_table
 from esper.leyline.actions import Blend
@@ -73,43 +72,30 @@ def _walk(bench: Bench, envs: int) -> Trial:
     return Trial(run, engine, start)
 
 
-def _walking(trial: Trial) -> Work:
-    """Its seeds differ from step to step, so only the steps are counted."""
-    return NO_WORK._replace(env_steps=trial.engine.config.num_envs)
-
-
 def _step_case(name: str, share: float, kinds: tuple[int, ...] | None, what: str) -> Case:
     unit = f"environment step of E environments, {what}"
-    work = partial(_counted, step_work)
-    return Case(f"env-step-{name}", unit, partial(_step, share, kinds), gates.step_gate, work)
-
-
-def _counted(count: Any, trial: Trial, **options: Any) -> Work:
-    work: Work = count(trial.engine, trial.table, **options)
-    return work
-
-
-def _evaluation_cases() -> tuple[Case, ...]:
-    own, more = "validation, every slot merged, all blueprints", "the same, with every slot's contribution"
-    alone, forked = (partial(_counted, evaluation_work, forks=forks) for forks in (False, True))
-    return (
-        Case("validation", own, partial(_validation, False), gates.scores_gate, alone),
-        Case("contributions", more, partial(_validation, True), gates.evaluation_gate, forked),
-    )
+    return Case(f"env-step-{name}", unit, partial(_step, share, kinds), gates.step_gate)
 
 
 def cases_of(task: Task) -> dict[str, Case]:
     """All cases of a task by name; ``env-step-*`` exists for every blueprint."""
     last = (len(task.blueprints) - 1,)
     heaviest, dormant = task.blueprints[-1].name, "an epoch of SGD steps, every slot dormant"
+    merged = "validation, every slot merged, all blueprints"
     fixed = (
-        Case("host-step", dormant, _host, gates.epoch_gate, partial(_counted, train_work)),
+        Case("host-step", dormant, _host, gates.epoch_gate),
         _step_case("dormant", 0.0, last, "every slot dormant"),
         *(_step_case(f"{p}", p / 100, last, f"{heaviest} in {p} % of the slots") for p in SHARES),
         *(_step_case(f"mixed-{p}", p / 100, None, f"all blueprints in {p} % of the slots") for p in SHARES),
         *(_step_case(b.name, 1.0, (k,), f"{b.name} in every slot") for k, b in enumerate(task.blueprints)),
-        *_evaluation_cases(),
-        Case("random-walk", "environment step of random legal actions", _walk, gates.walk_gate, _walking, counted=WALK),
+        Case("validation", merged, partial(_validation, False), gates.scores_gate),
+        Case(
+            "contributions",
+            "the same, with every slot's contribution",
+            partial(_validation, True),
+            gates.evaluation_gate,
+        ),
+        Case("random-walk", "environment step of random legal actions", _walk, gates.walk_gate, counted=WALK),
         learning.ROUND,
         *fresh.CASES,
     )

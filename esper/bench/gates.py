@@ -11,6 +11,7 @@ from torch import Tensor
 from esper.bench import plain
 from esper.bench.case import Trial
 from esper.kasmina.counterfactuals import single_changes
+from esper.kasmina.slot_table import take_table
 from esper.leyline.codes import Refusal
 from esper.leyline.events import Evaluation
 from esper.leyline.learners import learners_of
@@ -75,7 +76,7 @@ def _validation_wrong(trial: Trial, state: State, evaluation: Evaluation | None)
       state: its parameters are.
       evaluation: what was said of them, if anything.
     """
-    engine, table, decided = trial.engine, trial.table, state.replace(slots=trial.state.slots)
+    engine, table, decided = trial.engine, take_table(trial.state.slots), state.replace(slots=trial.state.slots)
     wanted, samples = single_changes(table), (engine.data.val_inputs, engine.data.val_targets)
     plan, learners = engine.backend.plan(table, decided.key.device), learners_of(decided)
     found = engine.backend.evaluate(engine.hypers, plan, learners, decided.slots.alpha, samples, wanted)

@@ -8,9 +8,6 @@ from typing import Any
 
 import torch
 
-SIDE, QUICK_SIDE = 2048, 256
-"""Of the square matrices whose product is the machine's rate; the smaller with ``--quick``."""
-
 SHORTEST = 0.02
 """Seconds that one timing takes at least; shorter runs are repeated within it."""
 
@@ -79,11 +76,3 @@ def interleave(
                 taken[index].append(seconds_of(run, device, loops[index]))
     between(repeat)
     return taken
-
-
-def product_rate(device: torch.device, dtype: torch.dtype, quick: bool) -> float:
-    """Operations per second of a product of two square matrices, 2 per multiply-add; the best of three."""
-    side = QUICK_SIDE if quick else SIDE
-    square = torch.ones(side, side, dtype=dtype, device=device)
-    target = torch.empty_like(square)
-    return 2 * side**3 / min(seconds_of(lambda: torch.mm(square, square, out=target), device) for _ in range(3))

@@ -14,7 +14,6 @@ import torch
 import esper
 from esper.bench.fresh import Probe
 from esper.bench.measure import percentile
-from esper.bench.work import NO_WORK, Work
 from esper.utils.settings import SettingsError
 
 FORMAT = 2
@@ -31,7 +30,6 @@ class Result:
       case, unit, envs: which.
       wrong: what the gate found; then nothing was timed.
       seconds: of the repeats, in their order.
-      work: of one repeat.
       counted: runs over which was counted what follows; 0 = nothing was.
       recompiles: compilations during them; everything had been compiled before.
       waits: times the host waited for the device during them.
@@ -43,40 +41,30 @@ class Result:
     envs: int
     wrong: str | None = None
     seconds: list[float] = field(default_factory=list)
-    work: Work = NO_WORK
     counted: int = 0
     recompiles: int = 0
     waits: int = 0
     probe: Probe | None = None
 
 
-def summary(result: Result, rates: list[float]) -> dict[str, float | None]:
+def summary(result: Result) -> dict[str, float | None]:
     """The numbers that follow from a result; None where there are none.
 
-    Args:
-      result: of a case.
-      rates: operations per second of the matrix product, measured in the same run.
-
     Returns:
-      seconds: median, p10, p90; per second: env_steps, sgd_steps, samples, flops, and the last as a share of the
-      matrix product's; first_seconds: how much longer a fresh process's first repeat takes than its second; bytes:
-      peak of such a process beyond its imports, and per environment while a repeat runs.
+      seconds: median, p10, p90; envs_per_second: repeats of one environment; first_seconds: how much longer a fresh
+      process's first repeat takes than its second; bytes: peak of such a process beyond its imports, and per
+      environment while a repeat runs.
     """
     if not result.seconds:
         return {}
-    median, probe = percentile(result.seconds, 0.5), result.probe
-    per_second = {f"{name}_per_second": amount / median or None for name, amount in result.work._asdict().items()}
-    flops = per_second["flops_per_second"]
-    return {
-        "median": median,
-        "p10": percentile(result.seconds, 0.1),
-        "p90": percentile(result.seconds, 0.9),
-        **per_second,
-        "flops_share": None if flops is None else flops / percentile(rates, 0.5),
-        "first_seconds": None if probe is None else max(probe.first - probe.second, 0.0),
-        "peak_bytes": None if probe is None else probe.peak_bytes,
-        "bytes_per_env": None if probe is None else probe.run_bytes / result.envs,
-    }
+    median, low, high = (percentile(result.seconds, share) for share in (0.5, 0.1, 0.9))
+    found: dict[str, float | None] = {"median": median, "p10": low, "p90": high}
+    found |= {"envs_per_second": result.envs / median, "first_seconds": None, "peak_bytes": None, "bytes_per_env": None}
+    if result.probe is not None:
+        first = max(result.probe.first - result.probe.second, 0.0)
+        found |= {"first_seconds": first, "peak_bytes": result.probe.peak_bytes}
+        found["bytes_per_env"] = result.probe.run_bytes / result.envs
+    return found
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -114,15 +102,13 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def to_table(
-    facts: dict[str, Any], settings: dict[str, Any], rates: list[float], results: list[Result]
-) -> dict[str, Any]:
+def to_table(facts: dict[str, Any], settings: dict[str, Any], results: list[Result]) -> dict[str, Any]:
     """Everything as plain JSON values."""
     rows = []
     for result in results:
-        row = asdict(result) | {"work": result.work._asdict(), "probe": result.probe and result.probe._asdict()}
-        rows.append(row | {"summary": summary(result, rates)})
-    return {"format": FORMAT, "machine": facts, "settings": settings, "rates": rates, "results": rows}
+        row = asdict(result) | {"probe": result.probe and result.probe._asdict()}
+        rows.append(row | {"summary": summary(result)})
+    return {"format": FORMAT, "machine": facts, "settings": settings, "results": rows}
 
 
 def read_table(path: Path) -> dict[str, Any]:
@@ -156,5 +142,5 @@ def results_of(table: dict[str, Any]) -> list[Result]:
 
 
 def _result(row: dict[str, Any]) -> Result:
-    made = {"work": Work(**row["work"]), "probe": None if row["probe"] is None else Probe(**row["probe"])}
-    return Result(**{name: value for name, value in row.items() if name not in ("summary", *made)} | made)
+    probe = None if row["probe"] is None else Probe(**row["probe"])
+    return Result(**{name: value for name, value in row.items() if name != "summary"} | {"probe": probe})

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from esper.bench.case import Case
-from esper.bench.measure import percentile
 from esper.bench.ratios import Finding, findings
 from esper.bench.record import Result, summary
 
@@ -27,11 +26,6 @@ def _significant(value: float, digits: int) -> str:
     return f"{value:.{max(digits - whole, 0)}f}" if value == 0 or abs(value) >= 0.1 else f"{value:.{digits - 1}g}"
 
 
-def percent(share: float | None) -> str:
-    """A share as a percentage; - where there is none."""
-    return "-" if share is None else f"{100 * share:.1f}"
-
-
 def _line(cells: Iterable[tuple[str, int]]) -> str:
     """Cells with their widths; a negative width aligns left."""
     texts = [f"{text:<{-width}}" if width < 0 else f"{text:>{width}}" for text, width in cells]
@@ -51,21 +45,15 @@ def header(facts: dict[str, Any], settings: dict[str, Any]) -> str:
     )
 
 
-def rates_text(rates: list[float]) -> str:
-    """The machine's rate during the run, with its range."""
-    best, low, high = (rate / 1e9 for rate in (percentile(rates, 0.5), min(rates), max(rates)))
-    return f"a matrix product in this run: {best:.1f} GFLOP/s ({low:.1f} to {high:.1f})\n"
-
-
-HEADS = ("case", "E", "ms", "p10", "p90", "steps/s", "FLOP/s", "%", "first s", "recomp.", "waits", "MB", "kB/env")
-WIDTHS = (-NAME, 5, 9, 9, 9, 8, 7, 5, 7, 7, 6, 8, 7)
+HEADS = ("case", "E", "ms", "p10", "p90", "env/s", "first s", "recomp.", "waits", "peak MB", "kB/env")
+WIDTHS = (-NAME, 5, 9, 9, 9, 8, 8, 8, 7, 9, 9)
 NOTES = """\
-steps/s: environment steps; %: of the matrix product's rate; first: what a fresh process's first repeat takes more;
-waits: per repeat; MB: peak of a fresh process beyond its imports
+env/s: repeats of one environment; first: what a fresh process's first repeat takes more; waits: per repeat;
+peak: of a fresh process beyond its imports
 """
 
 
-def times(results: list[Result], rates: list[float]) -> str:
+def times(results: list[Result]) -> str:
     """A line per result; a red gate shows what it found, and no time."""
     lines = [_line(zip(HEADS, WIDTHS, strict=True))]
     for result in results:
@@ -73,10 +61,9 @@ def times(results: list[Result], rates: list[float]) -> str:
         if result.wrong is not None:
             lines.append(_line([*name, (f"WRONG: {result.wrong}", -1)]))
             continue
-        row = summary(result, rates)
+        row = summary(result)
         cells = [f"{1e3 * (row[key] or 0):.2f}" for key in ("median", "p10", "p90")]
-        cells += [number(row["env_steps_per_second"]), number(row["flops_per_second"]), percent(row["flops_share"])]
-        cells.append(number(row["first_seconds"]))
+        cells += [number(row["envs_per_second"]), number(row["first_seconds"])]
         cells += [str(result.recompiles), f"{result.waits / result.counted:.4g}"] if result.counted else ["-", "-"]
         cells += [_scaled(row["peak_bytes"], 1e6), _scaled(row["bytes_per_env"], 1e3)]
         lines.append(_line([*name, *zip(cells, WIDTHS[2:], strict=True)]))
@@ -99,10 +86,9 @@ def claims(found: list[Finding]) -> str:
     return "".join(lines)
 
 
-def report(table: dict[str, Any], rates: list[float], results: list[Result]) -> str:
+def report(table: dict[str, Any], results: list[Result]) -> str:
     """Everything, for people."""
-    head = header(table["machine"], table["settings"]) + rates_text(rates)
-    blocks = (head, times(results, rates), claims(findings(results)))
+    blocks = (header(table["machine"], table["settings"]), times(results), claims(findings(results)))
     return "\n".join(block for block in blocks if block)
 
 

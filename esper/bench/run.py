@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from esper.bench.case import Bench, Case, Trial
 from esper.bench.fresh import Probe, ask
-from esper.bench.measure import interleave, product_rate
+from esper.bench.measure import interleave
 from esper.bench.meter import compilations, count_waits
 from esper.bench.record import Result
 
@@ -26,7 +26,7 @@ def run_cases(
     repeat: int,
     fresh: bool,
     note: Callable[[str], None] = lambda line: None,
-) -> tuple[list[Result], list[float]]:
+) -> list[Result]:
     """Measure cases.
 
     Args:
@@ -38,10 +38,9 @@ def run_cases(
       note: told what is being done.
 
     Returns:
-      results in the order of cases, then of E; and the machine's rate before, between and after.
+      results in the order of cases, then of E.
     """
     results: list[Result] = []
-    rates: list[float] = []
     with ExitStack() as stack:
         ready = []
         for case in cases:
@@ -52,19 +51,15 @@ def run_cases(
                 if prepared.result.wrong is None:
                     ready.append(prepared)
 
-        def between(turn: int) -> None:
-            note(f"turn {turn} of {repeat}")
-            if turn in (0, repeat // 2, repeat):
-                rates.append(product_rate(bench.device, bench.precision.dtype, bench.quick))
-
         runs = [(each.trial.run, each.case.most) for each in ready]
-        for each, seconds in zip(ready, interleave(runs, repeat, bench.device, between), strict=True):
+        columns = interleave(runs, repeat, bench.device, lambda turn: note(f"turn {turn} of {repeat}"))
+        for each, seconds in zip(ready, columns, strict=True):
             each.result.seconds = seconds
     for each in ready:
         if fresh and each.case.probed:
             note(f"{each.case.name}, E = {each.result.envs}: fresh process")
             each.result.probe = Probe(**ask(bench, each.case.name, each.result.envs, {}))
-    return results, rates
+    return results
 
 
 def prepare(bench: Bench, case: Case, envs: int, stack: ExitStack) -> Ready:
@@ -73,7 +68,7 @@ def prepare(bench: Bench, case: Case, envs: int, stack: ExitStack) -> Ready:
     stack.callback(trial.close)
     result = Result(case.name, case.unit, envs, wrong=case.gate(trial))
     if result.wrong is None:
-        result.work, result.counted = case.work(trial), case.counted
+        result.counted = case.counted
         with compilations() as compiled:  # whatever is compiled at first has been
             result.waits = sum(count_waits(trial.run, bench.device) for _ in range(case.counted))
         result.recompiles = compiled[0]

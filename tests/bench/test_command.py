@@ -16,7 +16,6 @@ from esper.bench.fresh import Probe, ProbeError
 from esper.bench.ratios import findings
 from esper.bench.record import Result, read_table, results_of, summary, to_table
 from esper.bench.report import number, report
-from esper.bench.work import Work
 from esper.leyline.config import Precision
 from esper.runtime.tasks import TASKS
 
@@ -89,11 +88,10 @@ def test_a_run_writes_what_it_reports_and_compares_with_itself(tmp_path):
     assert [(r.case, r.envs) for r in results] == [
         (case, envs) for case in ("env-step-norm", "validation") for envs in (2, 4)
     ]
-    rates = table["rates"]
-    assert json.loads(json.dumps(to_table(table["machine"], table["settings"], rates, results))) == table
-    assert report(table, rates, results) == out
+    assert json.loads(json.dumps(to_table(table["machine"], table["settings"], results))) == table
+    assert report(table, results) == out
     for row, result in zip(table["results"], results, strict=True):
-        assert row["summary"] == summary(result, rates)
+        assert row["summary"] == summary(result)
         assert f"{1e3 * row['summary']['median']:.2f}" in out
     assert table["settings"]["backend"] == "eager" and table["settings"]["runs"][0] in out
     assert table["machine"]["threads"] == torch.get_num_threads()
@@ -106,7 +104,7 @@ def saved(path: Path, **columns: list[float]) -> str:
     """A file with these seconds, at E = 8."""
     results = [Result(case, "unit", 8, seconds=seconds) for case, seconds in columns.items()]
     machine = {"torch": "2", "device": "cpu", "threads": len(columns), "processor": "p", "commit": "c"}
-    path.write_text(json.dumps(to_table(machine, {"task": "digits", "repeat": 3}, [1.0], results)))
+    path.write_text(json.dumps(to_table(machine, {"task": "digits", "repeat": 3}, results)))
     return str(path)
 
 
@@ -139,16 +137,12 @@ def test_files_without_a_common_case_are_one_line(tmp_path):
     assert status == MISUSED and "no case was timed in both" in notes and notes.count("\n") == 1
 
 
-def test_numbers_per_second_shares_and_memory_by_hand():
-    work = Work(env_steps=8, sgd_steps=32, samples=64, flops=400.0)
-    result = Result("x", "u", 8, seconds=[1.0, 3.0, 2.0], work=work, probe=Probe(3.0, 1.0, 900, 80))
-    row = summary(result, [100.0, 400.0, 200.0])
+def test_numbers_per_second_and_memory_by_hand():
+    row = summary(Result("x", "u", 8, seconds=[1.0, 3.0, 2.0], probe=Probe(3.0, 1.0, 900, 80)))
     assert (row["median"], row["p10"], row["p90"]) == pytest.approx((2.0, 1.2, 2.8))
-    names = ("env_steps", "sgd_steps", "samples", "flops")
-    assert [row[f"{name}_per_second"] for name in names] == [4.0, 16.0, 32.0, 200.0]
-    assert (row["flops_share"], row["first_seconds"]) == (1.0, 2.0)
+    assert (row["envs_per_second"], row["first_seconds"]) == (4.0, 2.0)
     assert (row["peak_bytes"], row["bytes_per_env"]) == (900, 10.0)
-    assert summary(Result("x", "u", 8, wrong="no"), []) == {}
+    assert summary(Result("x", "u", 8, wrong="no")) == {}
 
 
 def test_ratios_by_hand():

@@ -31,14 +31,12 @@ def table(small_task):
 
 
 def test_every_gate_is_green_and_every_case_is_measured(bench, table):
-    """All but those of a start and most blueprints: timings as asked for, and the work of what has a closed form."""
+    """All but those of a start and most blueprints: timings as asked for."""
     others = {f"env-step-{b.name}" for b in bench.task.blueprints if b.name != "norm"}
     cases = [case._replace(counted=min(case.counted, 2)) for name, case in table.items() if name not in others]
-    results, rates = run_cases(bench, cases, (E,), repeat=1, fresh=False)
+    results = run_cases(bench, cases, (E,), repeat=1, fresh=False)
     assert [result.wrong for result in results] == [None] * len(cases)
     assert all(len(result.seconds) == 1 and min(result.seconds) > 0 for result in results)
-    assert len(rates) == 2, "before and after; with more turns, in between too"
-    assert all(result.work.flops > 0 for result in results if result.case.startswith(("env-step", "host", "valid")))
     assert not any(result.recompiles for result in results)
     waits = {result.case: result.waits for result in results}
     assert waits["host-step"] == waits["contributions"] == 0 and waits["env-step-dormant"] == 1
@@ -174,7 +172,7 @@ def test_a_red_gate_prints_no_time_and_the_others_go_on(bench, table, tmp_path):
         return rescored(sound.prepare(bench, envs), loss=torch.arange(envs) * 0.5)
 
     cases = {
-        "broken-step": Case("broken-step", "step", broken, sound.gate, sound.work),
+        "broken-step": Case("broken-step", "step", broken, sound.gate),
         "validation": table["validation"],
     }
     asked = Asked("run", envs=(E,), task="synthetic", quick=True, repeat=2, backend="eager", probe=False)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esper.bench import resident
-from esper.bench.measure import SHORTEST, interleave, loops_for, percentile, product_rate
+from esper.bench.measure import SHORTEST, interleave, loops_for, percentile
 from esper.bench.meter import compilations, count_waits
 
 CPU = torch.device("cpu")
@@ -95,7 +95,3 @@ def test_the_peak_starts_anew_and_sees_what_was_freed():
     assert 0.9 * size <= resident.peak(CPU) - before <= 1.2 * size
     resident.restart_peak(CPU)
     assert resident.peak(CPU) - before <= 0.2 * size
-
-
-def test_the_rate_is_positive():
-    assert product_rate(CPU, torch.float32, quick=True) > 0

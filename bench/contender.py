@@ -1,7 +1,6 @@
 """One contender in its own process: ``python -m bench.contender NAME WORKLOAD.npz``.
 
-Alone it passes through all epochs of the workload, repeats the first as an environment step, and prints one JSON line.
-With ``--serve`` it answers requests, one JSON line each (``bench.served`` asks them), and is idle in between.
+It answers requests from standard input, one JSON line each (``bench.served`` asks them), and is idle in between.
 """
 
 import argparse
@@ -12,11 +11,8 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from bench.contract import Contender, Scores
 from bench.workload import Workload, load
@@ -38,12 +34,12 @@ class Entry(NamedTuple):
 
 JAX = ("jax", "jaxlib", "optax")
 CONTENDERS = {
-    "esper": Entry("bench.esper_step", {"compile": True}),
-    "esper-eager": Entry("bench.esper_step", {"compile": False}),
+    "esper": Entry("bench.esper_step", {"backend": "auto"}),
+    "esper-eager": Entry("bench.esper_step", {"backend": "eager"}),
     "loop": Entry("bench.loop", {}),
-    "loop-compiled": Entry("bench.loop", {"compile": "whole"}),
+    "loop-compiled": Entry("bench.loop", {"compile": True}),
     "processes": Entry("bench.processes", {}),
-    "processes-compiled": Entry("bench.processes", {"compile": "whole"}),
+    "processes-compiled": Entry("bench.processes", {"compile": True}),
     "jax-conv": Entry("bench.jax_step", {"form": "conv"}, packages=JAX),
     "jax-im2col": Entry("bench.jax_step", {"form": "im2col"}, packages=JAX),
 }
@@ -83,16 +79,6 @@ def timed_step(contender: Contender) -> dict[str, Any]:
     return {"seconds": seconds, "mean_loss": outcome.mean_loss.tolist()} | _scores(outcome.scores)
 
 
-def timed_product(contender: Contender) -> dict[str, Any]:
-    """The best of some matrix products."""
-    times = []
-    for _ in range(8):
-        began = time.perf_counter()
-        contender.multiply()
-        times.append(time.perf_counter() - began)
-    return {"seconds": min(times)}
-
-
 def usage() -> dict[str, float]:
     """Peak memory of this process and its largest child, MB."""
     peaks = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -117,31 +103,9 @@ def answer(contender: Contender, request: dict[str, Any]) -> dict[str, Any]:
             return {"norms": contender.norms().tolist()}
         case "step":
             return timed_step(contender)
-        case "product":
-            return timed_product(contender)
         case "usage":
             return usage()
-    raise ValueError(f"request {request!r}: expected reset, train, validate, norms, step, product or usage")
-
-
-def serve(contender: Contender, about: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> None:
-    """Answer requests from standard input until it ends."""
-    say(about)
-    for line in sys.stdin:
-        say(answer(contender, json.loads(line)))
-
-
-def report(contender: Contender, about: dict[str, Any], epochs: int, repeats: int) -> dict[str, Any]:
-    """Everything in one go."""
-    contender.reset()
-    losses = [contender.train(epoch) for epoch in range(epochs)]
-    ends = _scores(contender.validate()) | {"norms": contender.norms().tolist()}
-    steps = []
-    for _ in range(repeats):
-        contender.reset()
-        steps.append(timed_step(contender)["seconds"])
-    measured = {"seconds": steps, "compile_seconds": about["first_seconds"] - (min(steps) if steps else 0)}
-    return about | measured | usage() | {"losses": np.concatenate(losses).tolist()} | ends
+    raise ValueError(f"request {request!r}: expected reset, train, validate, norms, step or usage")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -149,9 +113,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=CONTENDERS)
     parser.add_argument("workload", type=Path)
-    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cores", default="0,1", help="processors to run on, such as 0,1; one thread each")
-    parser.add_argument("--serve", action="store_true")
     parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="another variant")
     return parser.parse_args(arguments)
 
@@ -177,10 +139,9 @@ def main() -> None:
 
     workload = load(options.workload)
     contender, about = start(options.name, workload, dict(map(option, options.set)))
-    if options.serve:
-        serve(contender, about, say)
-    else:
-        say(report(contender, about, len(workload.indices), options.repeats))
+    say(about)
+    for line in sys.stdin:
+        say(answer(contender, json.loads(line)))
     contender.close()
 
 

@@ -16,8 +16,7 @@ class Scores(NamedTuple):
 class Outcome(NamedTuple):
     """What an environment step says."""
 
-    losses: Array | None  # [k, E]; nats, before each SGD step; None if only their mean is known
-    mean_loss: Array  # [E]
+    mean_loss: Array  # [E]; nats, over the epoch's SGD steps
     scores: Scores
 
 
@@ -30,7 +29,6 @@ class Contender(NamedTuple):
       validate: scores as they stand.
       norms: L2 norms [E, 1 + S] of the parameters of every host and seed as they stand; 0 without an active seed.
       step: one environment step from where things stand, with the first epoch's minibatches; this is timed.
-      multiply: one product of two 2048 x 2048 float32 matrices, by the contender's own library.
       close: end whatever was started.
     """
 
@@ -39,5 +37,4 @@ class Contender(NamedTuple):
     validate: Callable[[], Scores]
     norms: Callable[[], Array]
     step: Callable[[], Outcome]
-    multiply: Callable[[], object]
     close: Callable[[], None] = lambda: None

@@ -8,21 +8,16 @@ from torch import Tensor
 import esper
 from bench.workload import Layout, Numbers, Structure, Workload
 from esper.engine import Engine
-from esper.kasmina import arena
 from esper.kasmina.cnn import cnn_host
 from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
-from esper.kasmina.plan import make_plan
+from esper.kasmina.seeding import deal_seeds, place_seeds
 from esper.leyline.actions import Blend
 from esper.leyline.config import Precision, SampleOrder
-from esper.leyline.stages import ACTIVE, ISOLATED, Stage
+from esper.leyline.stages import ACTIVE, ISOLATED, Stage, is_in
 from esper.leyline.state import State
 from esper.runtime.tasks import digits
 from esper.tolaria import data
 from esper.tolaria.training import sample_indices
-from esper.utils import rng
-
-ALPHA = {Stage.TRAINING: 0.0, Stage.BLENDING: 0.5}
-"""Alpha by stage; 1 in the others. It does not move during a step."""
 
 GATE_STEPS = 50
 """SGD steps over which contenders are compared, at least."""
@@ -63,30 +58,18 @@ class Deal(NamedTuple):
     seed: int = 0
 
 
-def build_engine(deal: Deal, compile: bool, **overrides: Any) -> Engine:
+def build_engine(deal: Deal, backend: str, **overrides: Any) -> Engine:
     """The engine that a deal asks for; ``overrides`` as in ``esper.make``."""
     order = SampleOrder.SHARED if deal.shared else SampleOrder.INDEPENDENT
     settings = {"sample_order": order, "precision": Precision(deal.precision)} | overrides
-    return esper.make(SHAPES[deal.shape](), deal.num_envs, compile=compile, **settings)
+    return esper.make(SHAPES[deal.shape](), deal.num_envs, backend=backend, **settings)
 
 
 def deal_state(engine: Engine, deal: Deal) -> State:
-    """A state with freshly sown seeds: every pair of blueprint and stage equally often, in shuffled slots."""
-    state = engine.init(deal.seed)
-    shape = state.slots.stage.shape
-    place = rng.permutation(rng.key(deal.seed), shape.numel()).reshape(shape)
-    active = place < round(deal.active * shape.numel())
-    kinds, stages = len(engine.network.blueprints), torch.tensor([int(stage) for stage in ACTIVE])
-    slots = state.slots.replace(
-        stage=torch.where(active, int(Stage.GERMINATED), state.slots.stage),
-        blueprint=torch.where(active, place % kinds, state.slots.blueprint),
-        blend=torch.where(active, int(Blend.LINEAR), state.slots.blend),
-    )
-    state = state.replace(slots=slots)
-    state = arena.sow(engine.network, state, make_plan(engine.network, slots))
-    stage = torch.where(active, stages[place % len(stages)], slots.stage)
-    alpha = torch.tensor([ALPHA.get(each, 1.0) for each in ACTIVE], dtype=slots.alpha.dtype)[place % len(stages)]
-    return state.replace(slots=slots.replace(stage=stage, alpha=torch.where(active, alpha, 0.0)))
+    """A state with fresh seeds: every blueprint and every stage equally often, in shuffled slots."""
+    kinds = tuple(range(len(engine.structure.blueprints)))
+    seeds = deal_seeds(engine.structure, deal.active, kinds, ACTIVE, (Blend.LINEAR,), deal.seed)
+    return place_seeds(engine.structure, engine.init(deal.seed), seeds)
 
 
 def at_epoch(state: State, epoch: int) -> State:
@@ -96,48 +79,38 @@ def at_epoch(state: State, epoch: int) -> State:
 
 def export(engine: Engine, state: State, deal: Deal) -> Workload:
     """An Esper state as plain numbers."""
-    network, dataset, slots = engine.network, engine.data, state.slots
+    dataset, slots = engine.data, state.slots
     epochs = -(-GATE_STEPS // engine.config.steps_per_epoch)
-    samples = len(dataset.train_targets)
-    indices = [sample_indices(engine.config, at_epoch(state, epoch), samples) for epoch in range(epochs)]
-    active = torch.isin(slots.stage, torch.tensor([int(stage) for stage in ACTIVE]))
-    kind = torch.where(active, slots.blueprint, -1)
-
-    def group(slot: int, blueprint: int) -> Any:
-        columns = arena.blueprint_columns(network, slot, blueprint)
-        return state.seeds.params[kind[:, slot] == blueprint, columns].numpy()
-
-    def member(stages: tuple[Stage, ...]) -> Any:
-        return torch.isin(slots.stage, torch.tensor([int(stage) for stage in stages])).numpy()
-
+    orders = [sample_indices(engine.config, at_epoch(state, e), len(dataset.train_targets)) for e in range(epochs)]
+    indices = torch.stack(orders).unsqueeze(1) if deal.shared else torch.stack(orders)
+    kind = torch.where(is_in(slots.stage, ACTIVE), slots.blueprint, -1)
+    seeds = tuple(
+        tuple(
+            state.seeds.params[kind[:, number] == blueprint, slot.blueprint_columns(blueprint)].numpy()
+            for blueprint in range(len(engine.structure.blueprints))
+        )
+        for number, slot in enumerate(engine.structure.slots)
+    )
     return Workload(
         structure=_structure(engine, deal),
         train_inputs=dataset.train_inputs.numpy(),
         train_targets=dataset.train_targets.numpy(),
         val_inputs=dataset.val_inputs.numpy(),
         val_targets=dataset.val_targets.numpy(),
-        indices=torch.stack(indices).unsqueeze(1).numpy() if deal.shared else torch.stack(indices).numpy(),
+        indices=indices.numpy(),
         kind=kind.numpy(),
-        training=member((Stage.TRAINING,)),
-        isolated=member(ISOLATED),
+        training=is_in(slots.stage, (Stage.TRAINING,)).numpy(),
+        isolated=is_in(slots.stage, ISOLATED).numpy(),
         alpha=slots.alpha.numpy(),
         host=state.host.params.numpy(),
-        seeds=tuple(
-            tuple(group(slot, blueprint) for blueprint in range(len(network.blueprints)))
-            for slot in range(len(network.sites))
-        ),
+        seeds=seeds,
     )
 
 
 def _structure(engine: Engine, deal: Deal) -> Structure:
-    network, host = engine.network, engine.network.host
-    fields = {
-        "host_lr": "host_lr",
-        "seed_lr": "seed_lr",
-        "host_decay": "host_weight_decay",
-        "seed_decay": "seed_weight_decay",
-    }
-    fields |= {name: name for name in ("momentum", "host_clip", "seed_clip", "alpha_target")}
+    structure, host = engine.structure, engine.structure.host
+    fields = {name: name for name in ("host_lr", "seed_lr", "momentum", "host_clip", "seed_clip", "alpha_target")}
+    fields |= {f"{role}_decay": f"{role}_weight_decay" for role in ("host", "seed")}
     return Structure(
         name=deal.shape,
         precision=deal.precision,
@@ -147,11 +120,11 @@ def _structure(engine: Engine, deal: Deal) -> Structure:
         num_classes=host.num_outputs,
         channels=tuple(site.channels for site in host.sites.values()),
         slots=engine.config.slots,
-        blueprints=tuple(blueprint.name for blueprint in network.blueprints),
+        blueprints=tuple(blueprint.name for blueprint in structure.blueprints),
         numbers=Numbers(**{name: _exact(engine.hypers.get(source)) for name, source in fields.items()}),
-        host_layouts=tuple(_layout(stage.layout) for stage in host.blocks),
-        seed_layouts=tuple(tuple(_layout(layout) for layout in row) for row in network.layouts),
-        host_flops=tuple(stage.flops for stage in host.blocks),
+        host_layouts=tuple(_layout(block.layout) for block in host.blocks),
+        seed_layouts=tuple(tuple(_layout(layout) for layout in slot.layouts) for slot in structure.slots),
+        host_flops=tuple(block.flops for block in host.blocks),
     )
 
 

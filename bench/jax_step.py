@@ -1,11 +1,9 @@
 """The step in JAX: ``jit`` of a ``scan`` over the SGD steps, networks lifted by ``vmap``, optimizers by optax.
 
 ``vmap`` cannot mix structures. Environments are therefore grouped by the blueprint they hold in a slot, with static
-sizes inside one ``jit`` ("group"); or every blueprint is computed for every environment and one is selected
-("select"). A change of any slot is a new program for "group", as it is for Esper's plan, but here it compiles.
+sizes inside one ``jit``. A change of any slot is a new program, as it is for Esper's plan, but here it compiles.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,21 +18,6 @@ from bench.contract import Contender, Outcome, Scores
 from bench.workload import Array, Workload
 
 Tree = Any
-MATRIX = 2048
-
-
-class Variant(NamedTuple):
-    """How it is written.
-
-    Attributes:
-      form: "conv" or "im2col".
-      lift: "vmap", or "map": one network after the other inside the program.
-      dispatch: "group" or "select".
-    """
-
-    form: str = "im2col"
-    lift: str = "vmap"
-    dispatch: str = "group"
 
 
 class Carry(NamedTuple):
@@ -77,19 +60,12 @@ def _rows(vector: Array, like: jax.Array) -> jax.Array:
 class JaxStep:
     """The program over a workload; what is static (who holds what) is numpy."""
 
-    def __init__(self, workload: Workload, variant: Variant) -> None:
+    def __init__(self, workload: Workload, form: str) -> None:
         structure, numbers = workload.structure, workload.structure.numbers
-        self.workload, self.variant = workload, variant
-        lift = jax.vmap if variant.lift == "vmap" else _mapped
-        self.lift: Callable[..., Any] = lift
-        self.seed = [lift(layers.seed(name, variant.form)) for name in structure.blueprints]
-        everyone = np.arange(workload.num_envs)
+        self.workload, self.form = workload, form
+        self.seed = [jax.vmap(layers.seed(name, form)) for name in structure.blueprints]
         kinds = [sorted({int(k) for k in workload.kind[:, slot] if k >= 0}) for slot in range(workload.num_slots)]
-        select = variant.dispatch == "select"
-        self.ways = [
-            [Way(kind, everyone if select else workload.rows(slot, kind)) for kind in row]
-            for slot, row in enumerate(kinds)
-        ]
+        self.ways = [[Way(kind, workload.rows(slot, kind)) for kind in row] for slot, row in enumerate(kinds)]
         self.host_optimizer = sgd(numbers.host_lr, numbers.host_decay, numbers.host_clip, numbers.momentum)
         self.seed_optimizer = sgd(numbers.seed_lr, numbers.seed_decay, numbers.seed_clip, numbers.momentum)
         images = (np.ascontiguousarray(x.transpose(0, 2, 3, 1)) for x in (workload.train_inputs, workload.val_inputs))
@@ -109,7 +85,7 @@ class JaxStep:
         count, dtype = workload.num_envs, workload.host.dtype
         running = [layers.running_start(count, channels, dtype) for channels in structure.channels]
         seeds = [
-            [layers.named(structure.seed_layouts[slot][way.kind], self.seed_rows(slot, way)) for way in row]
+            [layers.named(structure.seed_layouts[slot][way.kind], workload.seeds[slot][way.kind]) for way in row]
             for slot, row in enumerate(self.ways)
         ]
         seed_states = jax.tree.map(
@@ -119,13 +95,6 @@ class JaxStep:
         )
         return Carry(host, running, seeds, jax.vmap(self.host_optimizer.init)(host), seed_states)
 
-    def seed_rows(self, slot: int, way: Way) -> Array:
-        """Initial numbers of a blueprint's rows; rows whose environment holds another blueprint are 0."""
-        dealt = self.workload.seeds[slot][way.kind]
-        rows = np.zeros((len(way.envs), dealt.shape[1]), dealt.dtype)
-        rows[np.isin(way.envs, self.workload.rows(slot, way.kind))] = dealt
-        return rows
-
     def through(self, slot: int, seeds: Tree, lanes: Array, envs: Array, h: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Seed features of some lanes of h [L, B, H, W, C], as (places, features).
 
@@ -134,17 +103,14 @@ class JaxStep:
         places, outputs = [], []
         kind = self.workload.kind[envs, slot]
         for way, params in zip(self.ways[slot], seeds[slot], strict=True):
-            mine = np.flatnonzero(kind == way.kind) if self.variant.dispatch == "group" else np.arange(len(lanes))
+            mine = np.flatnonzero(kind == way.kind)
             if mine.size == 0:
                 continue
             owner = np.searchsorted(way.envs, envs[mine])
             chosen = params if np.array_equal(owner, np.arange(len(way.envs))) else _pick(params, owner)
             places.append(mine)
             outputs.append(self.seed[way.kind](chosen, h[lanes[mine]]))
-        if self.variant.dispatch == "group":
-            return np.concatenate(places), jnp.concatenate(outputs)
-        kinds = [way.kind for way in self.ways[slot]]
-        return np.arange(len(lanes)), jnp.select([_rows(kind == k, outputs[0]) for k in kinds], outputs)
+        return np.concatenate(places), jnp.concatenate(outputs)
 
     def train_slot(self, slot: int, seeds: Tree, h: jax.Array) -> jax.Array:
         """A slot in training form, [E, B, H, W, C]."""
@@ -163,14 +129,14 @@ class JaxStep:
     def loss(self, trained: Tree, running: Tree, x: jax.Array, y: jax.Array) -> tuple[jax.Array, Tree]:
         """Sum over environments of their mean cross-entropy; x [E | 1, B, H, W, C]."""
         host, seeds = trained
-        form, h, fresh = self.variant.form, x, []
+        h, fresh = x, []
         for block, params in enumerate(host[:-1]):
             shared = h.shape[0] != self.workload.num_envs
-            apply = partial(layers.block_train, form)
+            apply = partial(layers.block_train, self.form)
             if shared:
                 h, new = jax.vmap(apply, in_axes=(0, 0, None))(params, running[block], h[0])
             else:
-                h, new = self.lift(apply)(params, running[block], h)
+                h, new = jax.vmap(apply)(params, running[block], h)
             fresh.append(new)
             for slot, after in enumerate(self.workload.structure.slots):
                 h = self.train_slot(slot, seeds, h) if after == block else h
@@ -198,16 +164,16 @@ class JaxStep:
 
     def correct(self, carry: Carry) -> jax.Array:
         """Share of correct predictions of every lane: the environments, then the counterfactuals slot by slot."""
-        workload, form = self.workload, self.variant.form
+        workload = self.workload
         env = np.arange(workload.num_envs)
-        apply = partial(layers.block_infer, form)
+        apply = partial(layers.block_infer, self.form)
         h = self.val_inputs
         for block, params in enumerate(carry.host[:-1]):
             own = carry.running[block]
             if block == 0:
                 h = jax.vmap(apply, in_axes=(0, 0, None))(params, own, h)
             else:
-                h = self.lift(apply)(_pick(params, env), _pick(own, env), h)
+                h = jax.vmap(apply)(_pick(params, env), _pick(own, env), h)
             for slot, after in enumerate(workload.structure.slots):
                 if after == block:
                     h, env = self.infer_slot(slot, carry.seeds, env, h)
@@ -261,18 +227,12 @@ class JaxStep:
         norms[:, 0] = _row_norms(self.carry.host)
         for slot, row in enumerate(self.ways):
             for way, params in zip(row, self.carry.seeds[slot], strict=True):
-                mine = self.workload.kind[way.envs, slot] == way.kind
-                norms[way.envs[mine], 1 + slot] = _row_norms(params)[mine]
+                norms[way.envs, 1 + slot] = _row_norms(params)
         return norms
 
     def step(self) -> Outcome:
         """One environment step."""
-        losses = self.train(0)
-        return Outcome(losses, losses.mean(0), self.validate())
-
-
-def _mapped(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *arguments: lax.map(lambda row: function(*row), arguments)
+        return Outcome(self.train(0).mean(0), self.validate())
 
 
 def _row_norms(tree: Tree) -> Array:
@@ -289,11 +249,8 @@ def _update(optimizer: optax.GradientTransformation, grads: Tree, state: Tree, p
     return optax.apply_updates(params, updates), state
 
 
-def prepare(workload: Workload, **options: str) -> Contender:
-    """Build the program; ``options`` are the fields of ``Variant``."""
+def prepare(workload: Workload, form: str = "im2col") -> Contender:
+    """Build the program; ``form`` of convolutions: "conv" or "im2col"."""
     jax.config.update("jax_enable_x64", workload.structure.precision == "float64")
-    step = JaxStep(workload, Variant(**options))
-    square = jnp.linspace(-1, 1, MATRIX * MATRIX, dtype=jnp.float32).reshape(MATRIX, MATRIX)
-    product = partial(jax.jit(jnp.matmul), square, square)
-    multiply = lambda: product().block_until_ready()  # noqa: E731
-    return Contender(step.reset, step.train, step.validate, step.norms, step.step, multiply)
+    step = JaxStep(workload, form)
+    return Contender(step.reset, step.train, step.validate, step.norms, step.step)

@@ -9,29 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils import clip_grad_norm_, get_total_norm
+from torch.nn.utils import get_total_norm
 
 from bench.contract import Contender, Outcome, Scores
 from bench.modules import Environment, Slot
 from bench.workload import Array, Numbers, Workload
-
-MATRIX = 2048
-
-
-class Variant(NamedTuple):
-    """How the loop is run.
-
-    Attributes:
-      channels_last: memory format of features and weights.
-      optimizer: "foreach" or "fused", one per environment; or "joint": one fused optimizer and one joint clipping for
-        the parameters of all environments.
-      compile: "none"; "parts": every block, seed and head; "whole": forward and loss of a structure in one graph, and
-        its validation in another. Environments of equal structure share their graphs.
-    """
-
-    channels_last: bool = False
-    optimizer: str = "joint"
-    compile: str = "none"
 
 
 def own_code(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -65,11 +47,9 @@ class Graphs(NamedTuple):
     scores: Callable[[Environment, Tensor, Tensor], Tensor]
 
 
-def graphs_of(environments: list[Environment], compile: str) -> list[Graphs]:
-    """The functions to call, per environment."""
-    if compile != "whole":
-        if compile == "parts":
-            compile_parts(environments)
+def graphs_of(environments: list[Environment], compile: bool) -> list[Graphs]:
+    """The functions to call, per environment; compiled, those of equal structure share them."""
+    if not compile:
         return [Graphs(train_loss, scores)] * len(environments)
     known: dict[Any, Graphs] = {}
     for environment in environments:
@@ -80,29 +60,14 @@ def graphs_of(environments: list[Environment], compile: str) -> list[Graphs]:
     return [known[signature(environment)] for environment in environments]
 
 
-def compile_parts(environments: list[Environment]) -> None:
-    """Let every block, seed and head run compiled; equal ones share a graph."""
-    known: dict[str, Callable[..., Tensor]] = {}
-    for environment in environments:
-        modules = [part.seed if isinstance(part, Slot) else part for part in environment.path]
-        for module in modules:
-            if str(module) not in known:
-                known[str(module)] = torch.compile(own_code(_call), fullgraph=True, dynamic=False)
-            module.forward = partial(known[str(module)], type(module).forward, module)
-
-
-def _call(forward: Callable[..., Tensor], module: torch.nn.Module, x: Tensor) -> Tensor:
-    return forward(module, x)
-
-
-def make_optimizer(environments: list[Environment], numbers: Numbers, fused: bool) -> torch.optim.SGD:
-    """SGD with momentum over some environments; hosts and seeds have rates and decays of their own."""
+def make_optimizer(environments: list[Environment], numbers: Numbers) -> torch.optim.SGD:
+    """One fused SGD with momentum over all environments; hosts and seeds have rates and decays of their own."""
     hosts = [param for environment in environments for param in environment.parts()[0]]
     seeds = [param for environment in environments for part in environment.parts()[1:] for param in part]
     groups: list[dict[str, Any]] = [{"params": hosts, "lr": numbers.host_lr, "weight_decay": numbers.host_decay}]
     if seeds:
         groups.append({"params": seeds, "lr": numbers.seed_lr, "weight_decay": numbers.seed_decay})
-    return torch.optim.SGD(groups, momentum=numbers.momentum, fused=fused, foreach=not fused)
+    return torch.optim.SGD(groups, momentum=numbers.momentum, fused=True)
 
 
 class JointClip:
@@ -124,28 +89,17 @@ class JointClip:
         torch._foreach_mul_(grads, list(factors[self.owner].unbind()))
 
 
-def clip_each(environment: Environment, numbers: Numbers) -> None:
-    """Clip host and seeds of one environment."""
-    host, *seeds = environment.parts()
-    clip_grad_norm_(host, numbers.host_clip)
-    for seed in seeds:
-        clip_grad_norm_(seed, numbers.seed_clip)
-
-
 class Loop:
-    """The environments with their optimizers and data."""
+    """The environments with their optimizer and data."""
 
-    def __init__(self, workload: Workload, variant: Variant) -> None:
-        self.workload, self.variant = workload, variant
-        self.layout = torch.channels_last if variant.channels_last else torch.contiguous_format
-        eager = variant.compile == "none"
-        self.environments = [Environment(workload, env, self.layout, eager) for env in range(workload.num_envs)]
+    def __init__(self, workload: Workload, channels_last: bool, compile: bool) -> None:
+        self.workload = workload
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.environments = [Environment(workload, e, self.layout, not compile) for e in range(workload.num_envs)]
         numbers = workload.structure.numbers
-        self.joint = variant.optimizer == "joint"
-        shares = [self.environments] if self.joint else [[each] for each in self.environments]
-        self.optimizers = [make_optimizer(share, numbers, variant.optimizer != "foreach") for share in shares]
+        self.optimizer = make_optimizer(self.environments, numbers)
         self.clip = JointClip(self.environments, numbers)
-        self.graphs = graphs_of(self.environments, variant.compile)
+        self.graphs = graphs_of(self.environments, compile)
         self.train_inputs = torch.from_numpy(workload.train_inputs)
         self.train_targets = torch.from_numpy(workload.train_targets)
         self.val_inputs = torch.from_numpy(workload.val_inputs).contiguous(memory_format=self.layout)
@@ -156,44 +110,29 @@ class Loop:
         """Initial numbers, momentum 0."""
         for environment in self.environments:
             environment.reset()
-        for optimizer in self.optimizers:
-            for state in optimizer.state.values():
-                if state.get("momentum_buffer") is not None:
-                    state["momentum_buffer"].zero_()
-
-    def batch(self, epoch: int, env: int, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of one environment's minibatch."""
-        rows = self.indices[epoch, env % self.indices.shape[1], step]
-        return self.train_inputs[rows].contiguous(memory_format=self.layout), self.train_targets[rows]
+        for state in self.optimizer.state.values():
+            if state.get("momentum_buffer") is not None:
+                state["momentum_buffer"].zero_()
 
     def backward(self, epoch: int, env: int, step: int) -> Tensor:
-        """Loss of one minibatch, its gradient in ``.grad``."""
-        loss = self.graphs[env].loss(self.environments[env], *self.batch(epoch, env, step))
+        """Loss of one environment's minibatch, its gradient in ``.grad``."""
+        rows = self.indices[epoch, env % self.indices.shape[1], step]
+        inputs = self.train_inputs[rows].contiguous(memory_format=self.layout)
+        loss = self.graphs[env].loss(self.environments[env], inputs, self.train_targets[rows])
         loss.backward()
         return loss.detach()
 
     def train(self, epoch: int) -> Array:
         """All SGD steps of an epoch -> losses [k, E]."""
-        numbers = self.workload.structure.numbers
-        steps, envs = range(self.workload.steps), range(len(self.environments))
         for environment in self.environments:
             environment.train()
-        losses = [[torch.empty(())] * len(envs) for _ in steps]
-        if self.joint:
-            for step in steps:
-                for env in envs:
-                    losses[step][env] = self.backward(epoch, env, step)
-                self.clip()
-                self.optimizers[0].step()
-                self.optimizers[0].zero_grad()
-        else:
-            for env in envs:
-                for step in steps:
-                    losses[step][env] = self.backward(epoch, env, step)
-                    clip_each(self.environments[env], numbers)
-                    self.optimizers[env].step()
-                    self.optimizers[env].zero_grad()
-        return torch.stack([torch.stack(row) for row in losses]).numpy()
+        losses = []
+        for step in range(self.workload.steps):
+            losses.append(torch.stack([self.backward(epoch, env, step) for env in range(len(self.environments))]))
+            self.clip()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return torch.stack(losses).numpy()
 
     @torch.no_grad()
     def validate(self) -> Scores:
@@ -222,17 +161,16 @@ class Loop:
 
     def step(self) -> Outcome:
         """One environment step."""
-        losses = self.train(0)
-        return Outcome(losses, losses.mean(0), self.validate())
+        return Outcome(self.train(0).mean(0), self.validate())
 
 
-def matrix_product() -> Callable[[], Tensor]:
-    """A product of two 2048 x 2048 float32 matrices."""
-    square = torch.linspace(-1, 1, MATRIX * MATRIX).reshape(MATRIX, MATRIX)
-    return lambda: square @ square
+def prepare(workload: Workload, channels_last: bool = False, compile: bool = False) -> Contender:
+    """Build the loop.
 
-
-def prepare(workload: Workload, **options: Any) -> Contender:
-    """Build the loop; ``options`` are the fields of ``Variant``."""
-    loop = Loop(workload, Variant(**options))
-    return Contender(loop.reset, loop.train, loop.validate, loop.norms, loop.step, matrix_product())
+    Args:
+      workload: the work.
+      channels_last: memory format of features and weights.
+      compile: forward and loss of a structure in one graph, and its validation in another.
+    """
+    loop = Loop(workload, channels_last, compile)
+    return Contender(loop.reset, loop.train, loop.validate, loop.norms, loop.step)

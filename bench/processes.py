@@ -53,7 +53,7 @@ class Processes:
     def step(self) -> Outcome:
         """One environment step."""
         parts = self.ask(do="step")
-        return Outcome(None, np.concatenate([part["mean_loss"] for part in parts]), _joined(parts))
+        return Outcome(np.concatenate([part["mean_loss"] for part in parts]), _joined(parts))
 
     def close(self) -> None:
         """End the workers."""
@@ -66,15 +66,7 @@ def _joined(parts: list[dict[str, Any]]) -> Scores:
     return Scores(*(np.concatenate([np.array(part[name]) for part in parts]) for name in Scores._fields))
 
 
-def multiply() -> Array:
-    """A matrix product in this process, by numpy."""
-    square = np.linspace(-1, 1, 2048 * 2048, dtype=np.float32).reshape(2048, 2048)
-    return square @ square
-
-
 def prepare(workload: Workload, **options: Any) -> Contender:
     """Start the workers; ``options`` are those of ``bench.loop``."""
     workers = Processes(workload, options)
-    return Contender(
-        workers.reset, workers.train, workers.validate, workers.norms, workers.step, multiply, workers.close
-    )
+    return Contender(workers.reset, workers.train, workers.validate, workers.norms, workers.step, workers.close)

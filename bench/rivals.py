@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from bench import report
 from bench.contender import CONTENDERS, option
@@ -21,6 +22,8 @@ from bench.deal import SHAPES, Deal, build_engine, deal_state, export
 from bench.gate import Trajectory, Verdict, compare
 from bench.served import ROOT, Served
 from bench.workload import Array, Workload, flops, save
+from esper.bench.measure import seconds_of
+from esper.bench.record import machine
 
 WARN_LOAD = 0.2
 """Load average per measured processor above which the machine is not idle."""
@@ -44,22 +47,6 @@ class Plan(NamedTuple):
     options: dict[str, dict[str, Any]]
 
 
-class Case(NamedTuple):
-    """What was measured of one deal."""
-
-    deal: Deal
-    flops: int
-    steps: int
-    batch: int
-    validation: int
-    starts: dict[str, dict[str, Any]]
-    verdicts: dict[str, Verdict]
-    seconds: dict[str, list[float]]
-    products: dict[str, list[float]]
-    idle_share: float
-    failures: dict[str, str]
-
-
 def say(text: str) -> None:
     """Progress, to standard error."""
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
@@ -67,7 +54,7 @@ def say(text: str) -> None:
 
 def deal_workload(deal: Deal) -> Workload:
     """A deal as numbers."""
-    engine = build_engine(deal, compile=False)
+    engine = build_engine(deal, "eager")
     return export(engine, deal_state(engine, deal), deal)
 
 
@@ -115,31 +102,27 @@ def pass_gate(running: dict[str, Served], workload: Workload) -> dict[str, Verdi
     return verdicts
 
 
-def take_turns(plan: Plan, running: dict[str, Served]) -> tuple[dict[str, list[float]], dict[str, list[float]], float]:
-    """Environment steps in turn; the order is reversed every other round.
+def product_rate() -> float:
+    """Operations per second of a product of two 2048 x 2048 matrices, the best of three."""
+    square = torch.ones(2048, 2048)
+    return 2 * 2048**3 / min(seconds_of(lambda: square @ square, torch.device("cpu")) for _ in range(3))
 
-    Returns:
-      seconds of every step, seconds of a matrix product in the same process, and the share of a processor that all
-      idle contenders together used while another worked.
-    """
+
+def take_turns(plan: Plan, running: dict[str, Served]) -> tuple[dict[str, list[float]], list[float]]:
+    """Environment steps in turn, the order reversed every other round; and the rate of a matrix product between."""
     seconds: dict[str, list[float]] = {name: [] for name in running}
-    products: dict[str, list[float]] = {name: [] for name in running}
-    burnt = worked = 0.0
+    rates = []
     for turn in range(plan.repeats):
         names = [n for n in running if len(seconds[n]) < 3 or sum(seconds[n]) < plan.budget]
         for name in names if turn % 2 == 0 else reversed(names):
             running[name].ask(do="reset")
-            others = [served for other, served in running.items() if other != name]
-            before, began = sum(map(Served.cpu_seconds, others)), time.perf_counter()
             seconds[name].append(running[name].ask(do="step")["seconds"])
-            burnt += sum(map(Served.cpu_seconds, others)) - before
-            worked += time.perf_counter() - began
-            products[name].append(running[name].ask(do="product")["seconds"])
-    return seconds, products, burnt / worked if worked else 0.0
+        rates.append(product_rate())
+    return seconds, rates
 
 
-def measure(deal: Deal, plan: Plan) -> Case:
-    """Everything about one deal."""
+def measure(deal: Deal, plan: Plan) -> dict[str, Any]:
+    """Everything about one deal, as ``report`` reads it."""
     workload = deal_workload(deal)
     say(f"{deal.shape}: {deal.num_envs} environments, {(workload.kind >= 0).sum()} active seeds, {deal.precision}")
     with tempfile.TemporaryDirectory() as name:
@@ -148,12 +131,22 @@ def measure(deal: Deal, plan: Plan) -> Case:
         running, starts, failures = start_all(plan, folder / "workload.npz", folder)
         verdicts = pass_gate(running, workload)
         green = {each: served for each, served in running.items() if verdicts[each].green}
-        seconds, products, idle = take_turns(plan, green)
+        seconds, rates = take_turns(plan, green)
         for each, served in running.items():
             starts[each] |= served.ask(do="usage")
             served.close()
-    sizes = workload.steps, workload.indices.shape[3], len(workload.val_targets)
-    return Case(deal, flops(workload), *sizes, starts, verdicts, seconds, products, idle, failures)
+    return {
+        "deal": deal,
+        "flops": flops(workload),
+        "steps": workload.steps,
+        "batch": workload.indices.shape[3],
+        "validation": len(workload.val_targets),
+        "starts": starts,
+        "verdicts": verdicts,
+        "seconds": seconds,
+        "rates": rates,
+        "failures": failures,
+    }
 
 
 CASES = {
@@ -190,19 +183,21 @@ def main() -> int:
     cores = [int(core) for core in options.cores.split(",")]
     repeats = 0 if options.check else options.repeats
     plan = Plan(tuple(options.contenders.split(",")), cores, repeats, options.budget, variants)
-    machine = report.describe_machine(cores)
-    if machine["load"] > WARN_LOAD * len(cores):
-        say(f"load average {machine['load']}: the machine is not idle; take no time from this run")
+    os.sched_setaffinity(0, cores)
+    torch.set_num_threads(len(cores))
+    facts = machine(torch.device("cpu"))
+    if facts["load"] > WARN_LOAD * len(cores):
+        say(f"load average {facts['load']}: the machine is not idle; take no time from this run")
     cases = []
     for name in options.cases.split(","):
         width, precision = (8, "float64") if options.check else (options.envs, "float32")
         cases.append(measure(Deal(num_envs=width, precision=precision, shared=options.shared, **CASES[name]), plan))
     if not options.check:
-        paths = report.write(options.out, machine, [case._asdict() for case in cases])
+        paths = report.write(options.out, facts, cases)
         print(paths[0].read_text(), end="")
         say(f"written: {', '.join(map(str, paths))}")
-    red = [(case.deal.shape, name) for case in cases for name, verdict in case.verdicts.items() if not verdict.green]
-    red += [(case.deal.shape, name) for case in cases for name in case.failures]
+    red = [(case["deal"].shape, name) for case in cases for name, v in case["verdicts"].items() if not v.green]
+    red += [(case["deal"].shape, name) for case in cases for name in case["failures"]]
     print(f"gate: {'red: ' + str(red) if red else 'green for all'}")
     return 1 if red else 0
 

@@ -11,10 +11,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Served:
-    """A running ``bench.contender --serve``."""
+    """A running ``bench.contender``."""
 
     def __init__(self, name: str, workload: Path, cores: list[int], options: dict[str, Any], cache: Path) -> None:
-        command = [sys.executable, "-m", "bench.contender", name, str(workload), "--serve"]
+        command = [sys.executable, "-m", "bench.contender", name, str(workload)]
         command += ["--cores", ",".join(map(str, cores))]
         command += [part for key, value in options.items() for part in ("--set", f"{key}={value}")]
         self.name = name
@@ -49,11 +49,6 @@ class Served:
         """Ask and wait."""
         self.send(**request)
         return self.receive()
-
-    def cpu_seconds(self) -> float:
-        """Processor time of all its threads so far, without that of processes it started."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def close(self) -> None:
         """End it."""

@@ -8,7 +8,7 @@ from typing import Any, TextIO
 from esper.bench.case import Bench, Case
 from esper.bench.cases import cases_of
 from esper.bench.compare import compare
-from esper.bench.probe import ProbeError
+from esper.bench.fresh import ProbeError
 from esper.bench.record import machine, to_table
 from esper.bench.report import listing, report
 from esper.bench.run import run_cases
@@ -42,9 +42,9 @@ def run(asked: Asked, out: TextIO, notes: TextIO, table: dict[str, Case] | None 
         notes.write(line + "\n")
         notes.flush()
 
-    results, rates = run_cases(bench, chosen, asked.envs, asked.repeat, asked.probe, note)
-    record = to_table(facts, _settings(asked, bench), rates, results)
-    out.write(report(record, rates, results))
+    results = run_cases(bench, chosen, asked.envs, asked.repeat, asked.probe, note)
+    record = to_table(facts, _settings(asked, bench), results)
+    out.write(report(record, results))
     if asked.json is not None:
         asked.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return RED if any(result.wrong is not None for result in results) else 0
@@ -52,7 +52,8 @@ def run(asked: Asked, out: TextIO, notes: TextIO, table: dict[str, Case] | None 
 
 def _settings(asked: Asked, bench: Bench) -> dict[str, Any]:
     """What was measured, with the sizes that decide what it costs."""
-    config = bench.engine(asked.envs[0]).config
+    engine = bench.engine(asked.envs[0])
+    config = engine.config
     return {
         "cases": list(asked.cases),
         "envs": list(asked.envs),
@@ -64,7 +65,8 @@ def _settings(asked: Asked, bench: Bench) -> dict[str, Any]:
         "horizon": config.horizon,
         "device": asked.device,
         "dtype": asked.dtype,
-        "compile": bench.compile,
+        "backend": engine.backend.name,
+        "runs": list(engine.describe()),
         "repeat": asked.repeat,
         "quick": asked.quick,
         "probe": asked.probe,

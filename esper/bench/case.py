@@ -1,4 +1,4 @@
-"""What a case is: work of a known amount that is checked before it is timed."""
+"""What a case is: work that is checked before it is timed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -6,16 +6,20 @@ from typing import Any, NamedTuple
 
 import torch
 
-from esper.bench.work import NO_WORK, Work
 from esper.engine import Engine
-from esper.kasmina.plan import Census
+from esper.kasmina.seeding import deal_seeds, place_seeds
+from esper.leyline.actions import Blend
 from esper.leyline.config import Precision
+from esper.leyline.stages import Stage
 from esper.leyline.state import State
 from esper.runtime.build import make
 from esper.runtime.tasks import Task
 
 SEED = 0
 """Of every state, policy and walk: all repeats do the same work."""
+
+SHAKE = 0.1
+"""What every seed's numbers are shaken by; see ``place_seeds``."""
 
 QUICK: dict[str, Any] = {"steps_per_epoch": 3, "batch_size": 8, "horizon": 3}
 """Settings of ``--quick``, in place of the preset's: enough to see that a case works."""
@@ -29,32 +33,24 @@ class Bench:
       task: the host and what grows in it.
       device: where everything runs.
       precision: of parameters and data.
-      compile: whether the engines are compiled.
+      backend: how networks are run, as asked for.
       quick: tiny sizes.
-      engines: those built so far; cases with equal structure share one.
+      engines: those built so far, by E; all cases share them.
     """
 
     task: Task
     device: torch.device
     precision: Precision
-    compile: bool
+    backend: str
     quick: bool = False
-    engines: dict[Any, Engine] = field(default_factory=dict)
+    engines: dict[int, Engine] = field(default_factory=dict)
 
-    def engine(self, envs: int, task: Task | None = None, **overrides: Any) -> Engine:
-        """The engine of this structure, built on first use.
-
-        Args:
-          envs: environments E.
-          task: in place of the bench's; its name stands for its structure.
-          **overrides: settings in place of the preset's.
-        """
-        chosen = self.task if task is None else task
-        settings = {"precision": self.precision} | (QUICK if self.quick else {}) | overrides
-        identity = (chosen.name, envs, *sorted(settings.items()))
-        if identity not in self.engines:
-            self.engines[identity] = make(chosen, envs, self.device, self.compile, **settings)
-        return self.engines[identity]
+    def engine(self, envs: int) -> Engine:
+        """The engine of E environments, built on first use."""
+        if envs not in self.engines:
+            settings = {"precision": self.precision} | (QUICK if self.quick else {})
+            self.engines[envs] = make(self.task, envs, self.device, self.backend, **settings)
+        return self.engines[envs]
 
 
 class Trial(NamedTuple):
@@ -83,19 +79,28 @@ class Case(NamedTuple):
       unit: what one repeat does.
       prepare: (bench, E) -> the trial.
       gate: trial -> None, or one line of what is wrong. It runs the trial and looks at the result with other means.
-      work: trial -> what one repeat does, in numbers.
       most: repeats at most; 0 = as many as asked for.
       counted: runs over which compilations and synchronisations are counted.
-      probed: whether fresh processes measure its compilation and its memory.
-      memory: (engine, census) -> bytes per environment that a compiled repeat needs, where a formula says so.
+      probed: whether a fresh process measures its first repeat and its memory.
     """
 
     name: str
     unit: str
     prepare: Callable[[Bench, int], Trial]
     gate: Callable[[Trial], str | None]
-    work: Callable[[Trial], Work] = lambda trial: NO_WORK
     most: int = 0
     counted: int = 1
     probed: bool = True
-    memory: Callable[[Engine, Census], float] | None = None
+
+
+def seeded(
+    engine: Engine, share: float, kinds: tuple[int, ...], stages: tuple[Stage, ...], blends: tuple[Blend, ...]
+) -> State:
+    """A state with a share of its slots seeded; arguments as ``deal_seeds``."""
+    seeds = deal_seeds(engine.structure, share, kinds, stages, blends, SEED)
+    return place_seeds(engine.structure, engine.init(SEED), seeds, SHAKE)
+
+
+def mixed(engine: Engine, share: float, stages: tuple[Stage, ...]) -> State:
+    """The same with all blueprints and all blends."""
+    return seeded(engine, share, tuple(range(len(engine.structure.blueprints))), stages, engine.config.blends)

@@ -1,4 +1,4 @@
-"""Counting what should not happen: compilations, graph breaks, and waiting for the device.
+"""Counting what should not happen: compilations, and waiting for the device.
 
 On a GPU, torch itself reports every wait. On a CPU nothing waits, so what *would* wait is counted: every value that
 leaves a tensor for Python or NumPy, in Python (``tolist``, ``numpy``, ``cpu``) or inside an operator that needs a
@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._dynamo import callback
-from torch._dynamo.utils import counters
 from torch.utils.weak import WeakTensorKeyDictionary
 
 READS = ("cpu", "numpy", "tolist")
@@ -33,32 +32,20 @@ _QUIET = "6"
 """Level of the profiler's own log that says nothing."""
 
 
-class Compilations:
-    """Counts since the block was entered."""
-
-    def __init__(self) -> None:
-        self.events = 0
-        self.graphs = 0
-        self.graph_breaks = 0
-
-
 @contextmanager
-def compilations() -> Iterator[Compilations]:
-    """Count compilations: events (a frame or a backward compiled), graphs captured, graph breaks."""
-    found = Compilations()
+def compilations() -> Iterator[list[int]]:
+    """Count compilations, of a frame or a backward, while the block runs."""
+    found = [0]
 
     def begun(arguments: Any) -> None:
         del arguments
-        found.events += 1
+        found[0] += 1
 
-    graphs, breaks = counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
     callback.callback_handler.register_start_callback(begun)
     try:
         yield found
     finally:
         callback.callback_handler.remove_start_callback(begun)
-        found.graphs = counters["stats"]["unique_graphs"] - graphs
-        found.graph_breaks = sum(counters["graph_break"].values()) - breaks
 
 
 def count_waits(run: Callable[[], Any], device: torch.device) -> int:

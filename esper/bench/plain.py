@@ -1,171 +1,250 @@
-"""The second opinion of the gates: one environment at a time, eagerly, in float64, without grouping, lanes or plans.
+"""The second opinion of the gates: one environment by itself, in float64 on the CPU, with autograd and ``torch.optim``.
 
-Training is autograd and ``torch.optim`` on one network; a counterfactual is a validation with an alpha set by hand.
+It calls the modules of hosts and blueprints, and nothing of what runs them: no groups, lanes or plans.
 """
 
-from typing import NamedTuple
+import math
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
 from esper.engine import Engine
-from esper.kasmina import arena, reference
-from esper.kasmina.structure import Structure, build_network
-from esper.leyline.actions import BLENDS, Blend
-from esper.leyline.config import Config, Optimizer, Precision
-from esper.leyline.hypers import HyperParams
-from esper.leyline.stages import ACTIVE, MERGED, Stage
-from esper.leyline.state import Slots, State
-from esper.tolaria import optim
-from esper.tolaria.data import Dataset
-from esper.tolaria.training import sample_indices
+from esper.kasmina import gate
+from esper.kasmina.layout import Layout, Params
+from esper.kasmina.structure import build_structure
+from esper.leyline.actions import BLENDS, NONE, Blend
+from esper.leyline.config import Isolation, Precision
+from esper.leyline.stages import ACTIVE, ISOLATED, MERGED, Stage
+from esper.leyline.state import State
+from esper.leyline.streams import Stream
+from esper.tezzeret.batches import Batch, batch_at
+from esper.tolaria.training import draw_batches
+from esper.utils import rng
+
+Name = tuple[str, int]
+"""``block`` and its number, or ``seed`` or ``gate`` and the slot's."""
+
+Tensors = dict[Name, Params]
+
+RULES = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
-class Single(NamedTuple):
-    """One environment on its own, in float64 on the CPU."""
-
-    network: Network
-    hypers: HyperParams
-    data: Dataset
-    state: State
+def _tensors(layout: Layout, row: Tensor) -> Params:
+    return {name: nn.Parameter(part.clone()) for name, part in layout.views(row).items()}
 
 
-def single(engine: Engine, state: State, env: int) -> Single:
-    """Cut one environment out of a batch."""
+class Learner(NamedTuple):
+    """A host, a seed or a gate with its optimizer."""
 
-    def cut(leaf: Tensor) -> Tensor:
-        leaf = leaf.cpu()
-        return leaf.double() if leaf.is_floating_point() else leaf
+    params: list[Tensor]
+    optimizer: torch.optim.Optimizer
+    rate: float
+    clip: float
+    steps: int
 
-    config = Config(**(vars(engine.config) | {"num_envs": 1, "precision": Precision.FLOAT64}))
-    network = build_network(config, engine.network.host, engine.network.blueprints, torch.device("cpu"))
-    hypers = engine.hypers.apply(lambda leaf: cut(leaf if leaf.dim() == 0 else leaf[env]))
-    row = state[env : env + 1].apply(cut)
-    return Single(network, hypers, engine.data.to("cpu", torch.float64), row)
-
-
-def _optimizer(
-    kind: Optimizer, leaf: nn.Parameter, rate: Tensor, decay: Tensor, h: HyperParams
-) -> torch.optim.Optimizer:
-    lr, weight_decay = float(rate), float(decay)
-    if kind is Optimizer.SGD:
-        return torch.optim.SGD([leaf], lr=lr, momentum=float(h.momentum), weight_decay=weight_decay)
-    betas, eps = (float(h.adam_beta1), float(h.adam_beta2)), float(h.adam_epsilon)
-    return torch.optim.Adam([leaf], lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+    def step(self, factor: float) -> None:
+        """Clip and apply what is in ``.grad``."""
+        clip_grad_norm_(self.params, self.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * factor
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
 
-def _trained(one: Single) -> list[tuple[nn.Parameter, torch.optim.Optimizer, float, slice | None]]:
-    """What trains, each with its optimizer, clip and columns of the seed arena (None: the host)."""
-    config, h, slots = one.network.config, one.hypers, one.state.slots
-    host = nn.Parameter(one.state.host.params.clone())
-    learners = [(host, _optimizer(config.host_optimizer, host, h.host_lr, h.host_weight_decay, h), float(h.host_clip))]
-    columns: list[slice | None] = [None]
-    for slot in range(config.num_slots):
-        stage, kind, blend = (int(leaf[0, slot]) for leaf in (slots.stage, slots.blueprint, slots.blend))
-        parts = [arena.blueprint_columns(one.network, slot, kind)] if Stage(stage) in ACTIVE else []
-        if Stage(stage) in MERGED and BLENDS[Blend(blend)].gated:
-            parts.append(arena.gate_columns(one.network, slot))
-        for part in parts:
-            leaf = nn.Parameter(one.state.seeds.params[:, part].clone())
-            step = _optimizer(config.seed_optimizer, leaf, h.seed_lr, h.seed_weight_decay, h)
-            learners.append((leaf, step, float(h.seed_clip)))
-            columns.append(part)
-    return [(*learner, part) for learner, part in zip(learners, columns, strict=True)]
+class Single:
+    """One environment of a batch.
+
+    Attributes:
+      tensors, held: parameters and buffers by name.
+      learners: what trains.
+      taken: steps of SGD so far.
+    """
+
+    def __init__(self, engine: Engine, state: State, env: int) -> None:
+        def cut(leaf: Tensor) -> Tensor:
+            return leaf.cpu().double() if leaf.is_floating_point() else leaf.cpu()
+
+        source = engine.structure
+        config = replace(engine.config, num_envs=1, precision=Precision.FLOAT64)
+        shape = (source.host, source.blueprints, source.objective, torch.device("cpu"))
+        self.structure, self.state = build_structure(config, *shape), state[env : env + 1].apply(cut)
+        self.numbers = {name: float(leaf if leaf.dim() == 0 else leaf[env]) for name, leaf in engine.hypers.items()}
+        self.data, slots = engine.data.to("cpu", torch.float64), self.state.slots
+        self.stages = [Stage(number) for number in slots.stage[0].tolist()]
+        self.kinds, self.alphas = slots.blueprint[0].tolist(), slots.alpha[0].tolist()
+        self.gated = [blend != NONE and BLENDS[Blend(blend)].gated for blend in slots.blend[0].tolist()]
+        self.tensors, self.held = self._read()
+        self.learners, self.taken = self._learners(), 0
+
+    def _read(self) -> tuple[Tensors, Tensors]:
+        tensors, held, (host, seeds) = {}, {}, (self.state.host.params, self.state.seeds.params)
+        blocks = self.structure.host.blocks
+        rows = host.split([block.layout.size for block in blocks], dim=1)
+        buffers = self.state.buffers.split([block.buffer_layout.size for block in blocks], dim=1)
+        for number, (block, row, kept) in enumerate(zip(blocks, rows, buffers, strict=True)):
+            tensors["block", number] = _tensors(block.layout, row)
+            held["block", number] = block.buffer_layout.views(kept)
+        for number, slot in enumerate(self.structure.slots):
+            if (kind := self.kinds[number]) != NONE:
+                tensors["seed", number] = _tensors(slot.row(kind), seeds[:, slot.blueprint_columns(kind)])
+                tensors["gate", number] = _tensors(slot.gate, seeds[:, slot.gate_columns])
+                layout, kept = slot.buffer_row(kind), self.state.seed_buffers[:, slot.buffer_columns]
+                held["seed", number] = layout.views(kept[:, : layout.size])
+        return tensors, held
+
+    def _learners(self) -> list[Learner]:
+        config, steps = self.structure.config, self.state.seeds.steps[0].tolist()
+        blocks = [self.tensors["block", number] for number in range(len(self.structure.host.blocks))]
+        found = [self._learner("host", blocks, config.host_optimizer, int(self.state.host.steps))]
+        for number, stage in enumerate(self.stages):
+            opens = stage in MERGED or config.isolation is Isolation.OBJECTIVE
+            names = ["seed", *(["gate"] if self.gated[number] and opens else [])] if stage in ACTIVE else []
+            for name in names:
+                found.append(self._learner("seed", [self.tensors[name, number]], config.seed_optimizer, steps[number]))
+        return found
+
+    def _learner(self, role: str, parts: list[Params], rule: str, steps: int) -> Learner:
+        numbers = self.numbers
+        params = [tensor for part in parts for tensor in part.values()]
+        decay = numbers[f"{role}_weight_decay"]
+        flat = [tensor for tensor in params if tensor.dim() < 3]  # with the environment's dimension: vectors, scalars
+        groups = [{"params": [tensor for tensor in params if tensor.dim() > 2], "weight_decay": decay}]
+        groups.append({"params": flat, "weight_decay": 0.0 if rule == "adamw" else decay})
+        options: dict[str, Any] = {"momentum": numbers["momentum"]}
+        if rule != "sgd":
+            options = {"betas": (numbers["adam_beta1"], numbers["adam_beta2"]), "eps": numbers["adam_epsilon"]}
+        made = RULES[rule](groups, lr=1.0, **options)
+        return Learner(params, made, numbers[f"{role}_lr"], numbers[f"{role}_clip"], steps)
+
+    def outputs(
+        self, x: Tensor, alphas: list[float], batch: Batch | None = None, alone: int | None = None
+    ) -> tuple[Tensor, Tensors]:
+        """What the network gives for x [1, B, ...], and its buffers thereafter.
+
+        Args:
+          x: inputs.
+          alphas: of the slots.
+          batch: the minibatch in training; None: inference.
+          alone: the slot whose seed in TRAINING is on, in its own objective.
+        """
+        points, kept, h = list[Tensor](), dict(self.held), x
+        for point in range(len(self.structure.host.blocks) + 1):
+            h = self._block(point - 1, h, batch, kept) if point else h
+            for number, slot in enumerate(self.structure.slots):
+                if slot.target == point and self.stages[number] in ACTIVE:
+                    seen = points[slot.source] if slot.is_bypass else h
+                    h = self._slot(number, seen, h, alphas[number], batch, alone, kept)
+            points.append(h)
+        return h, kept
+
+    def _block(self, number: int, x: Tensor, batch: Batch | None, kept: Tensors) -> Tensor:
+        block, own, held = self.structure.host.blocks[number], self.tensors["block", number], kept["block", number]
+        params = own | {tie.param.name: self.tensors["block", tie.block][tie.param.name] for tie in block.ties}
+        if batch is None:
+            return block.infer(params, held, x)
+        y, kept["block", number] = block.train(params, held, x, _key(batch, Stream.BLOCK, number, block.draws))
+        return y
+
+    def _slot(
+        self, number: int, seen: Tensor, h: Tensor, alpha: float, batch: Batch | None, alone: int | None, kept: Tensors
+    ) -> Tensor:
+        isolation, trains = self.structure.config.isolation, self.stages[number] is Stage.TRAINING
+        behind = trains and batch is not None and alone != number
+        if alpha == 0 and (batch is None or (behind and isolation is Isolation.OBJECTIVE)):
+            return h
+        slot, blueprint = self.structure.slots[number], self.structure.blueprints[self.kinds[number]]
+        params, held = self.tensors["seed", number], kept["seed", number]
+        if self.stages[number] in ISOLATED and isolation is not Isolation.NONE:
+            seen = seen.detach()
+        if batch is None:
+            s = blueprint.infer(params, held, seen)
+        else:
+            key = _key(batch, Stream.SEED, number, blueprint.draws)
+            s, kept["seed", number] = blueprint.train(params, held, seen, key)
+        if behind:
+            return h + (s - s.detach())
+        weight = torch.full((1, 1), alpha, dtype=torch.float64)
+        if self.gated[number]:
+            weight = alpha * gate.opening(slot.reads)(self.tensors["gate", number], seen)
+        weight = weight.reshape(weight.shape + (1,) * (h.dim() - weight.dim()))
+        return h + weight * s if slot.is_bypass else h + weight * (s - h)
+
+    def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.structure.objective.loss(outputs, targets).mean()
+
+    def learn(self, batch: Batch) -> float:
+        """One step of SGD; the loss before it."""
+        outputs, kept = self.outputs(batch.inputs, self.alphas, batch)
+        loss = self._loss(outputs, batch.targets)
+        loss.backward()
+        for number, stage in enumerate(self.stages):
+            if stage is Stage.TRAINING and self.structure.config.isolation is Isolation.OBJECTIVE:
+                kept["seed", number] = self._own_objective(number, batch)
+        with torch.no_grad():
+            for learner in self.learners:
+                learner.step(self._factor(learner.steps + self.taken))
+        self.taken += 1
+        self.held = {name: {key: leaf.detach() for key, leaf in part.items()} for name, part in kept.items()}
+        return float(loss.detach())
+
+    def _own_objective(self, number: int, batch: Batch) -> Params:
+        """The gradient of a seed in TRAINING by the loss as if it were on; returns its buffers."""
+        outputs, kept = self.outputs(batch.inputs, self.switched(number), batch, alone=number)
+        own = [*self.tensors["seed", number].values()]
+        own += self.tensors["gate", number].values() if self.gated[number] else []
+        for tensor, grad in zip(own, torch.autograd.grad(self._loss(outputs, batch.targets), own), strict=True):
+            tensor.grad = grad
+        return kept["seed", number]
+
+    def switched(self, slot: int) -> list[float]:
+        """The alphas with one slot's changed: a seed in TRAINING to its target, any other to 0."""
+        training = self.stages[slot] is Stage.TRAINING
+        target = training * self.numbers["alpha_target"]
+        return [target if number == slot else alpha for number, alpha in enumerate(self.alphas)]
+
+    def _factor(self, taken: int) -> float:
+        """Linear warm-up, then cosine decay to a floor, by the learner's own age in epochs."""
+        config, warmup, floor = self.structure.config, self.numbers["warmup_epochs"], self.numbers["final_lr_fraction"]
+        warm = min(1.0, (taken + 1) / config.steps_per_epoch / warmup) if warmup else 1.0
+        done = min(1.0, taken / config.steps_per_epoch / config.horizon)
+        return warm * (floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2)
+
+
+def _key(batch: Batch, stream: Stream, number: int, draws: bool) -> Tensor | None:
+    return rng.fold_in(batch.key, int(stream), number) if draws and batch.key is not None else None
 
 
 def epoch_loss(engine: Engine, state: State, env: int) -> float:
-    """Mean training loss of one environment over an epoch that starts at ``state``, nats.
-
-    The optimizers start fresh, so the state's moments must be 0.
-    """
-    one = single(engine, state, env)
-    network, config, data = one.network, one.network.config, one.data
-    learners = _trained(one)
-    indices = sample_indices(config, one.state, data.train_targets.shape[0]).reshape(config.steps_per_epoch, -1)
-    total = 0.0
-    for step, rows in enumerate(indices):
-        host, arena_row = learners[0][0], one.state.seeds.params.clone()
-        for leaf, _, _, columns in learners[1:]:
-            assert columns is not None
-            arena_row[:, columns] = leaf
-        logits = reference.train_logits(
-            network, one.state.slots, host, one.state.buffers, arena_row, data.train_inputs[rows].unsqueeze(0)
-        )
-        loss = F.cross_entropy(logits.flatten(0, -2), data.train_targets[rows].flatten())
-        for leaf, _, _, _ in learners:
-            leaf.grad = None
-        loss.backward()
-        factor = float(optim.schedule(one.hypers, one.state.epoch, step, config.steps_per_epoch, config.horizon))
-        for leaf, optimizer, clip, _ in learners:
-            if leaf.grad is not None:
-                clip_grad_norm_([leaf], clip)
-            _step(optimizer, factor)
-        total += float(loss.detach())
-    return total / config.steps_per_epoch
-
-
-def _step(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    rate = optimizer.param_groups[0]["lr"]
-    optimizer.param_groups[0]["lr"] = rate * factor
-    optimizer.step()
-    optimizer.param_groups[0]["lr"] = rate
+    """Mean training loss of one environment over an epoch that starts at a state whose moments are 0."""
+    one = Single(engine, state, env)
+    batches = draw_batches(one.structure.config, one.state, one.data)
+    return sum(one.learn(batch_at(one.structure, batches, step)) for step in range(batches.count)) / batches.count
 
 
 class Validation(NamedTuple):
-    """One environment's validation."""
+    """One environment's validation, sample by sample; of a sequence, the mean over its positions."""
 
-    loss: float  # nats
-    accuracy: float  # pp
-    effect: list[float]  # pp per slot; 0 where nothing is measured
-
-
-def validate(engine: Engine, slots: Slots, state: State, env: int) -> Validation:
-    """Validate one environment, and again with every active slot switched by hand.
-
-    Args:
-      engine: structure and data.
-      slots: [E, S]; stages and alphas.
-      state: [E]; parameters and buffers.
-      env: which environment.
-    """
-    one = single(engine, state.replace(slots=slots), env)
-    loss, accuracy = _score(one, one.state.slots)
-    effect = []
-    for slot in range(one.network.config.num_slots):
-        stage = Stage(int(one.state.slots.stage[0, slot]))
-        other = _score(one, switched(one, slot))[1] if stage in ACTIVE else accuracy
-        effect.append(other - accuracy if stage is Stage.TRAINING else accuracy - other)
-    return Validation(loss, accuracy, effect)
+    losses: Tensor  # [V]
+    scores: Tensor  # [1 + S, V]; as it is, then with each slot switched (as it is where nothing is measured)
 
 
-def switched(one: Single, slot: int) -> Slots:
-    """The slots with one of them switched by hand: a seed in TRAINING to its target alpha, any other to 0."""
-    own = one.state.slots
-    alpha, stage = own.alpha.clone(), own.stage.clone()
-    training = int(stage[0, slot]) == int(Stage.TRAINING)
-    alpha[0, slot] = float(one.hypers.alpha_target) if training else 0.0
-    if training:
-        stage[0, slot] = int(Stage.FOSSILIZED)
-    return own.replace(alpha=alpha, stage=stage)
+@torch.no_grad()
+def validate(engine: Engine, state: State, env: int) -> Validation:
+    """Validate one environment, and again with every active slot switched by hand."""
+    one = Single(engine, state, env)
+    measured = [slot for slot, stage in enumerate(one.stages) if stage in ACTIVE]
+    targets, objective = one.data.val_targets.unsqueeze(0), one.structure.objective
 
+    def through(alphas: list[float]) -> Tensor:
+        return one.outputs(one.data.val_inputs.unsqueeze(0), alphas)[0]
 
-def logits_of(one: Single, slots: Slots, inputs: Tensor) -> Tensor:
-    """Logits in inference form: inputs [B, ...] -> [B, ..., C]."""
-    network, h = one.network, inputs.unsqueeze(0)
-    params = arena.split_stages(network, one.state.host.params)
-    buffers = arena.split_buffers(network, one.state.buffers)
-    with torch.no_grad():
-        for index, infer in enumerate(network.units.infer):
-            h = infer(params[index], buffers[index], h)
-            for slot in network.slots_after(index):
-                h = reference.through_slot(network, slot, slots, one.state.seeds.params, h)
-    return h.squeeze(0)
+    def per_sample(values: Tensor) -> Tensor:
+        return values[0].reshape(values.shape[1], -1).mean(1)
 
-
-def _score(one: Single, slots: Slots) -> tuple[float, float]:
-    """Loss in nats and accuracy in pp of the whole validation set at once."""
-    logits, targets = logits_of(one, slots, one.data.val_inputs).flatten(0, -2), one.data.val_targets.flatten()
-    hits = (logits.argmax(-1) == targets).double().mean()
-    return float(F.cross_entropy(logits, targets)), 100 * float(hits)
+    own = through(one.alphas)
+    rows = [own, *(through(one.switched(slot)) if slot in measured else own for slot in range(len(one.stages)))]
+    scores = torch.stack([per_sample(objective.score(row, targets)) for row in rows])
+    return Validation(per_sample(objective.loss(own, targets)), scores)

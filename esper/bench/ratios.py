@@ -13,7 +13,7 @@ Terms = dict[str, int]
 
 
 class Ratio(NamedTuple):
-    """One sum of cases over another, at the same number of environments; ``*`` stands for each blueprint in turn."""
+    """One sum of cases over another, at the same number of environments."""
 
     name: str
     above: Terms
@@ -23,29 +23,23 @@ class Ratio(NamedTuple):
 
 DORMANT = "env-step-dormant"
 
+
+def _extra(share: int, kind: str = "", limit: float | None = None) -> Ratio:
+    above, below = ({f"env-step-{kind}{percent}": 1, DORMANT: -1} for percent in (share, 100))
+    words = f"extra cost, {kind.removesuffix('-')}{', ' if kind else ''}"
+    return Ratio(f"{words}{share} % active / 100 %", above, below, limit)
+
+
 RATIOS = (
-    Ratio("extra cost, 10 % active / 100 %", {"env-step-10": 1, DORMANT: -1}, {"env-step-100": 1, DORMANT: -1}, 0.2),
-    Ratio("extra cost, 50 % active / 100 %", {"env-step-50": 1, DORMANT: -1}, {"env-step-100": 1, DORMANT: -1}),
-    Ratio(
-        "extra cost, mixed, 10 % active / 100 %",
-        {"env-step-mixed-10": 1, DORMANT: -1},
-        {"env-step-mixed-100": 1, DORMANT: -1},
-        0.2,
-    ),
-    Ratio("dormant slots / no slots", {"host-step": 1}, {"plain-host": 1}),
-    Ratio(
-        "seed / same module in a plain net, *", {"slot-*": 1, "host-step": -1}, {"plain-*": 1, "plain-host": -1}, 1.5
-    ),
-    Ratio("contributions / plain validation", {"counterfactual": 1, "validation": -1}, {"validation": 1}, 1.3),
-    Ratio("validation with contributions / without", {"counterfactual": 1}, {"validation": 1}),
+    _extra(10, limit=0.2),
+    _extra(50),
+    _extra(10, "mixed-", 0.2),
+    Ratio("training of dormant slots / whole step", {"host-step": 1}, {DORMANT: 1}),
+    Ratio("contributions / plain validation", {"contributions": 1, "validation": -1}, {"validation": 1}, 1.3),
 )
 
 START_LIMITS = {"cold-start": 60.0, "warm-start": 15.0}
 """Seconds."""
-
-MEMORY_MARGIN, MEMORY_JUDGED = 0.2, 1 << 28
-"""How far measured memory may be from the formula; and from how many bytes on that is judged: a small process's memory
-is its allocator's affair."""
 
 
 class Finding(NamedTuple):
@@ -70,24 +64,12 @@ def findings(results: list[Result]) -> list[Finding]:
     at = {(result.case, result.envs): result for result in timed}
     found = []
     for ratio in RATIOS:
-        for name, above, below in _spelled_out(ratio, timed):
-            for envs in sorted({result.envs for result in timed}):
-                if all((case, envs) in at for case in (*above, *below)):
-                    turns = _turns(above, below, {case: at[case, envs].seconds for case in (*above, *below)})
-                    found.append(_finding(name, f"{envs}", turns, ratio.limit))
-    return [*found, *_scaling(timed), *_starts(timed), *_waits(timed), *_memory(timed)]
-
-
-def _spelled_out(ratio: Ratio, timed: list[Result]) -> list[tuple[str, Terms, Terms]]:
-    """The ratio for every blueprint that was measured, or itself."""
-    if "*" not in ratio.name:
-        return [(ratio.name, ratio.above, ratio.below)]
-    names = dict.fromkeys(r.case.removeprefix("slot-") for r in timed if r.case.startswith("slot-"))
-
-    def spell(terms: Terms, name: str) -> Terms:
-        return {case.replace("*", name): factor for case, factor in terms.items()}
-
-    return [(ratio.name.replace("*", name), spell(ratio.above, name), spell(ratio.below, name)) for name in names]
+        cases = (*ratio.above, *ratio.below)
+        for envs in sorted({result.envs for result in timed}):
+            if all((case, envs) in at for case in cases):
+                turns = _turns(ratio.above, ratio.below, {case: at[case, envs].seconds for case in cases})
+                found.append(_finding(ratio.name, f"{envs}", turns, ratio.limit))
+    return [*found, *_scaling(timed), *_starts(timed), *_waits(timed)]
 
 
 def _turns(above: Terms, below: Terms, seconds: dict[str, list[float]]) -> list[float]:
@@ -124,26 +106,12 @@ def _starts(timed: list[Result]) -> list[Finding]:
 
 
 def _waits(timed: list[Result]) -> list[Finding]:
-    """Per step of the random walk: waits beyond the plan's one, recompilations, graph breaks."""
+    """In the random walk: waits beyond the plan's one a step, and recompilations."""
     found = []
     for result in timed:
         if result.case == "random-walk" and result.counted:
-            for name, count, allowed in (
-                ("waits", result.waits, result.counted),
-                ("recompilations", result.recompiles, 0),
-                ("graph breaks", result.graph_breaks, 0),
-            ):
+            counts = (("waits", result.waits, result.counted), ("recompilations", result.recompiles, 0))
+            for name, count, allowed in counts:
                 title = f"{name} in {result.counted} random steps"
                 found.append(_finding(title, f"{result.envs}", [float(count)], float(allowed)))
-    return found
-
-
-def _memory(timed: list[Result]) -> list[Finding]:
-    """How far the measured memory per environment is from the formula, as a share of the formula."""
-    found = []
-    for result in timed:
-        if result.warm is not None and result.formula_bytes:
-            gap = abs(result.warm.run_bytes / result.envs / result.formula_bytes - 1)
-            limit = MEMORY_MARGIN if result.warm.run_bytes >= MEMORY_JUDGED else None
-            found.append(_finding(f"memory off the formula, {result.case}", f"{result.envs}", [gap], limit))
     return found

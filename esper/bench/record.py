@@ -12,13 +12,11 @@ from typing import Any
 import torch
 
 import esper
+from esper.bench.fresh import Probe
 from esper.bench.measure import percentile
-from esper.bench.probe import Probe
-from esper.bench.rates import Rates, median_rates
-from esper.bench.work import NO_WORK, Work
 from esper.utils.settings import SettingsError
 
-FORMAT = 1
+FORMAT = 2
 """Version of the file's structure."""
 
 PACKAGES = ("torch", "tensordict", "torchrl", "numpy")
@@ -32,13 +30,10 @@ class Result:
       case, unit, envs: which.
       wrong: what the gate found; then nothing was timed.
       seconds: of the repeats, in their order.
-      work: of one repeat.
       counted: runs over which was counted what follows; 0 = nothing was.
       recompiles: compilations during them; everything had been compiled before.
-      graph_breaks: during them.
       waits: times the host waited for the device during them.
-      cold, warm: what fresh processes found, with empty and with filled caches; cold only if there is compilation.
-      formula_bytes: memory per environment that the formula predicts for a compiled engine.
+      probe: what a fresh process found.
     """
 
     case: str
@@ -46,49 +41,30 @@ class Result:
     envs: int
     wrong: str | None = None
     seconds: list[float] = field(default_factory=list)
-    work: Work = NO_WORK
     counted: int = 0
     recompiles: int = 0
-    graph_breaks: int = 0
     waits: int = 0
-    cold: Probe | None = None
-    warm: Probe | None = None
-    formula_bytes: float | None = None
+    probe: Probe | None = None
 
 
-def summary(result: Result, rates: list[Rates]) -> dict[str, float | None]:
+def summary(result: Result) -> dict[str, float | None]:
     """The numbers that follow from a result; None where there are none.
 
-    Args:
-      result: of a case.
-      rates: of the matrix product and the copy, measured in the same run.
-
     Returns:
-      seconds: median, p10, p90; per second: env_steps, sgd_steps, samples, flops, bytes; shares of the run's rates;
-      compile seconds, the first repeat of a fresh process minus its second: cold and warm; bytes: peak of such a
-      process beyond its imports, and per environment while a repeat runs.
+      seconds: median, p10, p90; envs_per_second: repeats of one environment; first_seconds: how much longer a fresh
+      process's first repeat takes than its second; bytes: peak of such a process beyond its imports, and per
+      environment while a repeat runs.
     """
     if not result.seconds:
         return {}
-    median, best = percentile(result.seconds, 0.5), median_rates(rates)
-    per_second = {f"{name}_per_second": amount / median or None for name, amount in result.work._asdict().items()}
-    flops, moved = (per_second[f"{name}_per_second"] for name in ("flops", "bytes"))
-    compiling = {
-        f"{name}_seconds": None if probe is None else max(probe.first - probe.second, 0.0)
-        for name, probe in (("cold", result.cold), ("warm", result.warm))
-    }
-    return {
-        "median": median,
-        "p10": percentile(result.seconds, 0.1),
-        "p90": percentile(result.seconds, 0.9),
-        **per_second,
-        "flops_share": None if flops is None else flops / best.flops,
-        "bytes_share": None if moved is None else moved / best.bytes,
-        **compiling,
-        "graphs": None if result.warm is None else result.warm.graphs,
-        "peak_bytes": None if result.warm is None else result.warm.peak_bytes,
-        "bytes_per_env": None if result.warm is None else result.warm.run_bytes / result.envs,
-    }
+    median, low, high = (percentile(result.seconds, share) for share in (0.5, 0.1, 0.9))
+    found: dict[str, float | None] = {"median": median, "p10": low, "p90": high}
+    found |= {"envs_per_second": result.envs / median, "first_seconds": None, "peak_bytes": None, "bytes_per_env": None}
+    if result.probe is not None:
+        first = max(result.probe.first - result.probe.second, 0.0)
+        found |= {"first_seconds": first, "peak_bytes": result.probe.peak_bytes}
+        found["bytes_per_env"] = result.probe.run_bytes / result.envs
+    return found
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -126,22 +102,13 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def to_table(
-    facts: dict[str, Any], settings: dict[str, Any], rates: list[Rates], results: list[Result]
-) -> dict[str, Any]:
+def to_table(facts: dict[str, Any], settings: dict[str, Any], results: list[Result]) -> dict[str, Any]:
     """Everything as plain JSON values."""
     rows = []
     for result in results:
-        row = asdict(result) | {"work": result.work._asdict()}
-        row |= {name: probe and probe._asdict() for name, probe in (("cold", result.cold), ("warm", result.warm))}
-        rows.append(row | {"summary": summary(result, rates)})
-    return {
-        "format": FORMAT,
-        "machine": facts,
-        "settings": settings,
-        "rates": [rate._asdict() for rate in rates],
-        "results": rows,
-    }
+        row = asdict(result) | {"probe": result.probe and result.probe._asdict()}
+        rows.append(row | {"summary": summary(result)})
+    return {"format": FORMAT, "machine": facts, "settings": settings, "results": rows}
 
 
 def read_table(path: Path) -> dict[str, Any]:
@@ -175,6 +142,5 @@ def results_of(table: dict[str, Any]) -> list[Result]:
 
 
 def _result(row: dict[str, Any]) -> Result:
-    probes = {name: None if row[name] is None else Probe(**row[name]) for name in ("cold", "warm")}
-    made = {"work": Work(**row["work"]), **probes}
-    return Result(**{name: value for name, value in row.items() if name not in ("summary", *made)} | made)
+    probe = None if row["probe"] is None else Probe(**row["probe"])
+    return Result(**{name: value for name, value in row.items() if name != "summary"} | {"probe": probe})

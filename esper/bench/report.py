@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from esper.bench.case import Case
-from esper.bench.rates import Rates, median_rates
 from esper.bench.ratios import Finding, findings
 from esper.bench.record import Result, summary
 
@@ -27,11 +26,6 @@ def _significant(value: float, digits: int) -> str:
     return f"{value:.{max(digits - whole, 0)}f}" if value == 0 or abs(value) >= 0.1 else f"{value:.{digits - 1}g}"
 
 
-def percent(share: float | None) -> str:
-    """A share as a percentage; - where there is none."""
-    return "-" if share is None else f"{100 * share:.1f}"
-
-
 def _line(cells: Iterable[tuple[str, int]]) -> str:
     """Cells with their widths; a negative width aligns left."""
     texts = [f"{text:<{-width}}" if width < 0 else f"{text:>{width}}" for text, width in cells]
@@ -42,71 +36,38 @@ def header(facts: dict[str, Any], settings: dict[str, Any]) -> str:
     """What was measured, and on what."""
     versions = ", ".join(f"{name} {facts[name]}" for name in ("torch", "tensordict", "torchrl", "python"))
     sizes = f"batch {settings['batch_size']}, {settings['steps_per_epoch']} SGD steps, {settings['slots']} slots"
-    how = ("compiled" if settings["compile"] else "eager") + (", --quick" if settings["quick"] else "")
+    how = f"backend {settings['backend']}" + (", --quick" if settings["quick"] else "")
     return (
         f"esper {facts['esper']} at {facts['commit'] or 'no commit'}, {versions}\n"
         f"{facts['processor']}, device {facts['device']}, {facts['threads']} threads on {facts['cores']} cores\n"
         f"{settings['task']}: {settings['host']}, {sizes}, {settings['dtype']}, {how}\n"
+        + "".join(f"{line}\n" for line in settings["runs"])
     )
 
 
-def rates_text(rates: list[Rates]) -> str:
-    """The machine's rates during the run, each with its range."""
-    best = median_rates(rates)
-    flops, moved = sorted(rate.flops for rate in rates), sorted(rate.bytes for rate in rates)
-    return (
-        f"rates in this run: matrix product {best.flops / 1e9:.1f} GFLOP/s ({flops[0] / 1e9:.1f} to "
-        f"{flops[-1] / 1e9:.1f}), copy {best.bytes / 1e9:.1f} GB/s ({moved[0] / 1e9:.1f} to {moved[-1] / 1e9:.1f})\n"
-    )
+HEADS = ("case", "E", "ms", "p10", "p90", "env/s", "first s", "recomp.", "waits", "peak MB", "kB/env")
+WIDTHS = (-NAME, 5, 9, 9, 9, 8, 8, 8, 7, 9, 9)
+NOTES = """\
+env/s: repeats of one environment; first: what a fresh process's first repeat takes more; waits: per repeat;
+peak: of a fresh process beyond its imports
+"""
 
 
-def times(results: list[Result], rates: list[Rates]) -> str:
-    """Milliseconds and rates of every result; a red gate shows what it found, and no time."""
-    heads = ("case", "E", "ms", "p10", "p90", "steps/s", "SGD/s", "samples/s", "FLOP/s", "%", "byte/s", "%")
-    widths = (-NAME, 5, 9, 9, 9, 8, 8, 9, 8, 5, 8, 5)
-    lines = [_line(zip(heads, widths, strict=True))]
+def times(results: list[Result]) -> str:
+    """A line per result; a red gate shows what it found, and no time."""
+    lines = [_line(zip(HEADS, WIDTHS, strict=True))]
     for result in results:
         name = [(result.case, -NAME), (str(result.envs), 5)]
         if result.wrong is not None:
             lines.append(_line([*name, (f"WRONG: {result.wrong}", -1)]))
             continue
-        row = summary(result, rates)
+        row = summary(result)
         cells = [f"{1e3 * (row[key] or 0):.2f}" for key in ("median", "p10", "p90")]
-        cells += [number(row[f"{key}_per_second"]) for key in ("env_steps", "sgd_steps", "samples")]
-        for key in ("flops", "bytes"):
-            cells += [number(row[f"{key}_per_second"]), percent(row[f"{key}_share"])]
-        lines.append(_line([*name, *zip(cells, widths[2:], strict=True)]))
-    steps = "steps/s: environment steps; SGD/s: minibatches per host; %: of the matrix product's and the copy's rate\n"
-    return "".join(lines) + steps
-
-
-def costs(results: list[Result], rates: list[Rates]) -> str:
-    """What beside time every result costs: compilation, waits, memory."""
-    heads = (
-        "case",
-        "E",
-        "cold s",
-        "warm s",
-        "graphs",
-        "breaks",
-        "recomp.",
-        "waits/run",
-        "peak MB",
-        "kB/env",
-        "formula",
-    )
-    widths = (-NAME, 5, 8, 8, 7, 7, 8, 10, 9, 9, 9)
-    lines = [_line(zip(heads, widths, strict=True))]
-    for result in results:
-        row = summary(result, rates)
-        if row and result.counted:
-            cells = [number(row["cold_seconds"]), number(row["warm_seconds"]), number(row["graphs"])]
-            waits = f"{result.waits / result.counted:.4g}"
-            cells += [str(result.graph_breaks), str(result.recompiles), waits]
-            cells += [_scaled(row["peak_bytes"], 1e6), _scaled(row["bytes_per_env"], 1e3)]
-            cells.append(_scaled(result.formula_bytes, 1e3))
-            lines.append(_line([(result.case, -NAME), (str(result.envs), 5), *zip(cells, widths[2:], strict=True)]))
-    return "".join(lines) if len(lines) > 1 else ""
+        cells += [number(row["envs_per_second"]), number(row["first_seconds"])]
+        cells += [str(result.recompiles), f"{result.waits / result.counted:.4g}"] if result.counted else ["-", "-"]
+        cells += [_scaled(row["peak_bytes"], 1e6), _scaled(row["bytes_per_env"], 1e3)]
+        lines.append(_line([*name, *zip(cells, WIDTHS[2:], strict=True)]))
+    return "".join(lines) + NOTES
 
 
 def _scaled(value: float | None, unit: float) -> str:
@@ -125,10 +86,9 @@ def claims(found: list[Finding]) -> str:
     return "".join(lines)
 
 
-def report(table: dict[str, Any], rates: list[Rates], results: list[Result]) -> str:
+def report(table: dict[str, Any], results: list[Result]) -> str:
     """Everything, for people."""
-    head = header(table["machine"], table["settings"]) + rates_text(rates)
-    blocks = (head, times(results, rates), costs(results, rates), claims(findings(results)))
+    blocks = (header(table["machine"], table["settings"]), times(results), claims(findings(results)))
     return "\n".join(block for block in blocks if block)
 
 

@@ -4,14 +4,11 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
-from esper.bench import probe
 from esper.bench.case import Bench, Case, Trial
+from esper.bench.fresh import Probe, ask
 from esper.bench.measure import interleave
 from esper.bench.meter import compilations, count_waits
-from esper.bench.probe import Probe
-from esper.bench.rates import Rates, measure_rates
 from esper.bench.record import Result
-from esper.kasmina.plan import take_census
 
 
 class Ready(NamedTuple):
@@ -29,7 +26,7 @@ def run_cases(
     repeat: int,
     fresh: bool,
     note: Callable[[str], None] = lambda line: None,
-) -> tuple[list[Result], list[Rates]]:
+) -> list[Result]:
     """Measure cases.
 
     Args:
@@ -37,14 +34,13 @@ def run_cases(
       cases: which.
       envs: numbers of environments; every case is measured at each.
       repeat: timings of each, taken in turn.
-      fresh: whether to start fresh processes for compile seconds and memory.
+      fresh: whether to start fresh processes for first repeats and memory.
       note: told what is being done.
 
     Returns:
-      results in the order of cases, then of E; and the machine's rates before, between and after.
+      results in the order of cases, then of E.
     """
     results: list[Result] = []
-    rates: list[Rates] = []
     with ExitStack() as stack:
         ready = []
         for case in cases:
@@ -55,20 +51,15 @@ def run_cases(
                 if prepared.result.wrong is None:
                     ready.append(prepared)
 
-        def between(turn: int) -> None:
-            note(f"turn {turn} of {repeat}")
-            if turn in (0, repeat // 2, repeat):
-                rates.append(measure_rates(bench.device, bench.precision.dtype, bench.quick))
-
         runs = [(each.trial.run, each.case.most) for each in ready]
-        for each, seconds in zip(ready, interleave(runs, repeat, bench.device, between), strict=True):
+        columns = interleave(runs, repeat, bench.device, lambda turn: note(f"turn {turn} of {repeat}"))
+        for each, seconds in zip(ready, columns, strict=True):
             each.result.seconds = seconds
-    if fresh:
-        for each in ready:
-            if each.case.probed:
-                note(f"{each.case.name}, E = {each.result.envs}: fresh processes")
-                each.result.cold, each.result.warm = _probes(bench, each.case, each.result.envs)
-    return results, rates
+    for each in ready:
+        if fresh and each.case.probed:
+            note(f"{each.case.name}, E = {each.result.envs}: fresh process")
+            each.result.probe = Probe(**ask(bench, each.case.name, each.result.envs, {}))
+    return results
 
 
 def prepare(bench: Bench, case: Case, envs: int, stack: ExitStack) -> Ready:
@@ -77,23 +68,8 @@ def prepare(bench: Bench, case: Case, envs: int, stack: ExitStack) -> Ready:
     stack.callback(trial.close)
     result = Result(case.name, case.unit, envs, wrong=case.gate(trial))
     if result.wrong is None:
-        result.work = case.work(trial)
-        if bench.compile and case.memory is not None:
-            result.formula_bytes = case.memory(trial.engine, take_census(trial.state.slots))
-        _count(bench, case, trial, result)
+        result.counted = case.counted
+        with compilations() as compiled:  # whatever is compiled at first has been
+            result.waits = sum(count_waits(trial.run, bench.device) for _ in range(case.counted))
+        result.recompiles = compiled[0]
     return Ready(case, trial, result)
-
-
-def _count(bench: Bench, case: Case, trial: Trial, result: Result) -> None:
-    """Compilations and waits over the case's counted runs; whatever it compiles at first is compiled."""
-    result.counted = case.counted
-    with compilations() as compiled:
-        result.waits = sum(count_waits(trial.run, bench.device) for _ in range(case.counted))
-    result.recompiles, result.graph_breaks = compiled.events, compiled.graph_breaks
-
-
-def _probes(bench: Bench, case: Case, envs: int) -> tuple[Probe | None, Probe]:
-    """A process with empty caches and the next with the same ones; without compilation one process is enough."""
-    with probe.empty_caches() as caches:
-        found = [Probe(**probe.ask("probe", bench, case.name, envs, caches)) for _ in range(1 + bench.compile)]
-    return (found[0] if bench.compile else None), found[-1]

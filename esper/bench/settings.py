@@ -12,8 +12,8 @@ import torch
 
 from esper.bench.case import Bench, Case
 from esper.leyline.config import Precision
-from esper.runtime.compilation import resolve_compile
 from esper.runtime.tasks import TASKS
+from esper.tezzeret.choose import CHOICES
 from esper.utils.settings import SettingsError
 
 MOST_ENVS = 1 << 20
@@ -30,7 +30,7 @@ class Asked:
       cases: patterns of names; none = all.
       files: two files to compare.
       envs: numbers of environments.
-      device, dtype, compile, repeat, task, quick, probe: of the run.
+      device, dtype, backend, repeat, task, quick, probe: of the run.
       json: where results go, if anywhere.
     """
 
@@ -40,7 +40,7 @@ class Asked:
     envs: tuple[int, ...] = (64,)
     device: str = "cpu"
     dtype: str = Precision.FLOAT32.value
-    compile: bool | None = None
+    backend: str = "auto"
     repeat: int = REPEAT
     task: str = "digits"
     quick: bool = False
@@ -52,11 +52,8 @@ class Asked:
 
         Raises:
           SettingsError: the device is not there.
-          ConfigError: ``--compile`` without a compiler.
         """
-        device = _device(self.device)
-        mode = resolve_compile("auto" if self.compile is None else self.compile, device)
-        return Bench(TASKS[self.task](), device, Precision(self.dtype), mode, self.quick)
+        return Bench(TASKS[self.task](), _device(self.device), Precision(self.dtype), self.backend, self.quick)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -99,16 +96,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_run_flags(parser: argparse.ArgumentParser) -> None:
-    flag, pair = parser.add_argument, argparse.BooleanOptionalAction
-    flag("cases", nargs="*", metavar="CASE", help="names, or patterns such as 'slot-*'; none = all")
+    flag = parser.add_argument
+    flag("cases", nargs="*", metavar="CASE", help="names, or patterns such as 'env-step-*'; none = all")
     flag("--envs", metavar="1,16,64", help=f"numbers of environments (default: {ENVS})")
     flag("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     flag("--dtype", choices=[p.value for p in Precision], default=Precision.FLOAT32.value, help="default: float32")
-    flag("--compile", action=pair, help="default: where a compiler is at hand")
+    flag("--backend", choices=CHOICES, default="auto", help="how networks are run (default: auto)")
     flag("--repeat", metavar="N", help=f"timings of each case, in turn (default: {REPEAT})")
     flag("--json", metavar="FILE", help="write everything there")
     flag("--quick", action="store_true", help="tiny sizes: whether a case works, not what it costs")
-    flag("--probe", action=pair, help="fresh processes for compile seconds and memory (default: not with --quick)")
+    both = argparse.BooleanOptionalAction
+    flag("--probe", action=both, help="fresh processes for first repeats and memory (default: not with --quick)")
 
 
 def _count(place: str, word: str, most: int) -> int:

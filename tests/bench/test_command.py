@@ -7,21 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from esper.bench import probe
+from esper.bench import fresh
 from esper.bench.__main__ import MISUSED, main
 from esper.bench.case import Bench
 from esper.bench.cases import cases_of
 from esper.bench.compare import mark
-from esper.bench.probe import Probe, ProbeError
-from esper.bench.rates import Rates
+from esper.bench.fresh import Probe, ProbeError
 from esper.bench.ratios import findings
 from esper.bench.record import Result, read_table, results_of, summary, to_table
 from esper.bench.report import number, report
-from esper.bench.work import Work
 from esper.leyline.config import Precision
 from esper.runtime.tasks import TASKS
 
-QUICK = ["--quick", "--no-compile", "--task", "synthetic", "--repeat", "2"]
+QUICK = ["--quick", "--backend", "eager", "--task", "synthetic", "--repeat", "2"]
 
 
 def command(*words):
@@ -35,7 +33,7 @@ def command(*words):
         ([], "required"),
         (["measure"], "invalid choice: 'measure'"),
         (["run", "host-stpe"], "case 'host-stpe': unknown; did you mean 'host-step'?"),
-        (["run", "x"], "case 'x': unknown; known are host-step, plain-host"),
+        (["run", "x"], "case 'x': unknown; known are host-step, env-step-dormant"),
         (["run", "x", "--envs", "1,two"], "--envs = 'two': expected an integer from 1 to"),
         (["run", "x", "--envs", "0"], "--envs = '0': expected an integer from 1"),
         (["run", "x", "--envs", "4,4"], "--envs = '4,4': expected distinct numbers"),
@@ -43,6 +41,7 @@ def command(*words):
         (["run", "x", "--repeat", "-1"], "--repeat = '-1': expected"),
         (["run", "x", "--repeat", "0"], "--repeat = '0': expected"),
         (["run", "x", "--dtype", "float16"], "invalid choice: 'float16'"),
+        (["run", "x", "--backend", "oracle"], "invalid choice: 'oracle'"),
         (["run", "x", "--task", "mnist"], "invalid choice: 'mnist'"),
         (["run", "x", "--device", "abacus"], "--device = 'abacus': expected cpu, cuda"),
         (["run", "x", "--device", "meta"], "--device = 'meta': expected cpu, cuda"),
@@ -71,8 +70,8 @@ def test_list_names_every_case_and_its_unit_of_work(task):
     status, out, _ = command("list", "--task", task)
     names = [line.split()[0] for line in out.splitlines()]
     assert status == 0 and len(set(names)) == len(names)
-    asked = "host-step env-step-dormant env-step-10 env-step-50 env-step-100 env-step-mixed-100 counterfactual"
-    asked += " dispatch rollout ppo-update reset round cold-start warm-start random-walk validation"
+    asked = "host-step env-step-dormant env-step-10 env-step-50 env-step-100 env-step-mixed-100 contributions"
+    asked += " round cold-start warm-start random-walk validation"
     assert set(asked.split()) <= set(names)
     kinds = {f"env-step-{blueprint.name}" for blueprint in TASKS[task]().blueprints}
     assert kinds <= set(names)
@@ -81,19 +80,21 @@ def test_list_names_every_case_and_its_unit_of_work(task):
 
 def test_a_run_writes_what_it_reports_and_compares_with_itself(tmp_path):
     path = tmp_path / "a.json"
-    status, out, notes = command("run", "reset", "slot-n*", "--envs", "2,4", *QUICK, "--json", str(path))
-    assert status == 0 and "slot-norm, E = 4: gate" in notes
+    status, out, notes = command("run", "validation", "env-step-n*", "--envs", "2,4", *QUICK, "--json", str(path))
+    assert status == 0 and "env-step-norm, E = 4: gate" in notes
     assert all(len(line) <= 120 for line in out.splitlines())
     table = read_table(path)
     results = results_of(table)
-    assert [(r.case, r.envs) for r in results] == [("reset", 2), ("reset", 4), ("slot-norm", 2), ("slot-norm", 4)]
-    rates = [Rates(**rate) for rate in table["rates"]]
-    assert json.loads(json.dumps(to_table(table["machine"], table["settings"], rates, results))) == table
-    assert report(table, rates, results) == out
+    assert [(r.case, r.envs) for r in results] == [
+        (case, envs) for case in ("env-step-norm", "validation") for envs in (2, 4)
+    ]
+    assert json.loads(json.dumps(to_table(table["machine"], table["settings"], results))) == table
+    assert report(table, results) == out
     for row, result in zip(table["results"], results, strict=True):
-        assert row["summary"] == summary(result, rates)
+        assert row["summary"] == summary(result)
         assert f"{1e3 * row['summary']['median']:.2f}" in out
-    assert table["settings"]["compile"] is False and table["machine"]["threads"] == torch.get_num_threads()
+    assert table["settings"]["backend"] == "eager" and table["settings"]["runs"][0] in out
+    assert table["machine"]["threads"] == torch.get_num_threads()
     status, out, _ = command("compare", str(path), str(path))
     assert status == 0 and sum(" 1.000" in line for line in out.splitlines()) == 4
     assert "slower" not in out and "faster" not in out
@@ -103,7 +104,7 @@ def saved(path: Path, **columns: list[float]) -> str:
     """A file with these seconds, at E = 8."""
     results = [Result(case, "unit", 8, seconds=seconds) for case, seconds in columns.items()]
     machine = {"torch": "2", "device": "cpu", "threads": len(columns), "processor": "p", "commit": "c"}
-    path.write_text(json.dumps(to_table(machine, {"task": "digits", "repeat": 3}, [Rates(1.0, 1.0)], results)))
+    path.write_text(json.dumps(to_table(machine, {"task": "digits", "repeat": 3}, results)))
     return str(path)
 
 
@@ -121,7 +122,7 @@ def test_compare_marks_what_lies_beyond_the_spread(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", '{"format": 99}', '{"format": 1, "results": [{"case": "x"}]}', '{"format": 1, "results": 3}']
+    "text", ["", "[]", '{"format": 99}', '{"format": 2, "results": [{"case": "x"}]}', '{"format": 2, "results": 3}']
 )
 def test_a_file_of_something_else_is_one_line(tmp_path, text):
     path = tmp_path / "odd.json"
@@ -136,48 +137,35 @@ def test_files_without_a_common_case_are_one_line(tmp_path):
     assert status == MISUSED and "no case was timed in both" in notes and notes.count("\n") == 1
 
 
-def test_numbers_per_second_shares_and_compile_seconds_by_hand():
-    work = Work(env_steps=8, sgd_steps=32, samples=64, flops=400.0, bytes=100.0)
-    cold, warm = Probe(9.0, 1.0, 5, 0, 10, 4), Probe(3.0, 1.0, 4, 0, 900, 80)
-    result = Result("x", "u", 8, seconds=[1.0, 3.0, 2.0], work=work, cold=cold, warm=warm)
-    row = summary(result, [Rates(100.0, 50.0), Rates(400.0, 500.0), Rates(200.0, 100.0)])
+def test_numbers_per_second_and_memory_by_hand():
+    row = summary(Result("x", "u", 8, seconds=[1.0, 3.0, 2.0], probe=Probe(3.0, 1.0, 900, 80)))
     assert (row["median"], row["p10"], row["p90"]) == pytest.approx((2.0, 1.2, 2.8))
-    names = ("env_steps", "sgd_steps", "samples", "flops", "bytes")
-    assert [row[f"{name}_per_second"] for name in names] == [4.0, 16.0, 32.0, 200.0, 50.0]
-    assert (row["flops_share"], row["bytes_share"]) == (1.0, 0.5)
-    assert (row["cold_seconds"], row["warm_seconds"], row["graphs"]) == (8.0, 2.0, 4)
+    assert (row["envs_per_second"], row["first_seconds"]) == (4.0, 2.0)
     assert (row["peak_bytes"], row["bytes_per_env"]) == (900, 10.0)
-    assert summary(Result("x", "u", 8, wrong="no"), []) == {}
+    assert summary(Result("x", "u", 8, wrong="no")) == {}
 
 
 def test_ratios_by_hand():
-    """Turn by turn: extra over dormant, a slot over its plain twin, contributions, scaling, memory."""
+    """Turn by turn: extra over dormant, contributions, scaling."""
     columns = {
         ("env-step-dormant", 8): [1.0, 2.0, 3.0],
         ("env-step-10", 8): [1.1, 2.4, 3.2],
-        ("env-step-100", 8): [2.0, 4.0, 5.0],
-        ("host-step", 8): [1.0, 1.0, 1.0],
-        ("plain-host", 8): [1.0, 1.0, 0.5],
-        ("slot-norm", 8): [2.0, 3.0, 9.0],
-        ("plain-norm", 8): [1.5, 2.0, 0.5],
+        ("env-step-100", 8): [2.0, 4.0, 3.0],
+        ("host-step", 8): [0.5, 1.0, 1.5],
         ("validation", 8): [1.0, 2.0, 4.0],
-        ("counterfactual", 8): [3.0, 4.0, 8.0],
+        ("contributions", 8): [3.0, 4.0, 8.0],
         ("env-step-dormant", 32): [4.0, 4.0, 18.0],
     }
     results = [Result(case, "u", envs, seconds=seconds) for (case, envs), seconds in columns.items()]
-    results[0].warm, results[0].formula_bytes = Probe(1.0, 1.0, 0, 0, 0, 8 * 90), 100.0
-    walk = Result("random-walk", "u", 8, seconds=[1.0], counted=200, waits=201, recompiles=0, graph_breaks=0)
+    walk = Result("random-walk", "u", 8, seconds=[1.0], counted=200, waits=201, recompiles=0)
     found = {each.name: each for each in findings([*results, walk])}
     extra = found["extra cost, 10 % active / 100 %"]
-    assert (extra.median, extra.limit, extra.verdict) == (pytest.approx(0.1), 0.2, "kept")
-    slot = found["seed / same module in a plain net, norm"]
-    assert (slot.median, slot.verdict) == (pytest.approx(2.0), "EXCEEDED"), "the turn without extra cost is left out"
+    assert (extra.median, extra.limit, extra.verdict) == (pytest.approx(0.15), 0.2, "kept"), "2 turns: 0.1 and 0.2"
     assert found["contributions / plain validation"].median == pytest.approx(1.0)
-    assert found["validation with contributions / without"].median == pytest.approx(2.0)
-    assert found["dormant slots / no slots"].median == pytest.approx(1.0)
+    assert found["contributions / plain validation"].verdict == "kept"
+    assert found["training of dormant slots / whole step"].median == pytest.approx(0.5)
     scaling = found["time per environment, env-step-dormant"]
     assert (scaling.envs, scaling.median, scaling.verdict) == ("32/8", pytest.approx(1.0), "kept")
-    assert found["memory off the formula, env-step-dormant"].median == pytest.approx(0.1)
     waits = found["waits in 200 random steps"]
     assert (waits.median, waits.limit, waits.verdict) == (201.0, 200.0, "EXCEEDED")
     assert found["recompilations in 200 random steps"].verdict == "kept"
@@ -204,23 +192,26 @@ def test_numbers_are_short(value, text):
     assert number(value) == text
 
 
-def test_a_fresh_process_finds_times_and_memory():
-    bench = Bench(TASKS["synthetic"](), torch.device("cpu"), Precision.FLOAT32, compile=False, quick=True)
-    with probe.empty_caches() as caches:
-        found = Probe(**probe.ask("probe", bench, "env-step-dormant", 2, caches))
-        assert found.first > 0 and found.second > 0 and found.graphs == found.graph_breaks == 0
+@pytest.fixture
+def tiny():
+    return Bench(TASKS["synthetic"](), torch.device("cpu"), Precision.FLOAT32, "eager", quick=True)
+
+
+def test_a_fresh_process_finds_times_and_memory(tiny):
+    with fresh.empty_caches() as caches:
+        found = Probe(**fresh.ask(tiny, "host-step", 2, caches))
+        assert found.first > 0 and found.second > 0
         assert 0 < found.run_bytes <= found.peak_bytes < 2e9
         folders = [Path(value) for value in caches.values()]
-        with pytest.raises(ProbeError, match=r"x, E = 2, in a fresh process: exit status 1: .*No module named"):
-            probe.ask("nothing", bench, "x", 2, caches)
+        with pytest.raises(ProbeError, match=r"x, E = 2, in a fresh process: exit status 1: KeyError: 'x'"):
+            fresh.ask(tiny, "x", 2, caches)
     assert not any(folder.parent.exists() for folder in folders)
 
 
-def test_a_start_is_a_fresh_process_whose_losses_are_checked():
+def test_a_start_is_a_fresh_process_whose_losses_are_checked(tiny):
     """The gate compares what the process reports with one network; other losses turn it red."""
-    bench = Bench(TASKS["synthetic"](), torch.device("cpu"), Precision.FLOAT32, compile=False, quick=True)
-    case = cases_of(bench.task)["cold-start"]
-    trial = case.prepare(bench, 2)
+    case = cases_of(tiny.task)["cold-start"]
+    trial = case.prepare(tiny, 2)
     losses = trial.run()
     assert case.gate(trial._replace(run=lambda: losses)) is None
     assert "in the fresh process is" in case.gate(trial._replace(run=lambda: [1.01 * loss for loss in losses]))

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from esper.kasmina.alpha import ramp
-from esper.kasmina.structure import Structure, seed_sizes
 from esper.kasmina.quality_gates import CANDIDATE_GATES, GATES, failed_gate, is_due, is_open
+from esper.kasmina.structure import Structure, seed_sizes
 from esper.leyline.actions import NONE, Op
 from esper.leyline.codes import Refusal
 from esper.leyline.events import Deed, Life

@@ -23,12 +23,13 @@ from esper.leyline.hypers import HyperParams
 from esper.leyline.learners import Learners
 from esper.tezzeret.backend import Backend
 from esper.tezzeret.batches import Batch, Batches, batch_at
-from esper.tezzeret.gradients import Tape, compute_gradients, walk_all
+from esper.tezzeret.gradients import compute_gradients
 from esper.tezzeret.health import SlotGradients, measure_health, rows_finite
 from esper.tezzeret.learn import Gradients, RateTable, Rows, alphas_of, gather, learn, numbers_of, rate_table, scatter
 from esper.tezzeret.plan import Plan, SlotRows, make_plan, plan_evaluation
 from esper.tezzeret.score import Scores, evaluation_numbers, infer, score_samples
-from esper.tezzeret.walk import BlockRecord, Mode, plain
+from esper.tezzeret.units import Call, plain, pulled
+from esper.tezzeret.walk import BlockRecord, Mode, Tape, depart, walk
 
 plan = make_plan
 """(structure, table, device) -> plan."""
@@ -61,7 +62,9 @@ def forward(
     rows = gather(structure, plan, learners)
     blocks = arena.split_blocks(structure, rows.host.params)
     numbers = numbers_of(structure, blocks, rows, alphas_of(plan, alphas))
-    flow, tape = walk_all(structure, plan, numbers, batch, Mode(True, plain, batch.key))
+    places = range(len(structure.route))
+    start, mode = depart(structure, batch.inputs), Mode(True, plain, batch.key)
+    flow, tape = walk(structure, plan.slots, numbers, start, places, mode)
     return flow.h, scatter(structure, plan, learners, _with_buffers(structure, rows, tape))
 
 
@@ -82,7 +85,7 @@ def minibatch_step(
       the learners, and what was seen.
     """
     rows = gather(structure, plan, learners)
-    step = train_rows(structure, rate_table(hypers), plan, rows, alphas_of(plan, alphas), batch)
+    step = train_rows(structure, pulled, rate_table(hypers), plan, rows, alphas_of(plan, alphas), batch)
     measures = measure(structure, hypers, plan, step, (step.loss, step.score), 1)
     return scatter(structure, plan, learners, step.rows), measures
 
@@ -99,7 +102,7 @@ def epoch(
     table, rows, weights = rate_table(hypers), gather(structure, plan, learners), alphas_of(plan, alphas)
     loss = score = torch.zeros_like(alphas[:, :0]).sum(1)
     for number in range(batches.count):
-        step = train_rows(structure, table, plan, rows, weights, batch_at(structure, batches, number))
+        step = train_rows(structure, pulled, table, plan, rows, weights, batch_at(structure, batches, number))
         rows, loss, score = step.rows, loss + step.loss, score + step.score
     measures = measure(structure, hypers, plan, step, (loss, score), batches.count)
     return scatter(structure, plan, learners, rows), measures
@@ -132,17 +135,12 @@ def evaluate(
 
 
 def train_rows(
-    structure: Structure,
-    table: RateTable,
-    plan: Plan,
-    rows: Rows,
-    alphas: tuple[Tensor, ...],
-    batch: Batch,
+    structure: Structure, call: Call, table: RateTable, plan: Plan, rows: Rows, alphas: tuple[Tensor, ...], batch: Batch
 ) -> Step:
-    """``minibatch_step`` on compact rows."""
-    grads, (loss, score), tape = compute_gradients(structure, table, plan, rows, alphas, batch)
+    """``minibatch_step`` on compact rows; ``call`` is how units are called."""
+    grads, (loss, score), tape = compute_gradients(structure, call, table, plan, rows, alphas, batch)
     moved = _with_buffers(structure, rows, tape)
-    return Step(learn(structure, table, plan, moved, grads), loss, score, grads)
+    return Step(learn(structure, call, table, plan, moved, grads), loss, score, grads)
 
 
 def _with_buffers(structure: Structure, rows: Rows, tape: Tape) -> Rows:

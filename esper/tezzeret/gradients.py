@@ -1,116 +1,146 @@
 """Gradients of a minibatch: forward, loss, and the tape read backwards; and what seeds in TRAINING learn by."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import grad, vjp
+from torch.func import vjp
 
 from esper.kasmina import arena
 from esper.kasmina.structure import Structure
 from esper.leyline.config import Isolation
 from esper.tezzeret.batches import Batch
 from esper.tezzeret.learn import Gradients, RateTable, Rows, numbers_of, some
-from esper.tezzeret.plan import ObjectivePass, Plan
+from esper.tezzeret.plan import ObjectivePass, Plan, SlotRows
+from esper.tezzeret.units import Call, loss_unit, mix_unit, per_row
 from esper.tezzeret.walk import (
     BlockRecord,
-    Flow,
     Grown,
     Mode,
     Numbers,
     SlotRecord,
+    Tape,
     arrive,
-    back_through_block,
     back_through_slot,
     depart,
-    mix,
-    per_row,
-    plain,
-    pulled,
     take_lanes,
     walk,
 )
 
-Tape = list[BlockRecord | SlotRecord]
 Heed = Callable[[Tensor, Grown], Grown]
 """See ``back_through_slot``."""
 
 
+class Pass(NamedTuple):
+    """A pass that is about to be read backwards."""
+
+    structure: Structure
+    slots: Sequence[SlotRows]
+    places: range
+    tape: Tape
+
+
+class Found(NamedTuple):
+    """Gradients of a pass's numbers, by block and by slot, and of its first features."""
+
+    blocks: dict[int, Tensor]
+    seeds: dict[int, Tensor]
+    start: Tensor | None
+
+
 def compute_gradients(
-    structure: Structure,
-    table: RateTable,
-    plan: Plan,
-    rows: Rows,
-    alphas: tuple[Tensor, ...],
-    batch: Batch,
+    structure: Structure, call: Call, table: RateTable, plan: Plan, rows: Rows, alphas: tuple[Tensor, ...], batch: Batch
 ) -> tuple[Gradients, tuple[Tensor, Tensor], Tape]:
     """Forward, loss, and the tape read backwards.
+
+    Args:
+      structure: what the networks are.
+      call: how units are called.
+      table: ``alpha_target`` of objective passes.
+      plan: of their slots.
+      rows: what learns.
+      alphas: per slot [n].
+      batch: inputs and targets.
 
     Returns:
       gradients of every network's mean loss; loss and score [E]; and the tape, which holds the new buffers.
     """
     blocks, pull_blocks = vjp(partial(arena.split_blocks, structure), rows.host.params)
-    numbers = numbers_of(structure, blocks, rows, alphas)
-    flow, tape = walk_all(structure, plan, numbers, batch, Mode(True, pulled, batch.key))
-    at_outputs, seen = grad(partial(_total, structure, batch.targets), has_aux=True)(flow.h)
+    numbers, mode = numbers_of(structure, blocks, rows, alphas), Mode(True, call, batch.key)
+    places = range(len(structure.route))
+    flow, tape = walk(structure, plan.slots, numbers, depart(structure, batch.inputs), places, mode)
+    loss, score, pull_loss = call(loss_unit(structure), (flow.h, batch.targets), (0,))
+    assert pull_loss is not None
+    heeds = partial(_heed, structure, mode, table, plan, numbers, tape, batch)
+    found = read_back(Pass(structure, plan.slots, places, tape), pull_loss(torch.ones_like(loss))[0], heeds)
+    (host,) = pull_blocks(tuple(found.blocks[index] for index in range(len(blocks))))
+    seeds = tuple(found.seeds.get(slot, numbers.seeds[slot]) for slot in range(len(structure.slots)))
+    return Gradients(host, seeds), (loss, score), tape
+
+
+def read_back(taken: Pass, grad: Tensor, heeds: Callable[[int], Heed | None]) -> Found:
+    """Read a tape in reverse.
+
+    Args:
+      taken: the pass.
+      grad: of the features behind its last place.
+      heeds: place of a slot in the route -> what its seeds in TRAINING learn by, see ``back_through_slot``.
+    """
+    structure, slots, places, tape = taken
     of_blocks: dict[int, Tensor] = {}
     of_seeds: dict[int, Tensor] = {}
     of_points: dict[int, Tensor] = {}
-    backward: Tensor | None = at_outputs
-    for number in reversed(range(len(structure.route))):
-        place, record, point = structure.route[number], tape[number], structure.point_after(number)
+    backward: Tensor | None = grad
+    for number, record in zip(reversed(places), reversed(tape), strict=True):
+        place, point = structure.route[number], structure.point_after(number)
         assert backward is not None
         backward = backward + of_points.pop(point) if point in of_points else backward
         if isinstance(record, BlockRecord):
-            of_blocks[place.index], backward = back_through_block(structure, place, record, backward)
-            continue
-        if not record.pull_seeds:
-            of_seeds[place.index] = numbers.seeds[place.index]
-            continue
-        heed = _heed(structure, table, plan, numbers, number, record, batch)
-        found = back_through_slot(structure, place, plan.slots[place.index], record, backward, heed)
-        of_seeds[place.index], backward = found.rows, found.h
-        if found.source is not None:
-            source = structure.slots[place.index].source
-            of_points[source] = of_points[source] + found.source if source in of_points else found.source
-    (host,) = pull_blocks(tuple(of_blocks[index] for index in range(len(blocks))))
-    return Gradients(host, tuple(of_seeds[slot] for slot in range(len(structure.slots)))), seen, tape
-
-
-def walk_all(structure: Structure, plan: Plan, numbers: Numbers, batch: Batch, mode: Mode) -> tuple[Flow, Tape]:
-    """All places of the route, in training."""
-    start = depart(structure, batch.inputs)
-    return walk(structure, plan.slots, numbers, start, range(len(structure.route)), mode)
-
-
-def mean_loss(structure: Structure, targets: Tensor, outputs: Tensor) -> Tensor:
-    """Mean loss of every network's minibatch: targets [n, B, ...], outputs [n, B, ..., C] -> [n]."""
-    return structure.objective.loss(outputs, targets).flatten(1).mean(1)
-
-
-def _total(structure: Structure, targets: Tensor, outputs: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    loss = mean_loss(structure, targets, outputs)
-    score = structure.objective.score(outputs, targets).flatten(1).mean(1)
-    return loss.sum(), (loss, score)
+            assert record.pull is not None
+            pulled = record.pull(backward)
+            backward = pulled.get(1)
+            if 0 in pulled:
+                of_blocks[place.index] = pulled[0]
+        elif record.pull_seeds:
+            listed = slots[place.index]
+            found = back_through_slot(structure, place, listed, record, backward, heeds(number))
+            backward = found.h
+            if found.rows is not None:
+                of_seeds[place.index] = found.rows
+            if found.source is not None:
+                source = structure.slots[place.index].source
+                of_points[source] = of_points[source] + found.source if source in of_points else found.source
+    return Found(of_blocks, of_seeds, backward)
 
 
 def _heed(
-    structure: Structure, table: RateTable, plan: Plan, numbers: Numbers, number: int, record: SlotRecord, batch: Batch
+    structure: Structure,
+    mode: Mode,
+    table: RateTable,
+    plan: Plan,
+    numbers: Numbers,
+    tape: Tape,
+    batch: Batch,
+    number: int,
 ) -> Heed:
     """What seeds in TRAINING learn by, in place of the network's own gradient, which does not reach them."""
-    slot = structure.route[number].index
-    training = plan.slots[slot].training
+    slot, record = structure.route[number].index, tape[number]
+    assert isinstance(record, SlotRecord)
+    training, passage = plan.slots[slot].training, plan.objectives[slot]
     if structure.config.isolation is not Isolation.OBJECTIVE:
         return partial(_straight_through, training, record.grown[0])
-    passage = plan.objectives[slot]
     if passage is None:
-        return lambda out, own: own
-    context = ObjectiveContext(structure, passage, _lane_numbers(numbers, passage), number, batch)
+        return _as_is
     alpha = some(table.alpha_target, passage.envs).expand(passage.envs.shape[0], 1).squeeze(1)
-    mine = grad(partial(_own_objective, context, alpha, take_lanes(record.before, passage.envs)))(record.grown)
+    mine = _own_objective(structure, mode, passage, _lane_numbers(numbers, passage), (record, number, alpha), batch)
     return partial(_own, training, mine)
+
+
+def _as_is(out: Tensor, network: Grown) -> Grown:
+    del out
+    return network
 
 
 def _own(training: Tensor, mine: Grown, out: Tensor, network: Grown) -> Grown:
@@ -126,26 +156,46 @@ def _straight_through(training: Tensor, s: Tensor, out: Tensor, network: Grown) 
     return (torch.where(per_row(training, out), seen, network[0]), *network[1:])
 
 
-class ObjectiveContext(NamedTuple):
-    """What an objective pass takes as given."""
+def _own_objective(
+    structure: Structure,
+    mode: Mode,
+    passage: ObjectivePass,
+    numbers: Numbers,
+    at: tuple[SlotRecord, int, Tensor],
+    batch: Batch,
+) -> Grown:
+    """Gradients of the loss of the networks as if the seeds of one slot were on at their target alpha, all else given.
 
-    structure: Structure
-    passage: ObjectivePass
-    numbers: Numbers
-    number: int  # place of the slot in the route
-    batch: Batch
+    Args:
+      structure, mode, passage, numbers, batch: of the networks.
+      at: what the slot left on the tape, its place in the route, and the target alpha [n].
+
+    Returns:
+      gradients of what the seeds of the slot gave.
+    """
+    record, number, alpha = at
+    slot, places = structure.slots[structure.route[number].index], range(number + 1, len(structure.route))
+    given, key = take_lanes(record.before, passage.envs), mode.key
+    picked = tuple(part.index_select(0, passage.picks) for part in record.grown)
+    arguments = (given.h, *picked, alpha, passage.gated)
+    h, _, pull_mix = mode.call(mix_unit(slot), arguments, tuple(range(1, 1 + len(picked))))
+    own = Mode(True, mode.call, None if key is None else key.index_select(0, passage.envs), given=True)
+    flow = arrive(structure, number, given._replace(h=h))
+    end, tape = walk(structure, passage.slots, numbers, flow, places, own)
+    targets = batch.targets.index_select(0, passage.envs)
+    loss, _, pull_loss = mode.call(loss_unit(structure), (end.h, targets), (0,))
+    assert pull_loss is not None and pull_mix is not None
+    at_end = pull_loss(passage.alive.to(loss.dtype))[0]
+    start = read_back(Pass(structure, passage.slots, places, tape), at_end, lambda place: None).start
+    assert start is not None
+    found = pull_mix(start)
+    back = partial(_spread, passage.picks)
+    return tuple(back(found[1 + part], whole) for part, whole in enumerate(record.grown))
 
 
-def _own_objective(context: ObjectiveContext, alpha: Tensor, given: Flow, grown: Grown) -> Tensor:
-    """The loss of the networks as if the seeds of one slot were on at their target alpha, all else given."""
-    structure, passage, numbers, number, batch = context
-    slot, route = structure.slots[structure.route[number].index], range(number + 1, len(structure.route))
-    picked = tuple(part.index_select(0, passage.picks) for part in grown)
-    flow = given._replace(h=mix(slot, alpha, passage.gated, given.h, picked))
-    key = None if batch.key is None else batch.key.index_select(0, passage.envs)
-    end, _ = walk(structure, passage.slots, numbers, arrive(structure, number, flow), route, Mode(True, plain, key))
-    loss = mean_loss(structure, batch.targets.index_select(0, passage.envs), end.h)
-    return torch.where(passage.alive, loss, 0.0).sum()
+def _spread(picks: Tensor, values: Tensor, like: Tensor) -> Tensor:
+    """Gradients of picked rows, at their places among all."""
+    return torch.zeros_like(like).index_add(0, picks, values)
 
 
 def _lane_numbers(numbers: Numbers, passage: ObjectivePass) -> Numbers:

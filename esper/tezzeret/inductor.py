@@ -39,6 +39,7 @@ from esper.tezzeret.packing import (
 )
 from esper.tezzeret.plan import Evaluation, Plan, plan_evaluation
 from esper.tezzeret.score import Scores, evaluation_numbers, infer, score_samples
+from esper.tezzeret.units import pulled
 
 
 class Training(NamedTuple):
@@ -135,7 +136,7 @@ def _step(
     plan = Plan(None, tuple(slot.listed for slot in slots), passes, True)  # type: ignore[arg-type]
     rows = Rows(state.host, state.buffers, tuple(slot.weights for slot in slots), tuple(slot.buffers for slot in slots))
     alphas = tuple(slot.alpha for slot in slots)
-    step = eager.train_rows(structure, table, plan, rows, alphas, batch)
+    step = eager.train_rows(structure, pulled, table, plan, rows, alphas, batch)
     seeds = tuple(
         repack_seeds(packed, slot.listed, weights, buffers)
         for packed, slot, weights, buffers in zip(

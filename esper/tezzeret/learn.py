@@ -12,6 +12,7 @@ from esper.leyline.config import Isolation
 from esper.leyline.hypers import HyperParams
 from esper.leyline.learners import Learners, Weights
 from esper.tezzeret.plan import Plan, SlotRows
+from esper.tezzeret.units import Call, Unit
 from esper.tezzeret.walk import Numbers, place_rows
 
 
@@ -109,42 +110,64 @@ def some(number: Tensor, envs: Tensor) -> Tensor:
     return number if last == 0 else number.index_select(0, envs.clamp(max=last))
 
 
-def learn(structure: Structure, table: RateTable, plan: Plan, rows: Rows, grads: Gradients) -> Rows:
+def learn(structure: Structure, call: Call, table: RateTable, plan: Plan, rows: Rows, grads: Gradients) -> Rows:
     """Clip and apply one minibatch's gradients. A seed and its gate are clipped each by its own norm.
 
     Learning rates follow their schedule by the learner's own age: the steps it has taken.
     """
-    host = host_step(structure, table, rows.host, grads.host)
+    numbers = (*table.host, table.warmup, table.final, structure.host_decays)
+    host, _, _ = call(host_step_unit(structure), (grads.host, *rows.host, *numbers), ())
     seeds = []
     for slot, listed, own, grad in zip(structure.slots, plan.slots, rows.seeds, grads.seeds, strict=True):
-        seeds.append(seed_step(structure, table, slot, listed, own, grad) if listed.groups else own)
-    return rows._replace(host=host, seeds=tuple(seeds))
+        seeds.append(_seed_step(structure, call, table, slot, listed, own, grad) if listed.groups else own)
+    return rows._replace(host=Weights(*host), seeds=tuple(seeds))
 
 
-def host_step(structure: Structure, table: RateTable, host: Weights, grad: Tensor) -> Weights:
-    """One step of all hosts [E, P]."""
-    rates = _scheduled(structure, table.host, table.warmup, table.final, host.steps)
-    grad, _ = clip_rows(grad, rates.clip)
-    return Weights(*structure.host_optimizer.update(grad, *host, rates, structure.host_decays))
-
-
-def seed_step(
-    structure: Structure, table: RateTable, slot: Slot, listed: SlotRows, seeds: Weights, grad: Tensor
+def _seed_step(
+    structure: Structure,
+    call: Call,
+    table: RateTable,
+    slot: Slot,
+    listed: SlotRows,
+    seeds: Weights,
+    grad: Tensor,
 ) -> Weights:
     """One step of a slot's seeds [n, W] with their gates; a gate that takes no part keeps its numbers."""
-    size, rule = slot.width - slot.gate.size, structure.seed_optimizer
-    own = Rates(*(some(number, listed.rows) for number in table.seeds))
-    rates = _scheduled(structure, own, some(table.warmup, listed.rows), some(table.final, listed.rows), seeds.steps)
-    clipped = [clip_rows(part, rates.clip)[0] for part in grad.split((size, slot.gate.size), dim=1)]
+    numbers = (*(some(number, listed.rows) for number in table.seeds), *(some(n, listed.rows) for n in table[2:4]))
     shrinks = torch.cat([slot.decays[group.blueprint].expand(group.size, -1) for group in listed.groups])
-    params, moments, steps = rule.update(torch.cat(clipped, dim=1), *seeds, rates, shrinks)
-    if not slot.gate.size:
-        return Weights(params, moments, steps)
     opens = listed.gated & (~listed.training | (structure.config.isolation is Isolation.OBJECTIVE))
-    moves = opens.unsqueeze(1) | (torch.arange(slot.width, device=grad.device) < size)
-    return Weights(
-        torch.where(moves, params, seeds.params), torch.where(moves.unsqueeze(1), moments, seeds.moments), steps
-    )
+    after, _, _ = call(seed_step_unit(structure, slot), (grad, *seeds, *numbers, shrinks, opens), ())
+    return Weights(*after)
+
+
+def host_step_unit(structure: Structure) -> Unit:
+    """One step of all hosts: (gradient, params, moments, steps, 7 rates, warm-up, final rate, decays)."""
+
+    def run(grad: Tensor, params: Tensor, moments: Tensor, steps: Tensor, *numbers: Tensor) -> tuple[Weights, Tensor]:
+        *rates, warmup, final, decays = numbers
+        scheduled = _scheduled(structure, Rates(*rates), warmup, final, steps)
+        clipped, _ = clip_rows(grad, scheduled.clip)
+        after = structure.host_optimizer.update(clipped, params, moments, steps, scheduled, decays)
+        return Weights(*after), steps[:0]
+
+    return Unit(("host step",), run)
+
+
+def seed_step_unit(structure: Structure, slot: Slot) -> Unit:
+    """One step of seeds: (gradient, params, moments, steps, 7 rates, warm-up, final rate, decays, gates that learn)."""
+    size, rule = slot.width - slot.gate.size, structure.seed_optimizer
+
+    def run(grad: Tensor, params: Tensor, moments: Tensor, steps: Tensor, *numbers: Tensor) -> tuple[Weights, Tensor]:
+        *rates, warmup, final, decays, opens = numbers
+        scheduled = _scheduled(structure, Rates(*rates), warmup, final, steps)
+        parts = [clip_rows(part, scheduled.clip)[0] for part in grad.split((size, slot.gate.size), dim=1)]
+        after, moved, taken = rule.update(torch.cat(parts, dim=1), params, moments, steps, scheduled, decays)
+        if slot.gate.size:
+            moves = opens.unsqueeze(1) | (torch.arange(slot.width, device=grad.device) < size)
+            after, moved = torch.where(moves, after, params), torch.where(moves.unsqueeze(1), moved, moments)
+        return Weights(after, moved, taken), steps[:0]
+
+    return Unit(("seed step", slot.width, slot.gate.size), run)
 
 
 def _scheduled(structure: Structure, rates: Rates, warmup: Tensor, final: Tensor, taken: Tensor) -> Rates:

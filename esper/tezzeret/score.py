@@ -11,7 +11,8 @@ from esper.kasmina.structure import Structure
 from esper.leyline.learners import Learners
 from esper.tezzeret.learn import with_sink
 from esper.tezzeret.plan import Evaluation
-from esper.tezzeret.walk import Mode, Numbers, depart, plain, walk
+from esper.tezzeret.units import Call, plain
+from esper.tezzeret.walk import Mode, Numbers, depart, walk
 
 
 class Scores(NamedTuple):
@@ -59,10 +60,10 @@ def evaluation_numbers(
     return Numbers(lanes(blocks), lanes(buffers), tuple(seeds), tuple(held), tuple(weights))
 
 
-def infer(structure: Structure, tree: Evaluation, numbers: Numbers, inputs: Tensor) -> Tensor:
+def infer(structure: Structure, tree: Evaluation, numbers: Numbers, inputs: Tensor, call: Call = plain) -> Tensor:
     """Outputs [L, B, ..., C] of all lanes; inputs [E, B, *input_shape]."""
     start = depart(structure, inputs)
-    flow, _ = walk(structure, tree.slots, numbers, start, range(len(structure.route)), Mode(False, plain))
+    flow, _ = walk(structure, tree.slots, numbers, start, range(len(structure.route)), Mode(False, call))
     return flow.h
 
 

@@ -1,24 +1,21 @@
 """The way of the features through blocks and slots, and of their gradient back.
 
-Going forward, every block and every group of seeds leaves the function that pulls a gradient back through it; going
-back, this tape is read in reverse. A gradient that the life cycle stops is a pull whose result is not used: the inner
-gradient stops there, while a derivative taken from outside passes through all of it, since nothing was cut.
+Going forward, every unit (a block, a group of seeds, a slot's gates, its blend) leaves the function that pulls a gradient
+back through it; going back, this tape is read in reverse. A gradient that the life cycle stops is a pull whose result is
+not used: the inner gradient stops there, while a derivative taken from outside passes through all of it, since nothing
+was cut.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import vjp
-from torch.nn import functional as F
 
-from esper.kasmina import arena, gate
-from esper.kasmina.layout import Params
-from esper.kasmina.structure import Place, Slot, Structure
+from esper.kasmina.structure import Place, Structure
 from esper.leyline.streams import Stream
 from esper.tezzeret.plan import SlotRows
+from esper.tezzeret.units import Call, Pull, block_unit, gate_unit, mix_unit, per_row, seed_unit
 from esper.utils import rng
 
 Grown = tuple[Tensor, ...]
@@ -43,18 +40,19 @@ class Flow(NamedTuple):
 
 
 class Mode(NamedTuple):
-    """How modules are called."""
+    """How units are called."""
 
     train: bool
-    call: Callable[..., tuple[Any, Any, Any]]  # (function, *primals) -> (value, aux, pull)
+    call: Call
     key: Tensor | None = None  # int64 [L, 2]; of the minibatch
+    given: bool = False  # whether numbers are held constant, so that only features have gradients
 
 
 class BlockRecord(NamedTuple):
     """What a block leaves on the tape."""
 
     buffers: Tensor
-    pull: Any
+    pull: Pull | None
 
 
 class SlotRecord(NamedTuple):
@@ -63,26 +61,12 @@ class SlotRecord(NamedTuple):
     before: Flow
     grown: Grown
     buffers: Tensor  # [n, R]
-    pull_seeds: tuple[Any, ...]  # per group
-    pull_gate: Any
-    pull_mix: Any
+    pull_seeds: tuple[Pull | None, ...]  # per group
+    pull_gate: Pull | None
+    pull_mix: Pull | None
 
 
-def plain(function: Callable[..., tuple[Any, Any]], *primals: Any) -> tuple[Any, Any, None]:
-    """Call a function that returns (value, aux)."""
-    value, aux = function(*primals)
-    return value, aux, None
-
-
-def pulled(function: Callable[..., tuple[Any, Any]], *primals: Any) -> tuple[Any, Any, Any]:
-    """Call it, and get the function that pulls a gradient back through it; aux has none."""
-    value, pull, aux = vjp(function, *primals, has_aux=True)
-    return value, aux, pull
-
-
-def per_row(vector: Tensor, like: Tensor) -> Tensor:
-    """View [n], [n, B] or [n, B, T] so that it broadcasts against features [n, B, ...]."""
-    return vector.reshape(vector.shape + (1,) * (like.dim() - vector.dim()))
+Tape = list[BlockRecord | SlotRecord]
 
 
 def place_rows(listed: SlotRows, values: Tensor, elsewhere: Tensor) -> Tensor:
@@ -91,9 +75,26 @@ def place_rows(listed: SlotRows, values: Tensor, elsewhere: Tensor) -> Tensor:
     return torch.where(per_row(listed.present, elsewhere), rows, elsewhere)
 
 
+def depart(structure: Structure, inputs: Tensor) -> Flow:
+    """The features before the first place."""
+    return Flow(inputs, {0: inputs} if 0 in structure.sources else {})
+
+
+def arrive(structure: Structure, number: int, flow: Flow) -> Flow:
+    """Keep the features of a point that is complete with this place, if a bypass reads them."""
+    point = structure.point_after(number)
+    return flow._replace(saved={**flow.saved, point: flow.h}) if point in structure.sources else flow
+
+
+def take_lanes(flow: Flow, lanes: Tensor) -> Flow:
+    """The features of some lanes."""
+    saved = {point: features.index_select(0, lanes) for point, features in flow.saved.items()}
+    return Flow(flow.h.index_select(0, lanes), saved)
+
+
 def walk(
     structure: Structure, slots: Sequence[SlotRows], numbers: Numbers, flow: Flow, places: range, mode: Mode
-) -> tuple[Flow, list[BlockRecord | SlotRecord]]:
+) -> tuple[Flow, Tape]:
     """Take the features along a part of the route.
 
     Args:
@@ -107,7 +108,7 @@ def walk(
     Returns:
       the features behind the last place, and per place what it left on the tape.
     """
-    tape: list[BlockRecord | SlotRecord] = []
+    tape: Tape = []
     record: BlockRecord | SlotRecord
     for number in places:
         place = structure.route[number]
@@ -120,49 +121,25 @@ def walk(
     return flow, tape
 
 
-def arrive(structure: Structure, number: int, flow: Flow) -> Flow:
-    """Keep the features of a point that is complete with this place, if a bypass reads them."""
-    point = structure.point_after(number)
-    return flow._replace(saved={**flow.saved, point: flow.h}) if point in structure.sources else flow
+def _wrt(mode: Mode, flows: bool) -> tuple[int, ...]:
+    """Which of (numbers, features, ...) have a gradient."""
+    return (() if mode.given else (0,)) + ((1,) if flows else ())
 
 
-def depart(structure: Structure, inputs: Tensor) -> Flow:
-    """The features before the first place."""
-    return Flow(inputs, {0: inputs} if 0 in structure.sources else {})
+def _fold(mode: Mode, stream: Stream, index: int) -> tuple[Tensor, ...]:
+    """The key of one unit's draws in a minibatch."""
+    return () if mode.key is None else (rng.fold_in(mode.key, int(stream), index),)
 
 
 def _through_block(
     structure: Structure, numbers: Numbers, flow: Flow, place: Place, mode: Mode
 ) -> tuple[Flow, BlockRecord]:
-    block, held = structure.host.blocks[place.index], numbers.buffers[place.index]
-    key = fold(mode.key, Stream.BLOCK, place.index) if block.draws and mode.key is not None else None
-
-    def run(row: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        named, buffers = block.reads.views(row), block.buffer_layout.views(held)
-        if not mode.train:
-            return block.infer(named, buffers, x), held
-        y, new = block.train(named, buffers, x, key)
-        return y, _flat(block.buffer_layout.params, new, held)
-
-    row = numbers.blocks[place.index]
-    if structure.learns_before(place.index):
-        y, buffers, pull = mode.call(run, row, flow.h)
-    else:
-        y, buffers, pull = mode.call(partial(_with_input, run, flow.h), row)
+    index = place.index
+    drawn = _fold(mode, Stream.BLOCK, index) if structure.host.blocks[index].draws else ()
+    arguments = (numbers.blocks[index], flow.h, numbers.buffers[index], *drawn)
+    flows = mode.given or structure.learns_before(index)
+    y, buffers, pull = mode.call(block_unit(structure, index, mode.train), arguments, _wrt(mode, flows))
     return flow._replace(h=y), BlockRecord(buffers, pull)
-
-
-def _with_input(run: Callable[[Tensor, Tensor], Any], x: Tensor, row: Tensor) -> Any:
-    return run(row, x)
-
-
-def _flat(params: Sequence[Any], named: Params, held: Tensor) -> Tensor:
-    return torch.cat([named[param.name].flatten(1) for param in params], dim=1) if params else held
-
-
-def fold(key: Tensor, stream: Stream, index: int) -> Tensor:
-    """The key of one module's draws in a minibatch."""
-    return rng.fold_in(key, int(stream), index)
 
 
 def _through_slot(
@@ -175,114 +152,45 @@ def _through_slot(
         return flow, SlotRecord(flow, (), held, (), None, None)
     h = flow.h.index_select(0, listed.lanes)
     x = flow.saved[slot.source].index_select(0, listed.lanes) if slot.is_bypass else h
+    wrt = _wrt(mode, mode.given or structure.learns_before(slot.source))
     s, buffers, pull_seeds = _grow(structure, place.index, listed, numbers, x, mode)
-    opening, pull_gate = _open(structure, slot, numbers.seeds[place.index], x, mode)
-    grown = (s, *opening)
-    out, _, pull_mix = mode.call(partial(_mix, slot, numbers.alphas[place.index], listed.gated), h, grown)
+    grown, pull_gate = (s,), None
+    if slot.gate.size:
+        row = numbers.seeds[place.index][:, slot.width - slot.gate.size :]
+        opening, _, pull_gate = mode.call(gate_unit(slot), (row, x), wrt)
+        grown = (s, opening)
+    arguments = (h, *grown, numbers.alphas[place.index], listed.gated)
+    out, _, pull_mix = mode.call(mix_unit(slot), arguments, tuple(range(1 + len(grown))))
     record = SlotRecord(flow, grown, buffers, pull_seeds, pull_gate, pull_mix)
     return flow._replace(h=place_rows(listed, out, flow.h)), record
 
 
-def take_lanes(flow: Flow, lanes: Tensor) -> Flow:
-    """The features of some lanes."""
-    saved = {point: features.index_select(0, lanes) for point, features in flow.saved.items()}
-    return Flow(flow.h.index_select(0, lanes), saved)
-
-
 def _grow(
     structure: Structure, number: int, listed: SlotRows, numbers: Numbers, x: Tensor, mode: Mode
-) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
+) -> tuple[Tensor, Tensor, tuple[Pull | None, ...]]:
     """The seeds of a slot, group by group: features [n, B, ...], new buffers [n, R], and the pulls."""
-    slot, flows = structure.slots[number], structure.learns_before(structure.slots[number].source)
-    key = None
-    if structure.draws and mode.key is not None:
-        key = fold(mode.key.index_select(0, listed.lanes), Stream.SEED, number)
-    parts = [numbers.seeds[number], numbers.seed_buffers[number], x, *([] if key is None else [key])]
+    slot = structure.slots[number]
+    drawn = _fold(mode, Stream.SEED, number) if structure.draws else ()
+    parts = [numbers.seeds[number], x, numbers.seed_buffers[number], *(k.index_select(0, listed.lanes) for k in drawn)]
     chunks = zip(*(part.split(listed.sizes) for part in parts), strict=True)
+    wrt = _wrt(mode, mode.given or structure.learns_before(slot.source))
     features, buffers, pulls = [], [], []
-    for group, (row, held, seen, *drawn) in zip(listed.groups, chunks, strict=True):
-        seed = _seed(structure, slot, group.blueprint, held, drawn[0] if drawn else None, mode.train)
+    for group, (row, seen, held, *keys) in zip(listed.groups, chunks, strict=True):
         own = row[:, : slot.row(group.blueprint).size]
-        s, new, pull = mode.call(seed, own, seen) if flows else mode.call(partial(_with_input, seed, seen), own)
+        keys = keys if structure.blueprints[group.blueprint].draws else []
+        s, new, pull = mode.call(
+            seed_unit(structure, number, group.blueprint, mode.train), (own, seen, held, *keys), wrt
+        )
         features.append(s)
         buffers.append(new)
         pulls.append(pull)
     return torch.cat(features), torch.cat(buffers), tuple(pulls)
 
 
-def _seed(
-    structure: Structure, slot: Slot, kind: int, held: Tensor, key: Tensor | None, train: bool
-) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """What the seeds of a group compute: (rows [n, P_k], x) -> (features, new buffers [n, R])."""
-    blueprint, layout, buffers = structure.blueprints[kind], slot.row(kind), slot.buffer_row(kind)
-
-    def run(row: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        named, before = layout.views(row), buffers.views(held[:, : buffers.size])
-        if not train:
-            return blueprint.infer(named, before, x), held
-        s, new = blueprint.train(named, before, x, key if blueprint.draws else None)
-        return s, arena.pad_buffers(slot, _flat(buffers.params, new, held[:, :0]))
-
-    return run
-
-
-def _open(structure: Structure, slot: Slot, rows: Tensor, x: Tensor, mode: Mode) -> tuple[Grown, Any]:
-    """The openings of a slot's gates, if it has any, and the pull."""
-    if not slot.gate.size:
-        return (), None
-
-    def run(row: Tensor, seen: Tensor) -> tuple[Tensor, tuple[()]]:
-        return gate.opening(slot.reads)(slot.gate.views(row), seen), ()
-
-    row = rows[:, rows.shape[1] - slot.gate.size :]
-    if structure.learns_before(slot.source):
-        opening, _, pull = mode.call(run, row, x)
-    else:
-        opening, _, pull = mode.call(partial(_with_input, run, x), row)
-    return (opening,), pull
-
-
-def _mix(slot: Slot, alpha: Tensor, gated: Tensor, h: Tensor, grown: Grown) -> tuple[Tensor, tuple[()]]:
-    """``mix`` as a function that can be pulled through."""
-    return mix(slot, alpha, gated, h, grown), ()
-
-
-def mix(slot: Slot, alpha: Tensor, gated: Tensor, h: Tensor, grown: Grown) -> Tensor:
-    """What the network sees of a slot: ``lerp(h, s, w)``, or of a bypass ``h + w s``.
-
-    Args:
-      slot: which form.
-      alpha: [n]; the weight w, times the gate's opening where ``gated`` [n] holds.
-      gated: bool [n].
-      h: [n, B, ...]; the features at the target.
-      grown: the seeds' features, and openings [n, B] or [n, B, T] of their gates.
-
-    Returns:
-      like h. Where alpha is 0 it is h, whatever the seed gives: a seed that is not finite is not seen before its time.
-    """
-    s, weight = grown[0], alpha
-    if len(grown) == 2:
-        opening, full = grown[1], per_row(alpha, grown[1])
-        opening = torch.where((full == 0) & ~torch.isfinite(opening), 0.0, opening)
-        weight = torch.where(per_row(gated, opening), full * opening, full)
-    hidden = (per_row(alpha, s) == 0) & ~torch.isfinite(s)
-    if slot.is_bypass:
-        return h + per_row(weight, h) * torch.where(hidden, 0.0, s)
-    return torch.lerp(h, torch.where(hidden, h, s), per_row(weight, h))
-
-
-def back_through_block(
-    structure: Structure, place: Place, record: BlockRecord, grad: Tensor
-) -> tuple[Tensor, Tensor | None]:
-    """Gradients of a block's row, and of its input if anything learns before it."""
-    pulled_back = record.pull(grad)
-    return pulled_back[0], pulled_back[1] if structure.learns_before(place.index) else None
-
-
 class SlotGradients(NamedTuple):
     """What comes back through a slot."""
 
-    rows: Tensor  # [n, W]
+    rows: Tensor | None  # [n, W]; None where numbers are held constant
     h: Tensor  # [L, B, ...]; of the features at the target
     source: Tensor | None  # likewise at the source of a bypass, if anything learns before it
 
@@ -293,7 +201,7 @@ def back_through_slot(
     listed: SlotRows,
     record: SlotRecord,
     grad: Tensor,
-    heed: Callable[[Tensor, Grown], Grown],
+    heed: Callable[[Tensor, Grown], Grown] | None,
 ) -> SlotGradients:
     """Gradients of a slot's seeds and of what they read.
 
@@ -301,15 +209,18 @@ def back_through_slot(
       structure, place, listed, record: the slot.
       grad: [L, B, ...]; of its output.
       heed: (gradient of the output's rows, gradient of what the seeds gave) -> the gradient that they learn by: what
-        the life cycle puts in place of the network's own for seeds in TRAINING.
+        the life cycle puts in place of the network's own for seeds in TRAINING. None: the exact gradient, with nothing
+        held constant.
     """
     slot = structure.slots[place.index]
+    assert record.pull_mix is not None
     out = grad.index_select(0, listed.lanes)
-    h, grown = record.pull_mix(out)
-    rows, x = _back_through_seeds(structure, slot, listed, record, heed(out, grown))
+    pulled = record.pull_mix(out)
+    h, grown = pulled[0], tuple(pulled[1 + part] for part in range(len(record.grown)))
+    rows, x = _back_through_seeds(structure, place.index, listed, record, heed(out, grown) if heed else grown)
     if x is None:
         return SlotGradients(rows, place_rows(listed, h, grad), None)
-    x = torch.where(per_row(listed.isolated, x), 0.0, x)
+    x = torch.where(per_row(listed.isolated, x), 0.0, x) if heed else x
     if not slot.is_bypass:
         return SlotGradients(rows, place_rows(listed, h + x, grad), None)
     source = place_rows(listed, x, torch.zeros_like(record.before.saved[slot.source]))
@@ -317,15 +228,19 @@ def back_through_slot(
 
 
 def _back_through_seeds(
-    structure: Structure, slot: Slot, listed: SlotRows, record: SlotRecord, grown: Grown
-) -> tuple[Tensor, Tensor | None]:
-    """Gradients of the rows [n, W], and of what the seeds read if anything learns before it."""
+    structure: Structure, number: int, listed: SlotRows, record: SlotRecord, grown: Grown
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of the rows [n, W] if they learn, and of what the seeds read if anything learns before it."""
+    slot = structure.slots[number]
     parts = zip(record.pull_seeds, grown[0].split(listed.sizes), strict=True)
-    pulled_back = [pull(part) for pull, part in parts]
-    flows, width = structure.learns_before(slot.source), slot.width - slot.gate.size
-    rows = torch.cat([F.pad(part[0], (0, width - part[0].shape[1])) for part in pulled_back])
-    x = torch.cat([part[1] for part in pulled_back]) if flows else None
-    if record.pull_gate is None:
-        return rows, x
-    of_gate = record.pull_gate(grown[1])
-    return torch.cat((rows, of_gate[0]), dim=1), None if x is None else x + of_gate[1]
+    pulled = [pull(part) for pull, part in parts if pull is not None]
+    gate = record.pull_gate(grown[1]) if record.pull_gate is not None else {}
+    rows = x = None
+    if 0 in pulled[0]:
+        width = slot.width - slot.gate.size
+        padded = [torch.cat((p[0], p[0].new_zeros(p[0].shape[0], width - p[0].shape[1])), 1) for p in pulled]
+        rows = torch.cat(padded) if 0 not in gate else torch.cat((torch.cat(padded), gate[0]), 1)
+    if 1 in pulled[0]:
+        x = torch.cat([part[1] for part in pulled])
+        x = x + gate[1] if 1 in gate else x
+    return rows, x

@@ -69,7 +69,13 @@ def forward(
 
 
 def minibatch_step(
-    structure: Structure, hypers: HyperParams, plan: Plan, learners: Learners, alphas: Tensor, batch: Batch
+    structure: Structure,
+    hypers: HyperParams,
+    plan: Plan,
+    learners: Learners,
+    alphas: Tensor,
+    batch: Batch,
+    call: Call = pulled,
 ) -> tuple[Learners, Epoch]:
     """One step of SGD: gradients, clipping, update, for every host and every active seed.
 
@@ -80,29 +86,36 @@ def minibatch_step(
       learners: [E].
       alphas: [E, S].
       batch: inputs and targets.
+      call: how units are called.
 
     Returns:
       the learners, and what was seen.
     """
     rows = gather(structure, plan, learners)
-    step = train_rows(structure, pulled, rate_table(hypers), plan, rows, alphas_of(plan, alphas), batch)
+    step = train_rows(structure, call, rate_table(hypers), plan, rows, alphas_of(plan, alphas), batch)
     measures = measure(structure, hypers, plan, step, (step.loss, step.score), 1)
     return scatter(structure, plan, learners, step.rows), measures
 
 
 def epoch(
-    structure: Structure, hypers: HyperParams, plan: Plan, learners: Learners, alphas: Tensor, batches: Batches
+    structure: Structure,
+    hypers: HyperParams,
+    plan: Plan,
+    learners: Learners,
+    alphas: Tensor,
+    batches: Batches,
+    call: Call = pulled,
 ) -> tuple[Learners, Epoch]:
     """All minibatches of an epoch, one after the other: ``minibatch_step``, folded.
 
     Args:
-      structure, hypers, plan, learners, alphas: as in ``minibatch_step``.
+      structure, hypers, plan, learners, alphas, call: as in ``minibatch_step``.
       batches: k minibatches.
     """
     table, rows, weights = rate_table(hypers), gather(structure, plan, learners), alphas_of(plan, alphas)
     loss = score = torch.zeros_like(alphas[:, :0]).sum(1)
     for number in range(batches.count):
-        step = train_rows(structure, pulled, table, plan, rows, weights, batch_at(structure, batches, number))
+        step = train_rows(structure, call, table, plan, rows, weights, batch_at(structure, batches, number))
         rows, loss, score = step.rows, loss + step.loss, score + step.score
     measures = measure(structure, hypers, plan, step, (loss, score), batches.count)
     return scatter(structure, plan, learners, rows), measures
@@ -116,6 +129,7 @@ def evaluate(
     alphas: Tensor,
     samples: tuple[Tensor, Tensor],
     wanted: Counterfactuals,
+    call: Call = plain,
 ) -> Scores:
     """Losses and scores of every environment, and scores of its counterfactuals, on the same samples.
 
@@ -124,6 +138,7 @@ def evaluate(
       hypers: ``alpha_target`` of seeds that are switched on.
       samples: inputs [V, *input_shape] and targets [V, ...].
       wanted: other networks; they come behind the E environments.
+      call: how units are called.
 
     Returns:
       scores, L = E + the number of networks wanted.
@@ -131,7 +146,7 @@ def evaluate(
     num_envs, device = alphas.shape[0], alphas.device
     tree = plan_evaluation(structure, plan.table, with_trunk(wanted, num_envs), device, plan.padded)
     numbers = evaluation_numbers(structure, hypers.alpha_target, tree, learners, alphas, plan.padded)
-    return score_samples(structure, partial(infer, structure, tree, numbers), samples, num_envs, tree.rows)
+    return score_samples(structure, partial(infer, structure, tree, numbers, call=call), samples, num_envs, tree.rows)
 
 
 def train_rows(

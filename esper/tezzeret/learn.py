@@ -133,7 +133,8 @@ def _seed_step(
     grad: Tensor,
 ) -> Weights:
     """One step of a slot's seeds [n, W] with their gates; a gate that takes no part keeps its numbers."""
-    numbers = (*(some(number, listed.rows) for number in table.seeds), *(some(n, listed.rows) for n in table[2:4]))
+    count = listed.rows.shape[0]
+    numbers = [some(number, listed.rows).expand(count, 1) for number in (*table.seeds, table.warmup, table.final)]
     shrinks = torch.cat([slot.decays[group.blueprint].expand(group.size, -1) for group in listed.groups])
     opens = listed.gated & (~listed.training | (structure.config.isolation is Isolation.OBJECTIVE))
     after, _, _ = call(seed_step_unit(structure, slot), (grad, *seeds, *numbers, shrinks, opens), ())
@@ -150,20 +151,21 @@ def host_step_unit(structure: Structure) -> Unit:
         after = structure.host_optimizer.update(clipped, params, moments, steps, scheduled, decays)
         return Weights(*after), steps[:0]
 
-    return Unit(("host step",), run)
+    return Unit(("host step",), run, varies=False)
 
 
 def seed_step_unit(structure: Structure, slot: Slot) -> Unit:
     """One step of seeds: (gradient, params, moments, steps, 7 rates, warm-up, final rate, decays, gates that learn)."""
-    size, rule = slot.width - slot.gate.size, structure.seed_optimizer
+    size, opening, width = slot.width - slot.gate.size, slot.gate.size, slot.width
+    update = structure.seed_optimizer.update
 
     def run(grad: Tensor, params: Tensor, moments: Tensor, steps: Tensor, *numbers: Tensor) -> tuple[Weights, Tensor]:
         *rates, warmup, final, decays, opens = numbers
         scheduled = _scheduled(structure, Rates(*rates), warmup, final, steps)
-        parts = [clip_rows(part, scheduled.clip)[0] for part in grad.split((size, slot.gate.size), dim=1)]
-        after, moved, taken = rule.update(torch.cat(parts, dim=1), params, moments, steps, scheduled, decays)
-        if slot.gate.size:
-            moves = opens.unsqueeze(1) | (torch.arange(slot.width, device=grad.device) < size)
+        parts = [clip_rows(part, scheduled.clip)[0] for part in grad.split((size, opening), dim=1)]
+        after, moved, taken = update(torch.cat(parts, dim=1), params, moments, steps, scheduled, decays)
+        if opening:
+            moves = opens.unsqueeze(1) | (torch.arange(width, device=grad.device) < size)
             after, moved = torch.where(moves, after, params), torch.where(moves.unsqueeze(1), moved, moments)
         return Weights(after, moved, taken), steps[:0]
 

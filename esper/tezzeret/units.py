@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.func import vjp
+from torch.nn import functional as F
 
-from esper.kasmina import arena, gate
+from esper.kasmina import gate
 from esper.kasmina.layout import Param, Params
 from esper.kasmina.structure import Slot, Structure
 
@@ -25,10 +26,12 @@ class Unit(NamedTuple):
     Attributes:
       name: units of one structure with equal names are equal functions.
       run: arguments -> (value, aux).
+      varies: whether the number of rows, dimension 0 of all arguments, changes from call to call.
     """
 
     name: tuple[Any, ...]
     run: Callable[..., tuple[Any, Any]]
+    varies: bool = True
 
 
 Call = Callable[[Unit, tuple[Tensor, ...], tuple[int, ...]], tuple[Any, Any, Pull | None]]
@@ -104,22 +107,24 @@ def seed_unit(structure: Structure, number: int, kind: int, train: bool) -> Unit
     """Seeds of one blueprint: (rows [n, P_k], x, buffers [n, R], key if it draws) -> features, new buffers [n, R]."""
     slot, blueprint = structure.slots[number], structure.blueprints[kind]
     layout, buffers = slot.row(kind), slot.buffer_row(kind)
+    padding = slot.buffer_width - buffers.size
 
     def run(row: Tensor, x: Tensor, held: Tensor, key: Tensor | None = None) -> tuple[Tensor, Tensor]:
         named, before = layout.views(row), buffers.views(held[:, : buffers.size])
         if not train:
             return blueprint.infer(named, before, x), held
         s, new = blueprint.train(named, before, x, key)
-        return s, arena.pad_buffers(slot, _flat(buffers.params, new, held[:, :0]))
+        return s, F.pad(_flat(buffers.params, new, held[:, :0]), (0, padding))
 
     return Unit(("seed", slot.reads, slot.acts, slot.is_bypass, slot.buffer_width, kind, train), run)
 
 
 def gate_unit(slot: Slot) -> Unit:
     """The gates of a slot: (rows [n, G], x) -> openings [n, B] or [n, B, T]."""
+    opening, layout = gate.opening(slot.reads), slot.gate
 
     def run(row: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        return gate.opening(slot.reads)(slot.gate.views(row), x), row[:, :0]
+        return opening(layout.views(row), x), row[:, :0]
 
     return Unit(("gate", slot.reads), run)
 
@@ -127,9 +132,11 @@ def gate_unit(slot: Slot) -> Unit:
 def mix_unit(slot: Slot) -> Unit:
     """A slot's blend, ``mix``: (h, s, openings if it has gates, alpha [n], gated bool [n]) -> features."""
 
+    is_bypass = slot.is_bypass
+
     def run(h: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
         *grown, alpha, gated = rest
-        return mix(slot.is_bypass, alpha, gated, h, tuple(grown)), alpha[:0]
+        return mix(is_bypass, alpha, gated, h, tuple(grown)), alpha[:0]
 
     return Unit(("mix", slot.acts, slot.is_bypass, bool(slot.gate.size)), run)
 

@@ -1,30 +1,26 @@
-"""The definition under torch.compile: one graph for a minibatch, one for the inference of all lanes.
+"""The definition as two graphs: one for a minibatch, one for the inference of all lanes.
 
 Plans are padded, and the number of rows of every group is symbolic, so no mix of seeds compiles anything anew.
 Collecting the rows, the batches and writing back are a handful of operations an epoch; they stay as they are.
 """
 
-import os
-import types
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from esper.kasmina.counterfactuals import Counterfactuals, with_trunk
 from esper.kasmina.structure import Structure
-from esper.kernels.native import COMPILERS, find_compiler
 from esper.leyline.events import Epoch
 from esper.leyline.hypers import HyperParams
 from esper.leyline.learners import Learners, Weights
 from esper.tezzeret import eager
-from esper.tezzeret.backend import Backend, BackendError
+from esper.tezzeret.backend import Backend
 from esper.tezzeret.batches import Batch, Batches, batch_at
-from esper.tezzeret.learn import RateTable, Rows, alphas_of, gather, rate_table, scatter
-from esper.tezzeret.packing import (
+from esper.tezzeret.inductor.compiled import compiled
+from esper.tezzeret.inductor.packing import (
     PackedLanes,
     PackedObjective,
     PackedSeeds,
@@ -37,6 +33,7 @@ from esper.tezzeret.packing import (
     unpack_objective,
     unpack_seeds,
 )
+from esper.tezzeret.learn import RateTable, Rows, alphas_of, gather, rate_table, scatter
 from esper.tezzeret.plan import Evaluation, Plan, plan_evaluation
 from esper.tezzeret.score import Scores, evaluation_numbers, infer, score_samples
 from esper.tezzeret.units import pulled
@@ -66,60 +63,19 @@ class Compiled(NamedTuple):
     infer: Callable[[PackedLanes, Tensor], Tensor]
 
 
-def build(structure: Structure, device: torch.device) -> Backend:
-    """The compiled backend of a structure. Nothing is compiled before it is called.
-
-    Raises:
-      BackendError: Inductor needs a C++ compiler on a CPU and there is none.
-    """
-    if device.type == "cpu" and find_compiler() is None:
-        raise BackendError(f"backend 'inductor': no C++ compiler; looked for CXX, {', '.join(COMPILERS)}")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "esper" / "inductor"))
+def build_graph(structure: Structure, compiler: str = "inductor") -> Backend:
+    """The backend of one graph for a minibatch and one for an inference."""
     functions = (partial(_step, structure), partial(_infer, structure))
-    compiled = Compiled(structure, *map(_compiled, functions))
+    own = Compiled(structure, *(compiled(function, compiler) for function in functions))
     return Backend(
         name="inductor",
         plan=partial(eager.plan, structure, padded=True),
         forward=partial(eager.forward, structure),
-        minibatch_step=partial(minibatch_step, compiled),
-        epoch=partial(epoch, compiled),
-        evaluate=partial(evaluate, compiled),
+        minibatch_step=partial(minibatch_step, own),
+        epoch=partial(epoch, own),
+        evaluate=partial(evaluate, own),
         describe=lambda: ("inductor: a minibatch and an inference as one compiled graph each",),
     )
-
-
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function of plain tensors. Its structure never changes, so only tensors are guarded.
-
-    Every function has a code object of its own: dynamo keeps its compiled versions, and the limit on their number, per
-    code object.
-    """
-
-    def call(*arguments: Any) -> Any:
-        return function(*arguments)
-
-    own = types.FunctionType(call.__code__.replace(), call.__globals__, "compiled", None, call.__closure__)
-    if os.environ.get("DBG"):
-        return torch.compile(own, fullgraph=True, dynamic=False, backend=os.environ["DBG"])
-    options: dict[str, Any] = {"guard_filter_fn": _guards_on_tensors}
-    return torch.compile(own, fullgraph=True, dynamic=False, options=options)
-
-
-STANDING = (
-    "CONSTANT_MATCH",
-    "EQUALS_MATCH",
-    "CLOSURE_MATCH",
-    "BUILTIN_MATCH",
-    "MODULE_MATCH",
-    "CLASS_MATCH",
-    "TYPE_MATCH",
-)
-"""Kinds of guards on what a function refers to, other than its arguments."""
-
-
-def _guards_on_tensors(guards: Any) -> list[bool]:
-    """Keep the guards that a call can fail: those on tensors, sizes and torch's modes."""
-    return [guard.guard_type not in STANDING and "__import_" not in guard.name for guard in guards]
 
 
 def _step(
@@ -153,7 +109,7 @@ def _infer(structure: Structure, packed: PackedLanes, inputs: Tensor) -> Tensor:
 
 
 def _run(
-    compiled: Compiled,
+    own: Compiled,
     hypers: HyperParams,
     plan: Plan,
     learners: Learners,
@@ -161,13 +117,13 @@ def _run(
     batches: "list[Callable[[], Batch]]",
 ) -> tuple[Learners, Epoch]:
     """Minibatches, one after the other."""
-    structure, rows = compiled.structure, gather(compiled.structure, plan, learners)
+    structure, rows = own.structure, gather(own.structure, plan, learners)
     state = Training(rows.host, rows.buffers, pack_seeds(plan.slots, rows, alphas_of(plan, alphas)))
     table, objectives = rate_table(hypers), tuple(pack_objective(passage) for passage in plan.objectives)
     loss = score = torch.zeros_like(alphas[:, :0]).sum(1)
     for batch in batches:
         mark([(each.slot.groups, each.real) for each in state.seeds])
-        state, seen = compiled.step(state, table, objectives, batch())
+        state, seen = own.step(state, table, objectives, batch())
         loss, score = loss + seen.loss, score + seen.score
     moments = structure.seed_optimizer.num_moments
     slots = [unpack_seeds(slot, each, moments) for slot, each in zip(structure.slots, state.seeds, strict=True)]
@@ -180,22 +136,22 @@ def _run(
 
 
 def epoch(
-    compiled: Compiled, hypers: HyperParams, plan: Plan, learners: Learners, alphas: Tensor, batches: Batches
+    own: Compiled, hypers: HyperParams, plan: Plan, learners: Learners, alphas: Tensor, batches: Batches
 ) -> tuple[Learners, Epoch]:
     """``epoch`` of the definition."""
-    drawn = [partial(batch_at, compiled.structure, batches, number) for number in range(batches.count)]
-    return _run(compiled, hypers, plan, learners, alphas, drawn)
+    drawn = [partial(batch_at, own.structure, batches, number) for number in range(batches.count)]
+    return _run(own, hypers, plan, learners, alphas, drawn)
 
 
 def minibatch_step(
-    compiled: Compiled, hypers: HyperParams, plan: Plan, learners: Learners, alphas: Tensor, batch: Batch
+    own: Compiled, hypers: HyperParams, plan: Plan, learners: Learners, alphas: Tensor, batch: Batch
 ) -> tuple[Learners, Epoch]:
     """``minibatch_step`` of the definition."""
-    return _run(compiled, hypers, plan, learners, alphas, [lambda: batch])
+    return _run(own, hypers, plan, learners, alphas, [lambda: batch])
 
 
 def evaluate(
-    compiled: Compiled,
+    own: Compiled,
     hypers: HyperParams,
     plan: Plan,
     learners: Learners,
@@ -204,7 +160,7 @@ def evaluate(
     wanted: Counterfactuals,
 ) -> Scores:
     """``evaluate`` of the definition."""
-    structure, num_envs = compiled.structure, alphas.shape[0]
+    structure, num_envs = own.structure, alphas.shape[0]
     tree = plan_evaluation(structure, plan.table, with_trunk(wanted, num_envs), alphas.device, padded=True)
     packed = pack_lanes(tree, evaluation_numbers(structure, hypers.alpha_target, tree, learners, alphas, padded=True))
-    return score_samples(structure, partial(compiled.infer, packed), samples, num_envs, tree.rows)
+    return score_samples(structure, partial(own.infer, packed), samples, num_envs, tree.rows)

@@ -1,0 +1,19 @@
+"""The compiled backend: the definition under torch.compile, in units on a CPU, as one graph elsewhere."""
+
+import torch
+
+from esper.kasmina.structure import Structure
+from esper.tezzeret.backend import Backend
+from esper.tezzeret.inductor.compiled import require_compiler
+from esper.tezzeret.inductor.graph import build_graph
+from esper.tezzeret.inductor.unit_calls import build_units
+
+
+def build(structure: Structure, device: torch.device) -> Backend:
+    """The compiled backend of a structure. Nothing is compiled before it is called.
+
+    Raises:
+      BackendError: Inductor needs a C++ compiler on a CPU and there is none.
+    """
+    require_compiler(device)
+    return build_units(structure) if device.type == "cpu" else build_graph(structure)

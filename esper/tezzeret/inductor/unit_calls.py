@@ -1,0 +1,86 @@
+"""Compiled units: every unit one function forward, and one that pulls a gradient back, computing its value again.
+
+Small graphs start fast, equal slots share their code, and only the inputs of units stay in memory. What lies between
+them is the definition's own.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from esper.kasmina.structure import Structure
+from esper.tezzeret import eager
+from esper.tezzeret.backend import Backend
+from esper.tezzeret.inductor.compiled import compiled
+from esper.tezzeret.units import Pull, Unit, pull_again
+
+
+class UnitCalls:
+    """A way of calling units: each is compiled at its first call, and kept by its name."""
+
+    def __init__(self, compiler: str = "inductor") -> None:
+        self.compiler = compiler
+        self.functions: dict[Any, Callable[..., Any]] = {}
+
+    def __call__(self, unit: Unit, arguments: tuple[Tensor, ...], wrt: tuple[int, ...]) -> tuple[Any, Any, Pull | None]:
+        """As ``esper.tezzeret.units.Call``."""
+        packed = tuple(_packed(argument) for argument in arguments)
+        value, aux = self._run(unit, (), unit.run, packed)
+
+        def pull(grad: Tensor) -> dict[int, Tensor]:
+            back = pull_again(unit, wrt)
+            return dict(zip(wrt, self._run(unit, wrt, back, (_packed(grad), *packed)), strict=True))
+
+        return value, aux, pull if wrt else None
+
+    def _run(
+        self, unit: Unit, wrt: tuple[int, ...], function: Callable[..., Any], arguments: tuple[Tensor, ...]
+    ) -> Any:
+        key = (unit.name, wrt, *(argument.shape[1:] for argument in arguments))
+        if key not in self.functions:
+            self.functions[key] = compiled(function, self.compiler)
+        run = self.functions[key]
+        return _with_symbolic_rows(run, arguments) if unit.varies else run(*arguments)
+
+
+def _packed(x: Tensor) -> Tensor:
+    """The tensor with the same strides every time, and no view: compiled code would look at what it is a view of.
+
+    A minibatch that all share stays expanded.
+    """
+    if x.numel() == 0:
+        return x.new_empty(x.shape)
+    if x.dim() > 2 and x.shape[0] > 1 and x.stride(0) == 0:
+        return x
+    return x.clone(memory_format=torch.contiguous_format) if x._is_view() else x.contiguous()
+
+
+def _with_symbolic_rows(run: Callable[..., Any], arguments: tuple[Tensor, ...]) -> Any:
+    """Call with dimension 0 of every argument marked as varying.
+
+    A single row is doubled and its copy dropped, because torch.compile specialises on sizes 0 and 1.
+    """
+    if arguments[0].shape[0] == 1:
+        doubled = _with_symbolic_rows(run, tuple(torch.cat((argument, argument)) for argument in arguments))
+        return tree_map(lambda rows: rows[:1], doubled)
+    for argument in arguments:
+        torch._dynamo.mark_dynamic(argument, 0)
+    return run(*arguments)
+
+
+def build_units(structure: Structure, compiler: str = "inductor") -> Backend:
+    """The backend of compiled units."""
+    call = UnitCalls(compiler)
+    return Backend(
+        name="inductor",
+        plan=partial(eager.plan, structure),
+        forward=partial(eager.forward, structure),
+        minibatch_step=partial(eager.minibatch_step, structure, call=call),
+        epoch=partial(eager.epoch, structure, call=call),
+        evaluate=partial(eager.evaluate, structure, call=call),
+        describe=lambda: ("inductor: every block, seed, gate and step one compiled function",),
+    )

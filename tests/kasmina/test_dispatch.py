@@ -5,14 +5,14 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from esper.kasmina.forward import train_forward
+from esper.kasmina.lanes import fork_lanes
+from esper.kasmina.plan import make_plan
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import esper
 from esper.kasmina import arena, reference
-from esper.kasmina.forward import train_forward
-from esper.kasmina.lanes import fork_lanes
 from esper.kasmina.layers import conv2d
-from esper.kasmina.plan import make_plan
 from esper.leyline.actions import Blend
 from esper.leyline.config import Precision
 from esper.leyline.stages import ACTIVE, MERGED, Stage

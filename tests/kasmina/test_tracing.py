@@ -5,6 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from esper.kasmina.forward import train_forward
+from esper.kasmina.network import build_network
+from esper.kasmina.plan import make_plan
+from esper.kasmina.programs import with_programs
+from esper.kasmina.tracing import NotTraceable, trace
 from torch import Tensor
 
 import esper
@@ -12,15 +17,10 @@ from esper.kasmina import arena, gate, programs, tracing
 from esper.kasmina.blueprint import Blueprint
 from esper.kasmina.cnn import cnn_host
 from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
-from esper.kasmina.forward import train_forward
 from esper.kasmina.host import HostBlock, plain_block
 from esper.kasmina.layers import apply_batch_norm, batch_norm, conv2d, group_norm, linear, max_pool2, track
 from esper.kasmina.layout import Layout, Param, constant, fan_in_uniform
-from esper.kasmina.network import build_network
-from esper.kasmina.plan import make_plan
-from esper.kasmina.programs import with_programs
 from esper.kasmina.site import Site, conv_site
-from esper.kasmina.tracing import NotTraceable, trace
 from esper.kernels.program import Instruction, Op, library
 from esper.leyline.config import Precision
 from esper.leyline.stages import ACTIVE, MERGED, Stage

@@ -3,6 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from esper.kasmina.inference import lane_logits
+from esper.kasmina.lanes import fork_lanes
+from esper.kasmina.plan import make_plan, take_census
+from esper.kasmina.programs import can_run, with_programs
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -11,10 +15,6 @@ from esper.bench.scenes import Seeds, seeded
 from esper.engine import Engine
 from esper.kasmina.cnn import cnn_host
 from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
-from esper.kasmina.inference import lane_logits
-from esper.kasmina.lanes import fork_lanes
-from esper.kasmina.plan import make_plan, take_census
-from esper.kasmina.programs import can_run, with_programs
 from esper.kernels.chain import Picked
 from esper.leyline.config import Precision
 from esper.leyline.stages import ACTIVE

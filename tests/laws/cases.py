@@ -30,7 +30,7 @@ from esper.utils import rng
 class Scene(NamedTuple):
     """Arguments for every step function, as they occur in one step of a random legal walk."""
 
-    network: Network
+    network: Structure
     hypers: HyperParams
     data: Dataset
     state: State
@@ -171,7 +171,7 @@ def walk(engine: Engine, seed: int, length: int) -> list[Scene]:
     for _ in range(length):
         action = random_legal(engine, state, rng.key(seed))
         after, event = engine.step(state, action)
-        network = engine.network
+        network = engine.structure
         slots, _ = lifecycle.apply_action(network, engine.hypers, state.slots, action, state.signals.val_accuracy)
         decided = state.replace(slots=slots)
         scene = Scene(network, engine.hypers, engine.data, decided, action, event.epoch, event.evaluation)

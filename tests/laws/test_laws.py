@@ -34,7 +34,7 @@ def task(request, small_task):
 @pytest.fixture(scope="module", params=[SampleOrder.SHARED, SampleOrder.INDEPENDENT], ids=lambda order: order.value)
 def scenes(request, task):
     sweep = torch.linspace(0.02, 0.08, E, dtype=torch.float64)
-    engine = esper.make(task, E, compile=False, precision=Precision.FLOAT64, sample_order=request.param, host_lr=sweep)
+    engine = esper.make(task, E, precision=Precision.FLOAT64, sample_order=request.param, host_lr=sweep)
     walked = cases.walk(engine, seed=3, length=9)
     return [walked[index] for index in (1, 4, 6, 8)]
 
@@ -109,7 +109,7 @@ def test_the_first_environments_do_not_depend_on_the_rest(name, count, scenes):
 
 
 def test_initial_noise_and_order_do_not_depend_on_the_number_of_environments(task):
-    few, many = (esper.make(task, count, compile=False).init(11) for count in (2, 7))
+    few, many = (esper.make(task, count).init(11) for count in (2, 7))
     assert_same(few, many[:2], exact=True)
     assert not torch.equal(many.host.params[0], many.host.params[1])
 
@@ -118,8 +118,8 @@ def test_initial_noise_and_order_do_not_depend_on_the_number_of_environments(tas
 def test_padding_of_a_seed_stays_zero(task, optimizer):
     """What lies between the numbers of an active seed and its gate's: each SGD step updates it like any parameter."""
     settings = {"seed_optimizer": optimizer, "seed_weight_decay": 0.1, "momentum": 0.5}
-    engine = esper.make(task, E, compile=False, **settings)
-    seen, network = 0, engine.network
+    engine = esper.make(task, E, **settings)
+    seen, network = 0, engine.structure
     for scene in cases.walk(engine, seed=3, length=9):
         slots, seeds = scene.state.slots, scene.state.seeds
         for env, slot in torch.isin(slots.stage, torch.tensor([int(stage) for stage in ACTIVE])).nonzero().tolist():

@@ -243,7 +243,7 @@ def test_over_broadcasts_along_the_environments() -> None:
 
 
 def test_make_takes_settings_of_both_kinds() -> None:
-    engine = esper.make("synthetic", 2, compile=False, horizon=7, host_lr=torch.tensor([0.1, 0.2]))
+    engine = esper.make("synthetic", 2, horizon=7, host_lr=torch.tensor([0.1, 0.2]))
     assert (engine.config.num_envs, engine.config.horizon) == (2, 7)
     assert torch.equal(engine.hypers.host_lr, torch.tensor([0.1, 0.2]))
     assert engine.config.slots == (0, 1, 2)
@@ -286,7 +286,7 @@ def test_make_lists_the_settings_where_nothing_is_near() -> None:
 )
 def test_make_passes_on_what_config_and_hypers_refuse(num_envs: int, settings: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError) as error:
-        esper.make("synthetic", num_envs, compile=False, **settings)
+        esper.make("synthetic", num_envs, **settings)
     assert message(error) == text
 
 
@@ -294,5 +294,5 @@ def test_make_refuses_a_host_that_does_not_fit_its_data() -> None:
     task = esper.runtime.tasks.synthetic()
     wrong = task._replace(host=task.host._replace(num_outputs=3))
     with pytest.raises(ConfigError) as error:
-        esper.make(wrong, 2, compile=False)
+        esper.make(wrong, 2)
     assert "has 10 classes, host cnn 4-8-16 has 3 outputs" in message(error)

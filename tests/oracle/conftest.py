@@ -120,10 +120,10 @@ def without_padding(bank: Bank, engine: Engine, hand: Hand) -> Bank:
     """0 behind the numbers of every active seed, up to its gate's, as sowing leaves them."""
     params, moments = bank.params.clone(), bank.moments.clone()
     for slot, cards in enumerate(hand.cards):
-        end = arena.gate_columns(engine.network, slot).start
+        end = arena.gate_columns(engine.structure, slot).start
         for env, card in enumerate(cards):
             if card.stage in ACTIVE:
-                begin = arena.blueprint_columns(engine.network, slot, card.blueprint).stop
+                begin = arena.blueprint_columns(engine.structure, slot, card.blueprint).stop
                 params[env, begin:end] = moments[env, :, begin:end] = 0
     return bank.replace(params=params, moments=moments)
 
@@ -233,9 +233,9 @@ def seed_spans(engine: Engine, hand: Hand, env: int) -> dict[str, tuple[int, sli
     spans = {}
     for slot, cards in enumerate(hand.cards):
         if cards[env].stage in ACTIVE:
-            spans[f"seed {slot}"] = slot, arena.blueprint_columns(engine.network, slot, cards[env].blueprint)
+            spans[f"seed {slot}"] = slot, arena.blueprint_columns(engine.structure, slot, cards[env].blueprint)
             if cards[env].blend == Blend.GATED and cards[env].stage != Stage.TRAINING:
-                spans[f"gate {slot}"] = slot, arena.gate_columns(engine.network, slot)
+                spans[f"gate {slot}"] = slot, arena.gate_columns(engine.structure, slot)
     return spans
 
 
@@ -270,7 +270,7 @@ class Plain:
             if (
                 part.gate is not None and part.stage == Stage.TRAINING
             ):  # not trained yet, but a prospect looks through it
-                row = bank.params[arena.gate_columns(engine.network, slot)]
+                row = bank.params[arena.gate_columns(engine.structure, slot)]
                 vector_to_parameters(row.double().clone(), part.gate.parameters())
         statistics = state.buffers[env].double().split([row.numel() for row in self._statistics()])
         for own, given in zip(self._statistics(), statistics, strict=True):
@@ -360,8 +360,8 @@ def run(request: pytest.FixtureRequest) -> Run:
     precision, topology, index = request.param
     hand = HANDS[topology][index]
     engine, state = random_state(hand, index, precision)
-    plan = make_plan(engine.network, state.slots)
-    after, epoch = train_epoch(engine.network, engine.hypers, state, plan, engine.data)
+    plan = make_plan(engine.structure, state.slots)
+    after, epoch = train_epoch(engine.structure, engine.hypers, state, plan, engine.data)
     data = engine.data.to("cpu", torch.float64)
     inputs, targets = data.train_inputs, data.train_targets
     order = sample_indices(engine.config, state, len(targets)).expand(ENVS, STEPS, BATCH)

@@ -94,7 +94,7 @@ def test_health(run):
 
 def test_evaluation(run):
     engine = run.engine
-    evaluation = evaluate(engine.network, engine.hypers, run.after, run.plan.census, engine.data)
+    evaluation = evaluate(engine.structure, engine.hypers, run.after, run.plan.census, engine.data)
     data, errors = engine.data.to("cpu", torch.float64), {}
     inputs, targets = data.val_inputs, data.val_targets
 
@@ -128,7 +128,7 @@ def test_evaluation(run):
 def test_shapley_values(run):
     """By definition: the mean, over all orders of joining, of what a slot adds when it joins."""
     engine = run.engine
-    values = shapley_values(engine.network, engine.hypers, run.after, run.plan.census, engine.data)
+    values = shapley_values(engine.structure, engine.hypers, run.after, run.plan.census, engine.data)
     data = engine.data.to("cpu", torch.float64)
     inputs, targets = data.val_inputs, data.val_targets
     for env in range(engine.config.num_envs):

@@ -25,25 +25,25 @@ SLOTS = (0, 0, 1, 2)
 def engine(topology: NamedTuple) -> Engine:
     task = esper.Task("isolation", topology.host, topology.blueprints, topology.data, {})
     envs, precision = 2 * len(topology.blueprints), Precision.FLOAT64
-    return esper.make(task, envs, compile=False, slots=SLOTS, batch_size=16, steps_per_epoch=4, precision=precision)
+    return esper.make(task, envs, slots=SLOTS, batch_size=16, steps_per_epoch=4, precision=precision)
 
 
 @pytest.fixture(scope="module")
 def seeded(engine: Engine) -> State:
     """Fresh seeds in every slot, all in TRAINING; every blueprint with and without a gate."""
     state = engine.init(3)
-    kinds = len(engine.network.blueprints)
+    kinds = len(engine.structure.blueprints)
     env, slot = torch.arange(2 * kinds).unsqueeze(1), torch.arange(len(SLOTS))
     stage, blueprint = torch.full_like(state.slots.stage, int(Stage.GERMINATED)), (env + slot) % kinds
     blend = torch.where(env < kinds, int(Blend.LINEAR), int(Blend.GATED)).expand_as(stage)
     slots = state.slots.replace(stage=stage, blueprint=blueprint, blend=blend)
-    state = arena.sow(engine.network, state, make_plan(engine.network, slots))
+    state = arena.sow(engine.structure, state, make_plan(engine.structure, slots))
     return state.replace(slots=slots.replace(stage=torch.full_like(stage, int(Stage.TRAINING))))
 
 
 def pass_through(engine: Engine, state: State) -> tuple[Tensor, Gradients]:
     """Logits and gradients of one minibatch."""
-    network, data = engine.network, engine.data
+    network, data = engine.structure, engine.data
     plan = make_plan(network, state.slots)
     alphas = [state.slots.alpha[:, slot][rows.lanes] for slot, rows in enumerate(plan.slots)]
     batch = tuple(part[:32].expand(state.batch_size[0], 32, *part.shape[1:]) for part in data[1:3])
@@ -66,7 +66,7 @@ def break_seeds(engine: Engine, state: State, value: float, gates: bool) -> Stat
     """Fill the seeds' parameters with a non-finite value, those of their gates too or not."""
     params = torch.full_like(state.seeds.params, value)
     for slot in range(0 if gates else len(SLOTS)):
-        columns = arena.gate_columns(engine.network, slot)
+        columns = arena.gate_columns(engine.structure, slot)
         params[:, columns] = state.seeds.params[:, columns]
     return state.replace(seeds=state.seeds.replace(params=params))
 
@@ -103,16 +103,16 @@ def test_host_trains_on_before_a_broken_seed(engine: Engine, seeded: State, valu
     """Over several minibatches: what one makes non-finite must not reach the host in the next."""
     hosts = []
     for state in (break_seeds(engine, seeded, value, gates), without_seeds(engine, seeded)):
-        plan = make_plan(engine.network, state.slots)
-        hosts.append(train_epoch(engine.network, engine.hypers, state, plan, engine.data)[0].host.params)
+        plan = make_plan(engine.structure, state.slots)
+        hosts.append(train_epoch(engine.structure, engine.hypers, state, plan, engine.data)[0].host.params)
     assert_same_host(*hosts)
 
 
 def test_a_broken_seed_is_reported_though_its_host_is_well(engine: Engine, seeded: State) -> None:
     params = seeded.seeds.params.clone()
-    params[2, engine.network.offsets[1]] = math.inf
+    params[2, engine.structure.offsets[1]] = math.inf
     state = seeded.replace(seeds=seeded.seeds.replace(params=params))
-    _, epoch = train_epoch(engine.network, engine.hypers, state, make_plan(engine.network, state.slots), engine.data)
+    _, epoch = train_epoch(engine.structure, engine.hypers, state, make_plan(engine.structure, state.slots), engine.data)
     assert torch.isfinite(epoch.loss).all() and torch.isfinite(epoch.health.host_norm).all()
     assert (~epoch.finite).nonzero().flatten().tolist() == [2]
 
@@ -120,11 +120,11 @@ def test_a_broken_seed_is_reported_though_its_host_is_well(engine: Engine, seede
 def test_every_seed_in_training_learns(engine: Engine, seeded: State) -> None:
     """From its first step. Its gate does not: nothing is gated before BLENDING."""
     _, grads = pass_through(engine, seeded)
-    plan = make_plan(engine.network, seeded.slots)
+    plan = make_plan(engine.structure, seeded.slots)
     for slot, (rows, seed, gate) in enumerate(zip(plan.slots, grads.seeds, grads.gates, strict=True)):
-        groups = split_groups(engine.network, slot, rows, seed)
-        assert [group.blueprint for group in rows.groups] == list(range(len(engine.network.blueprints)))
-        for blueprint, grad in zip(engine.network.blueprints, groups, strict=True):
+        groups = split_groups(engine.structure, slot, rows, seed)
+        assert [group.blueprint for group in rows.groups] == list(range(len(engine.structure.blueprints)))
+        for blueprint, grad in zip(engine.structure.blueprints, groups, strict=True):
             learns = torch.linalg.vector_norm(grad, dim=1) > 1e-6
             assert learns.all(), blueprint.name
         assert gate.shape[0] == 0
@@ -142,9 +142,9 @@ def test_isolation_ends_with_blending(engine: Engine, seeded: State, stage: Stag
         alpha=torch.ones_like(seeded.slots.alpha),
     )
     _, grads = pass_through(engine, seeded.replace(slots=slots))
-    stages = engine.network.host.blocks
+    stages = engine.structure.host.blocks
     tied = [(tie.stage, tie.param.name) for tie in stages[-1].ties]
-    rows = zip(stages[:-1], arena.split_stages(engine.network, grads.host)[:-1], strict=True)
+    rows = zip(stages[:-1], arena.split_stages(engine.structure, grads.host)[:-1], strict=True)
     upstream = [
         torch.cat([g.flatten(1) for name, g in stage.layout.views(row).items() if (index, name) not in tied], dim=1)
         for index, (stage, row) in enumerate(rows)

@@ -151,13 +151,13 @@ def worth():
 
 @pytest.fixture(scope="module")
 def engine():
-    return esper.make(lens_task(), 512, compile=False, precision=Precision.FLOAT64)
+    return esper.make(lens_task(), 512, precision=Precision.FLOAT64)
 
 
 def earn(engine, state, action):
     after, event = engine.step(state, action)
     params = build_reward_params(model.PRICES, engine.config)
-    return after, reward(RewardMode.SHAPED, params, engine.network, state, after, event).total
+    return after, reward(RewardMode.SHAPED, params, engine.structure, state, after, event).total
 
 
 def test_the_closed_form_is_what_dynamic_programming_finds(worth):
@@ -229,7 +229,7 @@ def returns_of(batch):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_ppo_reaches_the_optimum(seed):
     """Actions are drawn, also in the episodes that count, whose environments were never trained on."""
-    engine = esper.make(lens_task(), ENVS, compile=False)
+    engine = esper.make(lens_task(), ENVS)
     env = EsperEnv(engine, RewardMode.SHAPED, build_reward_params(model.PRICES, engine.config))
     policy = build_policy(PolicyConfig(), engine.codec, len(engine.columns), seed)
     learner = Learner(policy, PPOConfig(gamma=model.GAMMA, lr=3e-3), ROUNDS, seed)

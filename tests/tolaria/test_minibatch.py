@@ -15,7 +15,7 @@ PADDING = 2
 
 def engine(order: SampleOrder, **settings: object) -> esper.Engine:
     task: Task = digits()
-    return esper.make(task, 3, compile=False, batch_size=5, steps_per_epoch=2, sample_order=order, **settings)
+    return esper.make(task, 3, batch_size=5, steps_per_epoch=2, sample_order=order, **settings)
 
 
 def crops(image: np.ndarray) -> list[np.ndarray]:

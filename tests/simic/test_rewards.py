@@ -425,7 +425,7 @@ def tale(engine, params, rows, mode=SHAPED):
     """Rewards of a story about slot 0 of every environment, told as (op, fields of the slot, accuracy) per state."""
     base, states = engine.init(0), []
     horizon = len(rows) - 1 if len(rows) > 2 else 100
-    network = engine.structure._replace(config=replace(engine.config, horizon=horizon))
+    structure = replace(engine.structure, config=replace(engine.config, horizon=horizon))
     for index, (_, fields, accuracy) in enumerate(rows):
         slots = base.slots.clone()
         for name, value in fields.items():
@@ -437,7 +437,7 @@ def tale(engine, params, rows, mode=SHAPED):
     for (op, _, _), before, after in zip(rows[1:], states, states[1:], strict=False):
         ops = torch.full((E,), int(op))
         slot = torch.full((E,), -1 if op is Op.WAIT else 0)
-        out.append(reward(mode, params, network, before, after, event_of(ops, slot)))
+        out.append(reward(mode, params, structure, before, after, event_of(ops, slot)))
     return out
 
 

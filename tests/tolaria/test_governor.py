@@ -171,8 +171,9 @@ def test_rollback_restores_fossils_and_culls_live_seeds(engine, grown):
     wait = torch.zeros(engine.config.num_envs, dtype=torch.int64)
     dirty, event = engine.step(poisoned(grown, "host parameter", math.nan), wait)
     assert torch.equal(dirty.slots.stage[VICTIM] == int(Stage.FOSSILIZED), fossil)
-    assert len(set(engine.structure.widths)) > 1 and fossil.any() and not fossil.all()
-    parts, vault = (bank.params[VICTIM].split(engine.structure.widths) for bank in (dirty.seeds, dirty.vault.seeds))
+    widths = [slot.width for slot in engine.structure.slots]
+    assert len(set(widths)) > 1 and fossil.any() and not fossil.all()
+    parts, vault = (part.params[VICTIM].split(widths) for part in (dirty.seeds, dirty.vault.seeds))
     for slot, keeps in enumerate(fossil.tolist()):
         assert torch.equal(parts[slot], vault[slot] if keeps else torch.zeros_like(parts[slot]))
         assert parts[slot].any() == keeps

@@ -250,7 +250,7 @@ def train(chain: Chain, x: Tensor | Picked, targets: Tensor, host: Tensor, seeds
 def infer(chain: Chain, x: Tensor, host: Tensor, buffers: Tensor, seeds: Sequence[Seeds], lanes: Lanes) -> Tensor:
     """Logits [L, B, C] of every lane; ``buffers`` [E, N], the rest as in ``train``, rows of ``seeds`` by lane."""
     built, x = library(), inner(x)
-    assert built is not None
+    assert built is not None and not chain.num_aux, "batch statistics have no inference form"
     last = chain.stages[-1].program.code
     logits = x.new_empty(lanes.lanes.shape[0], x.shape[1], last.registers[last.output][0])
     call, _ = _call(chain, _inputs(x), host, buffers, seeds)

@@ -47,7 +47,7 @@ def demonstrate(settings: DemoSettings, out: TextIO = sys.stdout) -> tuple[Outco
       SettingsError: the blueprint is unknown.
     """
     engine = make("digits", settings.num_envs, backend=settings.backend)
-    host, config = engine.network.host, engine.config
+    host, config = engine.structure.host, engine.config
     try:
         growing = grow(engine.codec, settings.blueprint)
     except ValueError as error:

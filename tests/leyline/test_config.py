@@ -299,7 +299,7 @@ POINTS = "expected input, block0, block1, block2, logits"
             {"slots": (0, "block1:block0")},
             "config.slots[1] = 'block1:block0': the source lies behind the target; expected it before",
         ),
-        (2, {"host_optimizer": "adamax"}, "optimizer = 'adamax': expected adam or adamw or sgd"),
+        (2, {"host_optimizer": "adamax"}, "config.host_optimizer = 'adamax': expected adam or adamw or sgd"),
     ],
 )
 def test_make_passes_on_what_config_and_hypers_refuse(num_envs: int, settings: dict[str, Any], text: str) -> None:

@@ -144,11 +144,11 @@ def test_language_tasks_report_bits_and_perplexity(capsys: pytest.CaptureFixture
 
 def test_a_presets_reward_numbers_are_in_force_and_can_be_overridden() -> None:
     """The best loss of the token chain that sees both tokens is 0.54 nats, in closed form (``best_losses``)."""
-    preset = build_scene(Rules(task="synthetic_tokens"), 2)
+    preset = build_scene(Rules(task="synthetic_tokens"), 2, "auto")
     assert float(preset.params.loss_target) == pytest.approx(0.54)
-    other = build_scene(Rules(task="synthetic_tokens", rewards={"loss_target": 0.7}), 2)
+    other = build_scene(Rules(task="synthetic_tokens", rewards={"loss_target": 0.7}), 2, "auto")
     assert float(other.params.loss_target) == pytest.approx(0.7)
-    assert float(build_scene(Rules(task="synthetic"), 2).params.loss_target) == 0.0
+    assert float(build_scene(Rules(task="synthetic"), 2, "auto").params.loss_target) == 0.0
 
 
 @pytest.mark.parametrize("name", TASKS)

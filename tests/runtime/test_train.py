@@ -155,7 +155,7 @@ WRONG = {
     ("--rewards", "gamma=0.9"): "--rewards: gamma: is a setting of its own (--gamma)",
     ("--engine", "host_lrr=1"): "--engine: make('digits'): unknown setting 'host_lrr'; did you mean 'host_lr'?",
     ("--engine", "steps_per_epoch=1.5"): "--engine: config.steps_per_epoch = 1.5: expected an integer >= 1",
-    ("--engine", "host_optimizer=rms"): "--engine: host_optimizer = 'rms': expected sgd or adam",
+    ("--engine", "host_optimizer=rms"): "--engine: config.host_optimizer = 'rms': expected adam or adamw or sgd",
     ("--engine", "num_envs=3"): "--engine: num_envs: is a setting of its own (--num-envs)",
     ("--engine", "host_lr=fast"): "--engine: hypers.host_lr = 'fast': expected a number",
     ("--eval-envs", "3"): "--eval-envs = 3: expected 0 (no evaluation) or an integer >= 6",

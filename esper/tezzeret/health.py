@@ -63,9 +63,9 @@ def _seed_norms(slot: Slot, slot_grads: SlotGradients) -> tuple[Tensor, ...]:
     """Of every environment's seed [E]: the norm, that over the root of the seed's size, the largest of a tensor."""
     rows = []
     for blueprint, grad in zip(slot_grads.blueprints, slot_grads.grads, strict=True):
-        each = tensor_norms(slot.row(blueprint), grad)
+        each = tensor_norms(slot.row(blueprint), grad) if grad.shape[1] else grad.new_zeros(grad.shape[0], 1)
         norm = torch.linalg.vector_norm(each, dim=1)
-        rows.append(torch.stack((norm, norm / grad.shape[1] ** 0.5, each.amax(1))))
+        rows.append(torch.stack((norm, norm / max(grad.shape[1], 1) ** 0.5, each.amax(1))))
     placed = torch.cat(rows, dim=1).index_select(1, slot_grads.index)
     return torch.where(slot_grads.present, placed, 0.0).unbind(0)
 

@@ -245,7 +245,7 @@ def capture(function: Callable[..., Any], shape: Shape, layout: Layout, buffers:
     except NotCaptured:
         raise
     except Exception as error:  # who does not know stand-ins may fail in any way when given some
-        raise NotCaptured(f"{type(error).__name__}: {error}") from error
+        raise NotCaptured(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
     y, new = result if isinstance(result, tuple) else (result, {})
     if not isinstance(y, Value) or y.spread or y.register == 0:
         raise NotCaptured("no features as the result")

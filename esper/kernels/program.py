@@ -42,7 +42,7 @@ class Instruction(NamedTuple):
       to: register it writes; every register is written once.
       source: register it reads.
       other: second register it reads, -1 if none.
-      weight: where its weights begin in the row of parameters, -1 if it has none.
+      weight: where its weights begin in the row of parameters, -1 if it has none; those of a batch norm are its own.
       bias: likewise.
       groups: of channels.
       kernel: side of a convolution.

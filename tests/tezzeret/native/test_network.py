@@ -134,7 +134,7 @@ def test_inference_equals_the_definition(pair: Pair) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, ENVS - 1), st.lists(st.integers(0, 2), min_size=3, max_size=3)), max_size=30))
-@settings(max_examples=30)
+@settings(max_examples=15)
 def test_any_list_of_counterfactuals(rows: list[tuple[int, list[int]]]) -> None:
     """In any order, repeated, changing nothing, or slots that hold nothing."""
     pair = PAIRS.setdefault("deep", Pair(TASKS["a slot after every block"], ENVS))

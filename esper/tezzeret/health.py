@@ -47,7 +47,10 @@ def measure_health(
     zero = torch.zeros_like(host_norm)
     columns = []
     for slot, grads in zip(structure.slots, seed_grads, strict=True):
-        norm, relative, largest = _seed_norms(slot, grads) if grads.grads else (zero, zero, zero)
+        if not grads.grads:
+            columns.append((zero, zero, ~grads.present))
+            continue
+        norm, relative, largest = _seed_norms(slot, grads)
         ratio = relative / host_norm.clamp(min=TINY) * layout.size**0.5
         ratio = torch.where((norm < TINY) | (host_norm < TINY), 0.0, ratio)
         sound = torch.isfinite(norm) & (largest <= hypers.exploding_norm)

@@ -1,92 +1,153 @@
-"""Compiled end to end: the same numbers as eager, and no recompilation whatever the plan."""
+"""Which backend runs a structure: what ``auto`` picks, and what is said where one cannot."""
 
+import functools
 import logging
-from dataclasses import replace
+from collections.abc import Iterator
 
 import pytest
 import torch
+from tezzeret_states import CPU
 
 import esper
-from esper.kasmina.cnn import cnn_host
-from esper.kasmina.conv_blueprints import ATTENTION, CONV_LIGHT
-from esper.leyline.actions import Blend
-from esper.leyline.config import ConfigError, Precision
-from esper.leyline.stages import ACTIVE
-from esper.runtime.compilation import resolve_compile, warm_up
-from esper.tolaria import data
-from esper.utils import rng
+from esper.engine import Engine
+from esper.kasmina.objectives import cross_entropy
+from esper.kasmina.slot_table import take_table
+from esper.kernels import chain, native, optimizer, program
+from esper.leyline.config import ConfigError, Isolation, Precision
+from esper.leyline.learners import learners_of
+from esper.tezzeret import choose
+from esper.tezzeret.backend import BackendError
 
-CPU = torch.device("cpu")
-
-
-def any_legal(engine, state, seed):
-    """A uniformly random legal action per environment."""
-    mask = engine.mask(state)
-    keys = rng.fold_in(rng.key(seed), torch.arange(mask.shape[0]), state.rounds)
-    return rng.categorical(keys, torch.where(mask, 0.0, -torch.inf))
+NATIVE = pytest.mark.skipif(chain.library() is None, reason="no C++ compiler")
 
 
-@pytest.fixture(scope="module")
-def pair():
-    """The same task eager and compiled, every unit compiled beforehand."""
-    dataset = data.synthetic((1, 6, 6), num_classes=3, num_train=40, num_val=20, noise=0.5)
-    task = esper.Task(
-        "tiny",
-        cnn_host((1, 6, 6), 3, num_blocks=1, base_channels=4),
-        (CONV_LIGHT, ATTENTION),
-        dataset,
-        {
-            "slots": (0, 0),
-            "blends": (Blend.SIGMOID, Blend.GATED),
-            "batch_size": 5,
-            "steps_per_epoch": 2,
-            "precision": Precision.FLOAT64,
-            "min_training_epochs": 1,
-            "min_improvement": -100.0,
-            "min_gradient_ratio": 0.0,
-            "embargo_epochs": 0,
-        },
-    )
-    eager, compiled = (esper.make(task, 4, compile=mode) for mode in (False, True))
-    warm_up(compiled.network, compiled.data)
-    return eager, compiled
+def made(backend: str, **settings: object) -> Engine:
+    return esper.make("synthetic", 2, backend=backend, **settings)
 
 
-@pytest.mark.compiled
-def test_compiled_equals_eager_and_never_recompiles(pair):
-    """Over a random walk: relative error 1e-9 in float64; other plans, hyperparameters and data compile nothing."""
-    eager, compiled = pair
-    state, groups = compiled.init(1), set()
-    other = compiled.data._replace(train_inputs=compiled.data.train_inputs.flip(0) * 0.5)
-    sweep = torch.tensor([0.01, 0.02, 0.03, 0.04], dtype=torch.float64)
-    with torch.compiler.set_stance("fail_on_recompile"):
-        for turn in range(14):
-            if turn == 7:
-                hypers = compiled.hypers.replace(host_lr=sweep, blend_epochs=sweep * 0 + 3)
-                eager, compiled = (replace(engine, data=other, hypers=hypers) for engine in (eager, compiled))
-            action = any_legal(eager, state, 9)
-            ours, event = compiled.step(state, action)
-            theirs, expected = eager.step(state, action)
-            for key, leaf in ours.items(True, True):
-                torch.testing.assert_close(
-                    leaf, theirs.get(key), rtol=1e-9, atol=1e-9, msg=lambda m, k=key: f"{k}: {m}"
-                )
-            torch.testing.assert_close(event.evaluation.effect, expected.evaluation.effect, rtol=1e-9, atol=1e-9)
-            active = torch.isin(ours.slots.stage, torch.tensor([int(s) for s in ACTIVE]))
-            groups.add(tuple(((ours.slots.blueprint == k) & active).sum().item() for k in range(2)))
-            state = ours
-    assert len(groups) >= 5, "the walk must pass through different plans"
-    assert any(1 in sizes for sizes in groups), "a group of one row must occur"
+@NATIVE
+@pytest.mark.parametrize(
+    ("settings", "chosen"),
+    [
+        ({}, "native"),
+        ({"precision": Precision.FLOAT64}, "eager"),
+        ({"differentiable": True}, "eager"),
+        ({"seed_optimizer": "adamw"}, "eager"),
+        ({"isolation": Isolation.OBJECTIVE}, "eager"),
+    ],
+)
+def test_auto_is_the_first_that_can(settings: dict, chosen: str) -> None:
+    engine = made("auto", **settings)
+    assert engine.backend.name == chosen
+    assert engine.describe()[0].startswith(f"{chosen}: ") and f", {chosen})" in repr(engine)
 
 
-def test_without_a_compiler_auto_is_eager_and_says_so(monkeypatch, caplog):
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("CXX", raising=False)
-    with caplog.at_level(logging.WARNING, logger="esper"):
-        assert resolve_compile("auto", CPU) is False
-    assert len(caplog.records) == 1 and "\n" not in caplog.text.strip()
-    with pytest.raises(ConfigError, match=r"compile = True: .*C\+\+ compiler"):
-        resolve_compile(True, CPU)
-    with pytest.raises(ConfigError, match="compile = 'yes': expected"):
-        resolve_compile("yes", CPU)
-    assert resolve_compile(False, CPU) is False
+def test_auto_has_an_answer_for_every_device_and_dtype() -> None:
+    for device in ("cpu", "cuda"):
+        for dtype in (torch.float32, torch.float64):
+            assert choose.AUTO[device, dtype][-1] == "eager"
+    assert {name for names in choose.AUTO.values() for name in names} <= set(choose.CHOICES) - {"auto"}
+
+
+REFUSED = {
+    "precision float64; expected float32": {"precision": Precision.FLOAT64},
+    "optimizer 'adamw'; expected sgd or adam": {"host_optimizer": "adamw"},
+    "isolation 'objective'; expected 'straight_through'": {"isolation": Isolation.OBJECTIVE},
+    "isolation 'none'; expected 'straight_through'": {"isolation": Isolation.NONE},
+    "gives no derivatives; with differentiable=True expected 'eager'": {"differentiable": True},
+}
+
+
+@NATIVE
+@pytest.mark.parametrize("reason", REFUSED)
+def test_native_says_what_it_does_not_know(reason: str) -> None:
+    with pytest.raises(BackendError) as error:
+        made("native", **REFUSED[reason])
+    assert str(error.value) == f"backend = 'native': {reason}" if "deriv" in reason else f"backend 'native': {reason}"
+
+
+@NATIVE
+def test_native_knows_one_objective_and_one_device() -> None:
+    structure = made("eager").structure
+    smoothed = esper.runtime.tasks.synthetic()._replace(objective=cross_entropy(label_smoothing=0.1))
+    with pytest.raises(BackendError, match=r"^backend 'native': objective .* expected plain cross-entropy$"):
+        esper.make(smoothed, 2, backend="native")
+    with pytest.raises(BackendError, match=r"^backend 'native': device cuda; expected cpu$"):
+        choose.build_backend("native", structure, torch.device("cuda"))
+
+
+@NATIVE
+def test_tokens_are_told_by_module_and_reason(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(BackendError, match=r"^backend 'native': transformer \S+, block 0: [^\n]+$") as error:
+        esper.make("synthetic_tokens", 2, backend="native")
+    with caplog.at_level(logging.INFO, logger="esper"):
+        assert esper.make("synthetic_tokens", 2).backend.name == "eager"
+    assert [record.getMessage() for record in caplog.records] == [f"esper: {error.value}"]
+
+
+@pytest.fixture
+def without_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No library is built or found."""
+    monkeypatch.setenv("ESPER_NATIVE", "0")
+    for kernel in (program, chain, optimizer):
+        monkeypatch.setattr(kernel, "library", lambda: None)
+    yield
+
+
+@pytest.mark.usefixtures("without_library")
+def test_without_a_compiler_auto_is_eager_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="esper"):
+        assert made("auto").backend.name == "eager"
+    assert len(caplog.records) == 1 and "\n" not in caplog.text.strip() and "no C++ compiler" in caplog.text
+    with pytest.raises(BackendError, match=r"^backend 'native': no built library \(no C\+\+ compiler, or ESPER_N"):
+        made("native")
+
+
+def test_libraries_are_not_built_where_they_are_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = functools.cache(native.load.__wrapped__)
+    for name, value in (("ESPER_NATIVE", "0"), ("PATH", "")):
+        with monkeypatch.context() as patch:
+            patch.delenv("CXX", raising=False)
+            patch.setenv(name, value)
+            load.cache_clear()
+            assert load("program") is None
+
+
+@pytest.mark.parametrize("backend", ["auto", "native"])
+@NATIVE
+def test_an_instruction_set_that_this_machine_lacks_is_an_error(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ESPER_ISA", "abacus")
+    with pytest.raises(ConfigError, match=r"^ESPER_ISA = 'abacus': expected .* here$"):
+        made(backend)
+    assert made("eager").backend.name == "eager"
+
+
+@pytest.mark.parametrize("backend", ["fast", "", "Eager", None])
+def test_an_unknown_backend_is_refused_with_the_known_ones(backend: object) -> None:
+    with pytest.raises(ConfigError) as error:
+        made(backend)  # type: ignore[arg-type]
+    assert str(error.value) == f"backend = {backend!r}: expected {', '.join(choose.CHOICES)}"
+
+
+@pytest.mark.parametrize("value", [True, False, "auto"])
+def test_compile_is_told_its_new_name(value: object) -> None:
+    with pytest.raises(ConfigError, match=r"unknown setting 'compile'; backend = 'eager' or 'inductor' is meant$"):
+        esper.make("synthetic", 2, compile=value)
+
+
+@NATIVE
+def test_derivatives_of_native_raise_instead_of_being_wrong() -> None:
+    engine = made("native", batch_size=4)
+    state = engine.init(0)
+    plan, learners = engine.backend.plan(take_table(state.slots), CPU), learners_of(state)
+
+    def loss(host: torch.Tensor) -> torch.Tensor:
+        moved = learners._replace(host=learners.host._replace(params=host))
+        samples = (engine.data.train_inputs[:4].expand(2, 4, *engine.data.train_inputs.shape[1:]),)
+        batch = esper.tezzeret.batches.Batch(*samples, engine.data.train_targets[:4].expand(2, 4))
+        return engine.backend.minibatch_step(engine.hypers, plan, moved, state.slots.alpha, batch)[1].loss.sum()
+
+    host = learners.host.params
+    for derivative in (lambda: torch.func.grad(loss)(host), lambda: torch.func.jvp(loss, (host,), (host,))):
+        with pytest.raises(RuntimeError):
+            derivative()

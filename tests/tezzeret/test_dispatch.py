@@ -1,109 +1,108 @@
-"""Grouped dispatch against computing everything and selecting."""
+"""Grouped dispatch against one environment at a time; what is computed at all, and what is not."""
 
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-from esper.kasmina.forward import train_forward
-from esper.kasmina.lanes import fork_lanes
-from esper.kasmina.plan import make_plan
+from tezzeret_states import CPU, Lesson, batch_of, is_one_of, lesson, mixed_state
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import esper
-from esper.kasmina import arena, reference
+from esper.kasmina.counterfactuals import OFF, ON, coalitions, single_changes, with_trunk
 from esper.kasmina.layers import conv2d
+from esper.kasmina.slot_table import take_table
 from esper.leyline.actions import Blend
-from esper.leyline.config import Precision
+from esper.leyline.config import Isolation, Precision
+from esper.leyline.learners import learners_of
 from esper.leyline.stages import ACTIVE, MERGED, Stage
-from esper.tolaria.evaluation import lane_scores
+from esper.tezzeret.batches import Batch
+from esper.tezzeret.plan import plan_evaluation
+from esper.tolaria.evaluation import evaluate
 from esper.tolaria.training import train_epoch
 from esper.utils import rng
 
 E = 24
 
 
-def mixed_state(engine, seed):
-    """A state with every stage, blueprint and blend, and random parameters everywhere."""
-    state, keys = engine.init(seed), rng.split(rng.key(seed), 6)
-    shape = (E, engine.config.num_slots)
-    stages = torch.tensor([1, 3, 3, 4, 4, 5, 6, 7, 8])
-    stage = stages[(rng.uniform(keys[0], shape) * len(stages)).long()]
-    holds = torch.isin(stage, torch.tensor([int(s) for s in ACTIVE]))
-    kinds = (rng.uniform(keys[1], shape) * len(engine.network.blueprints)).long()
-    blends = torch.tensor([int(b) for b in engine.config.blends])[(rng.uniform(keys[2], shape) * 3).long()]
-    slots = state.slots.replace(
-        stage=stage,
-        blueprint=torch.where(holds, kinds, -1),
-        blend=torch.where(holds, blends, -1),
-        alpha=torch.where(torch.isin(stage, torch.tensor([4, 5, 6, 7])), rng.uniform(keys[3], shape).double(), 0.0),
-    )
-    params = 0.3 * rng.normal(keys[4], tuple(state.seeds.params.shape), torch.float64)
-    return state.replace(slots=slots, seeds=state.seeds.replace(params=params))
-
-
 @pytest.fixture(scope="module")
 def engine(small_task):
-    return esper.make(small_task, E, compile=False, precision=Precision.FLOAT64)
+    return esper.make(small_task, E, precision=Precision.FLOAT64)
 
 
-def gradients(logits, host, seeds):
-    return torch.autograd.grad(logits.square().sum(), (host, seeds))
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_grouped_equals_compute_all_and_select(engine, seed):
-    state, network = mixed_state(engine, seed), engine.network
-    x = rng.normal(rng.key(seed + 50), (E, 4, 1, 8, 8), torch.float64)
-    host, seeds = (leaf.clone().requires_grad_() for leaf in (state.host.params, state.seeds.params))
-
-    expected = reference.train_logits(network, state.slots, host, state.buffers, seeds, x)
-    plan = make_plan(network, state.slots)
-    params = [arena.slot_params(network, seeds, slot, rows) for slot, rows in enumerate(plan.slots)]
-    alphas = [state.slots.alpha[:, slot][rows.lanes] for slot, rows in enumerate(plan.slots)]
-    stages = (arena.split_stages(network, host), arena.split_buffers(network, state.buffers))
-    logits, _ = train_forward(network, plan.slots, stages, params, alphas, x)
-
-    torch.testing.assert_close(logits, expected, rtol=1e-12, atol=1e-12)
-    for actual, wanted in zip(gradients(logits, host, seeds), gradients(expected, host, seeds), strict=True):
-        torch.testing.assert_close(actual, wanted, rtol=1e-10, atol=1e-10)
+@pytest.mark.parametrize("isolation", Isolation, ids=lambda each: each.value)
+def test_grouped_equals_one_environment_at_a_time(small_task, isolation):
+    """Training's outputs, losses and gradients; float64 sums may be taken in another order."""
+    settings = {"precision": Precision.FLOAT64, "isolation": isolation}
+    many, one = (esper.make(small_task, count, **settings) for count in (E, 1))
+    state = mixed_state(many, 1)
+    batch, args = batch_of(many, 4), (learners_of(state), state.slots.alpha)
+    outputs, _ = many.backend.forward(many.backend.plan(take_table(state.slots), CPU), *args, batch)
+    together = lesson(many, state, batch)
+    for env in range(E):
+        alone, own = state[env : env + 1], Batch(*(part[env : env + 1] for part in batch[:2]))
+        plan = one.backend.plan(take_table(alone.slots), CPU)
+        expected, _ = one.backend.forward(plan, learners_of(alone), alone.slots.alpha, own)
+        torch.testing.assert_close(outputs[env : env + 1], expected, rtol=1e-12, atol=1e-12)
+        wanted: Lesson = lesson(one, alone, own)
+        for part, whole in zip(wanted.rows(), together.rows(), strict=True):
+            torch.testing.assert_close(whole[env : env + 1], part, rtol=1e-10, atol=1e-10)
 
 
 def test_plan_lists_every_active_seed_once(engine):
     state = mixed_state(engine, 4)
-    plan = make_plan(engine.network, state.slots)
-    for slot, rows in enumerate(plan.slots):
-        active = torch.isin(state.slots.stage[:, slot], torch.tensor([int(s) for s in ACTIVE]))
-        assert sorted(rows.lanes.tolist()) == active.nonzero().flatten().tolist()
-        for group in rows.groups:
+    plan = engine.backend.plan(take_table(state.slots), CPU)
+    for slot, listed in enumerate(plan.slots):
+        active = is_one_of(state.slots.stage[:, slot], ACTIVE)
+        rows = torch.cat([group.rows for group in listed.groups])
+        assert sorted(rows.tolist()) == active.nonzero().flatten().tolist()
+        assert torch.equal(listed.present, active)
+        assert torch.equal(rows[listed.index[active]], active.nonzero().flatten())
+        kinds = [group.blueprint for group in listed.groups]
+        assert kinds == sorted(set(kinds))
+        for group in listed.groups:
             assert (state.slots.blueprint[group.rows, slot] == group.blueprint).all() and len(group.rows) > 0
-        assert torch.equal(torch.cat([g.rows for g in rows.groups]), rows.lanes)
-        assert torch.equal(rows.envs, rows.lanes)
-        gated = (state.slots.blend[rows.lanes, slot] == int(Blend.GATED)) & ~rows.training
-        assert rows.gated.tolist() == gated.nonzero().flatten().tolist()
+            assert torch.equal(group.rows, group.lanes)
+            assert torch.equal(group.gated, state.slots.blend[group.rows, slot] == int(Blend.GATED))
+            assert torch.equal(group.training, state.slots.stage[group.rows, slot] == int(Stage.TRAINING))
 
 
 def test_lanes_share_prefixes(engine):
     """Each active slot costs one lane, and that lane exists only from its slot on."""
-    state = mixed_state(engine, 5)
-    plan = make_plan(engine.network, state.slots)
-    lanes = fork_lanes(engine.network, plan.census, False, torch.device("cpu"))
-    active = np.isin(plan.census.stage, [int(s) for s in ACTIVE])
+    table = take_table(mixed_state(engine, 5).slots)
+    active = table.within(ACTIVE)
+    tree = plan_evaluation(engine.structure, table, with_trunk(single_changes(table), E), CPU)
+    assert tree.envs[0] is None, "before the first slot there is nothing but the environments"
     for slot in range(3):
-        lane = lanes.slots[slot]
-        assert lane.envs.shape[0] == E + active[:, : slot + 1].sum()
-        assert torch.equal(torch.cat([g.rows for g in lane.plan.groups]), lane.plan.envs)
-        assert torch.equal(lane.envs[lane.plan.lanes], lane.plan.envs)
-    coalitions = fork_lanes(engine.network, plan.census, True, torch.device("cpu"))
-    merged = np.isin(plan.census.stage, [int(s) for s in MERGED]).sum(1)
-    assert coalitions.env.size == (2**merged).sum()
-    assert len(set(zip(coalitions.env.tolist(), coalitions.off.tolist(), strict=True))) == coalitions.env.size
+        lanes = tree.slots[slot].present.shape[0]
+        assert lanes == E + active[:, : slot + 1].sum()
+        assert tree.envs[slot + 1].shape[0] == lanes
+    wanted, off = coalitions(table)
+    merged = table.within(MERGED).sum(1)
+    assert wanted.env.size == (2**merged - 1).sum()
+    assert len(set(zip(wanted.env.tolist(), off.tolist(), strict=True))) == wanted.env.size
+    tree = plan_evaluation(engine.structure, table, with_trunk(wanted, E), CPU)
+    assert len(set(tree.rows.tolist())) == E + wanted.env.size == tree.slots[2].present.shape[0]
 
 
-def test_dormant_network_makes_no_groups(engine):
-    plan = make_plan(engine.network, engine.init(0).slots)
-    assert not plan.any_active and all(not rows.groups for rows in plan.slots)
-    assert not (plan.census.stage != int(Stage.DORMANT)).any()
+def test_single_changes_are_every_active_slot_once(engine):
+    table = take_table(mixed_state(engine, 6).slots)
+    wanted = single_changes(table)
+    assert (np.count_nonzero(wanted.change, axis=1) == 1).all()
+    slot = wanted.change.argmax(1)
+    found = set(zip(wanted.env.tolist(), slot.tolist(), wanted.change.max(1).tolist(), strict=True))
+    merged, training = table.within(MERGED), table.within((Stage.TRAINING,))
+    assert found == {(int(e), int(s), OFF) for e, s in zip(*merged.nonzero(), strict=True)} | {
+        (int(e), int(s), ON) for e, s in zip(*training.nonzero(), strict=True)
+    }
+    assert len(found) == wanted.env.size
+
+
+def test_dormant_networks_make_no_groups(engine):
+    table = take_table(engine.init(0).slots)
+    plan = engine.backend.plan(table, CPU)
+    assert not table.any_active and all(not listed.groups for listed in plan.slots)
+    assert not (table.stage != int(Stage.DORMANT)).any()
 
 
 class Operators(TorchDispatchMode):
@@ -118,18 +117,18 @@ class Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_dormant_slots_cost_nothing_in_training_and_validation(small_task, engine):
+def test_dormant_slots_cost_nothing_in_training_and_validation(small_task):
     """The same operators run, one for one, as for a host without slots."""
     counts = []
     for slots in ((0, 1, 2), ()):
-        bare = esper.make(small_task, E, compile=False, slots=slots)
+        bare = esper.make(small_task, E, backend="eager", slots=slots)
         state = bare.init(0)
-        plan = make_plan(bare.network, state.slots)
+        table = take_table(state.slots)
+        plan = bare.backend.plan(table, CPU)
         with Operators() as train:
-            train_epoch(bare.network, bare.hypers, state, plan, bare.data)
+            train_epoch(bare.config, bare.backend, bare.hypers, state, plan, bare.data)
         with Operators() as validate:
-            lanes = fork_lanes(bare.network, plan.census, False, torch.device("cpu"))
-            lane_scores(bare.network, bare.hypers, state, lanes, bare.data)
+            evaluate(bare.backend, bare.hypers, state, table, plan, bare.data)
         counts.append((arithmetic(train), arithmetic(validate)))
     assert counts[0][0] - counts[1][0] == counts[1][0] - counts[0][0] == Counter()
     assert counts[0][1] == counts[1][1]

@@ -90,7 +90,8 @@ class Seeds(NamedTuple):
       params: [m, W]; rows may be further apart than W.
       owners: int64 [n]; row of ``params`` of each seed; None: its own number.
       gate_params: [m', G].
-      training, isolated: bool [n] or None; as in ``esper.kernels.program.Rows``.
+      training: bool [n] or None; seeds that the network does not see, while they get the gradient of the slot's output.
+      isolated: bool [n] or None; seeds that give no gradient to what they read.
     """
 
     places: Places

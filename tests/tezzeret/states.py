@@ -1,21 +1,27 @@
 """States to compare backends from, minibatches, and the gradients of one."""
 
 import math
+import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
 import esper
 from esper.engine import Engine
+from esper.kasmina.counterfactuals import Counterfactuals
 from esper.kasmina.slot_table import take_table
 from esper.leyline.config import Precision
 from esper.leyline.hypers import HyperParams
 from esper.leyline.learners import learners_of
 from esper.leyline.stages import ACTIVE, MERGED, Stage
 from esper.leyline.state import State
+from esper.tezzeret import eager
 from esper.tezzeret.backend import Plan
 from esper.tezzeret.batches import Batch
+from esper.tezzeret.score import Scores, score_samples
 from esper.utils import rng
 
 CPU = torch.device("cpu")
@@ -111,6 +117,25 @@ def largest_gap(found: Tensor, wanted: Tensor) -> float:
         return 0.0
     wide = wanted.flatten(1) if wanted.dim() > 1 else wanted.unsqueeze(1)
     return float(((found.double().reshape(wide.shape) - wide).abs().amax(1) / wide.abs().amax(1).clamp(min=1e-3)).max())
+
+
+def evaluated(engine: Engine, state: State, wanted: Counterfactuals) -> tuple[Scores, Tensor]:
+    """Scores; and the outputs [L, V, C] that they were made from."""
+    seen: list[Tensor] = []
+
+    def spy(structure: object, outputs_of: Callable[[Tensor], Tensor], samples: tuple, envs: int, rows: Tensor):
+        def watched(inputs: Tensor) -> Tensor:
+            seen.append(outputs_of(inputs)[rows])
+            return outputs_of(inputs)
+
+        return score_samples(structure, watched, samples, envs, rows)
+
+    samples, args = (engine.data.val_inputs, engine.data.val_targets), (learners_of(state), state.slots.alpha)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["esper.tezzeret.native.evaluate"], "score_samples", spy)
+        patch.setattr(eager, "score_samples", spy)
+        scores = engine.backend.evaluate(engine.hypers, plan_of(engine, state), *args, samples, wanted)
+    return scores, torch.cat(seen, dim=1)
 
 
 class Pair:

@@ -1,29 +1,21 @@
 """The native network against the definition in float64, and what an environment may depend on."""
 
-import sys
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tezzeret_states import Pair, batch_of, double, largest_gap, lesson, mixed_state, plain, plan_of
-from torch import Tensor
+from tezzeret_states import Pair, batch_of, double, evaluated, largest_gap, lesson, mixed_state, plain, plan_of
 from torch.nn import functional as F
 
 import esper
-from esper.engine import Engine
 from esper.kasmina.cnn import cnn_host
 from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
 from esper.kasmina.counterfactuals import AS_IS, Counterfactuals, coalitions, single_changes
 from esper.kasmina.slot_table import take_table
 from esper.kernels.chain import library
 from esper.leyline.learners import learners_of
-from esper.leyline.state import State
-from esper.tezzeret import eager
 from esper.tezzeret.batches import Batch, Batches
-from esper.tezzeret.score import Scores, score_samples
 from esper.tolaria import data
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler")
@@ -92,25 +84,6 @@ def test_forward_is_that_of_the_definition(pair: Pair) -> None:
 
 
 # Evaluation
-
-
-def evaluated(engine: Engine, state: State, wanted: Counterfactuals) -> tuple[Scores, Tensor]:
-    """Scores; and the outputs [L, V, C] that they were made from."""
-    seen: list[Tensor] = []
-
-    def spy(structure: object, outputs_of: Callable[[Tensor], Tensor], samples: tuple, envs: int, rows: Tensor):
-        def watched(inputs: Tensor) -> Tensor:
-            seen.append(outputs_of(inputs)[rows])
-            return outputs_of(inputs)
-
-        return score_samples(structure, watched, samples, envs, rows)
-
-    samples, args = (engine.data.val_inputs, engine.data.val_targets), (learners_of(state), state.slots.alpha)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["esper.tezzeret.native.evaluate"], "score_samples", spy)
-        patch.setattr(eager, "score_samples", spy)
-        scores = engine.backend.evaluate(engine.hypers, plan_of(engine, state), *args, samples, wanted)
-    return scores, torch.cat(seen, dim=1)
 
 
 def assert_same_answers(pair: Pair, wanted: Counterfactuals) -> None:

@@ -1,0 +1,164 @@
+"""Every vector width against torch and the definition in float64; the choice of an instruction set by ``ESPER_ISA``."""
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from kernel_chains import Writer, assert_agrees, deal, enclose
+
+import esper
+from esper.kasmina.cnn import cnn_host
+from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
+from esper.kasmina.counterfactuals import single_changes
+from esper.kasmina.slot_table import take_table
+from esper.kernels import chain, native, optimizer, program
+from esper.leyline.config import ConfigError
+from esper.tolaria import data
+
+STATES = Path(__file__).parents[1] / "tezzeret" / "states.py"
+_spec = importlib.util.spec_from_file_location("isa_states", STATES)
+states = importlib.util.module_from_spec(_spec)
+sys.modules["isa_states"] = states
+_spec.loader.exec_module(states)
+
+pytestmark = pytest.mark.skipif(program.library() is None, reason="no C++ compiler")
+
+CACHES = (native.load, program.library, program.pack, chain.library, optimizer.library)
+BATCHES = (1, 3, 5, 13, 21, 64)
+ENVS = 3
+
+
+class Build(NamedTuple):
+    """How libraries are built: the instruction set, more flags, and the width that results."""
+
+    isa: str
+    flags: tuple[str, ...]
+    pack: int
+
+
+BUILDS = {
+    "sse": Build("sse", (), 4),
+    "neon": Build("neon", (), 4),
+    "avx2": Build("avx2", (), 8),
+    "avx512": Build("avx512", (), 16),
+    "avx512's row": Build("", ("-DESPER_LANES=16", "-DESPER_REGISTERS=32", "-O1"), 16),
+}
+"""The last on any machine, slowly: vectors that are wider than its registers."""
+
+
+def unload() -> None:
+    for cache in CACHES:
+        cache.cache_clear()
+
+
+@pytest.fixture(scope="module", params=BUILDS.values(), ids=BUILDS)
+def build(request: pytest.FixtureRequest) -> Iterator[Build]:
+    """Everything that runs meanwhile runs in libraries of this build."""
+    compiler, wanted = native.find_compiler(), request.param
+    assert compiler is not None
+    if wanted.isa and not native.ISAS[wanted.isa].macros <= native._macros(compiler):
+        pytest.skip(f"this machine has no {wanted.isa}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ESPER_ISA", wanted.isa)
+        patch.setattr(native, "FLAGS", (*native.FLAGS, *wanted.flags))
+        unload()
+        yield wanted
+    unload()
+
+
+def test_every_library_has_the_width_of_its_build(build: Build) -> None:
+    built = chain.library()
+    assert built is not None
+    assert program.pack() == built.esper_pack() == build.pack
+
+
+def task(batch: int) -> esper.Task:
+    """Channels and positions that leave a rest after every size of tile."""
+    dataset = data.synthetic((3, 6, 7), num_train=64, num_val=batch)
+    host = cnn_host(dataset.input_shape, dataset.num_classes, 2, 7, 1)
+    settings = {"slots": (0, 1), "batch_size": batch, "steps_per_epoch": 1, "eval_batch_size": batch}
+    return esper.Task("t", host, CONV_BLUEPRINTS, dataset, settings)
+
+
+@pytest.mark.usefixtures("build")
+@pytest.mark.parametrize("batch", BATCHES)
+def test_every_width_equals_the_definition(batch: int) -> None:
+    """And so every other width, up to rounding: a step, a minibatch's gradients, and the outputs of all lanes."""
+    pair = states.Pair(task(batch), ENVS)
+    pair.assert_near(states.batch_of(pair.fast, batch), 3e-4)
+    wanted = single_changes(take_table(pair.state.slots))
+    state = states.double(pair.state)
+    outputs, exact = states.evaluated(pair.fast, pair.state, wanted)[1], states.evaluated(pair.exact, state, wanted)[1]
+    assert outputs.shape == exact.shape and outputs.shape[0] > ENVS
+    assert states.largest_gap(outputs, exact) < 1e-4
+    wait = torch.zeros(ENVS, dtype=torch.int64)
+    (after, _), (true, _) = pair.fast.step(pair.state, wait), pair.exact.step(state, wait)
+    for name in (("host", "moments"), ("seeds", "moments"), ("host", "params"), "buffers", ("signals", "val_loss")):
+        assert states.largest_gap(after.get(name), true.get(name)) < 3e-4, name
+
+
+@pytest.mark.usefixtures("build")
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+@pytest.mark.parametrize("batch", BATCHES)
+def test_every_tile_of_a_convolution(kernel: int, batch: int) -> None:
+    writer = Writer((5, 3, 7))
+    writer.add(program.Op.CONV, out=15, kernel=kernel, bias=True)
+    assert_agrees(deal(enclose(writer.code()), 2, batch))
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    unload()
+    yield
+    unload()
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_width_that_changes_between_two_libraries_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = program.pack()
+    monkeypatch.setattr(chain, "pack", lambda: 5)
+    with pytest.raises(RuntimeError, match=f"chain has packs of {own}, programs of 5: ESPER_ISA has changed"):
+        chain.library()
+
+
+MACHINES = {
+    "sse": native.ISAS["sse"].macros,
+    "avx2 or sse": native.ISAS["sse"].macros | native.ISAS["avx2"].macros,
+    "neon": native.ISAS["neon"].macros,
+}
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize("allowed", MACHINES)
+@pytest.mark.parametrize("name", ["avx512", "AVX2", "native"])
+def test_what_is_no_instruction_set_of_this_machine(allowed: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_macros", lambda compiler: MACHINES[allowed])
+    monkeypatch.setenv("ESPER_ISA", name)
+    lacks = " (this machine lacks it)" if name == "avx512" else ""
+    line = f"ESPER_ISA = '{name}'{lacks}: expected {allowed} here"
+    with pytest.raises(ValueError) as error:
+        native.load("program")
+    assert str(error.value) == line
+    for backend in ("auto", "native"):
+        with pytest.raises(ConfigError) as error:
+            esper.make(task(4), 1, backend=backend)
+        assert str(error.value) == line
+    monkeypatch.setenv("ESPER_NATIVE", "0")
+    assert native.load("program") is None, "what is not used cannot be wrong"
+
+
+def test_an_instruction_set_is_part_of_a_librarys_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiler, source = native.find_compiler(), tmp_path / "answer.cpp"
+    assert compiler is not None
+    source.write_text('extern "C" int answer() { return 41; }\n')
+    own = [name for name, isa in native.ISAS.items() if isa.macros <= native._macros(compiler)]
+    names = set()
+    for isa in ("", *own):
+        monkeypatch.setenv("ESPER_ISA", isa)
+        names.add(native._built(source, compiler))
+    assert len(names) == 1 + len(own) > 1

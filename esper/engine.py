@@ -13,7 +13,7 @@ from esper.leyline.config import Config
 from esper.leyline.events import Transition
 from esper.leyline.hypers import HyperParams
 from esper.leyline.learners import Learners, Weights, learners_of, parts, with_learners
-from esper.leyline.state import Snapshot, State
+from esper.leyline.state import Snapshot, State, locked
 from esper.leyline.streams import Stream
 from esper.tamiyo.interface import Interface
 from esper.tamiyo.observation import column_names, observe
@@ -57,7 +57,7 @@ def init(structure: Structure, data: Dataset, seed: int, numbers: Tensor | None 
         **parts(learners),
         batch_size=[count],
     )
-    return state.lock_()
+    return locked(state)
 
 
 def _fresh_learners(structure: Structure, key: Tensor) -> Learners:
@@ -107,7 +107,7 @@ def step(
 
     state, judgement = govern(structure, hypers, state, table.any_active, epoch, evaluation)
     signals = update_signals(hypers, state.signals, epoch, evaluation, keep=judgement.rolled_back)
-    return state.replace(signals=signals).lock_(), Transition(deed, epoch, evaluation, life, judgement)
+    return locked(state.replace(signals=signals)), Transition(deed, epoch, evaluation, life, judgement)
 
 
 def reset(structure: Structure, state: State, data: Dataset, fresh: Tensor, seed: int) -> State:
@@ -130,7 +130,7 @@ def reset(structure: Structure, state: State, data: Dataset, fresh: Tensor, seed
     }
     renewed = state.copy()
     renewed.update(leaves)
-    return renewed.lock_()
+    return locked(renewed)
 
 
 @dataclass(frozen=True, repr=False)

@@ -14,13 +14,14 @@ LAYERS = {
     "tamiyo": 2,
     "urza": 2,
     "kasmina": 3,
-    "tolaria": 4,
-    "engine": 5,
-    "simic": 6,
-    "runtime": 7,
-    "bench": 8,
-    "__init__": 9,
-    "__main__": 9,
+    "tezzeret": 4,
+    "tolaria": 5,
+    "engine": 6,
+    "simic": 7,
+    "runtime": 8,
+    "bench": 9,
+    "__init__": 10,
+    "__main__": 10,
 }
 
 
@@ -50,7 +51,7 @@ def test_compile_is_called_in_one_file():
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.compile"
     }
-    assert users == {"compilation.py"}
+    assert users <= {"inductor.py"}
 
 
 def test_files_and_functions_stay_small():

@@ -90,7 +90,8 @@ class Seeds(NamedTuple):
       params: [m, W]; rows may be further apart than W.
       owners: int64 [n]; row of ``params`` of each seed; None: its own number.
       gate_params: [m', G].
-      training, isolated: bool [n] or None; as in ``esper.kernels.program.Rows``.
+      training: bool [n] or None; seeds that the network does not see, while they get the gradient of the slot's output.
+      isolated: bool [n] or None; seeds that give no gradient to what they read.
     """
 
     places: Places
@@ -250,7 +251,7 @@ def train(chain: Chain, x: Tensor | Picked, targets: Tensor, host: Tensor, seeds
 def infer(chain: Chain, x: Tensor, host: Tensor, buffers: Tensor, seeds: Sequence[Seeds], lanes: Lanes) -> Tensor:
     """Logits [L, B, C] of every lane; ``buffers`` [E, N], the rest as in ``train``, rows of ``seeds`` by lane."""
     built, x = library(), inner(x)
-    assert built is not None
+    assert built is not None and not chain.num_aux, "batch statistics have no inference form"
     last = chain.stages[-1].program.code
     logits = x.new_empty(lanes.lanes.shape[0], x.shape[1], last.registers[last.output][0])
     call, _ = _call(chain, _inputs(x), host, buffers, seeds)

@@ -1,4 +1,4 @@
-"""Config: the structure of a run. Integers, enums and tuples only; a change of it is a change of the program.
+"""Config: the structure of a run. Integers, names, enums and tuples only; a change of it is a change of the program.
 
 Numbers that may vary without changing the program are ``HyperParams``.
 """

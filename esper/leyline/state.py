@@ -6,7 +6,7 @@ R buffers of seeds.
 Accuracies, improvements and contributions are percentage points (0 to 100); losses are nats; ages are epochs.
 """
 
-from tensordict import TypedTensorDict
+from tensordict import TensorDictBase, TypedTensorDict
 from torch import Tensor
 
 
@@ -99,3 +99,20 @@ class State(TypedTensorDict):
     signals: Signals
     governor: Governor
     vault: Snapshot
+
+
+def locked(state: State) -> State:
+    """The same tensors in containers of their own, in which none can be exchanged.
+
+    ``lock_`` of tensordict 0.14 reaches the outermost of nested typed containers only.
+    """
+    state = state.copy()
+    _lock(state)
+    return state
+
+
+def _lock(part: TensorDictBase) -> None:
+    for value in part.values():
+        if isinstance(value, TensorDictBase):
+            _lock(value)
+    part.lock_()

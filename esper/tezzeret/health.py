@@ -47,7 +47,10 @@ def measure_health(
     zero = torch.zeros_like(host_norm)
     columns = []
     for slot, grads in zip(structure.slots, seed_grads, strict=True):
-        norm, relative, largest = _seed_norms(slot, grads) if grads.grads else (zero, zero, zero)
+        if not grads.grads:
+            columns.append((zero, zero, ~grads.present))
+            continue
+        norm, relative, largest = _seed_norms(slot, grads)
         ratio = relative / host_norm.clamp(min=TINY) * layout.size**0.5
         ratio = torch.where((norm < TINY) | (host_norm < TINY), 0.0, ratio)
         sound = torch.isfinite(norm) & (largest <= hypers.exploding_norm)
@@ -63,9 +66,9 @@ def _seed_norms(slot: Slot, slot_grads: SlotGradients) -> tuple[Tensor, ...]:
     """Of every environment's seed [E]: the norm, that over the root of the seed's size, the largest of a tensor."""
     rows = []
     for blueprint, grad in zip(slot_grads.blueprints, slot_grads.grads, strict=True):
-        each = tensor_norms(slot.row(blueprint), grad)
+        each = tensor_norms(slot.row(blueprint), grad) if grad.shape[1] else grad.new_zeros(grad.shape[0], 1)
         norm = torch.linalg.vector_norm(each, dim=1)
-        rows.append(torch.stack((norm, norm / grad.shape[1] ** 0.5, each.amax(1))))
+        rows.append(torch.stack((norm, norm / max(grad.shape[1], 1) ** 0.5, each.amax(1))))
     placed = torch.cat(rows, dim=1).index_select(1, slot_grads.index)
     return torch.where(slot_grads.present, placed, 0.0).unbind(0)
 

@@ -188,8 +188,9 @@ def plan_evaluation(
             continue
         change = np.where(active[wanted.env, number], wanted.change[:, number], AS_IS)
         found, first, inverse = np.unique(change * envs.size + lane, return_index=True, return_inverse=True)
-        forks = found.size > envs.size
-        parents, lane, forked = found % envs.size, inverse, forked or forks
+        parents = found % envs.size
+        forks = not np.array_equal(parents, np.arange(envs.size))  # more of them, or the same number in another order
+        lane, forked = inverse, forked or forks
         envs = envs[parents]
         listed = list_slot(structure, table, number, envs, part[first, number], sinks)
         slots[number] = listed._replace(parents=parents if forks or padded else None)

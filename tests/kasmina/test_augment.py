@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esper.tolaria.augment import Padding, Placement, crop_and_flip, draw_placement, place
+from esper.kasmina.augment import Padding, Placement, crop_and_flip, draw_placement, place
 from esper.utils import rng
 
 NUMPY = {Padding.ZEROS: "constant", Padding.REFLECT: "reflect"}

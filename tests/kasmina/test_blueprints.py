@@ -1,6 +1,7 @@
 """Convolutional blueprints: their sizes, and that every seed starts harmless and can learn with all its parts."""
 
 from collections.abc import Callable
+from itertools import product
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from esper.kasmina.blueprint import Blueprint
 from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS, norm_groups
 from esper.kasmina.layout import Layout, constant
-from esper.kasmina.site import conv_site
+from esper.kasmina.site import conv_site, token_site, vector_site
 from esper.utils import rng
 
 CHANNELS = (1, 2, 4, 8, 16, 32, 64)
@@ -59,7 +60,7 @@ def seed(blueprint: Blueprint, channels: int, dtype: torch.dtype = torch.float64
 def sgd_step(blueprint: Blueprint, layout: Layout, flat: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, list[bool]]:
     """One step of regression; per named tensor, whether every network's gradient was non-zero."""
     flat = flat.detach().requires_grad_()
-    loss = (blueprint.apply(layout.views(flat), x) - y).square().mean((1, 2, 3, 4)).sum()
+    loss = (blueprint.infer(layout.views(flat), {}, x) - y).square().mean((1, 2, 3, 4)).sum()
     (grad,) = torch.autograd.grad(loss, flat)
     moved = [bool((piece.flatten(1).abs().amax(1) > 0).all()) for piece in layout.views(grad).values()]
     return (flat - 0.1 * grad).detach(), moved
@@ -67,7 +68,9 @@ def sgd_step(blueprint: Blueprint, layout: Layout, flat: Tensor, x: Tensor, y: T
 
 def test_the_registry_lists_each_name_once_in_documented_order() -> None:
     assert [blueprint.name for blueprint in CONV_BLUEPRINTS] == list(SIZES)
-    assert all(blueprint.kinds == {"conv"} for blueprint in CONV_BLUEPRINTS)
+    sites = conv_site(8, 5, 3), conv_site(8, 3, 5), token_site(5, 8), vector_site(8)
+    for blueprint, site, other in product(CONV_BLUEPRINTS, sites, sites):
+        assert blueprint.fits(site, other) == (site == other and site.kind == "conv")
 
 
 @EVERY
@@ -75,7 +78,7 @@ def test_the_registry_lists_each_name_once_in_documented_order() -> None:
 def test_parameter_count_and_cost_follow_the_table(blueprint: Blueprint, channels: int) -> None:
     site = conv_site(channels, 5, 3)
     assert blueprint.layout(site).size == SIZES[blueprint.name](channels)
-    assert blueprint.flops(site) == FLOPS[blueprint.name](channels, 15)
+    assert blueprint.flops(site, site) == FLOPS[blueprint.name](channels, 15)
 
 
 @EVERY
@@ -98,7 +101,7 @@ def test_keeps_shape_and_dtype_and_starts_within_its_identity_bound(
     layout, flat = seed(blueprint, channels, dtype, side=7)
     assert flat.shape == (NETWORKS, layout.size) and flat.dtype == dtype
     x = draw(1, NETWORKS, BATCH, channels, 7, 7, dtype=dtype)
-    y = blueprint.apply(layout.views(flat), x)
+    y = blueprint.infer(layout.views(flat), {}, x)
     assert y.shape == x.shape and y.dtype == dtype
     assert y.isfinite().all()
     if blueprint.identity_bound == 0:
@@ -127,7 +130,7 @@ def test_learns(blueprint: Blueprint) -> None:
     y = 0.5 * x.roll(1, dims=2) + 0.25 * x.relu()
 
     def loss(params: Tensor) -> Tensor:
-        return (blueprint.apply(layout.views(params), x) - y).square().mean((1, 2, 3, 4))
+        return (blueprint.infer(layout.views(params), {}, x) - y).square().mean((1, 2, 3, 4))
 
     before = loss(flat)
     for _ in range(10):
@@ -141,13 +144,13 @@ def test_networks_do_not_see_each_other(blueprint: Blueprint, channels: int) -> 
     layout, flat = seed(blueprint, channels)
     flat = flat + 0.1 * draw(5, *flat.shape)  # away from the identity
     x = draw(1, NETWORKS, BATCH, channels, SIDE, SIDE)
-    together = blueprint.apply(layout.views(flat), x)
+    together = blueprint.infer(layout.views(flat), {}, x)
     for row in range(NETWORKS):
-        alone = blueprint.apply(layout.views(flat[row : row + 1]), x[row : row + 1])
+        alone = blueprint.infer(layout.views(flat[row : row + 1]), {}, x[row : row + 1])
         assert torch.allclose(alone[0], together[row], rtol=0, atol=1e-12)
     broken = x.clone()
     broken[1] = torch.nan
-    kept = blueprint.apply(layout.views(flat), broken)[[0, 2]]
+    kept = blueprint.infer(layout.views(flat), {}, broken)[[0, 2]]
     assert torch.equal(kept, together[[0, 2]])
 
 
@@ -156,8 +159,8 @@ def test_samples_do_not_see_each_other(blueprint: Blueprint) -> None:
     layout, flat = seed(blueprint, 8)
     flat = flat + 0.1 * draw(5, *flat.shape)
     x = draw(1, NETWORKS, BATCH, 8, SIDE, SIDE)
-    together = blueprint.apply(layout.views(flat), x)
-    alone = blueprint.apply(layout.views(flat), x[:, 2:3])
+    together = blueprint.infer(layout.views(flat), {}, x)
+    alone = blueprint.infer(layout.views(flat), {}, x[:, 2:3])
     assert torch.allclose(alone[:, 0], together[:, 2], rtol=0, atol=1e-12)
 
 
@@ -203,7 +206,7 @@ def test_a_layout_may_be_empty_or_hold_scalars() -> None:
 def test_fits_channels_that_are_no_power_of_two(blueprint: Blueprint, channels: int) -> None:
     layout, flat = seed(blueprint, channels)
     x = draw(1, NETWORKS, BATCH, channels, SIDE, SIDE)
-    assert blueprint.apply(layout.views(flat), x).shape == x.shape
+    assert blueprint.infer(layout.views(flat), {}, x).shape == x.shape
 
 
 @pytest.mark.parametrize(
@@ -214,7 +217,7 @@ def test_a_seed_on_maps_of_one_position_can_change(name: str, channels: int) -> 
     blueprint = next(b for b in CONV_BLUEPRINTS if b.name == name)
     layout, flat = seed(blueprint, channels, side=1)
     x, y = (draw(n, NETWORKS, 8, channels, 1, 1) for n in (1, 2))
-    first = blueprint.apply(layout.views(flat), x)
+    first = blueprint.infer(layout.views(flat), {}, x)
     for _ in range(3):
         flat, _ = sgd_step(blueprint, layout, flat, x, y)
-    assert not torch.equal(blueprint.apply(layout.views(flat), x), first)
+    assert not torch.equal(blueprint.infer(layout.views(flat), {}, x), first)

@@ -1,23 +1,30 @@
 """The shipped conformance check accepts what is sound and names what is not."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 
-from esper.kasmina.blueprint import Blueprint
+from esper.kasmina.blueprint import Blueprint, preserving
 from esper.kasmina.checks import BlueprintError, check_blueprint
 from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
-from esper.kasmina.layout import constant, fan_in_uniform
-from esper.kasmina.site import Site, conv_site
+from esper.kasmina.layout import Param, Params, constant, fan_in_uniform
+from esper.kasmina.site import Site, conv_site, vector_site
 
-SITE = conv_site(4, 5, 5)
-GOOD = Blueprint(
-    "scale",
-    frozenset({"conv"}),
-    lambda site: (constant("gain", (site.channels,), 0.0),),
-    lambda params, x: x * (1 + params["gain"][:, None, :, None, None]),
-    lambda site: 0,
-    0.0,
-)
+SITE, POINT = conv_site(4, 5, 5), vector_site(3)
+GAIN = constant("gain", (4,), 0.0)
+
+
+def seed(apply: Callable[[Params, Tensor], Tensor], *params: Param, bound: float = 0.0) -> Blueprint:
+    return preserving("scale", frozenset({"conv"}), lambda site: params, apply, lambda site: 0, bound)
+
+
+def gain(params: Params) -> Tensor:
+    return params["gain"][:, None, :, None, None]
+
+
+GOOD = seed(lambda p, x: x * (1 + gain(p)), GAIN)
 
 
 @pytest.mark.parametrize("blueprint", CONV_BLUEPRINTS, ids=lambda b: b.name)
@@ -30,28 +37,22 @@ def test_a_single_network_form_lifted_by_vmap_passes():
     def single(params, x):
         return x + torch.tanh(params["mix"]) * x.flip(-1)
 
-    check_blueprint(
-        GOOD._replace(apply=torch.func.vmap(single), params=lambda site: (constant("mix", (1,), 0.0),)), SITE
-    )
+    check_blueprint(seed(torch.func.vmap(single), constant("mix", (1,), 0.0)), SITE)
 
 
 BROKEN = {
-    "output shape": GOOD._replace(apply=lambda p, x: (x * p["gain"][:, None, :, None, None])[..., :-1]),
-    "output dtype": GOOD._replace(apply=lambda p, x: (x * (1 + p["gain"][:, None, :, None, None])).half()),
-    "non-finite output": GOOD._replace(apply=lambda p, x: x / p["gain"][:, None, :, None, None]),
-    r"\|apply\(x\) - x\|": GOOD._replace(apply=lambda p, x: x * (2 + p["gain"][:, None, :, None, None])),
-    "zero gradient": GOOD._replace(apply=lambda p, x: x + p["gain"][:, None, :, None, None].relu()),
-    "no gradient to its parameters": GOOD._replace(apply=lambda p, x: x * 1),
-    "rows that differ": GOOD._replace(
-        apply=lambda p, x: x + 0.1 * (x.mean(0) + p["gain"][:, None, :, None, None]), identity_bound=9.0
-    ),
-    "kinds": GOOD._replace(kinds=frozenset({"token"})),
-    "distinct names": GOOD._replace(params=lambda site: (constant("gain", (4,), 0.0), constant("gain", (4,), 0.0))),
-    "no parameters": GOOD._replace(params=lambda site: ()),
-    "flops": GOOD._replace(flops=lambda site: -1),
-    "needs float64": GOOD._replace(
-        apply=lambda p, x: x.float() * (1 + p["gain"].float()[:, None, :, None, None]), name="needs float64"
-    ),
+    "output shape": seed(lambda p, x: (x * gain(p))[..., :-1], GAIN),
+    "output dtype": seed(lambda p, x: (x * (1 + gain(p))).half(), GAIN),
+    "non-finite output": seed(lambda p, x: x / gain(p), GAIN),
+    r"\|y - x\|": seed(lambda p, x: x * (2 + gain(p)), GAIN),
+    "zero gradient": seed(lambda p, x: x + gain(p).relu(), GAIN),
+    "zero gradient to its parameters": seed(lambda p, x: x * 1, GAIN),
+    "rows that differ": seed(lambda p, x: x + 0.1 * (x.mean(0) + gain(p)), GAIN, bound=9.0),
+    "does not fit 'conv' to 'conv'": GOOD._replace(fits=lambda source, target: source.kind == "token"),
+    "distinct names": seed(lambda p, x: x, GAIN, GAIN),
+    "no parameters": seed(lambda p, x: x),
+    "flops": GOOD._replace(flops=lambda source, target: -1),
+    "output dtype torch.float32": seed(lambda p, x: x.float() * (1 + gain(p).float()), GAIN),
 }
 
 
@@ -64,13 +65,51 @@ def test_each_broken_contract_is_named(fault):
 
 def test_a_site_of_another_kind_works():
     """Nothing in the check is about convolutions."""
-    vector = Site("vector", (6,), 0)
-    affine = Blueprint(
+    params = fan_in_uniform("weight", (6, 6), 6), constant("tail", (6,), 0.0)
+    affine = preserving(
         "affine",
         frozenset({"vector"}),
-        lambda site: (fan_in_uniform("weight", (6, 6), 6), constant("tail", (6,), 0.0)),
+        lambda site: params,
         lambda p, x: x + torch.bmm(x, p["weight"]) * p["tail"].unsqueeze(1),
         lambda site: 36,
         0.0,
     )
-    check_blueprint(affine, vector)
+    check_blueprint(affine, Site("vector", (6,), 0))
+
+
+def bypass(train: Callable[..., tuple[Tensor, Params]], scale: float = 0.0, init: str = "constant") -> Blueprint:
+    """From maps to a vector, with one buffer."""
+    return Blueprint(
+        name="head",
+        fits=lambda source, target: source.kind == "conv" and target.kind == "vector",
+        params=lambda source, target: (constant("weight", (target.channels, source.channels), scale),),
+        train=train,
+        infer=lambda p, b, x: train(p, b, x, None)[0],
+        flops=lambda source, target: source.channels * target.channels,
+        identity_bound=0.0,
+        buffers=lambda source, target: (Param("count", (2,), init, 1.0),),  # type: ignore[arg-type]
+    )
+
+
+def head(p: Params, b: Params, x: Tensor, key: Tensor | None) -> tuple[Tensor, Params]:
+    return x.mean((-2, -1)) @ p["weight"].mT, {"count": b["count"] + 1}
+
+
+BROKEN_BYPASSES = {
+    r"\|y\| = ": bypass(head, scale=1.0),
+    "output shape": bypass(lambda p, b, x, key: (x, b)),
+    r"buffers \{\} after training": bypass(lambda p, b, x, key: (head(p, b, x, key)[0], {})),
+    r"buffers \['count'\] drawn at random": bypass(head, init="normal"),
+    "does not fit 'conv' to 'vector'": bypass(head)._replace(fits=lambda source, target: False),
+}
+
+
+def test_a_bypass_with_buffers_passes():
+    check_blueprint(bypass(head), SITE, POINT)
+
+
+@pytest.mark.parametrize("fault", BROKEN_BYPASSES)
+def test_each_broken_contract_of_a_bypass_is_named(fault):
+    with pytest.raises(BlueprintError, match=fault) as error:
+        check_blueprint(BROKEN_BYPASSES[fault], SITE, POINT)
+    assert "\n" not in str(error.value) and "expected" in str(error.value)

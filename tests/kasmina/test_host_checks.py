@@ -74,11 +74,11 @@ TABLE = Param("table", (5, 4), "normal", 0.1)
 
 
 def text(apply) -> Host:
-    stages = (
+    blocks = (
         plain_block((TABLE,), lambda p, x: apply(embed(x, p["table"])), token_site(6, 4), 0),
         plain_block((), lambda p, x: linear(x, p["table"]), None, 20, (Tie(0, TABLE),)),
     )
-    return Host("text", (6,), 5, stages, takes_tokens=True)
+    return Host("text", (6,), 5, blocks, takes_tokens=True)
 
 
 BROKEN = {
@@ -86,17 +86,17 @@ BROKEN = {
     "distinct names": first(params=(WEIGHT, WEIGHT)),
     "1 outputs": GOOD._replace(num_outputs=1),
     "no parameters": GOOD._replace(blocks=(LAST._replace(params=()),)),
-    "a site after the last stage": GOOD._replace(blocks=(FIRST,)),
-    "flops -1 in stage 0": first(flops=-1),
-    "flops 1.5 in stage 0": first(flops=1.5),
+    "a site after the last block": GOOD._replace(blocks=(FIRST,)),
+    "flops -1 in block 0": first(flops=-1),
+    "flops 1.5 in block 0": first(flops=1.5),
     "a cost of 0": GOOD._replace(blocks=(FIRST._replace(flops=0), LAST._replace(flops=0))),
     "drawn at random": first(buffers=(Param("noise", (2,), "normal", 1.0),)),
-    r"output \[3, 4, 4\] in stage 0 \(inference\); expected \(3, 4, 5\)": first(site=vector_site(5)),
-    r"output \[3, 4, 3\] in stage 1 .*; expected \(3, 4, 7\)": GOOD._replace(num_outputs=7),
-    "output dtype torch.float32 in stage 0": plain(lambda p, x: linear(x.float(), p["weight"].float())),
-    "non-finite output in stage 0": plain(lambda p, x: linear(x, p["weight"]) / 0),
-    r"buffers \{\} in stage 0": counted(lambda p, b, x: (linear(x, p["weight"]), {})),
-    r"buffers \{'count': \(3,\)\}": counted(lambda p, b, x: (linear(x, p["weight"]), {"count": b["count"][:, 0]})),
+    r"output \[3, 4, 4\] in block 0 \(inference\); expected \(3, 4, 5\)": first(site=vector_site(5)),
+    r"output \[3, 4, 3\] in block 1 .*; expected \(3, 4, 7\)": GOOD._replace(num_outputs=7),
+    "output dtype torch.float32 in block 0": plain(lambda p, x: linear(x.float(), p["weight"].float())),
+    "non-finite output in block 0": plain(lambda p, x: linear(x, p["weight"]) / 0),
+    r"buffers \{\} in block 0": counted(lambda p, b, x, key: (linear(x, p["weight"]), {})),
+    r"buffers \{'count': \(3,\)\}": counted(lambda p, b, x, key: (linear(x, p["weight"]), {"count": b["count"][:, 0]})),
     "a first loss of": GOOD._replace(blocks=(FIRST, LAST._replace(params=(HEAD._replace(scale=40.0),)))),
     "writing into its arguments": plain(doubling),
     "giving two results": plain(counting),
@@ -105,18 +105,18 @@ BROKEN = {
         lambda p, x: linear(x, p["weight"].mean(0, True).expand(len(x), 4, 4))
     ),
     "networks that depend on each other in training": counted(
-        lambda p, b, x: (linear(x, p["weight"]) + x.mean(0, keepdim=True), b)
+        lambda p, b, x, key: (linear(x, p["weight"]) + x.mean(0, keepdim=True), b)
     ),
     "samples that depend on each other in inference": plain(lambda p, x: linear(x - x.mean(1, True), p["weight"])),
     "predictions that depend on later tokens": text(lambda h: h + h.mean(2, keepdim=True)),
-    "no finite gradient to stage 0": plain(lambda p, x: linear(x, p["weight"].detach())),
+    "no finite gradient to block 0": plain(lambda p, x: linear(x, p["weight"].detach())),
 }
 
 
 def test_the_pieces_of_the_broken_hosts_are_sound():
     check_host(GOOD)
     check_host(text(lambda h: h))
-    check_host(counted(lambda p, b, x: (linear(x, p["weight"]), {"count": b["count"] + 1})))
+    check_host(counted(lambda p, b, x, key: (linear(x, p["weight"]), {"count": b["count"] + 1})))
 
 
 @pytest.mark.parametrize("fault", BROKEN)
@@ -132,7 +132,7 @@ def test_the_users_host_is_small():
 
 def test_the_users_host_grows_and_its_seeds_help():
     """Two permanent seeds in every host; the paired 95 % interval of the gain is above 3 percentage points."""
-    engine = esper.make(mlp.mlp_task(), 16, compile=False)
+    engine = esper.make(mlp.mlp_task(), 16)
     accuracies = []
     for policy in (wait(engine.codec), grow(engine.codec, "mlp_small")):
         state = engine.init(0)
@@ -145,6 +145,6 @@ def test_the_users_host_grows_and_its_seeds_help():
 
 
 def test_the_users_slots_offer_what_fits():
-    codec = esper.make(mlp.mlp_task(), 2, compile=False).codec
+    codec = esper.make(mlp.mlp_task(), 2).codec
     offered = {(a.slot, a.blueprint) for a in codec.actions if a.op == esper.Op.GERMINATE}
     assert offered == {(slot, kind) for slot in range(2) for kind in range(3)}

@@ -62,27 +62,27 @@ def test_impossible_hosts_are_refused(kwargs: dict, said: str) -> None:
 
 
 def forward(host: Host, params: list[Tensor], buffers: list[Tensor], x: Tensor, train: bool) -> tuple[Tensor, list]:
-    """All stages; the logits and the new buffers."""
+    """All blocks; the logits and the new buffers."""
     new = []
-    for stage, flat, held in zip(host.blocks, params, buffers, strict=True):
-        named = stage.layout.views(flat), stage.buffer_layout.views(held)
+    for block, flat, held in zip(host.blocks, params, buffers, strict=True):
+        named = block.layout.views(flat), block.buffer_layout.views(held)
         if train:
-            x, kept = stage.train(*named, x)
+            x, kept = block.train(*named, x, None)
             new.append(kept)
         else:
-            x = stage.infer(*named, x)
+            x = block.infer(*named, x)
     return x, new
 
 
 def twin(host: Host, params: list[Tensor], buffers: list[Tensor], row: int, pools: int) -> nn.Sequential:
     """The same network in torch.nn, made without weights so that no generator is drawn from."""
     modules: list[nn.Module] = []
-    for index, stage in enumerate(host.blocks[:-1]):
-        named = {k: v[row] for k, v in stage.layout.views(params[index]).items()}
+    for index, block in enumerate(host.blocks[:-1]):
+        named = {k: v[row] for k, v in block.layout.views(params[index]).items()}
         out, into, kernel, _ = named["conv"].shape
         conv = nn.Conv2d(into, out, kernel, padding=kernel // 2, bias=False, device="meta")
         norm = nn.BatchNorm2d(out, device="meta")
-        held = stage.buffer_layout.views(buffers[index])
+        held = block.buffer_layout.views(buffers[index])
         conv.load_state_dict({"weight": named["conv"]}, assign=True)
         state = {"weight": named["norm.weight"], "bias": named["norm.bias"], "running_mean": held["mean"][row].clone()}
         state |= {"running_var": held["variance"][row].clone(), "num_batches_tracked": torch.tensor(0)}
@@ -97,8 +97,8 @@ def twin(host: Host, params: list[Tensor], buffers: list[Tensor], row: int, pool
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_is_the_same_network_as_in_torch_nn(kernel: int) -> None:
     host = cnn_host((2, 9, 8), 5, num_blocks=3, base_channels=3, pool_blocks=2, kernel_size=kernel)
-    params = [draw(10 + i, N, stage.layout.size) for i, stage in enumerate(host.blocks)]
-    buffers = [draw(20 + i, N, stage.buffer_layout.size).abs() + 0.5 for i, stage in enumerate(host.blocks)]
+    params = [draw(10 + i, N, block.layout.size) for i, block in enumerate(host.blocks)]
+    buffers = [draw(20 + i, N, block.buffer_layout.size).abs() + 0.5 for i, block in enumerate(host.blocks)]
     x = draw(1, N, B, 2, 9, 8)
     trained, new = forward(host, params, buffers, x, train=True)
     inferred, _ = forward(host, params, buffers, x, train=False)

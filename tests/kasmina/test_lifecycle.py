@@ -21,7 +21,8 @@ from torch import Tensor
 from esper.kasmina import lifecycle
 from esper.kasmina.cnn import cnn_host
 from esper.kasmina.conv_blueprints import ATTENTION, CONV_SMALL, NORM
-from esper.kasmina.structure import Structure, build_network
+from esper.kasmina.objectives import cross_entropy
+from esper.kasmina.structure import Structure, build_structure
 from esper.leyline.actions import Action, Blend, Op
 from esper.leyline.codes import Check, Refusal
 from esper.leyline.config import Config, Precision
@@ -255,10 +256,10 @@ ANY = {
 
 
 @cache
-def network(auto_advance: bool = True, horizon: int = 25, precision: Precision = Precision.FLOAT32) -> Network:
+def network(auto_advance: bool = True, horizon: int = 25, precision: Precision = Precision.FLOAT32) -> Structure:
     config = Config(ENVS, (0, 1, 2), tuple(Blend), auto_advance=auto_advance, horizon=horizon, precision=precision)
     host = cnn_host((1, 4, 4), 2, num_blocks=3, base_channels=CHANNELS[0], pool_blocks=0)
-    return build_network(config, host, (NORM, ATTENTION, CONV_SMALL), CPU)
+    return build_structure(config, host, (NORM, ATTENTION, CONV_SMALL), cross_entropy(), CPU)
 
 
 def bits(slots: Slots) -> dict[tuple[int, int], bytes]:
@@ -300,7 +301,7 @@ class Lifecycle(RuleBasedStateMachine):
         numbers: dict[str, float | list[float]],
         plants: list[tuple[int, int, int, int]],
     ) -> None:
-        self.network = network(auto_advance, horizon, precision)
+        self.structure = network(auto_advance, horizon, precision)
         self.dtype = precision.dtype
         self.hypers = build_hypers(numbers, ENVS, self.dtype, CPU)
         self.slots = lifecycle.empty_slots(ENVS, SLOTS, self.dtype, CPU)
@@ -337,7 +338,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     def choose(self, env: int, kind: str, number: int) -> int:
         """An action of a kind; the operation is drawn before its arguments."""
-        codec, refusal = self.network.codec, self.refusal[env]
+        codec, refusal = self.structure.codec, self.refusal[env]
         if kind == "outside":
             return (-1, codec.size, 10**6)[number % 3]
         fitting = [i for i in range(codec.size) if (refusal[i] == 0) == (kind != "illegal")]
@@ -353,7 +354,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     @rule(choices=choices, accuracy=ACCURACY)
     def decide(self, choices: list[tuple[str, int]], accuracy: list[float]) -> None:
-        codec, causes, deeds = self.network.codec, {}, []
+        codec, causes, deeds = self.structure.codec, {}, []
         indices = [self.choose(env, *choice) for env, choice in enumerate(choices)]
         for env, index in enumerate(indices):
             action, verdict = Action(Op.WAIT), (int(Refusal.OUT_OF_RANGE), 0)
@@ -366,7 +367,7 @@ class Lifecycle(RuleBasedStateMachine):
             deeds.append((index, int(action.op), action.slot, *verdict))
         requested, val = torch.tensor(indices), self.tensor(accuracy)
         with unwritten(self.slots, requested, val, *self.hypers.values()):
-            slots, deed = lifecycle.apply_action(self.network, self.hypers, self.slots, requested, val)
+            slots, deed = lifecycle.apply_action(self.structure, self.hypers, self.slots, requested, val)
         assert list(zip(*(column.tolist() for column in deed), strict=True)) == deeds
         self.arrive(slots, causes)
 
@@ -374,7 +375,7 @@ class Lifecycle(RuleBasedStateMachine):
     def tick(self, accuracy: list[float]) -> None:
         val, old = self.tensor(accuracy), self.slots.stage
         with unwritten(self.slots, val, *self.hypers.values()):
-            slots, life = lifecycle.tick(self.network, self.hypers, self.slots, val)
+            slots, life = lifecycle.tick(self.structure, self.hypers, self.slots, val)
         for env, model in enumerate(self.model):
             model.tick(accuracy[env])
         assert torch.equal(life.before, old)
@@ -434,12 +435,12 @@ class Lifecycle(RuleBasedStateMachine):
 
     def every_action_is_judged_as_the_model_does(self) -> None:
         with unwritten(self.slots):
-            refusal, failed = lifecycle.refusals(self.network, self.hypers, self.slots)
+            refusal, failed = lifecycle.refusals(self.structure, self.hypers, self.slots)
         self.refusal = refusal.tolist()
         for env, model in enumerate(self.model):
-            wanted = [model.judge(*action) for action in self.network.codec.actions]
+            wanted = [model.judge(*action) for action in self.structure.codec.actions]
             got = list(zip(self.refusal[env], failed[env].tolist(), strict=True))
-            for action, ours, theirs in zip(self.network.codec.actions, wanted, got, strict=True):
+            for action, ours, theirs in zip(self.structure.codec.actions, wanted, got, strict=True):
                 assert theirs == ours, (action, asdict(model.slots[action.slot]))
 
     def alpha_is_exact_at_its_ends(self) -> None:
@@ -453,7 +454,7 @@ class Lifecycle(RuleBasedStateMachine):
                 assert alpha == 0.0
 
     def embargo_blocks_and_then_ends(self) -> None:
-        codec = self.network.codec
+        codec = self.structure.codec
         for (env, slot), left in self.blocked.items():
             said = {
                 self.refusal[env][i]

@@ -8,8 +8,9 @@ import torch
 from esper.kasmina import lifecycle
 from esper.kasmina.cnn import cnn_host
 from esper.kasmina.conv_blueprints import CONV_SMALL, NORM
-from esper.kasmina.network import Network, build_network
+from esper.kasmina.objectives import cross_entropy
 from esper.kasmina.quality_gates import CANDIDATE_GATES, GATES, TIMERS
+from esper.kasmina.structure import Structure, build_structure
 from esper.leyline.actions import Action, Blend, Op
 from esper.leyline.codes import GATE_CHECKS, Check, Gate, Refusal
 from esper.leyline.config import Config, Precision
@@ -27,9 +28,9 @@ def below(number: float) -> float:
     return torch.nextafter(torch.tensor(number), torch.tensor(-math.inf)).item()
 
 
-def network(**fields: object) -> Network:
+def network(**fields: object) -> Structure:
     config = Config(1, (0, 1), tuple(Blend), **({"auto_advance": False} | fields))
-    return build_network(config, cnn_host((1, 4, 4), 2, 2, 4, 0), (NORM, CONV_SMALL), CPU)
+    return build_structure(config, cnn_host((1, 4, 4), 2, 2, 4, 0), (NORM, CONV_SMALL), cross_entropy(), CPU)
 
 
 def hypers(**overrides: float) -> HyperParams:
@@ -46,7 +47,7 @@ def seed(stage: Stage, **fields: float) -> Slots:
     return slots
 
 
-def decide(slots: Slots, action: Action, net: Network, numbers: HyperParams) -> tuple[Slots, int, int]:
+def decide(slots: Slots, action: Action, net: Structure, numbers: HyperParams) -> tuple[Slots, int, int]:
     index = torch.tensor([net.codec.encode(action)])
     slots, deed = lifecycle.apply_action(net, numbers, slots, index, ACCURACY)
     return slots, deed.refusal.item(), deed.failed.item()
@@ -56,7 +57,7 @@ def stage_of(slots: Slots) -> Stage:
     return Stage(slots.stage[0, 0].item())
 
 
-def tick(slots: Slots, net: Network, numbers: HyperParams) -> Slots:
+def tick(slots: Slots, net: Structure, numbers: HyperParams) -> Slots:
     return lifecycle.tick(net, numbers, slots, ACCURACY)[0]
 
 
@@ -128,7 +129,7 @@ def test_only_the_clock_of_an_automatic_run_opens_gates_and_never_fossilizes(
 
 def test_gates_read_the_numbers_of_their_own_environment() -> None:
     config = Config(3, (0, 1, 2), auto_advance=False)
-    net = build_network(config, cnn_host((1, 4, 4), 2, 3, 4, 0), (NORM,), CPU)
+    net = build_structure(config, cnn_host((1, 4, 4), 2, 3, 4, 0), (NORM,), cross_entropy(), CPU)
     numbers = build_hypers({"shadowing_epochs": torch.tensor([1.0, 2.0, 3.0])}, 3, torch.float32, CPU)
     slots = lifecycle.empty_slots(3, 3, torch.float32, CPU)
     slots["stage"][:] = int(Stage.SHADOWING)
@@ -260,7 +261,9 @@ def test_germinating_in_a_live_slot_is_told_that_it_is_occupied(stage: Stage) ->
 
 @pytest.mark.parametrize("precision", Precision)
 def test_a_network_without_slots_knows_only_waiting(precision: Precision) -> None:
-    net = build_network(Config(2, (), precision=precision), cnn_host((1, 4, 4), 2, 1, 4, 0), (NORM,), CPU)
+    net = build_structure(
+        Config(2, (), precision=precision), cnn_host((1, 4, 4), 2, 1, 4, 0), (NORM,), cross_entropy(), CPU
+    )
     slots = lifecycle.empty_slots(2, 0, precision.dtype, CPU)
     numbers, val = build_hypers({}, 2, precision.dtype, CPU), torch.zeros(2, dtype=precision.dtype)
     slots, deed = lifecycle.apply_action(net, numbers, slots, torch.tensor([0, 1]), val)

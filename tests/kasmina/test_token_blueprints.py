@@ -1,6 +1,7 @@
 """Blueprints for token and vector sites: sizes, cost, and that every seed starts harmless, causal and able to learn."""
 
 from collections.abc import Callable
+from itertools import permutations
 
 import pytest
 import torch
@@ -8,11 +9,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from esper.kasmina.blueprint import Blueprint
+from esper.kasmina.blueprint import Blueprint, preserving
 from esper.kasmina.checks import BlueprintError, check_blueprint
 from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
 from esper.kasmina.layout import constant
-from esper.kasmina.site import Site, token_site, vector_site
+from esper.kasmina.site import Site, conv_site, token_site, vector_site
 from esper.kasmina.token_blueprints import ATTENTION, TOKEN_BLUEPRINTS
 from esper.utils import rng
 
@@ -41,7 +42,7 @@ def fresh(blueprint: Blueprint, site: Site, dtype: torch.dtype = torch.float64) 
 
 
 def apply(blueprint: Blueprint, site: Site, flat: Tensor, x: Tensor) -> Tensor:
-    return blueprint.apply(blueprint.layout(site).views(flat), x)
+    return blueprint.infer(blueprint.layout(site).views(flat), {}, x)
 
 
 def test_the_registry_lists_each_name_once_in_documented_order() -> None:
@@ -50,9 +51,10 @@ def test_the_registry_lists_each_name_once_in_documented_order() -> None:
 
 @EVERY
 def test_what_a_slot_offers_follows_from_its_site(blueprint: Blueprint) -> None:
-    kinds = {"token"} if blueprint is ATTENTION else {"token", "vector"}
-    assert blueprint.kinds == kinds
-    assert not any(conv.kinds & kinds for conv in CONV_BLUEPRINTS)
+    sites = token_site(T, 8), vector_site(8), conv_site(8, 2, 2), Site("tokens", (T,), 0)
+    assert [blueprint.fits(site, site) for site in sites] == [True, blueprint is not ATTENTION, False, False]
+    assert not any(blueprint.fits(*pair) for pair in permutations((*sites, token_site(T, 4), vector_site(4)), 2))
+    assert not any(conv.fits(site, site) for conv in CONV_BLUEPRINTS for site in sites if site.kind != "conv")
 
 
 @EVERY
@@ -67,20 +69,20 @@ def test_parameter_count_follows_the_table(blueprint: Blueprint, width: int) -> 
 @pytest.mark.parametrize("kind", ["token", "vector"])
 def test_cost_is_what_torch_counts(blueprint: Blueprint, width: int, kind: str) -> None:
     site = token_site(T, width) if kind == "token" else vector_site(width)
-    if kind not in blueprint.kinds:
+    if not blueprint.fits(site, site):
         return
     flat, x = fresh(blueprint, site)[:1], draw(1, 1, B, *site.shape)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # fused kernels are not counted
         apply(blueprint, site, flat, x)
-    assert counter.get_total_flops() == 2 * B * blueprint.flops(site)
-    assert blueprint.flops(site) > 0 or blueprint.name == "norm"
+    assert counter.get_total_flops() == 2 * B * blueprint.flops(site, site)
+    assert blueprint.flops(site, site) > 0 or blueprint.name == "norm"
 
 
 @EVERY
 @WIDTH
 def test_keeps_its_contract(blueprint: Blueprint, width: int) -> None:
     for site in (token_site(T, width), token_site(1, width), vector_site(width)):
-        if site.kind in blueprint.kinds:
+        if blueprint.fits(site, site):
             check_blueprint(blueprint, site)
 
 
@@ -168,7 +170,7 @@ def test_the_branch_does_not_depend_on_the_scale_of_the_stream(name: str) -> Non
     ],
 )
 def test_the_check_finds_what_a_branch_that_starts_at_zero_hides(name: str, broken: Callable) -> None:
-    leaky = Blueprint(
+    leaky = preserving(
         name, frozenset({"token"}), lambda site: (constant("gain", (1,), 0.0),), broken, lambda site: 0, 0.0
     )
     with pytest.raises(BlueprintError, match=r"positions that change by .* with later ones"):

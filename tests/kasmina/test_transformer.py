@@ -11,18 +11,22 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import esper
-from esper.kasmina import arena, reference
+from esper.kasmina import arena
 from esper.kasmina.cnn import cnn_host
 from esper.kasmina.host import Host, Tie, plain_block
 from esper.kasmina.layers import causal_attention, embed, layer_norm, standardise
 from esper.kasmina.layout import Layout, constant
-from esper.kasmina.structure import Structure, build_network
+from esper.kasmina.objectives import cross_entropy
 from esper.kasmina.site import token_site
+from esper.kasmina.slot_table import take_table
+from esper.kasmina.structure import Structure, build_structure
 from esper.kasmina.token_blueprints import TOKEN_BLUEPRINTS
 from esper.kasmina.transformer import transformer_host
 from esper.leyline.actions import Blend
 from esper.leyline.config import Config, ConfigError, Precision
+from esper.leyline.learners import learners_of
 from esper.leyline.stages import Stage
+from esper.tezzeret.batches import Batch
 from esper.tolaria.data import Dataset, synthetic
 from esper.utils import rng
 
@@ -38,14 +42,14 @@ def tokens(number: int, vocabulary: int, *shape: int) -> Tensor:
     return (rng.uniform(rng.fold_in(rng.key(14), number), shape) * vocabulary).long()
 
 
-def network_of(host: Host) -> Network:
-    return build_network(Config(num_envs=N, slots=()), host, (), CPU)
+def network_of(host: Host) -> Structure:
+    return build_structure(Config(num_envs=N, slots=()), host, (), cross_entropy(), CPU)
 
 
-def logits_of(network: Network, flat: Tensor, inputs: Tensor) -> Tensor:
+def logits_of(network: Structure, flat: Tensor, inputs: Tensor) -> Tensor:
     h = inputs
-    for stage, params in zip(network.host.blocks, arena.split_stages(network, flat), strict=True):
-        h = stage.infer(stage.reads.views(params), {}, h)
+    for block, params in zip(network.host.blocks, arena.split_blocks(network, flat), strict=True):
+        h = block.infer(block.reads.views(params), {}, h)
     return h
 
 
@@ -100,7 +104,7 @@ def test_cost_is_what_torch_counts(layers: int) -> None:
     flat, _ = arena.init_host(network, rng.split(rng.key(1), 1), torch.float32)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # fused kernels are not counted
         logits_of(network, flat, tokens(1, 11, 1, B, 6))
-    assert counter.get_total_flops() == 2 * B * sum(stage.flops for stage in network.host.blocks) > 0
+    assert counter.get_total_flops() == 2 * B * sum(block.flops for block in network.host.blocks) > 0
 
 
 def test_the_tied_gradient_is_the_sum_over_both_uses() -> None:
@@ -111,21 +115,21 @@ def test_the_tied_gradient_is_the_sum_over_both_uses() -> None:
     inputs, cotangent = tokens(1, 11, N, B, 6), draw(2, N, B, 6, 11)
     (together,) = torch.autograd.grad(logits_of(network, flat, inputs), flat, cotangent)
 
-    rows = [row.detach().clone().requires_grad_() for row in arena.split_stages(network, flat)]
+    rows = [row.detach().clone().requires_grad_() for row in arena.split_blocks(network, flat)]
     h = inputs
-    for stage, row in zip(network.host.blocks, rows, strict=True):
-        h = stage.infer(stage.reads.views(row), {}, h)
-    embedding, block, head = torch.autograd.grad(h, rows, cotangent)
+    for block, row in zip(network.host.blocks, rows, strict=True):
+        h = block.infer(block.reads.views(row), {}, h)
+    embedding, middle, head = torch.autograd.grad(h, rows, cotangent)
     own, tied = head.split([16, 88], dim=1)
     assert embedding[:, :88].abs().max() > 0 and tied.abs().max() > 0
     embedding = torch.cat((embedding[:, :88] + tied, embedding[:, 88:]), dim=1)
-    assert torch.allclose(together, torch.cat((embedding, block, own), dim=1), rtol=0, atol=1e-12)
+    assert torch.allclose(together, torch.cat((embedding, middle, own), dim=1), rtol=0, atol=1e-12)
 
 
 def test_a_host_without_ties_is_split_without_copies() -> None:
     network = network_of(cnn_host((1, 8, 8), 10, num_blocks=2, base_channels=2))
     flat, _ = arena.init_host(network, rng.split(rng.key(1), N), torch.float32)
-    for row in arena.split_stages(network, flat):
+    for row in arena.split_blocks(network, flat):
         assert row.untyped_storage().data_ptr() == flat.untyped_storage().data_ptr()
 
 
@@ -151,11 +155,11 @@ BACKWARDS = tied_host(())._replace(blocks=(PAIR[0]._replace(ties=(Tie(1, PAIR[1]
 @pytest.mark.parametrize(
     ("host", "said"),
     [
-        (tied_host((Tie(1, WEIGHT),)), "host 'pair', stage 1: tied to 'weight' of stage 1"),
-        (tied_host((Tie(-1, WEIGHT),)), "tied to 'weight' of stage -1; expected a tensor that a stage before 1 owns"),
-        (tied_host((Tie(0, WEIGHT._replace(shape=(9,))),)), "tied to 'weight' of stage 0"),
-        (BACKWARDS, "host 'pair', stage 0: tied to 'other' of stage 1"),
-        (tied_host((Tie(0, WEIGHT),), "weight"), "stage 1: parameters ['weight', 'weight']; expected distinct names"),
+        (tied_host((Tie(1, WEIGHT),)), "host 'pair', block 1: tied to 'weight' of block 1"),
+        (tied_host((Tie(-1, WEIGHT),)), "tied to 'weight' of block -1; expected a tensor that a block before 1 owns"),
+        (tied_host((Tie(0, WEIGHT._replace(shape=(9,))),)), "tied to 'weight' of block 0"),
+        (BACKWARDS, "host 'pair', block 0: tied to 'other' of block 1"),
+        (tied_host((Tie(0, WEIGHT),), "weight"), "block 1: parameters ['weight', 'weight']; expected distinct names"),
     ],
 )
 def test_ties_to_nothing_are_refused(host: Host, said: str) -> None:
@@ -170,7 +174,7 @@ def test_a_host_and_a_dataset_of_different_kinds_are_refused() -> None:
     linear = cnn_host((1, 1, 6), 11, num_blocks=1, pool_blocks=0)._replace(input_shape=(6,))
     for host, given in ((transformer_host(11, 6, 0, 1, 4), data), (linear, text)):
         with pytest.raises(ConfigError, match=r"dataset \S+ has (tokens|floating features), host .* takes"):
-            esper.make(esper.Task("mixed", host, (), given, {}), 2, compile=False)
+            esper.make(esper.Task("mixed", host, (), given, {}), 2)
 
 
 def test_embed_is_torchs_own_row_by_row() -> None:
@@ -226,19 +230,19 @@ def test_a_grown_transformer_predicts_from_the_past_alone(blend: Blend) -> None:
     data = Dataset("text", *(tokens(n, 11, 8, 6) for n in range(4)), 11)
     host, kinds = transformer_host(11, 6, 1, 2, 8), len(TOKEN_BLUEPRINTS)
     task = esper.Task("grown", host, TOKEN_BLUEPRINTS, data, {"slots": (0, 1)})
-    engine = esper.make(task, kinds, compile=False, precision=Precision.FLOAT64)
-    network, state = engine.network, engine.init(1)
+    engine = esper.make(task, kinds, precision=Precision.FLOAT64)
+    state = engine.init(1)
     blueprint = (torch.arange(kinds).unsqueeze(1) + torch.arange(2)) % kinds
     ones = torch.ones_like(blueprint)
     slots = state.slots.replace(
         stage=int(Stage.FOSSILIZED) * ones, blueprint=blueprint, blend=int(blend) * ones, alpha=ones.double()
     )
-    seeds = 0.3 * draw(3, *state.seeds.params.shape)
+    plan, learners = engine.backend.plan(take_table(slots), CPU), learners_of(state)
+    learners = learners._replace(seeds=learners.seeds._replace(params=0.3 * draw(3, *state.seeds.params.shape)))
     first = tokens(5, 11, kinds, B, 6)
     second = torch.cat((first[:, :, :3], 10 - first[:, :, 3:]), dim=2)
     before, after = (
-        reference.train_logits(network, slots, state.host.params, state.buffers, seeds, inputs)
-        for inputs in (first, second)
+        engine.backend.forward(plan, learners, slots.alpha, Batch(inputs, inputs))[0] for inputs in (first, second)
     )
     assert torch.allclose(before[:, :, :3], after[:, :, :3], rtol=0, atol=1e-12)
     assert ((before - after)[:, :, 3:].abs().amax((1, 2, 3)) > 0.1).all()

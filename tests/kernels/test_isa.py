@@ -1,39 +1,35 @@
-"""Every vector width against the plain form in float64; the choice of an instruction set by ``ESPER_ISA``."""
+"""Every vector width against torch and the definition in float64; the choice of an instruction set by ``ESPER_ISA``."""
 
-import functools
+import importlib.util
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from kernel_chains import Writer, assert_agrees, deal, enclose
 
 import esper
-from esper.bench.scenes import Seeds, seeded
-from esper.engine import Engine
 from esper.kasmina.cnn import cnn_host
 from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
-from esper.kasmina.inference import lane_logits
-from esper.kasmina.lanes import fork_lanes
-from esper.kasmina.plan import take_census
-from esper.kasmina.programs import with_programs
-from esper.kernels import chain, direct, native, optimizer, pooling, program
-from esper.leyline.config import ConfigError, Precision
-from esper.leyline.stages import ACTIVE
-from esper.leyline.state import State
+from esper.kasmina.counterfactuals import single_changes
+from esper.kasmina.slot_table import take_table
+from esper.kernels import chain, native, optimizer, program
+from esper.leyline.config import ConfigError
 from esper.tolaria import data
-from esper.utils import rng
+
+STATES = Path(__file__).parents[1] / "tezzeret" / "states.py"
+_spec = importlib.util.spec_from_file_location("isa_states", STATES)
+states = importlib.util.module_from_spec(_spec)
+sys.modules["isa_states"] = states
+_spec.loader.exec_module(states)
 
 pytestmark = pytest.mark.skipif(program.library() is None, reason="no C++ compiler")
 
-CACHES = (
-    *(native.load, program.library, program.pack, chain.library),
-    *(optimizer.library, direct.library, pooling._library),
-)
+CACHES = (native.load, program.library, program.pack, chain.library, optimizer.library)
 BATCHES = (1, 3, 5, 13, 21, 64)
 ENVS = 3
-SEEDS = Seeds(tuple(range(len(CONV_BLUEPRINTS))), ACTIVE, tuple(esper.Config(num_envs=1, slots=()).blends))
 
 
 class Build(NamedTuple):
@@ -88,79 +84,30 @@ def task(batch: int) -> esper.Task:
     return esper.Task("t", host, CONV_BLUEPRINTS, dataset, settings)
 
 
-def outcome(engine: Engine, state: State) -> dict[str, Tensor]:
-    """What one step gives, and the logits of all lanes before it."""
-    lanes = fork_lanes(engine.network, take_census(state.slots), False, torch.device("cpu"))
-    inputs = engine.data.val_inputs.expand(ENVS, *engine.data.val_inputs.shape)
-    logits = lane_logits(engine.network, state, lanes, engine.hypers.alpha_target.expand(ENVS))(inputs)
-    after, _ = engine.step(state, torch.zeros(ENVS, dtype=torch.int64))
-    losses = torch.stack((after.signals.train_loss, after.signals.val_loss), dim=1)
-    moments = {"host": after.host.moments, "seeds": after.seeds.moments}
-    return {"logits": logits, "losses": losses, "buffers": after.buffers} | moments
-
-
-@functools.cache
-def plain(batch: int) -> tuple[State, dict[str, Tensor]]:
-    """A state, and its outcome in the plain form in float64."""
-    state = seeded(esper.make(task(batch), ENVS, compile=False), 0.8, SEEDS, 3)
-    exact = esper.make(task(batch), ENVS, compile=False, precision=Precision.FLOAT64)
-    return state, outcome(exact, state.apply(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf))
-
-
-def largest_gap(found: Tensor, wanted: Tensor) -> float:
-    """Of all rows, the largest difference in units of the row's largest number."""
-    found, wanted = found.double().flatten(1), wanted.flatten(1)
-    return float(((found - wanted).abs().amax(1) / wanted.abs().amax(1).clamp(min=1e-3)).max())
-
-
+@pytest.mark.usefixtures("build")
 @pytest.mark.parametrize("batch", BATCHES)
-def test_every_width_equals_the_plain_form(build: Build, batch: int) -> None:
-    """And so every other width, up to rounding."""
-    state, wanted = plain(batch)
-    engine = esper.make(task(batch), ENVS, compile=False)
-    engine = Engine(with_programs(engine.network), engine.hypers, engine.data)
-    assert engine.network.units.whole is not None
-    found = outcome(engine, state)
-    assert {name: part.shape for name, part in found.items()} == {name: part.shape for name, part in wanted.items()}
-    for name, part in found.items():
-        assert largest_gap(part, wanted[name]) < 1e-4, name
+def test_every_width_equals_the_definition(batch: int) -> None:
+    """And so every other width, up to rounding: a step, a minibatch's gradients, and the outputs of all lanes."""
+    pair = states.Pair(task(batch), ENVS)
+    pair.assert_near(states.batch_of(pair.fast, batch), 3e-4)
+    wanted = single_changes(take_table(pair.state.slots))
+    state = states.double(pair.state)
+    outputs, exact = states.evaluated(pair.fast, pair.state, wanted)[1], states.evaluated(pair.exact, state, wanted)[1]
+    assert outputs.shape == exact.shape and outputs.shape[0] > ENVS
+    assert states.largest_gap(outputs, exact) < 1e-4
+    wait = torch.zeros(ENVS, dtype=torch.int64)
+    (after, _), (true, _) = pair.fast.step(pair.state, wait), pair.exact.step(state, wait)
+    for name in (("host", "moments"), ("seeds", "moments"), ("host", "params"), "buffers", ("signals", "val_loss")):
+        assert states.largest_gap(after.get(name), true.get(name)) < 3e-4, name
 
 
+@pytest.mark.usefixtures("build")
 @pytest.mark.parametrize("kernel", [1, 3, 5])
 @pytest.mark.parametrize("batch", BATCHES)
-def test_every_tile_of_a_convolution(build: Build, kernel: int, batch: int) -> None:
-    shape, out = (5, 3, 7), 15
-    size = out * shape[0] * kernel**2
-    conv = program.Instruction(program.Op.CONV, 1, 0, weight=0, bias=size, kernel=kernel)
-    code = program.Code((shape, (out, *shape[1:])), (conv,), 1, size + out)
-    x, params, grad = (
-        rng.normal(rng.key(seed), each)
-        for seed, each in enumerate(((2, batch, *shape), (2, size + out), (2, batch, out, *shape[1:])))
-    )
-    leaves = [t.clone().requires_grad_() for t in (x, params)]
-    y, _ = program.run(program.Rows((program.Program(code),), (2,)), *leaves)
-    found = (y.detach(), *torch.autograd.grad(y, leaves, grad))
-    exact = [t.double().requires_grad_() for t in (x, params)]
-    weights, biases = exact[1][:, :size].reshape(2, out, shape[0], kernel, kernel), exact[1][:, size:]
-    rows = [F.conv2d(*row, padding=kernel // 2) for row in zip(exact[0], weights, biases, strict=True)]
-    y = torch.stack(rows)
-    for mine, wanted in zip(found, (y.detach(), *torch.autograd.grad(y, exact, grad.double())), strict=True):
-        assert largest_gap(mine, wanted) < 1e-5
-
-
-@pytest.mark.parametrize("kernel", [1, 3])
-def test_the_direct_convolution(build: Build, kernel: int) -> None:
-    x, weight = rng.normal(rng.key(0), (2, 21, 5, 6, 7)), rng.normal(rng.key(1), (2, 7, 5, kernel, kernel))
-    grad = rng.normal(rng.key(2), (2, 21, 7, 6, 7))
-    leaves = [t.clone().requires_grad_() for t in (x, weight)]
-    y = direct.direct_conv2d(*leaves)
-    exact = [t.double().requires_grad_() for t in (x, weight)]
-    wanted = torch.stack([F.conv2d(*row, padding=kernel // 2) for row in zip(*exact, strict=True)])
-    assert largest_gap(y.detach(), wanted.detach()) < 1e-5
-    for mine, truth in zip(
-        torch.autograd.grad(y, leaves, grad), torch.autograd.grad(wanted, exact, grad.double()), strict=True
-    ):
-        assert largest_gap(mine, truth) < 1e-5
+def test_every_tile_of_a_convolution(kernel: int, batch: int) -> None:
+    writer = Writer((5, 3, 7))
+    writer.add(program.Op.CONV, out=15, kernel=kernel, bias=True)
+    assert_agrees(deal(enclose(writer.code()), 2, batch))
 
 
 @pytest.fixture
@@ -196,15 +143,15 @@ def test_what_is_no_instruction_set_of_this_machine(allowed: str, name: str, mon
     with pytest.raises(ValueError) as error:
         native.load("program")
     assert str(error.value) == line
-    for compile in (True, False):
+    for backend in ("auto", "native"):
         with pytest.raises(ConfigError) as error:
-            esper.make(task(4), 1, compile=compile)
+            esper.make(task(4), 1, backend=backend)
         assert str(error.value) == line
     monkeypatch.setenv("ESPER_NATIVE", "0")
     assert native.load("program") is None, "what is not used cannot be wrong"
 
 
-def test_an_instruction_set_is_part_of_a_librarys_name(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_instruction_set_is_part_of_a_librarys_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     compiler, source = native.find_compiler(), tmp_path / "answer.cpp"
     assert compiler is not None

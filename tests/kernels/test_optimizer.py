@@ -46,7 +46,7 @@ def by_kernel(params: Tensor, grads: Tensor, rates: list[Tensor], owners: Tensor
     steps = torch.zeros(params.shape[0], dtype=torch.int64)
     for grad in grads:
         steps = steps + 1
-        params, moments = optimizer.update(params, moments, grad, steps, rates, owners)
+        params, moments = optimizer.update("adam" if adam else "sgd", (params, moments, grad, steps), rates, owners)
     return params
 
 
@@ -108,6 +108,6 @@ def test_inputs_keep_their_bits() -> None:
     params, grad, rates = rng.normal(keys[0], (3, 8)), rng.normal(keys[1], (3, 8)), rates_of(keys[2], 3)
     moments, steps = torch.ones(3, 2, 8), torch.ones(3, dtype=torch.int64)
     before = [t.clone() for t in (params, moments, grad, steps, *rates)]
-    optimizer.update(params, moments, grad, steps, rates, None)
+    optimizer.update("adam", (params, moments, grad, steps), rates, None)
     for old, new in zip(before, (params, moments, grad, steps, *rates), strict=True):
         assert torch.equal(old, new)

@@ -11,14 +11,16 @@ from torch import Tensor
 import esper
 from esper.engine import Engine, step
 from esper.kasmina import arena, lifecycle, metrics
+from esper.kasmina.slot_table import take_table
 from esper.kasmina.structure import Structure, seed_sizes
-from esper.kasmina.plan import make_plan
 from esper.kasmina.token_blueprints import TOKEN_BLUEPRINTS
 from esper.kasmina.transformer import transformer_host
 from esper.leyline.events import Epoch, Evaluation
 from esper.leyline.hypers import HyperParams
+from esper.leyline.learners import learners_of
 from esper.leyline.state import State
 from esper.tamiyo.observation import observe
+from esper.tezzeret.backend import Backend, Plan
 from esper.tolaria.data import Dataset
 from esper.tolaria.evaluation import evaluate, shapley_values
 from esper.tolaria.governor import govern
@@ -30,7 +32,8 @@ from esper.utils import rng
 class Scene(NamedTuple):
     """Arguments for every step function, as they occur in one step of a random legal walk."""
 
-    network: Network
+    structure: Structure
+    backend: Backend
     hypers: HyperParams
     data: Dataset
     state: State
@@ -38,65 +41,73 @@ class Scene(NamedTuple):
     epoch: Epoch
     evaluation: Evaluation
 
+    @property
+    def plan(self) -> Plan:
+        """As the backend makes it."""
+        return self.backend.plan(take_table(self.state.slots), self.state.key.device)
 
-def _sown(scene: Scene) -> Any:
-    return arena.sow(scene.network, scene.state, make_plan(scene.network, scene.state.slots))
+
+def _fresh(scene: Scene) -> Any:
+    state = scene.state
+    return arena.init_seeds(scene.structure, take_table(state.slots), learners_of(state), state.key, state.epoch)
 
 
 def _evaluated(scene: Scene) -> Any:
-    census = make_plan(scene.network, scene.state.slots).census
-    return evaluate(scene.network, scene.hypers, scene.state, census, scene.data)
+    table = take_table(scene.state.slots)
+    return evaluate(scene.backend, scene.hypers, scene.state, table, scene.plan, scene.data)
 
 
 def _shapley(scene: Scene) -> Any:
-    census = make_plan(scene.network, scene.state.slots).census
-    return shapley_values(scene.network, scene.hypers, scene.state, census, scene.data)
+    table = take_table(scene.state.slots)
+    return shapley_values(scene.backend, scene.hypers, scene.state, table, scene.plan, scene.data)
 
 
 def _trained(scene: Scene) -> Any:
-    plan = make_plan(scene.network, scene.state.slots)
-    return train_epoch(scene.network, scene.hypers, scene.state, plan, scene.data)
+    return train_epoch(scene.structure.config, scene.backend, scene.hypers, scene.state, scene.plan, scene.data)
 
 
 def _observed(scene: Scene) -> Any:
-    growth = seed_sizes(scene.network, scene.state.slots).sum(1) / scene.network.host.num_params
-    return observe(scene.network.config, scene.state, growth, len(scene.network.blueprints))
+    growth = seed_sizes(scene.structure, scene.state.slots).sum(1) / scene.structure.host.num_params
+    return observe(scene.structure.config, scene.state, growth, len(scene.structure.blueprints))
 
 
 def _governed(scene: Scene) -> Any:
-    plan = make_plan(scene.network, scene.state.slots)
-    return govern(scene.network, scene.hypers, scene.state, plan, scene.epoch, scene.evaluation)
+    active = take_table(scene.state.slots).any_active
+    return govern(scene.structure, scene.hypers, scene.state, active, scene.epoch, scene.evaluation)
 
 
 CASES: dict[str, Callable[[Scene], Any]] = {
-    "refusals": lambda s: lifecycle.refusals(s.network, s.hypers, s.state.slots),
+    "refusals": lambda s: lifecycle.refusals(s.structure, s.hypers, s.state.slots),
     "apply_action": lambda s: lifecycle.apply_action(
-        s.network, s.hypers, s.state.slots, s.action, s.evaluation.accuracy
+        s.structure, s.hypers, s.state.slots, s.action, s.evaluation.accuracy
     ),
-    "tick": lambda s: lifecycle.tick(s.network, s.hypers, s.state.slots, s.evaluation.accuracy),
+    "tick": lambda s: lifecycle.tick(s.structure, s.hypers, s.state.slots, s.evaluation.accuracy),
     "record": lambda s: metrics.record(s.hypers, s.state.slots, s.epoch, s.evaluation),
-    "seed_sizes": lambda s: seed_sizes(s.network, s.state.slots),
+    "seed_sizes": lambda s: seed_sizes(s.structure, s.state.slots),
     "update_signals": lambda s: update_signals(
         s.hypers, s.state.signals, s.epoch, s.evaluation, keep=s.evaluation.accuracy < 40
     ),
     "observe": _observed,
-    "sow": _sown,
+    "init_seeds": _fresh,
     "train_epoch": _trained,
     "evaluate": _evaluated,
     "shapley_values": _shapley,
     "govern": _governed,
-    "step": lambda s: step(s.network, s.hypers, s.state, s.data, s.action),
+    "step": lambda s: step(s.structure, s.backend, s.hypers, s.state, s.data, s.action),
 }
 
 ELEMENTWISE = ("refusals", "apply_action", "tick", "record", "seed_sizes", "update_signals", "observe")
 """Step functions without a plan: traced whole by torch.compile."""
+
+BACKED = ("train_epoch", "evaluate", "shapley_values", "step")
+"""Step functions that a backend runs."""
 
 KEEPS_STRUCTURE = {
     "apply_action": lambda s: s.state.slots,
     "tick": lambda s: s.state.slots,
     "record": lambda s: s.state.slots,
     "update_signals": lambda s: s.state.signals,
-    "sow": lambda s: s.state,
+    "init_seeds": lambda s: learners_of(s.state),
     "train_epoch": lambda s: s.state,
     "govern": lambda s: s.state,
     "step": lambda s: s.state,
@@ -141,13 +152,13 @@ def take(tree: Any, rows: Tensor, num_envs: int) -> Any:
 
 def take_scene(scene: Scene, rows: Tensor) -> Scene:
     """The scene of some environments only, in the order of ``rows``."""
-    num_envs = scene.network.config.num_envs
-    config = replace(scene.network.config, num_envs=len(rows))
+    num_envs = scene.structure.config.num_envs
+    config = replace(scene.structure.config, num_envs=len(rows))
     parts = {
         name: take(getattr(scene, name), rows, num_envs)
         for name in ("hypers", "state", "action", "epoch", "evaluation")
     }
-    return scene._replace(network=scene.network._replace(config=config), **parts)
+    return scene._replace(structure=replace(scene.structure, config=config), **parts)
 
 
 OP_PREFERENCE = torch.tensor([1.0, 1.0, 2.0, -2.0, 1.0, -2.0])
@@ -171,10 +182,10 @@ def walk(engine: Engine, seed: int, length: int) -> list[Scene]:
     for _ in range(length):
         action = random_legal(engine, state, rng.key(seed))
         after, event = engine.step(state, action)
-        network = engine.network
-        slots, _ = lifecycle.apply_action(network, engine.hypers, state.slots, action, state.signals.val_accuracy)
-        decided = state.replace(slots=slots)
-        scene = Scene(network, engine.hypers, engine.data, decided, action, event.epoch, event.evaluation)
-        scenes.append(scene._replace(action=random_legal(engine, decided, rng.key(seed + 1))))
+        structure, hypers = engine.structure, engine.hypers
+        slots, _ = lifecycle.apply_action(structure, hypers, state.slots, action, state.signals.val_accuracy)
+        parts = (structure, engine.backend, hypers, engine.data, state.replace(slots=slots), action)
+        scene = Scene(*parts, event.epoch, event.evaluation)
+        scenes.append(scene._replace(action=random_legal(engine, scene.state, rng.key(seed + 1))))
         state = after
     return scenes

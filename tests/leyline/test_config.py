@@ -10,7 +10,7 @@ import torch
 
 import esper
 from esper.leyline.actions import Blend
-from esper.leyline.config import Config, ConfigError, Optimizer, Precision, SampleOrder
+from esper.leyline.config import Config, ConfigError, Isolation, Precision, SampleOrder
 from esper.leyline.hypers import HyperParams, build_hypers, numbers, over
 
 CPU = torch.device("cpu")
@@ -39,7 +39,7 @@ def test_no_field_of_config_can_hold_a_float() -> None:
     assert set(hints) == {field.name for field in fields(Config)}
     for name, hint in hints.items():
         for kind in leaves(hint):
-            assert kind in (int, bool) or issubclass(kind, Enum), f"{name}: {kind}"
+            assert kind in (int, bool, str) or issubclass(kind, Enum), f"{name}: {kind}"
 
 
 def test_equal_configs_are_equal_and_hash_alike() -> None:
@@ -57,8 +57,9 @@ CHANGES = {
     "eval_batch_size": 1,
     "horizon": 1,
     "sample_order": SampleOrder.INDEPENDENT,
-    "host_optimizer": Optimizer.ADAM,
-    "seed_optimizer": Optimizer.ADAM,
+    "host_optimizer": "adam",
+    "seed_optimizer": "adam",
+    "isolation": Isolation.OBJECTIVE,
     "auto_advance": False,
     "precision": Precision.FLOAT64,
     "crop_padding": 2,
@@ -103,8 +104,10 @@ def test_counts_are_checked(name: str, least: int) -> None:
     ("name", "value", "allowed"),
     [
         ("sample_order", "shared", "SampleOrder.SHARED or SampleOrder.INDEPENDENT"),
-        ("host_optimizer", "adam", "Optimizer.SGD or Optimizer.ADAM"),
-        ("seed_optimizer", None, "Optimizer.SGD or Optimizer.ADAM"),
+        ("host_optimizer", 1, "a name"),
+        ("seed_optimizer", None, "a name"),
+        ("isolation", "none", "Isolation.STRAIGHT_THROUGH or Isolation.OBJECTIVE or Isolation.NONE"),
+        ("mirror", "yes", "True or False"),
         ("precision", torch.float32, "Precision.FLOAT32 or Precision.FLOAT64"),
         ("auto_advance", 1, "True or False"),
     ],
@@ -115,21 +118,25 @@ def test_choices_are_checked(name: str, value: object, allowed: str) -> None:
     assert message(error) == f"config.{name} = {value!r}: expected {allowed}"
 
 
-@pytest.mark.parametrize("slots", [(1, 0), (-1, 0), [0, 1], 3, (0, 2, 1)])
+SLOTS = "expected a tuple of ascending host block indices, or of points such as 'input:logits'"
+
+
+@pytest.mark.parametrize("slots", [(1, 0), (-1, 0), [0, 1], 3, (0, 2, 1), (2, "input:logits", 1)])
 def test_slots_are_checked(slots: object) -> None:
     with pytest.raises(ConfigError) as error:
         Config(E, slots)
-    assert message(error) == f"config.slots = {slots!r}: expected an ascending tuple of host stage indices"
+    assert message(error) == f"config.slots = {slots!r}: {SLOTS}"
 
 
-@pytest.mark.parametrize("slots", [(0.5,), (0.0, 1.0), (True,), ("a",), (0, None)])
-def test_slots_are_integers(slots: object) -> None:
-    with pytest.raises(ConfigError):
+@pytest.mark.parametrize("slots", [(0.5,), (0.0, 1.0), (True,), (b"input",), (0, None)])
+def test_slots_are_integers_or_words(slots: object) -> None:
+    with pytest.raises(ConfigError) as error:
         Config(E, slots)
+    assert message(error) == f"config.slots = {slots!r}: {SLOTS}"
 
 
-@pytest.mark.parametrize("slots", [(), (0,), (0, 0, 2), (3, 7)])
-def test_slots_may_repeat_and_be_none(slots: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("slots", [(), (0,), (0, 0, 2), (3, 7), ("input:logits",), (0, "block0:block2", 0)])
+def test_slots_may_repeat_and_be_none(slots: tuple[int | str, ...]) -> None:
     assert Config(E, slots).num_slots == len(slots)
 
 
@@ -244,7 +251,7 @@ def test_over_broadcasts_along_the_environments() -> None:
 
 
 def test_make_takes_settings_of_both_kinds() -> None:
-    engine = esper.make("synthetic", 2, compile=False, horizon=7, host_lr=torch.tensor([0.1, 0.2]))
+    engine = esper.make("synthetic", 2, horizon=7, host_lr=torch.tensor([0.1, 0.2]))
     assert (engine.config.num_envs, engine.config.horizon) == (2, 7)
     assert torch.equal(engine.hypers.host_lr, torch.tensor([0.1, 0.2]))
     assert engine.config.slots == (0, 1, 2)
@@ -275,6 +282,9 @@ def test_make_lists_the_settings_where_nothing_is_near() -> None:
     assert all(name in message(error) for name in (*TABLE, *(set(CHANGES) - {"num_envs"})))
 
 
+POINTS = "expected input, block0, block1, block2, logits"
+
+
 @pytest.mark.parametrize(
     ("num_envs", "settings", "text"),
     [
@@ -283,11 +293,19 @@ def test_make_lists_the_settings_where_nothing_is_near() -> None:
         (2, {"host_lr": -1.0}, "hypers.host_lr = -1.0: expected 0 to 100 1 per SGD step"),
         (2, {"seed_lr": torch.zeros(3)}, "hypers.seed_lr: shape [3]; expected [] or [2]"),
         (2, {"slots": (0, 3)}, "config.slots[1] = 3: cnn 4-8-16 has sites after [0, 1, 2] only"),
+        (2, {"slots": ("block3",)}, f"config.slots[0] = 'block3': cnn 4-8-16 has no point 'block3'; {POINTS}"),
+        (2, {"slots": ("input:out",)}, f"config.slots[0] = 'input:out': cnn 4-8-16 has no point 'out'; {POINTS}"),
+        (
+            2,
+            {"slots": (0, "block1:block0")},
+            "config.slots[1] = 'block1:block0': the source lies behind the target; expected it before",
+        ),
+        (2, {"host_optimizer": "adamax"}, "config.host_optimizer = 'adamax': expected adam or adamw or sgd"),
     ],
 )
 def test_make_passes_on_what_config_and_hypers_refuse(num_envs: int, settings: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError) as error:
-        esper.make("synthetic", num_envs, compile=False, **settings)
+        esper.make("synthetic", num_envs, **settings)
     assert message(error) == text
 
 
@@ -295,5 +313,5 @@ def test_make_refuses_a_host_that_does_not_fit_its_data() -> None:
     task = esper.runtime.tasks.synthetic()
     wrong = task._replace(host=task.host._replace(num_outputs=3))
     with pytest.raises(ConfigError) as error:
-        esper.make(wrong, 2, compile=False)
+        esper.make(wrong, 2)
     assert "has 10 classes, host cnn 4-8-16 has 3 outputs" in message(error)

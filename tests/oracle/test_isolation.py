@@ -5,57 +5,83 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from oracle_topologies import TOPOLOGIES
 from torch import Tensor
 
 import esper
 from esper.engine import Engine
 from esper.kasmina import arena
-from esper.kasmina.forward import split_groups, train_forward
-from esper.kasmina.plan import make_plan
+from esper.kasmina.slot_table import take_table
+from esper.kernels.chain import library
 from esper.leyline.actions import Blend
 from esper.leyline.config import Precision
+from esper.leyline.events import Epoch
+from esper.leyline.learners import learners_of, with_learners
 from esper.leyline.stages import Stage
 from esper.leyline.state import State
-from esper.tolaria.training import Gradients, compute_gradients, gather, train_epoch
+from esper.tezzeret.batches import Batch
+from esper.tolaria.training import train_epoch
 
 SLOTS = (0, 0, 1, 2)
+PRECISION = {"eager": Precision.FLOAT64, "native": Precision.FLOAT32}
+NEAR = {torch.float64: 1e-12, torch.float32: 1e-5}
+PLAIN_SGD = dict.fromkeys(("host_lr", "seed_lr", "final_lr_fraction"), 1.0)
+PLAIN_SGD |= dict.fromkeys(("momentum", "host_weight_decay", "seed_weight_decay", "warmup_epochs"), 0.0)
+PLAIN_SGD |= dict.fromkeys(("host_clip", "seed_clip"), math.inf)
+"""An SGD step by which parameters change by their gradient."""
 
 
-@pytest.fixture(scope="module")
-def engine(topology: NamedTuple) -> Engine:
+ENGINES = [("eager", "conv"), ("eager", "token")] + [("native", "conv")] * (library() is not None)
+
+
+@pytest.fixture(scope="module", params=ENGINES, ids="-".join)
+def engine(request: pytest.FixtureRequest) -> Engine:
+    backend, topology = request.param[0], TOPOLOGIES[request.param[1]]
     task = esper.Task("isolation", topology.host, topology.blueprints, topology.data, {})
-    envs, precision = 2 * len(topology.blueprints), Precision.FLOAT64
-    return esper.make(task, envs, compile=False, slots=SLOTS, batch_size=16, steps_per_epoch=4, precision=precision)
+    settings = {"slots": SLOTS, "batch_size": 16, "steps_per_epoch": 4, "precision": PRECISION[backend]}
+    return esper.make(task, 2 * len(topology.blueprints), backend=backend, **settings)
 
 
 @pytest.fixture(scope="module")
 def seeded(engine: Engine) -> State:
     """Fresh seeds in every slot, all in TRAINING; every blueprint with and without a gate."""
     state = engine.init(3)
-    kinds = len(engine.network.blueprints)
+    kinds = len(engine.structure.blueprints)
     env, slot = torch.arange(2 * kinds).unsqueeze(1), torch.arange(len(SLOTS))
     stage, blueprint = torch.full_like(state.slots.stage, int(Stage.GERMINATED)), (env + slot) % kinds
     blend = torch.where(env < kinds, int(Blend.LINEAR), int(Blend.GATED)).expand_as(stage)
     slots = state.slots.replace(stage=stage, blueprint=blueprint, blend=blend)
-    state = arena.sow(engine.network, state, make_plan(engine.network, slots))
-    return state.replace(slots=slots.replace(stage=torch.full_like(stage, int(Stage.TRAINING))))
+    learners = arena.init_seeds(engine.structure, take_table(slots), learners_of(state), state.key, state.epoch)
+    slots = slots.replace(stage=torch.full_like(stage, int(Stage.TRAINING)))
+    return with_learners(state, learners).replace(slots=slots)
 
 
-def pass_through(engine: Engine, state: State) -> tuple[Tensor, Gradients]:
-    """Logits and gradients of one minibatch."""
-    network, data = engine.network, engine.data
-    plan = make_plan(network, state.slots)
-    alphas = [state.slots.alpha[:, slot][rows.lanes] for slot, rows in enumerate(plan.slots)]
-    batch = tuple(part[:32].expand(state.batch_size[0], 32, *part.shape[1:]) for part in data[1:3])
-    host = arena.split_stages(network, state.host.params), arena.split_buffers(network, state.buffers)
-    seeds = [arena.slot_params(network, state.seeds.params, slot, rows) for slot, rows in enumerate(plan.slots)]
-    logits, _ = train_forward(network, plan.slots, host, seeds, alphas, batch[0])
-    *_, grads = compute_gradients(network, plan, gather(network, state, plan), alphas, batch)
-    return logits, grads
+class Passed(NamedTuple):
+    """What one minibatch gave, and its gradients."""
+
+    logits: Tensor
+    loss: Tensor
+    host: Tensor
+    seeds: Tensor
+    moments: Tensor
+
+
+def pass_through(engine: Engine, state: State) -> Passed:
+    """One minibatch of plain SGD, whose steps are the gradients."""
+    data, learners, alphas = engine.data, learners_of(state), state.slots.alpha
+    plan = engine.backend.plan(take_table(state.slots), torch.device("cpu"))
+    batch = Batch(*(part[:32].expand(state.batch_size[0], 32, *part.shape[1:]) for part in data[1:3]))
+    hypers = engine.hypers.replace(**{n: torch.full_like(engine.hypers.host_lr, v) for n, v in PLAIN_SGD.items()})
+    logits, _ = engine.backend.forward(plan, learners, alphas, batch)
+    after, epoch = engine.backend.minibatch_step(hypers, plan, learners, alphas, batch)
+    host, seeds = (
+        (old.params - new.params) for old, new in ((learners.host, after.host), (learners.seeds, after.seeds))
+    )
+    return Passed(logits, epoch.loss, host, seeds, after.seeds.moments)
 
 
 def bits(x: Tensor) -> Tensor:
-    return x.contiguous().view(torch.int64)
+    return x.contiguous().view(torch.int64 if x.dtype == torch.float64 else torch.int32)
 
 
 def without_seeds(engine: Engine, state: State) -> State:
@@ -65,9 +91,8 @@ def without_seeds(engine: Engine, state: State) -> State:
 def break_seeds(engine: Engine, state: State, value: float, gates: bool) -> State:
     """Fill the seeds' parameters with a non-finite value, those of their gates too or not."""
     params = torch.full_like(state.seeds.params, value)
-    for slot in range(0 if gates else len(SLOTS)):
-        columns = arena.gate_columns(engine.network, slot)
-        params[:, columns] = state.seeds.params[:, columns]
+    for slot in () if gates else engine.structure.slots:
+        params[:, slot.gate_columns] = state.seeds.params[:, slot.gate_columns]
     return state.replace(seeds=state.seeds.replace(params=params))
 
 
@@ -77,77 +102,78 @@ BROKEN = pytest.mark.parametrize(
 
 
 def assert_same_host(grads: Tensor, expected: Tensor) -> None:
-    assert ((grads - expected).abs().amax(1) <= 1e-12 * expected.abs().amax(1)).all()
+    assert ((grads - expected).abs().amax(1) <= NEAR[grads.dtype] * expected.abs().amax(1)).all()
+
+
+def assert_same(found: Passed, expected: Passed) -> None:
+    assert torch.isfinite(expected.logits).all()
+    assert torch.equal(bits(found.logits), bits(expected.logits))
+    assert torch.equal(bits(found.loss), bits(expected.loss))
+    assert_same_host(found.host, expected.host)
 
 
 def test_host_neither_sees_nor_feels_a_seed_in_training(engine: Engine, seeded: State) -> None:
-    logits, grads = pass_through(engine, seeded)
-    expected, alone = pass_through(engine, without_seeds(engine, seeded))
-    assert torch.equal(bits(logits), bits(expected))
-    assert_same_host(grads.host, alone.host)
+    assert_same(pass_through(engine, seeded), pass_through(engine, without_seeds(engine, seeded)))
 
 
 @BROKEN
 def test_a_broken_seed_in_training_stays_behind_the_host(
     engine: Engine, seeded: State, value: float, gates: bool
 ) -> None:
-    logits, grads = pass_through(engine, break_seeds(engine, seeded, value, gates))
-    expected, alone = pass_through(engine, without_seeds(engine, seeded))
-    assert torch.isfinite(expected).all()
-    assert torch.equal(bits(logits), bits(expected))
-    assert_same_host(grads.host, alone.host)
+    broken = break_seeds(engine, seeded, value, gates)
+    assert_same(pass_through(engine, broken), pass_through(engine, without_seeds(engine, seeded)))
+
+
+def trained(engine: Engine, state: State) -> tuple[State, Epoch]:
+    plan = engine.backend.plan(take_table(state.slots), torch.device("cpu"))
+    return train_epoch(engine.config, engine.backend, engine.hypers, state, plan, engine.data)
 
 
 @BROKEN
 def test_host_trains_on_before_a_broken_seed(engine: Engine, seeded: State, value: float, gates: bool) -> None:
     """Over several minibatches: what one makes non-finite must not reach the host in the next."""
-    hosts = []
-    for state in (break_seeds(engine, seeded, value, gates), without_seeds(engine, seeded)):
-        plan = make_plan(engine.network, state.slots)
-        hosts.append(train_epoch(engine.network, engine.hypers, state, plan, engine.data)[0].host.params)
-    assert_same_host(*hosts)
+    states = break_seeds(engine, seeded, value, gates), without_seeds(engine, seeded)
+    assert_same_host(*(trained(engine, state)[0].host.params for state in states))
 
 
 def test_a_broken_seed_is_reported_though_its_host_is_well(engine: Engine, seeded: State) -> None:
     params = seeded.seeds.params.clone()
-    params[2, engine.network.offsets[1]] = math.inf
-    state = seeded.replace(seeds=seeded.seeds.replace(params=params))
-    _, epoch = train_epoch(engine.network, engine.hypers, state, make_plan(engine.network, state.slots), engine.data)
+    params[2, engine.structure.slots[1].start] = math.inf
+    _, epoch = trained(engine, seeded.replace(seeds=seeded.seeds.replace(params=params)))
     assert torch.isfinite(epoch.loss).all() and torch.isfinite(epoch.health.host_norm).all()
     assert (~epoch.finite).nonzero().flatten().tolist() == [2]
 
 
 def test_every_seed_in_training_learns(engine: Engine, seeded: State) -> None:
     """From its first step. Its gate does not: nothing is gated before BLENDING."""
-    _, grads = pass_through(engine, seeded)
-    plan = make_plan(engine.network, seeded.slots)
-    for slot, (rows, seed, gate) in enumerate(zip(plan.slots, grads.seeds, grads.gates, strict=True)):
-        groups = split_groups(engine.network, slot, rows, seed)
-        assert [group.blueprint for group in rows.groups] == list(range(len(engine.network.blueprints)))
-        for blueprint, grad in zip(engine.network.blueprints, groups, strict=True):
-            learns = torch.linalg.vector_norm(grad, dim=1) > 1e-6
-            assert learns.all(), blueprint.name
-        assert gate.shape[0] == 0
+    found, seen = pass_through(engine, seeded), set()
+    for number, slot in enumerate(engine.structure.slots):
+        for env, kind in enumerate(seeded.slots.blueprint[:, number].tolist()):
+            grad = found.seeds[env, slot.blueprint_columns(kind)]
+            assert torch.linalg.vector_norm(grad) > 1e-6, engine.structure.blueprints[kind].name
+            seen.add((number, kind))
+        assert not found.seeds[:, slot.gate_columns].any() and not found.moments[:, :, slot.gate_columns].any()
+    assert len(seen) == len(SLOTS) * len(engine.structure.blueprints)
 
 
 @pytest.mark.parametrize("stage", [Stage.BLENDING, Stage.SHADOWING])
 def test_isolation_ends_with_blending(engine: Engine, seeded: State, stage: Stage) -> None:
     """At alpha 1 nothing of the host before the seeds learns while they blend in, and all of it does afterwards.
 
-    What the last stage reads through a tie learns there, behind the seeds.
+    What the last block reads through a tie learns there, behind the seeds.
     """
     slots = seeded.slots.replace(
         stage=torch.full_like(seeded.slots.stage, int(stage)),
         blend=torch.full_like(seeded.slots.blend, int(Blend.LINEAR)),
         alpha=torch.ones_like(seeded.slots.alpha),
     )
-    _, grads = pass_through(engine, seeded.replace(slots=slots))
-    stages = engine.network.host.blocks
-    tied = [(tie.stage, tie.param.name) for tie in stages[-1].ties]
-    rows = zip(stages[:-1], arena.split_stages(engine.network, grads.host)[:-1], strict=True)
+    found = pass_through(engine, seeded.replace(slots=slots))
+    blocks = engine.structure.host.blocks
+    tied = [(tie.block, tie.param.name) for tie in blocks[-1].ties]
+    rows = zip(blocks[:-1], arena.split_blocks(engine.structure, found.host)[:-1], strict=True)
     upstream = [
-        torch.cat([g.flatten(1) for name, g in stage.layout.views(row).items() if (index, name) not in tied], dim=1)
-        for index, (stage, row) in enumerate(rows)
+        torch.cat([g.flatten(1) for name, g in block.layout.views(row).items() if (index, name) not in tied], dim=1)
+        for index, (block, row) in enumerate(rows)
     ]
     assert len(upstream) == 3
     for grad in upstream:

@@ -12,7 +12,7 @@ from esper.utils.stats import mean_interval, t_quantile
 def test_growing_beats_waiting():
     """A small edition of the README's table: 6 environments instead of 32."""
     out = io.StringIO()
-    static, grown = demonstrate(DemoSettings(num_envs=6, compile=False), out)
+    static, grown = demonstrate(DemoSettings(num_envs=6), out)
     mean, half = mean_interval(grown.accuracy - static.accuracy)
     assert mean - half >= 10
     assert (grown.fossilized > 0).all() and (static.added == 0).all()

@@ -27,14 +27,14 @@ NUMBERS = {"engine": {"steps_per_epoch": 1}, "rewards": {"rent_weight": 10.0, "r
 def run(tmp_path_factory):
     """A run with numbers of its own: rent so high that a wrong reward shows."""
     folder = tmp_path_factory.mktemp("runs") / "<b>&run"
-    small = {"features": 8, "lstm": 8, "minibatches": 2, "epochs": 1, "horizon": 7, "compile": False, "rounds": 2}
+    small = {"features": 8, "lstm": 8, "minibatches": 2, "epochs": 1, "horizon": 7, "rounds": 2}
     train(TrainSettings(task="synthetic", num_envs=6, eval_envs=6, out=str(folder), **small, **NUMBERS), io.StringIO())
     return folder
 
 
 @pytest.fixture(scope="module")
 def asked(run):
-    return EvaluateSettings(run=str(run), num_envs=6, compile=False, grow="conv_light", json=True)
+    return EvaluateSettings(run=str(run), num_envs=6, grow="conv_light", json=True)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ ENVS, SEED = 6, 5
 
 @pytest.fixture(scope="module")
 def engine(small_task):
-    return esper.make(small_task, ENVS, compile=False)
+    return esper.make(small_task, ENVS)
 
 
 def reckless(codec):
@@ -55,7 +55,7 @@ def test_a_replay_shows_the_same(engine, played):
     for t in range(trace.length):
         before = state
         state, event = engine.step(state, trace.action[t].long())
-        earned = reward(RewardMode.SHAPED, params, engine.network, before, state, event)
+        earned = reward(RewardMode.SHAPED, params, engine.structure, before, state, event)
         assert torch.equal(trace.reward[t], earned.total)
         assert trace.term_names == tuple(earned.terms)
         for index, name in enumerate(trace.term_names):
@@ -72,7 +72,7 @@ def test_a_replay_shows_the_same(engine, played):
         assert getattr(outcome, name).tolist() == expected, name
     assert torch.equal(outcome.accuracy, final.signals.val_accuracy)
     assert outcome.fossilized.tolist() == (final.slots.stage == int(Stage.FOSSILIZED)).sum(1).tolist()
-    assert outcome.added.tolist() == seed_sizes(engine.network, final.slots).sum(1).tolist()
+    assert outcome.added.tolist() == seed_sizes(engine.structure, final.slots).sum(1).tolist()
     assert outcome.operations.sum() == ENVS * trace.length
 
 

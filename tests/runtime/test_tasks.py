@@ -25,7 +25,7 @@ def cifar_folder(folder: Path) -> Path:
 
 def test_a_cifar_folder_trains_and_evaluates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     task = f"cifar10:{cifar_folder(tmp_path)}"
-    small = ["--compile", "false", "--num-envs", "2", "--engine", "steps_per_epoch=1,batch_size=4"]
+    small = ["--num-envs", "2", "--engine", "steps_per_epoch=1,batch_size=4"]
     words = [
         "train",
         "--task",
@@ -42,7 +42,7 @@ def test_a_cifar_folder_trains_and_evaluates(tmp_path: Path, capsys: pytest.Capt
     assert esper.__main__.main([*words, *small]) == 0
     assert (tmp_path / "run" / "report.html").is_file()
     capsys.readouterr()
-    again = ["evaluate", "--run", str(tmp_path / "run"), "--num-envs", "6", "--compile", "false", "--json", "true"]
+    again = ["evaluate", "--run", str(tmp_path / "run"), "--num-envs", "6", "--json", "true"]
     assert esper.__main__.main(again) == 0
     report = json.loads(capsys.readouterr().out)
     written = json.loads((tmp_path / "run" / "evaluation.json").read_text())
@@ -113,7 +113,7 @@ def test_one_policy_trains_on_two_tasks_and_plays_a_third(tmp_path: Path, capsys
         "--out",
         run,
     ]
-    small = ["--num-envs", "3", "--horizon", "3", "--compile", "false", "--engine", "steps_per_epoch=1,batch_size=8"]
+    small = ["--num-envs", "3", "--horizon", "3", "--engine", "steps_per_epoch=1,batch_size=8"]
     assert esper.__main__.main([*words, *small, "--eval-envs", "6"]) == 0
     rows = [json.loads(line) for line in (tmp_path / "both" / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
@@ -123,7 +123,7 @@ def test_one_policy_trains_on_two_tasks_and_plays_a_third(tmp_path: Path, capsys
     assert [report["task"] for report in reports] == ["synthetic", "synthetic_tokens"]
     capsys.readouterr()
     again = ["evaluate", "--run", run, "--task", "digits_deep", "--num-envs", "6", "--horizon", "3", "--json", "true"]
-    assert esper.__main__.main([*again, "--compile", "false", "--engine", "steps_per_epoch=1"]) == 0
+    assert esper.__main__.main([*again, "--engine", "steps_per_epoch=1"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["task"] == "digits_deep" and "learned" in report["players"]
 
@@ -135,7 +135,7 @@ def test_tasks_are_named_once_each(task: str, capsys: pytest.CaptureFixture[str]
 
 
 def test_language_tasks_report_bits_and_perplexity(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["evaluate", "--task", "synthetic_tokens", "--num-envs", "6", "--horizon", "2", "--compile", "false"]
+    words = ["evaluate", "--task", "synthetic_tokens", "--num-envs", "6", "--horizon", "2"]
     assert esper.__main__.main([*words, "--engine", "steps_per_epoch=1", "--json", "true"]) == 0
     wait = json.loads(capsys.readouterr().out)["players"]["wait"]
     assert "best" not in wait and 1.0 < wait["bits"]["mean"] < 2.2  # four tokens: 2 bits for a host that knows nothing
@@ -144,11 +144,11 @@ def test_language_tasks_report_bits_and_perplexity(capsys: pytest.CaptureFixture
 
 def test_a_presets_reward_numbers_are_in_force_and_can_be_overridden() -> None:
     """The best loss of the token chain that sees both tokens is 0.54 nats, in closed form (``best_losses``)."""
-    preset = build_scene(Rules(task="synthetic_tokens"), 2, compile=False)
+    preset = build_scene(Rules(task="synthetic_tokens"), 2, "auto")
     assert float(preset.params.loss_target) == pytest.approx(0.54)
-    other = build_scene(Rules(task="synthetic_tokens", rewards={"loss_target": 0.7}), 2, compile=False)
+    other = build_scene(Rules(task="synthetic_tokens", rewards={"loss_target": 0.7}), 2, "auto")
     assert float(other.params.loss_target) == pytest.approx(0.7)
-    assert float(build_scene(Rules(task="synthetic"), 2, compile=False).params.loss_target) == 0.0
+    assert float(build_scene(Rules(task="synthetic"), 2, "auto").params.loss_target) == 0.0
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -24,7 +24,7 @@ ROUNDS = 7
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "whole"
-    small = {"features": 8, "lstm": 8, "minibatches": 2, "epochs": 2, "horizon": 4, "compile": False}
+    small = {"features": 8, "lstm": 8, "minibatches": 2, "epochs": 2, "horizon": 4}
     numbers = {"engine": {"steps_per_epoch": 1, "host_lr": 0.02}, "rewards": {"rent_weight": 0.25}}
     return TrainSettings(task="synthetic", num_envs=4, rounds=ROUNDS, eval_envs=6, out=str(out), **small, **numbers)
 
@@ -130,7 +130,7 @@ def test_what_training_prints(settings, whole):
 
 
 def test_other_settings_or_a_taken_directory_are_refused(settings, whole, capsys, tmp_path):
-    words = ["train", "--task", "synthetic", "--compile", "false", "--out", settings.out]
+    words = ["train", "--task", "synthetic", "--out", settings.out]
 
     def refused(*more):
         assert esper.__main__.main([*words, *more]) == 2
@@ -155,7 +155,7 @@ WRONG = {
     ("--rewards", "gamma=0.9"): "--rewards: gamma: is a setting of its own (--gamma)",
     ("--engine", "host_lrr=1"): "--engine: make('digits'): unknown setting 'host_lrr'; did you mean 'host_lr'?",
     ("--engine", "steps_per_epoch=1.5"): "--engine: config.steps_per_epoch = 1.5: expected an integer >= 1",
-    ("--engine", "host_optimizer=rms"): "--engine: host_optimizer = 'rms': expected sgd or adam",
+    ("--engine", "host_optimizer=rms"): "--engine: config.host_optimizer = 'rms': expected adam or adamw or sgd",
     ("--engine", "num_envs=3"): "--engine: num_envs: is a setting of its own (--num-envs)",
     ("--engine", "host_lr=fast"): "--engine: hypers.host_lr = 'fast': expected a number",
     ("--eval-envs", "3"): "--eval-envs = 3: expected 0 (no evaluation) or an integer >= 6",
@@ -164,7 +164,7 @@ WRONG = {
 
 @pytest.mark.parametrize("words", WRONG)
 def test_wrong_numbers_name_flag_value_and_what_is_allowed(words, capsys, tmp_path):
-    assert esper.__main__.main(["train", "--compile", "false", "--out", str(tmp_path / "x"), *words]) == 2
+    assert esper.__main__.main(["train", "--out", str(tmp_path / "x"), *words]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"esper train: {WRONG[words]}") and error.count("\n") == 1
     assert not (tmp_path / "x").exists()
@@ -173,7 +173,7 @@ def test_wrong_numbers_name_flag_value_and_what_is_allowed(words, capsys, tmp_pa
 def test_tables_of_a_file_are_the_flags(settings, tmp_path, monkeypatch):
     """The same run from a TOML file: the same settings in force, the same first round."""
     lines = ['task = "synthetic"', "num_envs = 4", f"rounds = {ROUNDS}", "features = 8", "lstm = 8", "minibatches = 2"]
-    lines += ["epochs = 2", "horizon = 4", "compile = false", "eval_envs = 0", 'progress = "off"']
+    lines += ["epochs = 2", "horizon = 4", "eval_envs = 0", 'progress = "off"']
     lines += ["[engine]", "steps_per_epoch = 1", "host_lr = 0.02", "[rewards]", "rent_weight = 0.25"]
     (tmp_path / "run.toml").write_text("\n".join(lines))
     out = Path(tmp_path / "out")
@@ -190,7 +190,7 @@ def test_interrupting_what_cannot_be_saved_is_one_line(capsys):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process started in the background ignores it
     try:
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
-        assert esper.__main__.main(["evaluate", "--compile", "false"]) == 130
+        assert esper.__main__.main(["evaluate"]) == 130
     finally:
         signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == "esper evaluate: interrupted\n"

@@ -13,14 +13,14 @@ from esper.simic.rewards import RewardMode, build_reward_params, reward
 
 @pytest.fixture
 def env(small_task):
-    return EsperEnv(esper.make(small_task, 3, compile=False))
+    return EsperEnv(esper.make(small_task, 3))
 
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("num_envs", [1, 2, 64])
 def test_specs_hold_for_every_preset(task, num_envs):
     """Random actions ignore the mask: illegal ones are defined."""
-    environment = EsperEnv(esper.make(task, num_envs, compile=False, steps_per_epoch=1, batch_size=4))
+    environment = EsperEnv(esper.make(task, num_envs, steps_per_epoch=1, batch_size=4))
     with torch.random.fork_rng(devices=[]):
         check_env_specs(environment)
 
@@ -37,7 +37,7 @@ def test_a_step_is_the_engines_step_and_its_reward(env):
     assert torch.equal(out["observation"], engine.observe(state)) and torch.equal(
         out["action_mask"], engine.mask(state)
     )
-    expected = reward(RewardMode.SHAPED, build_reward_params({}, engine.config), engine.network, before, state, event)
+    expected = reward(RewardMode.SHAPED, build_reward_params({}, engine.config), engine.structure, before, state, event)
     torch.testing.assert_close(out["reward"].squeeze(1), expected.total.float())
     assert out["refused"].squeeze(1).tolist() == [0, 0, 1]
     assert set(METRICS) <= set(out.keys())

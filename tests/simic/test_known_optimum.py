@@ -37,8 +37,8 @@ import pytest
 import torch
 
 import esper
-from esper.kasmina.blueprint import Blueprint
-from esper.kasmina.host import Host, HostBlock
+from esper.kasmina.blueprint import preserving
+from esper.kasmina.host import Host, plain_block
 from esper.kasmina.layout import constant
 from esper.kasmina.site import Site
 from esper.leyline.config import Precision
@@ -63,20 +63,13 @@ SEEDS = range(5)
 # The task
 
 
-def host_stage(name, function, site):
-    """A stage without buffers that scales by one trained number."""
+def host_block(name, function, site):
+    """A block that scales by one trained number."""
 
     def apply(params, x):
         return params[name].unsqueeze(1) * function(x)
 
-    return HostBlock(
-        params=(constant(name, (1,), 1.0),),
-        buffers=(),
-        train=lambda params, buffers, x: (apply(params, x), {}),
-        infer=lambda params, buffers, x: apply(params, x),
-        site=site,
-        flops=1,
-    )
+    return plain_block((constant(name, (1,), 1.0),), apply, site, flops=1)
 
 
 def without_power(x):
@@ -97,14 +90,14 @@ def booster(name, power, size):
         return torch.stack((side, hardness, present + params["power"].mean(1, keepdim=True)), dim=-1)
 
     layout = (constant("power", (size,), power),)
-    return Blueprint(name, frozenset({"vector"}), lambda site: layout, apply, lambda site: 0, power)
+    return preserving(name, frozenset({"vector"}), lambda site: layout, apply, lambda site: 0, power)
 
 
 def lens_task():
     hardness = torch.tensor([0.0] * 8 + [1.0, 2.0, 3.0, 4.0] + [9.0] * 8)
     side = torch.tensor([-1.0, 1.0] * 10)
     inputs, targets = torch.stack((side, hardness), dim=1), (side > 0).long()
-    host = Host("guess", (2,), 2, (host_stage("gain", without_power, SITE), host_stage("scale", guess, None)))
+    host = Host("guess", (2,), 2, (host_block("gain", without_power, SITE), host_block("scale", guess, None)))
     kinds = tuple(booster(*row) for row in zip(("spark", "lens"), POWER, model.SIZE, strict=True))
     settings = {
         "slots": (0, 0),
@@ -151,13 +144,13 @@ def worth():
 
 @pytest.fixture(scope="module")
 def engine():
-    return esper.make(lens_task(), 512, compile=False, precision=Precision.FLOAT64)
+    return esper.make(lens_task(), 512, precision=Precision.FLOAT64)
 
 
 def earn(engine, state, action):
     after, event = engine.step(state, action)
     params = build_reward_params(model.PRICES, engine.config)
-    return after, reward(RewardMode.SHAPED, params, engine.network, state, after, event).total
+    return after, reward(RewardMode.SHAPED, params, engine.structure, state, after, event).total
 
 
 def test_the_closed_form_is_what_dynamic_programming_finds(worth):
@@ -229,7 +222,7 @@ def returns_of(batch):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_ppo_reaches_the_optimum(seed):
     """Actions are drawn, also in the episodes that count, whose environments were never trained on."""
-    engine = esper.make(lens_task(), ENVS, compile=False)
+    engine = esper.make(lens_task(), ENVS)
     env = EsperEnv(engine, RewardMode.SHAPED, build_reward_params(model.PRICES, engine.config))
     policy = build_policy(PolicyConfig(), engine.codec, len(engine.columns), seed)
     learner = Learner(policy, PPOConfig(gamma=model.GAMMA, lr=3e-3), ROUNDS, seed)

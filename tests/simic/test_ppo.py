@@ -17,7 +17,7 @@ from esper.utils import rng
 
 @pytest.fixture(scope="module")
 def rollout(small_task):
-    env = EsperEnv(esper.make(small_task, 6, compile=False, horizon=5))
+    env = EsperEnv(esper.make(small_task, 6, horizon=5))
     policy = build_policy(PolicyConfig(16, 8, 16), env.engine.codec, len(env.engine.columns), seed=3)
     collector = make_collector(env, policy)
     with torch_draws_from(5):

@@ -46,7 +46,7 @@ class Leg(NamedTuple):
 
 @pytest.fixture(scope="module")
 def engine(small_task):
-    return esper.make(small_task, E, compile=False, precision=Precision.FLOAT64, auto_advance=False)
+    return esper.make(small_task, E, precision=Precision.FLOAT64, auto_advance=False)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def legs(engine):
 
 
 def paid(mode, params, engine, leg):
-    return reward(mode, params, engine.network, leg.before, leg.after, leg.event)
+    return reward(mode, params, engine.structure, leg.before, leg.after, leg.event)
 
 
 def test_the_walk_holds_what_it_should(legs):
@@ -178,8 +178,8 @@ def scalar_fields(state, env, slot):
 
 def scalar_reward(engine, before, after, event, env):
     """All terms of the five modes for one environment."""
-    host = sum(math.prod(p.shape) for stage in engine.network.host.blocks for p in stage.params)
-    sizes = seed_sizes(engine.network, after.slots)[env].tolist()
+    host = sum(math.prod(p.shape) for stage in engine.structure.host.blocks for p in stage.params)
+    sizes = seed_sizes(engine.structure, after.slots)[env].tolist()
     sane = not event.judgement.rolled_back[env].item()
     op, where = event.deed.op[env].item(), event.deed.slot[env].item()
     pairs = [(scalar_fields(before, env, s), scalar_fields(after, env, s)) for s in range(len(sizes))]
@@ -201,7 +201,7 @@ def scalar_reward(engine, before, after, event, env):
     out["loss"] = (x if x > 0 else x / 2) if sane else 0.0
     charged = [n for n, (_, a) in zip(sizes, pairs, strict=True) if a["age"] >= 3 or a["stage"] == 7]
     out["loss_rent"] = -min(0.05 * math.log(1 + sum(charged) / max(host, 200)), 1.5)
-    guess = math.log(engine.network.host.num_outputs)
+    guess = math.log(engine.structure.host.num_outputs)
     way = max(0.0, min(1.0, (guess - after.signals.val_loss[env].item()) / guess))
     out["loss_terminal"] = way if last and after.signals.epochs_seen[env].item() else 0.0
     return out
@@ -220,7 +220,7 @@ MODES = {
 def check_against_scalar(engine, params, before, after, event):
     expected = [scalar_reward(engine, before, after, event, env) for env in range(E)]
     for mode in RewardMode:
-        got = reward(mode, params, engine.network, before, after, event)
+        got = reward(mode, params, engine.structure, before, after, event)
         assert list(got.terms) == MODES[mode.value].split()
         for name, term in got.terms.items():
             assert term.shape == (E,) and term.dtype == torch.float64
@@ -232,8 +232,8 @@ def check_against_scalar(engine, params, before, after, event):
 
 def check_bounds(engine, params, before, after, event):
     for mode in RewardMode:
-        got = reward(mode, params, engine.network, before, after, event)
-        low, high = bound(mode, params, engine.network)
+        got = reward(mode, params, engine.structure, before, after, event)
+        low, high = bound(mode, params, engine.structure)
         assert bool(torch.isfinite(got.total).all())
         assert bool(((got.total >= low - 1e-9) & (got.total <= high + 1e-9)).all()), mode
         torch.testing.assert_close(got.total, sum(got.terms.values()), **EXACT)
@@ -254,7 +254,7 @@ def random_state(engine, draw):
     near = (accuracy.unsqueeze(1) + torch.where(whole(0, 2) == 0, real(-1, 1), real(-100, 100))).clamp(0, 100)
     slots = state.slots.replace(
         stage=torch.where(whole(0, 2) == 0, whole(0, 11), whole(4, 8)),
-        blueprint=torch.where(none, -1, whole(0, len(engine.network.blueprints))),
+        blueprint=torch.where(none, -1, whole(0, len(engine.structure.blueprints))),
         blend=torch.where(none, -1, whole(0, 3)),
         age=whole(0, 20),
         stage_age=whole(0, 12),
@@ -331,7 +331,7 @@ def test_stated_bounds(engine, params):
         RewardMode.LOSS: (-6 - 1.8 * slots, 6 + 1.791 * slots),
     }
     for mode, ends in stated.items():
-        assert tuple(map(float, bound(mode, params, engine.network))) == pytest.approx(ends, abs=1e-9)
+        assert tuple(map(float, bound(mode, params, engine.structure))) == pytest.approx(ends, abs=1e-9)
 
 
 # Shaping
@@ -400,7 +400,7 @@ def test_entering_a_stage_is_paid(engine, params, legs):
 def test_germinating_and_culling_earns_nothing(small_task, epochs):
     """With the real engine, for every blueprint: culled at once, or after some epochs of training."""
     kinds = len(small_task.blueprints)
-    engine = esper.make(small_task, kinds, compile=False, precision=Precision.FLOAT64, auto_advance=False, horizon=50)
+    engine = esper.make(small_task, kinds, precision=Precision.FLOAT64, auto_advance=False, horizon=50)
     params, codec = build_reward_params({}, engine.config), engine.codec
     first = [
         next(i for i, a in enumerate(codec.actions) if (a.op, a.slot, a.blueprint) == (Op.GERMINATE, 0, kind))
@@ -416,7 +416,7 @@ def test_germinating_and_culling_earns_nothing(small_task, epochs):
             action = torch.tensor(first) if turn == 0 else cull if turn == epochs else wait
             assert bool(engine.mask(now).gather(1, action.unsqueeze(1)).all())
             after, event = engine.step(now, action)
-            got = reward(mode, params, engine.network, now, after, event)
+            got = reward(mode, params, engine.structure, now, after, event)
             plain, discounted, now = plain + got.total, discounted + GAMMA**index * got.total, after
         assert bool((plain < 0).all()) and bool((discounted < 0).all())
 
@@ -425,7 +425,7 @@ def tale(engine, params, rows, mode=SHAPED):
     """Rewards of a story about slot 0 of every environment, told as (op, fields of the slot, accuracy) per state."""
     base, states = engine.init(0), []
     horizon = len(rows) - 1 if len(rows) > 2 else 100
-    network = engine.network._replace(config=replace(engine.config, horizon=horizon))
+    structure = replace(engine.structure, config=replace(engine.config, horizon=horizon))
     for index, (_, fields, accuracy) in enumerate(rows):
         slots = base.slots.clone()
         for name, value in fields.items():
@@ -437,7 +437,7 @@ def tale(engine, params, rows, mode=SHAPED):
     for (op, _, _), before, after in zip(rows[1:], states, states[1:], strict=False):
         ops = torch.full((E,), int(op))
         slot = torch.full((E,), -1 if op is Op.WAIT else 0)
-        out.append(reward(mode, params, network, before, after, event_of(ops, slot)))
+        out.append(reward(mode, params, structure, before, after, event_of(ops, slot)))
     return out
 
 
@@ -587,7 +587,7 @@ def test_loss_is_positive_for_improvement_and_half_for_regression(engine, params
     delta = torch.tensor([0.05, -0.05, 0.2, 9.0, -9.0, 0.0, 0.1, -0.1], dtype=torch.float64)
     after = state.replace(signals=state.signals.replace(loss_delta=delta))
     still = event_of(torch.zeros(E, dtype=torch.int64), torch.full((E,), -1))
-    got = reward(RewardMode.LOSS, params, engine.network, state, after, still)
+    got = reward(RewardMode.LOSS, params, engine.structure, state, after, still)
     expected = delta.new_tensor([0.5, -0.25, 2.0, 5.0, -2.5, 0.0, 1.0, -0.5])
     torch.testing.assert_close(got.terms["loss"], expected, **EXACT)
 
@@ -631,8 +631,8 @@ def test_numbers_may_differ_by_environment(engine, params, legs):
 
 
 def test_a_small_host_counts_as_the_floor(engine, legs):
-    leg, host = legs[7], engine.network.host.num_params
-    sizes = seed_sizes(engine.network, leg.after.slots).sum(1)
+    leg, host = legs[7], engine.structure.host.num_params
+    sizes = seed_sizes(engine.structure, leg.after.slots).sum(1)
     for floor in (1.0, 10.0 * host):
         params = build_reward_params({"rent_floor": floor, "rent_cap": 100.0}, engine.config)
         expected = -0.1 * torch.log1p(sizes.double() / max(host, floor))
@@ -645,7 +645,7 @@ def test_rewards_are_traced_whole(engine, params, legs):
     leg = legs[9]
     for mode in RewardMode:
         traced = torch.compile(
-            lambda before, after, event, mode=mode: reward(mode, params, engine.network, before, after, event).total,
+            lambda before, after, event, mode=mode: reward(mode, params, engine.structure, before, after, event).total,
             backend="eager",
             fullgraph=True,
         )
@@ -654,11 +654,11 @@ def test_rewards_are_traced_whole(engine, params, legs):
 
 
 def test_a_host_without_slots(small_task):
-    engine = esper.make(small_task, 2, compile=False, slots=())
+    engine = esper.make(small_task, 2, slots=())
     params, state = build_reward_params({}, engine.config), engine.init(0)
     after, event = engine.step(state, torch.zeros(2, dtype=torch.int64))
     for mode in RewardMode:
-        assert bool((reward(mode, params, engine.network, state, after, event).total == 0).all())
+        assert bool((reward(mode, params, engine.structure, state, after, event).total == 0).all())
 
 
 def test_the_table_is_documented():

@@ -50,7 +50,7 @@ def engine():
         "min_contribution": -100.0,
     }
     task = esper.Task("narrow", host, (DEPTHWISE, CONV_SMALL), dataset, settings)
-    return esper.make(task, 32, compile=False)
+    return esper.make(task, 32)
 
 
 def run(engine, seed, batches):

@@ -111,7 +111,7 @@ class Single:
 
 @pytest.fixture(scope="module")
 def engine(small_task):
-    return esper.make(small_task, num_envs=ENVS, compile=False, slots=(0, 1))
+    return esper.make(small_task, num_envs=ENVS, slots=(0, 1))
 
 
 @pytest.fixture(scope="module")
@@ -255,19 +255,19 @@ def play(engine, epochs):
 
 def test_it_passes_the_gates_of_an_engine(small_task):
     settings = {"slots": (0, 1), "steps_per_epoch": 12, "host_lr": 0.1, "seed_lr": 0.1, "snapshot_epochs": 1}
-    state, _, ops = play(esper.make(small_task, num_envs=2, compile=False, auto_advance=False, **settings), 12)
+    state, _, ops = play(esper.make(small_task, num_envs=2, auto_advance=False, **settings), 12)
     assert ops >= {Op.GERMINATE, Op.ADVANCE, Op.FOSSILIZE}
     assert (state.slots.stage == int(Stage.FOSSILIZED)).any(1).all(), "every environment made a seed permanent"
 
 
 def test_seeds_that_the_clock_culls_are_charged(small_task):
     """Hardly trained seeds contribute nothing: the clock culls them in the step that takes them into PROBATIONARY."""
-    _, memory, ops = play(esper.make(small_task, num_envs=2, compile=False, auto_advance=False), 8)
+    _, memory, ops = play(esper.make(small_task, num_envs=2, auto_advance=False), 8)
     assert Op.CULL not in ops and (memory.penalty > 0).any(1).all()
 
 
 def test_without_slots_everything_waits(small_task):
-    engine = esper.make(small_task, num_envs=2, compile=False, slots=())
+    engine = esper.make(small_task, num_envs=2, slots=())
     state = engine.init(0)
     mask = engine.mask(state)
     memory, action = heuristic(HeuristicConfig(), engine.codec, init_heuristic(engine.codec, 2), state, mask)

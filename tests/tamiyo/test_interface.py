@@ -18,7 +18,7 @@ NAMES = ("synthetic", "synthetic_tokens", "digits_deep")
 
 @pytest.fixture(scope="module")
 def engines() -> dict[str, Engine]:
-    small = {"compile": False, "steps_per_epoch": 1, "horizon": 6, "batch_size": 8}
+    small = {"steps_per_epoch": 1, "horizon": 6, "batch_size": 8}
     return {name: esper.make(named(name), ENVS, **small) for name in NAMES}
 
 

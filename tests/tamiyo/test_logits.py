@@ -162,7 +162,7 @@ def test_compiles_to_one_graph():
 
 
 def test_of_a_real_engine(small_task):
-    engine = esper.make(small_task, num_envs=2, compile=False)
+    engine = esper.make(small_task, num_envs=2)
     logits = uniform_logits(engine.codec, engine.mask(engine.init(0)))
     probability = torch.zeros(2, len(Op)).index_add(1, engine.codec.op, logits.exp())
     expected = torch.tensor([0.5, 0.5, 0.0, 0.0, 0.0, 0.0]).expand(2, -1)

@@ -15,7 +15,7 @@ E = 3
 
 @pytest.fixture(scope="module")
 def engine(small_task):
-    return esper.make(small_task, E, compile=False)
+    return esper.make(small_task, E)
 
 
 def grown(engine, epochs):

@@ -220,7 +220,7 @@ def test_orthogonal_matrices_are_uniform_in_sign():
 
 
 def test_the_first_policy_is_fair_to_ops(small_task):
-    engine = esper.make(small_task, num_envs=2, compile=False)
+    engine = esper.make(small_task, num_envs=2)
     policy = build_policy(PolicyConfig(lstm=SIZES.lstm), engine.codec, 7, seed=0)
     data = inputs(200, columns=7, codec=engine.codec)
     data["recurrent_state_h"].normal_(generator=torch.Generator().manual_seed(0))

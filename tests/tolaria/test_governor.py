@@ -88,7 +88,7 @@ def grown_state(engine, epochs):
 
 @pytest.fixture(scope="module")
 def engine(small_task):
-    return esper.make(small_task, 5, compile=False, sample_order=SampleOrder.INDEPENDENT)
+    return esper.make(small_task, 5, sample_order=SampleOrder.INDEPENDENT)
 
 
 @pytest.fixture(scope="module")
@@ -171,8 +171,9 @@ def test_rollback_restores_fossils_and_culls_live_seeds(engine, grown):
     wait = torch.zeros(engine.config.num_envs, dtype=torch.int64)
     dirty, event = engine.step(poisoned(grown, "host parameter", math.nan), wait)
     assert torch.equal(dirty.slots.stage[VICTIM] == int(Stage.FOSSILIZED), fossil)
-    assert len(set(engine.network.widths)) > 1 and fossil.any() and not fossil.all()
-    parts, vault = (bank.params[VICTIM].split(engine.network.widths) for bank in (dirty.seeds, dirty.vault.seeds))
+    widths = [slot.width for slot in engine.structure.slots]
+    assert len(set(widths)) > 1 and fossil.any() and not fossil.all()
+    parts, vault = (part.params[VICTIM].split(widths) for part in (dirty.seeds, dirty.vault.seeds))
     for slot, keeps in enumerate(fossil.tolist()):
         assert torch.equal(parts[slot], vault[slot] if keeps else torch.zeros_like(parts[slot]))
         assert parts[slot].any() == keeps

@@ -7,7 +7,8 @@ import torch
 import esper
 from esper.leyline.config import SampleOrder
 from esper.runtime.tasks import Task, digits
-from esper.tolaria.training import minibatch, sample_indices
+from esper.tezzeret.batches import batch_at
+from esper.tolaria.training import draw_batches
 from esper.utils import rng
 
 PADDING = 2
@@ -15,7 +16,7 @@ PADDING = 2
 
 def engine(order: SampleOrder, **settings: object) -> esper.Engine:
     task: Task = digits()
-    return esper.make(task, 3, compile=False, batch_size=5, steps_per_epoch=2, sample_order=order, **settings)
+    return esper.make(task, 3, batch_size=5, steps_per_epoch=2, sample_order=order, **settings)
 
 
 def crops(image: np.ndarray) -> list[np.ndarray]:
@@ -31,9 +32,11 @@ def crops(image: np.ndarray) -> list[np.ndarray]:
 def test_augmented_images_are_crops_of_the_samples(order: SampleOrder) -> None:
     made = engine(order, crop_padding=PADDING, mirror=True)
     state = made.init(0)
-    indices = sample_indices(made.config, state, len(made.data.train_targets))
-    inputs, targets = minibatch(made.config, state, made.data, indices, 1)
-    rows = indices[..., 1, :].expand(3, 5)
+    batches = draw_batches(made.config, state, made.data)
+    inputs, targets, key = batch_at(made.structure, batches, 1)
+    assert key is None, "no module of it draws"
+    rows = batches.picks[1]
+    assert torch.equal(rows, batches.order[..., 1, :].expand(3, 5))
     assert torch.equal(targets, made.data.train_targets[rows])
     differing = 0
     for env in range(3):
@@ -48,10 +51,11 @@ def test_augmented_images_are_crops_of_the_samples(order: SampleOrder) -> None:
 def test_augmentation_follows_key_epoch_and_step_of_each_environment() -> None:
     made = engine(SampleOrder.SHARED, crop_padding=PADDING, mirror=True)
     state = made.init(0)
-    indices = torch.zeros(2, 5, dtype=torch.int64)  # the same sample everywhere: only the placement differs
+    same = torch.zeros(2, 5, dtype=torch.int64)  # the same sample everywhere: only the placement differs
 
-    def images(state: object, step: int) -> torch.Tensor:
-        return minibatch(made.config, state, made.data, indices, step)[0]
+    def images(state: esper.State, step: int) -> torch.Tensor:
+        batches = draw_batches(made.config, state, made.data)._replace(order=same)
+        return batch_at(made.structure, batches, step).inputs
 
     first = images(state, 0)
     assert torch.equal(first, images(state, 0))
@@ -65,10 +69,10 @@ def test_augmentation_follows_key_epoch_and_step_of_each_environment() -> None:
 def test_without_augmentation_a_shared_minibatch_is_not_copied() -> None:
     made = engine(SampleOrder.SHARED)
     state = made.init(0)
-    indices = sample_indices(made.config, state, len(made.data.train_targets))
-    inputs, _ = minibatch(made.config, state, made.data, indices, 0)
+    batches = draw_batches(made.config, state, made.data)
+    inputs = batch_at(made.structure, batches, 0).inputs
     assert inputs.stride(0) == 0
-    assert torch.equal(inputs[1], made.data.train_inputs[indices[0]])
+    assert torch.equal(inputs[1], made.data.train_inputs[batches.order[0]])
 
 
 def test_the_key_is_not_that_of_another_use() -> None:

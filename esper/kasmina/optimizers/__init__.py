@@ -28,12 +28,16 @@ OPTIMIZERS: Mapping[str, Optimizer] = MappingProxyType(_collect())
 """Every optimizer by its name, in the order of names."""
 
 
-def find_optimizer(name: str) -> Optimizer:
+def find_optimizer(name: str, place: str = "optimizer") -> Optimizer:
     """The optimizer of a name.
+
+    Args:
+      name: one of ``OPTIMIZERS``.
+      place: what messages call it.
 
     Raises:
       ConfigError: unknown name; one line with the known ones.
     """
     if name not in OPTIMIZERS:
-        raise ConfigError(f"optimizer = {name!r}: expected {' or '.join(OPTIMIZERS)}")
+        raise ConfigError(f"{place} = {name!r}: expected {' or '.join(OPTIMIZERS)}")
     return OPTIMIZERS[name]

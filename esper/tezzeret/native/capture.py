@@ -245,10 +245,11 @@ def capture(function: Callable[..., Any], shape: Shape, layout: Layout, buffers:
     except NotCaptured:
         raise
     except Exception as error:  # who does not know stand-ins may fail in any way when given some
-        raise NotCaptured(f"{type(error).__name__}: {error}") from error
+        raise NotCaptured(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
     y, new = result if isinstance(result, tuple) else (result, {})
     if not isinstance(y, Value) or y.spread or y.register == 0:
         raise NotCaptured("no features as the result")
+    _check_norms(recorder.instructions)
     code = Code(
         registers=tuple(recorder.registers),
         instructions=tuple(_fuse_relus(recorder.instructions, y.register)),
@@ -257,6 +258,13 @@ def capture(function: Callable[..., Any], shape: Shape, layout: Layout, buffers:
         num_buffers=buffers.size if buffers is not None else 0,
     )
     return Captured(code, y.shape[2:], _followed(buffers, new))
+
+
+def _check_norms(instructions: list[Instruction]) -> None:
+    """A batch norm adds up what its backward needs where its weights' gradients are: they are its own."""
+    places = [place for i in instructions for place in (i.weight, i.bias) if place >= 0]
+    if any(places.count(place) > 1 for i in instructions if i.op is Op.BATCH_NORM for place in (i.weight, i.bias)):
+        raise NotCaptured("a batch norm whose weights another layer uses, too")
 
 
 def _rows(layout: Layout, of_buffers: bool) -> dict[str, Row]:

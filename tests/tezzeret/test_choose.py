@@ -1,0 +1,153 @@
+"""Which backend runs a structure: what ``auto`` picks, and what is said where one cannot."""
+
+import functools
+import logging
+from collections.abc import Iterator
+
+import pytest
+import torch
+from tezzeret_states import CPU
+
+import esper
+from esper.engine import Engine
+from esper.kasmina.objectives import cross_entropy
+from esper.kasmina.slot_table import take_table
+from esper.kernels import chain, native, optimizer, program
+from esper.leyline.config import ConfigError, Isolation, Precision
+from esper.leyline.learners import learners_of
+from esper.tezzeret import choose
+from esper.tezzeret.backend import BackendError
+
+NATIVE = pytest.mark.skipif(chain.library() is None, reason="no C++ compiler")
+
+
+def made(backend: str, **settings: object) -> Engine:
+    return esper.make("synthetic", 2, backend=backend, **settings)
+
+
+@NATIVE
+@pytest.mark.parametrize(
+    ("settings", "chosen"),
+    [
+        ({}, "native"),
+        ({"precision": Precision.FLOAT64}, "eager"),
+        ({"differentiable": True}, "eager"),
+        ({"seed_optimizer": "adamw"}, "eager"),
+        ({"isolation": Isolation.OBJECTIVE}, "eager"),
+    ],
+)
+def test_auto_is_the_first_that_can(settings: dict, chosen: str) -> None:
+    engine = made("auto", **settings)
+    assert engine.backend.name == chosen
+    assert engine.describe()[0].startswith(f"{chosen}: ") and f", {chosen})" in repr(engine)
+
+
+def test_auto_has_an_answer_for_every_device_and_dtype() -> None:
+    for device in ("cpu", "cuda"):
+        for dtype in (torch.float32, torch.float64):
+            assert choose.AUTO[device, dtype][-1] == "eager"
+    assert {name for names in choose.AUTO.values() for name in names} <= set(choose.CHOICES) - {"auto"}
+
+
+REFUSED = {
+    "precision float64; expected float32": {"precision": Precision.FLOAT64},
+    "optimizer 'adamw'; expected sgd or adam": {"host_optimizer": "adamw"},
+    "isolation 'objective'; expected 'straight_through'": {"isolation": Isolation.OBJECTIVE},
+    "isolation 'none'; expected 'straight_through'": {"isolation": Isolation.NONE},
+    "gives no derivatives; with differentiable=True expected 'eager'": {"differentiable": True},
+}
+
+
+@NATIVE
+@pytest.mark.parametrize("reason", REFUSED)
+def test_native_says_what_it_does_not_know(reason: str) -> None:
+    with pytest.raises(BackendError) as error:
+        made("native", **REFUSED[reason])
+    assert str(error.value) == f"backend = 'native': {reason}" if "deriv" in reason else f"backend 'native': {reason}"
+
+
+@NATIVE
+def test_native_knows_one_objective_and_one_device() -> None:
+    structure = made("eager").structure
+    smoothed = esper.runtime.tasks.synthetic()._replace(objective=cross_entropy(label_smoothing=0.1))
+    with pytest.raises(BackendError, match=r"^backend 'native': objective .* expected plain cross-entropy$"):
+        esper.make(smoothed, 2, backend="native")
+    with pytest.raises(BackendError, match=r"^backend 'native': device cuda; expected cpu$"):
+        choose.build_backend("native", structure, torch.device("cuda"))
+
+
+@NATIVE
+def test_tokens_are_told_by_module_and_reason(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(BackendError, match=r"^backend 'native': transformer \S+, block 0: [^\n]+$") as error:
+        esper.make("synthetic_tokens", 2, backend="native")
+    with caplog.at_level(logging.INFO, logger="esper"):
+        assert esper.make("synthetic_tokens", 2).backend.name == "eager"
+    assert [record.getMessage() for record in caplog.records] == [f"esper: {error.value}"]
+
+
+@pytest.fixture
+def without_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No library is built or found."""
+    monkeypatch.setenv("ESPER_NATIVE", "0")
+    for kernel in (program, chain, optimizer):
+        monkeypatch.setattr(kernel, "library", lambda: None)
+    yield
+
+
+@pytest.mark.usefixtures("without_library")
+def test_without_a_compiler_auto_is_eager_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="esper"):
+        assert made("auto").backend.name == "eager"
+    assert len(caplog.records) == 1 and "\n" not in caplog.text.strip() and "no C++ compiler" in caplog.text
+    with pytest.raises(BackendError, match=r"^backend 'native': no built library \(no C\+\+ compiler, or ESPER_N"):
+        made("native")
+
+
+def test_libraries_are_not_built_where_they_are_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = functools.cache(native.load.__wrapped__)
+    for name, value in (("ESPER_NATIVE", "0"), ("PATH", "")):
+        with monkeypatch.context() as patch:
+            patch.delenv("CXX", raising=False)
+            patch.setenv(name, value)
+            load.cache_clear()
+            assert load("program") is None
+
+
+@pytest.mark.parametrize("backend", ["auto", "native"])
+@NATIVE
+def test_an_instruction_set_that_this_machine_lacks_is_an_error(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ESPER_ISA", "abacus")
+    with pytest.raises(ConfigError, match=r"^ESPER_ISA = 'abacus': expected .* here$"):
+        made(backend)
+    assert made("eager").backend.name == "eager"
+
+
+@pytest.mark.parametrize("backend", ["fast", "", "Eager", None])
+def test_an_unknown_backend_is_refused_with_the_known_ones(backend: object) -> None:
+    with pytest.raises(ConfigError) as error:
+        made(backend)  # type: ignore[arg-type]
+    assert str(error.value) == f"backend = {backend!r}: expected {', '.join(choose.CHOICES)}"
+
+
+@pytest.mark.parametrize("value", [True, False, "auto"])
+def test_compile_is_told_its_new_name(value: object) -> None:
+    with pytest.raises(ConfigError, match=r"unknown setting 'compile'; backend = 'eager' or 'inductor' is meant$"):
+        esper.make("synthetic", 2, compile=value)
+
+
+@NATIVE
+def test_derivatives_of_native_raise_instead_of_being_wrong() -> None:
+    engine = made("native", batch_size=4)
+    state = engine.init(0)
+    plan, learners = engine.backend.plan(take_table(state.slots), CPU), learners_of(state)
+
+    def loss(host: torch.Tensor) -> torch.Tensor:
+        moved = learners._replace(host=learners.host._replace(params=host))
+        samples = (engine.data.train_inputs[:4].expand(2, 4, *engine.data.train_inputs.shape[1:]),)
+        batch = esper.tezzeret.batches.Batch(*samples, engine.data.train_targets[:4].expand(2, 4))
+        return engine.backend.minibatch_step(engine.hypers, plan, moved, state.slots.alpha, batch)[1].loss.sum()
+
+    host = learners.host.params
+    for derivative in (lambda: torch.func.grad(loss)(host), lambda: torch.func.jvp(loss, (host,), (host,))):
+        with pytest.raises(RuntimeError):
+            derivative()

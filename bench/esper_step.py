@@ -40,7 +40,7 @@ class EsperStep:
         """The SGD steps of an epoch one by one, keeping every loss."""
         engine, learners, losses = self.engine, learners_of(self.state), []
         batches = draw_batches(engine.config, at_epoch(self.state, epoch), engine.data)
-        for step in range(batches.count):
+        for step in range(batches.length):
             batch, alphas = batch_at(engine.structure, batches, step), self.state.slots.alpha
             learners, seen = engine.backend.minibatch_step(engine.hypers, self.plan, learners, alphas, batch)
             losses.append(seen.loss)

@@ -221,7 +221,7 @@ def epoch_loss(engine: Engine, state: State, env: int) -> float:
     """Mean training loss of one environment over an epoch that starts at a state whose moments are 0."""
     one = Single(engine, state, env)
     batches = draw_batches(one.structure.config, one.state, one.data)
-    return sum(one.learn(batch_at(one.structure, batches, step)) for step in range(batches.count)) / batches.count
+    return sum(one.learn(batch_at(one.structure, batches, step)) for step in range(batches.length)) / batches.length
 
 
 class Validation(NamedTuple):

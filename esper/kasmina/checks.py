@@ -35,11 +35,11 @@ def check_blueprint(
 ) -> None:
     """Check that a blueprint keeps its contract at a site, or between two.
 
-    Checked: it fits; its tensors are named apart and tile a row; its cost is a number; training and inference give the
-    target's shape, the dtype and finite numbers, and buffers of their own shapes; it starts within ``identity_bound`` of
-    the identity, or of 0 between two sites; some gradient reaches its parameters and its input; rows do not depend on
-    each other, nor positions on later ones; float64 works as well as float32. The features are |N(0, 1)|, as behind a
-    relu, or uniformly random tokens.
+    Checked: it fits; its tensors are named apart and tile a row; its cost is a number; training and inference give
+    the target's shape, the dtype and finite numbers, and buffers of their own shapes; it starts within
+    ``identity_bound`` of the identity, or of 0 between two sites; some gradient reaches its parameters and its input;
+    rows do not depend on each other, nor positions on later ones; float64 works as well as float32. The features are
+    |N(0, 1)|, as behind a relu, or uniformly random tokens.
 
     Args:
       blueprint: what to check.

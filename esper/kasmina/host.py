@@ -125,12 +125,11 @@ class Host(NamedTuple):
 
     @property
     def points(self) -> dict[str, Site]:
-        """Name -> site of every point, in order: ``input``, behind the blocks ``block0``, ``block1``, ..., ``logits``."""
+        """Name -> site of every point, in order: ``input``, ``block0`` (behind the first block), ..., ``logits``."""
         length = self.input_shape if self.takes_tokens else ()
-        axes = {"channel_axis": len(length), "time_axis": 0 if length else None}
         found = {"input": Site("tokens" if self.takes_tokens else _kind(self.input_shape), self.input_shape, 0)}
         found |= {f"block{index}": site for index, site in self.sites.items()}
-        return found | {"logits": Site("logits", (*length, self.num_outputs), **axes)}
+        return found | {"logits": Site("logits", (*length, self.num_outputs), len(length), 0 if length else None)}
 
 
 def _kind(shape: tuple[int, ...]) -> str:

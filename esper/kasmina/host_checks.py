@@ -148,7 +148,7 @@ def _check_purity(host: Host, rows: _Rows) -> None:
         _require(host, torch.equal(inferred, again), f"block {index} giving two results", "pure functions")
         distance = float((trained - inferred).abs().max())
         same = bool(block.buffers) or block.draws or distance <= TOLERANCE[trained.dtype]
-        found = f"block {index}, which has no buffers and draws nothing, differing by {distance:.3g} between training and inference"
+        found = f"block {index}, without buffers or draws, differing by {distance:.3g} between training and inference"
         _require(host, same, found, "one function")
 
 

@@ -1,8 +1,8 @@
 """Layers of many networks at once: every tensor has the network dimension n first, weights included.
 
 They are plain functions of tensors. Anything written for one network works too, through ``torch.func.vmap``; these
-forms compile without specialising on n. Called with the stand-ins of ``esper.tezzeret.native.capture``, a layer is written
-down instead.
+forms compile without specialising on n. Called with the stand-ins of ``esper.tezzeret.native.capture``, a layer is
+written down instead.
 """
 
 import functools
@@ -140,7 +140,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def moments(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance over some dimensions, which stay with size 1; in two passes, faster than ``var_mean``."""
+    """Mean and biased variance over some dimensions, which stay with size 1; in two passes, as ``var_mean`` is slow."""
     mean = x.mean(dims, keepdim=True)
     return mean, (x - mean).square().mean(dims, keepdim=True)
 

@@ -95,7 +95,7 @@ class Place(NamedTuple):
     """One step of the features' way: a block, or a slot."""
 
     is_slot: bool
-    index: int
+    number: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +148,7 @@ class Structure:
         derived = {
             "num_seed_params": sum(slot.width for slot in self.slots),
             "num_seed_buffers": sum(slot.buffer_width for slot in self.slots),
-            "draws": any(module.draws for module in (*self.host.blocks, *self.blueprints)),
+            "draws": any(module.draws for module in self.host.blocks) or any(kind.draws for kind in self.blueprints),
             "route": _route(self.host, self.slots),
             "sources": frozenset(slot.source for slot in self.slots if slot.is_bypass),
         }

@@ -110,8 +110,8 @@ class Config:
         numbers = [slot for slot in self.slots if isinstance(slot, int)] if known else []
         if not known or numbers != sorted(numbers):
             raise ConfigError(
-                f"config.slots = {self.slots!r}: expected a tuple of ascending host block indices, or of points such as "
-                "'input:logits'"
+                f"config.slots = {self.slots!r}: expected a tuple of ascending host block indices, or of points such "
+                "as 'input:logits'"
             )
         good = isinstance(self.blends, tuple) and self.blends and all(isinstance(b, Blend) for b in self.blends)
         if not good or len(set(self.blends)) != len(self.blends):

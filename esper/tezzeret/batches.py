@@ -36,7 +36,7 @@ class Batches(NamedTuple):
     epoch: Tensor
 
     @property
-    def count(self) -> int:
+    def length(self) -> int:
         """Minibatches k."""
         return self.order.shape[-2]
 
@@ -61,5 +61,5 @@ def batch_at(structure: Structure, batches: Batches, step: int) -> Batch:
     if config.crop_padding or config.mirror:
         key = rng.fold_in(batches.key, int(Stream.AUGMENT), batches.epoch, step)
         inputs = crop_and_flip(key, inputs, config.crop_padding, flip=config.mirror)
-    key = rng.fold_in(batches.key, int(Stream.MODULES), batches.epoch, step) if structure.draws else None
-    return Batch(inputs, targets, key)
+    drawn = rng.fold_in(batches.key, int(Stream.MODULES), batches.epoch, step) if structure.draws else None
+    return Batch(inputs, targets, drawn)

@@ -26,10 +26,10 @@ from esper.tezzeret.batches import Batch, Batches, batch_at
 from esper.tezzeret.gradients import compute_gradients
 from esper.tezzeret.health import SlotGradients, measure_health, rows_finite
 from esper.tezzeret.learn import Gradients, RateTable, Rows, alphas_of, gather, learn, numbers_of, rate_table, scatter
-from esper.tezzeret.plan import Plan, SlotRows, make_plan, plan_evaluation
+from esper.tezzeret.plan import Evaluation, Plan, SlotRows, make_plan, plan_evaluation
 from esper.tezzeret.score import Scores, evaluation_numbers, infer, score_samples
 from esper.tezzeret.units import Call, plain, pulled
-from esper.tezzeret.walk import BlockRecord, Mode, Tape, depart, walk
+from esper.tezzeret.walk import BlockRecord, Mode, Numbers, Tape, depart, walk
 
 plan = make_plan
 """(structure, table, device) -> plan."""
@@ -114,10 +114,10 @@ def epoch(
     """
     table, rows, weights = rate_table(hypers), gather(structure, plan, learners), alphas_of(plan, alphas)
     loss = score = torch.zeros_like(alphas[:, :0]).sum(1)
-    for number in range(batches.count):
+    for number in range(batches.length):
         step = train_rows(structure, call, table, plan, rows, weights, batch_at(structure, batches, number))
         rows, loss, score = step.rows, loss + step.loss, score + step.score
-    measures = measure(structure, hypers, plan, step, (loss, score), batches.count)
+    measures = measure(structure, hypers, plan, step, (loss, score), batches.length)
     return scatter(structure, plan, learners, rows), measures
 
 
@@ -129,7 +129,6 @@ def evaluate(
     alphas: Tensor,
     samples: tuple[Tensor, Tensor],
     wanted: Counterfactuals,
-    call: Call = plain,
 ) -> Scores:
     """Losses and scores of every environment, and scores of its counterfactuals, on the same samples.
 
@@ -138,15 +137,21 @@ def evaluate(
       hypers: ``alpha_target`` of seeds that are switched on.
       samples: inputs [V, *input_shape] and targets [V, ...].
       wanted: other networks; they come behind the E environments.
-      call: how units are called.
 
     Returns:
       scores, L = E + the number of networks wanted.
     """
-    num_envs, device = alphas.shape[0], alphas.device
-    tree = plan_evaluation(structure, plan.table, with_trunk(wanted, num_envs), device, plan.padded)
-    numbers = evaluation_numbers(structure, hypers.alpha_target, tree, learners, alphas, plan.padded)
-    return score_samples(structure, partial(infer, structure, tree, numbers, call=call), samples, num_envs, tree.rows)
+    tree, numbers = prepare(structure, hypers, plan, learners, alphas, wanted)
+    return score_samples(structure, partial(infer, structure, tree, numbers), samples, alphas.shape[0], tree.rows)
+
+
+def prepare(
+    structure: Structure, hypers: HyperParams, plan: Plan, learners: Learners, alphas: Tensor, wanted: Counterfactuals
+) -> tuple[Evaluation, Numbers]:
+    """The lanes of an evaluation, and their numbers."""
+    every = with_trunk(wanted, alphas.shape[0])
+    tree = plan_evaluation(structure, plan.table, every, alphas.device, plan.padded)
+    return tree, evaluation_numbers(structure, hypers.alpha_target, tree, learners, alphas, plan.padded)
 
 
 def train_rows(
@@ -166,7 +171,7 @@ def _with_buffers(structure: Structure, rows: Rows, tape: Tape) -> Rows:
         if isinstance(record, BlockRecord):
             blocks.append(record.buffers)
         else:
-            held[place.index] = record.buffers
+            held[place.number] = record.buffers
     return rows._replace(buffers=torch.cat(blocks, dim=1), seed_buffers=tuple(held))
 
 
@@ -179,7 +184,7 @@ def measure(
         SlotGradients(
             tuple(group.blueprint for group in listed.groups),
             _own_parts(slot, listed, rows),
-            listed.index,
+            listed.row_of,
             listed.present,
         )
         for slot, listed, rows in zip(structure.slots, plan.slots, step.grads.seeds, strict=True)
@@ -190,7 +195,7 @@ def measure(
     for listed, seeds in zip(plan.slots, step.rows.seeds, strict=True):
         if listed.groups:
             sound = rows_finite(seeds.params, seeds.moments)
-            finite = finite & (sound.index_select(0, listed.index) | ~listed.present)
+            finite = finite & (sound.index_select(0, listed.row_of) | ~listed.present)
     return Epoch(loss / count, 100 * score / count, finite, health)
 
 

@@ -67,13 +67,13 @@ def compute_gradients(
     Returns:
       gradients of every network's mean loss; loss and score [E]; and the tape, which holds the new buffers.
     """
-    blocks, pull_blocks = vjp(partial(arena.split_blocks, structure), rows.host.params)
+    blocks, pull_blocks = vjp(partial(arena.split_blocks, structure), rows.host.params)  # type: ignore[misc]
     numbers, mode = numbers_of(structure, blocks, rows, alphas), Mode(True, call, batch.key)
     places = range(len(structure.route))
     flow, tape = walk(structure, plan.slots, numbers, depart(structure, batch.inputs), places, mode)
     loss, score, pull_loss = call(loss_unit(structure), (flow.h, batch.targets), (0,))
     assert pull_loss is not None
-    heeds = partial(_heed, structure, mode, table, plan, numbers, tape, batch)
+    heeds = partial(_heed, Context(structure, mode, table.alpha_target, plan, numbers, tape, batch))
     found = read_back(Pass(structure, plan.slots, places, tape), pull_loss(torch.ones_like(loss))[0], heeds)
     (host,) = pull_blocks(tuple(found.blocks[index] for index in range(len(blocks))))
     seeds = tuple(found.seeds.get(slot, numbers.seeds[slot]) for slot in range(len(structure.slots)))
@@ -102,40 +102,42 @@ def read_back(taken: Pass, grad: Tensor, heeds: Callable[[int], Heed | None]) ->
             pulled = record.pull(backward)
             backward = pulled.get(1)
             if 0 in pulled:
-                of_blocks[place.index] = pulled[0]
+                of_blocks[place.number] = pulled[0]
         elif record.pull_seeds:
-            listed = slots[place.index]
+            listed = slots[place.number]
             found = back_through_slot(structure, place, listed, record, backward, heeds(number))
             backward = found.h
             if found.rows is not None:
-                of_seeds[place.index] = found.rows
+                of_seeds[place.number] = found.rows
             if found.source is not None:
-                source = structure.slots[place.index].source
+                source = structure.slots[place.number].source
                 of_points[source] = of_points[source] + found.source if source in of_points else found.source
     return Found(of_blocks, of_seeds, backward)
 
 
-def _heed(
-    structure: Structure,
-    mode: Mode,
-    table: RateTable,
-    plan: Plan,
-    numbers: Numbers,
-    tape: Tape,
-    batch: Batch,
-    number: int,
-) -> Heed:
+class Context(NamedTuple):
+    """What an objective pass may look at."""
+
+    structure: Structure
+    mode: Mode
+    alpha_target: Tensor  # [E, 1] or [1, 1]
+    plan: Plan
+    numbers: Numbers
+    tape: Tape
+    batch: Batch
+
+
+def _heed(context: Context, number: int) -> Heed:
     """What seeds in TRAINING learn by, in place of the network's own gradient, which does not reach them."""
-    slot, record = structure.route[number].index, tape[number]
+    structure, plan = context.structure, context.plan
+    slot, record = structure.route[number].number, context.tape[number]
     assert isinstance(record, SlotRecord)
     training, passage = plan.slots[slot].training, plan.objectives[slot]
     if structure.config.isolation is not Isolation.OBJECTIVE:
         return partial(_straight_through, training, record.grown[0])
     if passage is None:
         return _as_is
-    alpha = some(table.alpha_target, passage.envs).expand(passage.envs.shape[0], 1).squeeze(1)
-    mine = _own_objective(structure, mode, passage, _lane_numbers(numbers, passage), (record, number, alpha), batch)
-    return partial(_own, training, mine)
+    return partial(_own, training, _own_objective(context, passage, record, number))
 
 
 def _as_is(out: Tensor, network: Grown) -> Grown:
@@ -156,41 +158,36 @@ def _straight_through(training: Tensor, s: Tensor, out: Tensor, network: Grown) 
     return (torch.where(per_row(training, out), seen, network[0]), *network[1:])
 
 
-def _own_objective(
-    structure: Structure,
-    mode: Mode,
-    passage: ObjectivePass,
-    numbers: Numbers,
-    at: tuple[SlotRecord, int, Tensor],
-    batch: Batch,
-) -> Grown:
+def _own_objective(context: Context, passage: ObjectivePass, record: SlotRecord, number: int) -> Grown:
     """Gradients of the loss of the networks as if the seeds of one slot were on at their target alpha, all else given.
 
     Args:
-      structure, mode, passage, numbers, batch: of the networks.
-      at: what the slot left on the tape, its place in the route, and the target alpha [n].
+      context: of the networks.
+      passage: those whose seed is in TRAINING.
+      record: what the slot left on the tape.
+      number: its place in the route.
 
     Returns:
       gradients of what the seeds of the slot gave.
     """
-    record, number, alpha = at
-    slot, places = structure.slots[structure.route[number].index], range(number + 1, len(structure.route))
+    structure, mode, numbers = context.structure, context.mode, _lane_numbers(context.numbers, passage)
+    slot, places = structure.slots[structure.route[number].number], range(number + 1, len(structure.route))
     given, key = take_lanes(record.before, passage.envs), mode.key
     picked = tuple(part.index_select(0, passage.picks) for part in record.grown)
+    alpha = some(context.alpha_target, passage.envs).expand(passage.envs.shape[0], 1).squeeze(1)
     arguments = (given.h, *picked, alpha, passage.gated)
     h, _, pull_mix = mode.call(mix_unit(slot), arguments, tuple(range(1, 1 + len(picked))))
     own = Mode(True, mode.call, None if key is None else key.index_select(0, passage.envs), given=True)
     flow = arrive(structure, number, given._replace(h=h))
     end, tape = walk(structure, passage.slots, numbers, flow, places, own)
-    targets = batch.targets.index_select(0, passage.envs)
+    targets = context.batch.targets.index_select(0, passage.envs)
     loss, _, pull_loss = mode.call(loss_unit(structure), (end.h, targets), (0,))
     assert pull_loss is not None and pull_mix is not None
     at_end = pull_loss(passage.alive.to(loss.dtype))[0]
     start = read_back(Pass(structure, passage.slots, places, tape), at_end, lambda place: None).start
     assert start is not None
     found = pull_mix(start)
-    back = partial(_spread, passage.picks)
-    return tuple(back(found[1 + part], whole) for part, whole in enumerate(record.grown))
+    return tuple(_spread(passage.picks, found[1 + part], whole) for part, whole in enumerate(record.grown))
 
 
 def _spread(picks: Tensor, values: Tensor, like: Tensor) -> Tensor:

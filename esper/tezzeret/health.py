@@ -20,7 +20,7 @@ class SlotGradients(NamedTuple):
 
     blueprints: tuple[int, ...]
     grads: tuple[Tensor, ...]  # [n, P_k] each
-    index: Tensor  # int64 [E]; place of each environment's seed among all rows
+    row_of: Tensor  # int64 [E]; place of each environment's seed among all rows
     present: Tensor  # bool [E]
 
 
@@ -69,7 +69,7 @@ def _seed_norms(slot: Slot, slot_grads: SlotGradients) -> tuple[Tensor, ...]:
         each = tensor_norms(slot.row(blueprint), grad) if grad.shape[1] else grad.new_zeros(grad.shape[0], 1)
         norm = torch.linalg.vector_norm(each, dim=1)
         rows.append(torch.stack((norm, norm / max(grad.shape[1], 1) ** 0.5, each.amax(1))))
-    placed = torch.cat(rows, dim=1).index_select(1, slot_grads.index)
+    placed = torch.cat(rows, dim=1).index_select(1, slot_grads.row_of)
     return torch.where(slot_grads.present, placed, 0.0).unbind(0)
 
 

@@ -1,8 +1,8 @@
 """The oracle: the same computation the obvious way, for tests. Every blueprint for every environment, then a choice.
 
-Nothing is shared with the definition but the modules themselves: features of all seeds are computed and selected, autograd takes
-the gradient with ``detach`` where the life cycle stops it, counterfactuals run from the input to the outputs one
-beside the other. It costs K times the arithmetic, and gives no derivatives from outside.
+Nothing is shared with the definition but the modules themselves: features of all seeds are computed and selected,
+autograd takes the gradient with ``detach`` where the life cycle stops it, counterfactuals run from the input to the
+outputs one beside the other. It costs K times the arithmetic, and gives no derivatives from outside.
 """
 
 from functools import partial
@@ -54,8 +54,8 @@ def _rowwise(vector: Tensor, like: Tensor) -> Tensor:
 class Network:
     """One pass of n networks, block by block.
 
-    ``own`` names a slot whose seeds in TRAINING are on, all else given; their objective is differentiated exactly, through
-    later seeds too.
+    ``own`` names a slot whose seeds in TRAINING are on, all else given; their objective is differentiated exactly,
+    through later seeds too.
     """
 
     def __init__(self, structure: Structure, held: Held, rows: Rows, train: bool, key: Tensor | None) -> None:
@@ -265,7 +265,7 @@ def epoch(
 ) -> tuple[Learners, Epoch]:
     """``epoch`` of the definition."""
     seen = []
-    for number in range(batches.count):
+    for number in range(batches.length):
         batch = batch_at(structure, batches, number)
         learners, epoch = minibatch_step(structure, hypers, plan, learners, alphas, batch)
         seen.append(epoch)
@@ -291,7 +291,8 @@ def evaluate(
     target = hypers.alpha_target.expand(num_envs)[env].unsqueeze(1)
     switched = torch.where(change == OFF, 0.0, torch.where(change == ON, target, alphas[env]))
     learned = (learners.host.params, learners.buffers, learners.seeds.params, learners.seed_buffers)
-    rows = Rows(*(part.detach()[env] for part in learned), switched)
+    own = [part.detach()[env] for part in learned]
+    rows = Rows(own[0], own[1], own[2], own[3], switched)
 
     def outputs_of(inputs: Tensor) -> Tensor:
         return Network(structure, held, rows, False, None).run(inputs[:1].expand(env.shape[0], *inputs.shape[1:]))

@@ -1,19 +1,18 @@
 """The plan of the definition: which rows hold which blueprint, listed once per environment step.
 
-Every pass gathers the rows of a group, applies the group's blueprint to them, and puts the results back; a group
-without rows does not exist. A *lane* is one network's features on their way: in training the environments, in evaluation also
-the counterfactuals, which fork from their environment where they first differ, so that what lies before is computed
-once.
+Every pass gathers the rows of a slot, group by group, applies each group's blueprint, and puts the results back; a
+group without rows does not exist. A *lane* is one network's features on their way: in training the environments, in
+evaluation also the counterfactuals, which fork from their environment where they first differ, so that what lies before
+is computed once.
 
 Padded plans list every blueprint that fits, each with ``SINKS`` rows more that nobody reads: shapes that compiled code
 need not be specialised on.
 """
 
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from esper.kasmina.counterfactuals import AS_IS, Counterfactuals, takes_part
@@ -27,6 +26,9 @@ SINKS = 2
 
 Tree = TypeVar("Tree")
 
+Rows = Any
+"""Integers or flags: an array on the CPU while a plan is made, then a tensor on the device."""
+
 
 class Group(NamedTuple):
     """Rows of one slot that hold the same blueprint, side by side."""
@@ -39,14 +41,14 @@ class SlotRows(NamedTuple):
     """One slot's part in a pass of L lanes: n rows, group by group."""
 
     groups: tuple[Group, ...]
-    lanes: Tensor  # int64 [n]; rows of the features
-    rows: Tensor  # int64 [n]; rows of the numbers: environments, or in an objective pass the training's rows
-    training: Tensor  # bool [n]; in TRAINING
-    isolated: Tensor  # bool [n]; what it reads is held constant
-    gated: Tensor  # bool [n]; its blend has a learned gate
-    index: Tensor  # int64 [L]; row of each lane's seed; 0 without one
-    present: Tensor  # bool [L]; whether it has one
-    parents: Tensor | None = None  # int64 [L]; the lane each continues; None if nothing forks here
+    lanes: Rows  # int64 [n]; rows of the features
+    rows: Rows  # int64 [n]; rows of the numbers: environments, or in an objective pass the training's rows
+    training: Rows  # bool [n]; in TRAINING
+    isolated: Rows  # bool [n]; what it reads is held constant
+    gated: Rows  # bool [n]; its blend has a learned gate
+    row_of: Rows  # int64 [L]; row of each lane's seed; 0 without one
+    present: Rows  # bool [L]; whether it has one
+    parents: Rows | None = None  # int64 [L]; the lane each continues; None if nothing forks here
 
     @property
     def sizes(self) -> list[int]:
@@ -57,10 +59,10 @@ class SlotRows(NamedTuple):
 class ObjectivePass(NamedTuple):
     """The seeds of one slot in TRAINING, and the way of their networks from there on."""
 
-    envs: Tensor  # int64 [n]
-    picks: Tensor  # int64 [n]; their rows
-    gated: Tensor  # bool [n]
-    alive: Tensor  # bool [n]; False for sinks
+    envs: Rows  # int64 [n]
+    picks: Rows  # int64 [n]; their rows
+    gated: Rows  # bool [n]
+    alive: Rows  # bool [n]; False for sinks
     slots: tuple[SlotRows, ...]
 
 
@@ -77,8 +79,8 @@ class Evaluation(NamedTuple):
     """The tree of lanes of an evaluation."""
 
     slots: tuple[SlotRows, ...]
-    envs: tuple[Tensor | None, ...]  # per block, int64 [L]; environment of each lane; None: the environments in order
-    rows: Tensor  # int64; the lane of each counterfactual
+    envs: tuple[Rows | None, ...]  # per block, int64 [L]; environment of each lane; None: the environments in order
+    rows: Rows  # int64; the lane of each counterfactual
 
 
 def upload(tree: Tree, device: torch.device) -> Tree:
@@ -134,7 +136,7 @@ def list_slot(
         training=stage == int(Stage.TRAINING),
         isolated=np.isin(stage, [int(s) for s in ISOLATED]) & isolates,
         gated=table.gated[envs[lanes], slot] & alive,
-        index=index,
+        row_of=index,
         present=through,
     )
 
@@ -155,10 +157,10 @@ def _objective(
     merged, slots = table.within(MERGED), list[SlotRows]()
     for other in range(len(structure.slots)):
         listed = list_slot(structure, table, other, lanes, merged[lanes, other] & alive, sinks)
-        own = np.append(trained[other].index, _sink(trained[other]))
+        own = np.append(trained[other].row_of, _sink(trained[other]))
         slots.append(listed._replace(rows=own[listed.rows]))
     gated = table.gated[lanes, slot]
-    return ObjectivePass(lanes, trained[slot].index[lanes], gated, alive, tuple(slots))
+    return ObjectivePass(lanes, trained[slot].row_of[lanes], gated, alive, tuple(slots))
 
 
 def _sink(listed: SlotRows) -> int:

@@ -49,7 +49,9 @@ def pulled(unit: Unit, arguments: tuple[Tensor, ...], wrt: tuple[int, ...]) -> t
     """Call a unit, and get the function that pulls a gradient back through it; aux has none."""
     if not wrt:
         return plain(unit, arguments, wrt)
-    value, pull, aux = vjp(_of(unit, arguments, wrt), *(arguments[place] for place in wrt), has_aux=True)
+    value, pull, aux = vjp(  # type: ignore[misc]
+        _of(unit, arguments, wrt), *(arguments[place] for place in wrt), has_aux=True
+    )
 
     def by_place(grad: Tensor) -> dict[int, Tensor]:
         return dict(zip(wrt, pull(grad), strict=True))
@@ -61,7 +63,9 @@ def pull_again(unit: Unit, wrt: tuple[int, ...]) -> Callable[..., tuple[Tensor, 
     """(gradient, *arguments) -> gradients of those in ``wrt``; the unit's value is computed again."""
 
     def pull(grad: Tensor, *arguments: Tensor) -> tuple[Tensor, ...]:
-        _, back, _ = vjp(_of(unit, arguments, wrt), *(arguments[place] for place in wrt), has_aux=True)
+        _, back, _ = vjp(  # type: ignore[misc]
+            _of(unit, arguments, wrt), *(arguments[place] for place in wrt), has_aux=True
+        )
         found: tuple[Tensor, ...] = back(grad)
         return found
 
@@ -131,7 +135,6 @@ def gate_unit(slot: Slot) -> Unit:
 
 def mix_unit(slot: Slot) -> Unit:
     """A slot's blend, ``mix``: (h, s, openings if it has gates, alpha [n], gated bool [n]) -> features."""
-
     is_bypass = slot.is_bypass
 
     def run(h: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,9 @@
 """The way of the features through blocks and slots, and of their gradient back.
 
-Going forward, every unit (a block, a group of seeds, a slot's gates, its blend) leaves the function that pulls a gradient
-back through it; going back, this tape is read in reverse. A gradient that the life cycle stops is a pull whose result is
-not used: the inner gradient stops there, while a derivative taken from outside passes through all of it, since nothing
-was cut.
+Going forward, every unit (a block, a group of seeds, a slot's gates, its blend) leaves the function that pulls a
+gradient back through it; going back, this tape is read in reverse. A gradient that the life cycle stops is a pull whose
+result is not used: the inner gradient stops there, while a derivative taken from outside passes through all of it,
+since nothing was cut.
 """
 
 from collections.abc import Callable, Sequence
@@ -71,7 +71,7 @@ Tape = list[BlockRecord | SlotRecord]
 
 def place_rows(listed: SlotRows, values: Tensor, elsewhere: Tensor) -> Tensor:
     """Values [n, ...] of a slot's rows, each at its lane; other lanes keep what they have, bit for bit."""
-    rows = values.index_select(0, listed.index)
+    rows = values.index_select(0, listed.row_of)
     return torch.where(per_row(listed.present, elsewhere), rows, elsewhere)
 
 
@@ -113,7 +113,7 @@ def walk(
     for number in places:
         place = structure.route[number]
         if place.is_slot:
-            flow, record = _through_slot(structure, slots[place.index], numbers, flow, place, mode)
+            flow, record = _through_slot(structure, slots[place.number], numbers, flow, place, mode)
         else:
             flow, record = _through_block(structure, numbers, flow, place, mode)
         flow = arrive(structure, number, flow)
@@ -134,7 +134,7 @@ def _fold(mode: Mode, stream: Stream, index: int) -> tuple[Tensor, ...]:
 def _through_block(
     structure: Structure, numbers: Numbers, flow: Flow, place: Place, mode: Mode
 ) -> tuple[Flow, BlockRecord]:
-    index = place.index
+    index = place.number
     drawn = _fold(mode, Stream.BLOCK, index) if structure.host.blocks[index].draws else ()
     arguments = (numbers.blocks[index], flow.h, numbers.buffers[index], *drawn)
     flows = mode.given or structure.learns_before(index)
@@ -145,7 +145,7 @@ def _through_block(
 def _through_slot(
     structure: Structure, listed: SlotRows, numbers: Numbers, flow: Flow, place: Place, mode: Mode
 ) -> tuple[Flow, SlotRecord]:
-    slot, held = structure.slots[place.index], numbers.seed_buffers[place.index]
+    slot, held = structure.slots[place.number], numbers.seed_buffers[place.number]
     if listed.parents is not None:
         flow = take_lanes(flow, listed.parents)
     if not listed.groups:
@@ -153,13 +153,14 @@ def _through_slot(
     h = flow.h.index_select(0, listed.lanes)
     x = flow.saved[slot.source].index_select(0, listed.lanes) if slot.is_bypass else h
     wrt = _wrt(mode, mode.given or structure.learns_before(slot.source))
-    s, buffers, pull_seeds = _grow(structure, place.index, listed, numbers, x, mode)
-    grown, pull_gate = (s,), None
+    s, buffers, pull_seeds = _grow(structure, place.number, listed, numbers, x, mode)
+    grown: Grown = (s,)
+    pull_gate = None
     if slot.gate.size:
-        row = numbers.seeds[place.index][:, slot.width - slot.gate.size :]
+        row = numbers.seeds[place.number][:, slot.width - slot.gate.size :]
         opening, _, pull_gate = mode.call(gate_unit(slot), (row, x), wrt)
         grown = (s, opening)
-    arguments = (h, *grown, numbers.alphas[place.index], listed.gated)
+    arguments = (h, *grown, numbers.alphas[place.number], listed.gated)
     out, _, pull_mix = mode.call(mix_unit(slot), arguments, tuple(range(1 + len(grown))))
     record = SlotRecord(flow, grown, buffers, pull_seeds, pull_gate, pull_mix)
     return flow._replace(h=place_rows(listed, out, flow.h)), record
@@ -212,12 +213,12 @@ def back_through_slot(
         the life cycle puts in place of the network's own for seeds in TRAINING. None: the exact gradient, with nothing
         held constant.
     """
-    slot = structure.slots[place.index]
+    slot = structure.slots[place.number]
     assert record.pull_mix is not None
     out = grad.index_select(0, listed.lanes)
     pulled = record.pull_mix(out)
     h, grown = pulled[0], tuple(pulled[1 + part] for part in range(len(record.grown)))
-    rows, x = _back_through_seeds(structure, place.index, listed, record, heed(out, grown) if heed else grown)
+    rows, x = _back_through_seeds(structure, place.number, listed, record, heed(out, grown) if heed else grown)
     if x is None:
         return SlotGradients(rows, place_rows(listed, h, grad), None)
     x = torch.where(per_row(listed.isolated, x), 0.0, x) if heed else x

@@ -57,7 +57,7 @@ def test_plan_lists_every_active_seed_once(engine):
         rows = torch.cat([group.rows for group in listed.groups])
         assert sorted(rows.tolist()) == active.nonzero().flatten().tolist()
         assert torch.equal(listed.present, active)
-        assert torch.equal(rows[listed.index[active]], active.nonzero().flatten())
+        assert torch.equal(rows[listed.row_of[active]], active.nonzero().flatten())
         kinds = [group.blueprint for group in listed.groups]
         assert kinds == sorted(set(kinds))
         for group in listed.groups:

@@ -54,7 +54,7 @@ def compiled(function: Callable[..., Any], compiler: str = "inductor") -> Callab
     run = torch.compile(own, fullgraph=True, dynamic=False, **how)
 
     def start(*arguments: Any) -> Any:
-        with torch.fx.experimental._config.patch(use_duck_shape=False):
+        with torch.fx.experimental._config.patch(use_duck_shape=False):  # type: ignore[attr-defined]
             return run(*arguments)
 
     return start

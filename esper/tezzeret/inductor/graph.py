@@ -4,7 +4,7 @@ Plans are padded, and the number of rows of every group is symbolic, so no mix o
 Collecting the rows, the batches and writing back are a handful of operations an epoch; they stay as they are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -114,7 +114,7 @@ def _run(
     plan: Plan,
     learners: Learners,
     alphas: Tensor,
-    batches: "list[Callable[[], Batch]]",
+    batches: Sequence[Callable[[], Batch]],
 ) -> tuple[Learners, Epoch]:
     """Minibatches, one after the other."""
     structure, rows = own.structure, gather(own.structure, plan, learners)
@@ -139,7 +139,7 @@ def epoch(
     own: Compiled, hypers: HyperParams, plan: Plan, learners: Learners, alphas: Tensor, batches: Batches
 ) -> tuple[Learners, Epoch]:
     """``epoch`` of the definition."""
-    drawn = [partial(batch_at, own.structure, batches, number) for number in range(batches.count)]
+    drawn = [partial(batch_at, own.structure, batches, number) for number in range(batches.length)]
     return _run(own, hypers, plan, learners, alphas, drawn)
 
 

@@ -65,7 +65,7 @@ def _groups(listed: SlotRows, rows: Tensor) -> tuple[Tensor, ...]:
 def pack_slot(listed: SlotRows, *more: Tensor) -> PackedSlot:
     """Pack a slot's rows, and further integers of them."""
     fields = (listed.lanes, listed.rows, listed.training, listed.isolated, listed.gated, *more)
-    lanes = [listed.index, listed.present] + ([] if listed.parents is None else [listed.parents])
+    lanes = [listed.row_of, listed.present] + ([] if listed.parents is None else [listed.parents])
     return PackedSlot(_groups(listed, _columns(fields)), _columns(lanes))
 
 

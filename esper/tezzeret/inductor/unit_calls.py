@@ -12,10 +12,15 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from esper.kasmina.counterfactuals import Counterfactuals
 from esper.kasmina.structure import Structure
+from esper.leyline.hypers import HyperParams
+from esper.leyline.learners import Learners
 from esper.tezzeret import eager
 from esper.tezzeret.backend import Backend
 from esper.tezzeret.inductor.compiled import compiled
+from esper.tezzeret.plan import Plan
+from esper.tezzeret.score import Scores, infer, score_samples
 from esper.tezzeret.units import Pull, Unit, pull_again
 
 
@@ -75,12 +80,25 @@ def _with_symbolic_rows(run: Callable[..., Any], arguments: tuple[Tensor, ...]) 
 def build_units(structure: Structure, compiler: str = "inductor") -> Backend:
     """The backend of compiled units."""
     call = UnitCalls(compiler)
+
+    def evaluate(
+        hypers: HyperParams,
+        plan: Plan,
+        learners: Learners,
+        alphas: Tensor,
+        samples: tuple[Tensor, Tensor],
+        wanted: Counterfactuals,
+    ) -> Scores:
+        tree, numbers = eager.prepare(structure, hypers, plan, learners, alphas, wanted)
+        outputs_of = partial(infer, structure, tree, numbers, call=call)
+        return score_samples(structure, outputs_of, samples, alphas.shape[0], tree.rows)
+
     return Backend(
         name="inductor",
         plan=partial(eager.plan, structure),
         forward=partial(eager.forward, structure),
         minibatch_step=partial(eager.minibatch_step, structure, call=call),
         epoch=partial(eager.epoch, structure, call=call),
-        evaluate=partial(eager.evaluate, structure, call=call),
+        evaluate=evaluate,
         describe=lambda: ("inductor: every block, seed, gate and step one compiled function",),
     )

@@ -66,9 +66,9 @@ def scatter(structure: Structure, plan: Plan, learners: Learners, rows: Rows) ->
         return learners
     params, moments, steps = (leaf.clone() for leaf in learners.seeds)
     for number, (slot, listed) in enumerate(zip(structure.slots, plan.slots, strict=True)):
-        parts = ((listed.envs, seed_columns(slot, listed), rows.seeds[number]),)
-        parts += ((listed.gate_envs, slot.gate_columns, rows.gates[number]),)
-        for envs, columns, weights in parts:
+        own = (listed.envs, seed_columns(slot, listed), rows.seeds[number])
+        gates = (listed.gate_envs, slot.gate_columns, rows.gates[number])
+        for envs, columns, weights in (own, gates):
             params[envs, columns], moments[envs, :, columns] = weights.params, weights.moments
         steps[listed.envs, number] = rows.seeds[number].steps
     return learners._replace(seeds=Weights(params, moments, steps))
@@ -81,15 +81,15 @@ def train(
     structure = network.structure
     rows, table = gather(structure, plan, learners), rate_table(hypers)
     weights = [alphas[:, slot].index_select(0, listed.envs) for slot, listed in enumerate(plan.slots)]
-    rates = _schedule(structure, table, learners, batches.count)
+    rates = _schedule(structure, table, learners, batches.length)
     loss = score = torch.zeros_like(alphas[:, :0]).sum(1)
-    for step in range(batches.count):
+    for step in range(batches.length):
         lesson = network_step(network, plan, rows, weights, _picked(structure, batches, step))
         rows = learn(structure, table, plan, _with_buffers(network, rows, lesson), lesson, rates, step)
         loss, score = loss + lesson.losses.mean(1), score + lesson.hits.mean(1)
     health = measure_health(structure, hypers, lesson.host, _seed_gradients(structure, plan, lesson))
     finite = torch.isfinite(loss) & torch.isfinite(health.host_norm) & _finite(plan, rows)
-    measures = Epoch(loss / batches.count, 100 * score / batches.count, finite, health)
+    measures = Epoch(loss / batches.length, 100 * score / batches.length, finite, health)
     return scatter(structure, plan, learners, rows), measures
 
 
@@ -99,7 +99,7 @@ def network_step(
     """Losses and gradients of one minibatch."""
     seeds = [
         Seeds(
-            chain.Places(listed.blueprints, listed.index, listed.gate_rows(torch.arange(listed.gated.shape[0]))),
+            chain.Places(listed.blueprints, listed.row_of, listed.gate_rows(torch.arange(listed.gated.shape[0]))),
             alpha,
             own.params,
             None,
@@ -174,7 +174,7 @@ def _seed_gradients(structure: Structure, plan: Plan, lesson: chain.Lesson) -> l
         pairs = zip(listed.kinds, parts, strict=True)
         own = tuple(part[:, : slot.row(kind).size] for (kind, _), part in pairs)
         found.append(
-            SlotGradients(tuple(kind for kind, _ in listed.kinds), own, listed.index.clamp(min=0), listed.index >= 0)
+            SlotGradients(tuple(kind for kind, _ in listed.kinds), own, listed.row_of.clamp(min=0), listed.row_of >= 0)
         )
     return found
 

@@ -25,7 +25,7 @@ class Tree:
     """
 
     def __init__(self, structure: Structure, table: SlotTable, wanted: Counterfactuals) -> None:
-        order = [place.index for place in structure.route if place.is_slot]
+        order = [place.number for place in structure.route if place.is_slot]
         num_envs, base = table.stage.shape[0], 3 ** np.arange(len(order) + 1)
         change = np.where(table.within(ACTIVE)[wanted.env], wanted.change, AS_IS)[:, order]
         codes = wanted.env * base[-1] + change @ base[:-1]
@@ -86,7 +86,7 @@ def evaluate(
         live = tree.position <= tree.order.index(number)
         rows = list_rows(plan.table, number, tree.env, part[:, number] & live, part[:, number])
         alpha = torch.where(rows.training, target[rows.envs], alphas[:, number][rows.envs])
-        places = Places(rows.blueprints, rows.index, rows.gate_rows(rows.gate_envs))
+        places = Places(rows.blueprints, rows.row_of, rows.gate_rows(rows.gate_envs))
         params, gates = (learners.seeds.params[:, columns] for columns in (slot.columns, slot.gate_columns))
         slots.append(Seeds(places, alpha, params, rows.envs, gates))
 

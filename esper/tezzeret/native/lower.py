@@ -121,5 +121,5 @@ def _chain(structure: Structure, blocks: Sequence[Lowered], slots: Sequence[Slot
         links.append(Link(block.program, params, buffers, aux))
         params, buffers = params + host_block.layout.size, buffers + host_block.buffer_layout.size
         aux += block.program.num_aux
-    route = tuple(-1 - place.index if place.is_slot else place.index for place in structure.route)
+    route = tuple(-1 - place.number if place.is_slot else place.number for place in structure.route)
     return Chain(tuple(links), tuple(slots), route, aux)

@@ -17,7 +17,7 @@ class SlotRows(NamedTuple):
     kinds: tuple[tuple[int, int], ...]  # (blueprint, rows) of each part
     envs: Tensor  # int64 [n]; environment of each, whose numbers it uses
     blueprints: Tensor  # int64 [n]
-    index: Tensor  # int64 [L]; row of each lane, -1 if it has no seed here
+    row_of: Tensor  # int64 [L]; row of each lane, -1 if it has no seed here
     gated: Tensor  # int64 [g]; rows whose blend has a learned gate
     training: Tensor  # bool [n]; TRAINING: straight-through
     isolated: Tensor  # bool [n]; what it reads is held constant
@@ -71,7 +71,7 @@ def list_rows(table: SlotTable, slot: int, envs: IntArray, through: BoolArray, b
         kinds=tuple(zip(kinds.tolist(), counts.tolist(), strict=True)),
         envs=torch.as_tensor(rows),
         blueprints=torch.as_tensor(held),
-        index=torch.as_tensor(index),
+        row_of=torch.as_tensor(index),
         gated=torch.as_tensor(np.flatnonzero(table.gated[rows, slot] & blended[lanes])),
         training=torch.as_tensor(stage == int(Stage.TRAINING)),
         isolated=torch.as_tensor(np.isin(stage, [int(s) for s in ISOLATED])),

@@ -1,4 +1,4 @@
-"""The compiled backend against the definition: the same numbers, and nothing compiled twice whatever seeds there are."""
+"""The compiled backend against the definition: the same numbers, and nothing compiled twice."""
 
 import pytest
 import torch

@@ -88,6 +88,8 @@ def sow(life: Life, table: SlotTable, learners: Learners, more: Tensor) -> Learn
         slot = life.structure.slots[number]
         fresh[env, slot.blueprint_columns(int(table.blueprint[env, number]))] = True
         fresh[env, slot.gate_columns] = True
+    if not fresh.any():
+        return learners
     params = learners.seeds.params + torch.where(fresh, more, 0.0)
     return learners._replace(seeds=learners.seeds._replace(params=params))
 
@@ -120,32 +122,33 @@ def live(life: Life, numbers: Numbers, by_epoch: bool = False) -> Tensor:
 
 def live_unrolled(life: Life, numbers: Numbers, cut: bool = False) -> Tensor:
     """By autograd, environment by environment; see ``unrolled``."""
-    return torch.stack([_live_one(life, numbers, env, cut) for env in range(E)])
+    sown = [sow(life, phase.table, life.learners, numbers["sown"]) for phase in life.phases]
+    return torch.stack([_live_one(life, numbers, env, sown, cut) for env in range(E)])
 
 
-def _live_one(life: Life, numbers: Numbers, env: int, cut: bool) -> Tensor:
+def _live_one(life: Life, numbers: Numbers, env: int, sown: list[Learners], cut: bool) -> Tensor:
     hypers = life.hypers.replace(host_lr=numbers["host_lr"], seed_lr=numbers["seed_lr"])
     start = [getattr(life.learners, who)._replace(params=numbers[who]) for who in ("host", "seeds")]
     learners, net = life.learners._replace(host=start[0], seeds=start[1]), None
-    for phase, given in zip(life.phases, numbers["alphas"], strict=True):
+    for phase, given, drawn in zip(life.phases, numbers["alphas"], sown, strict=True):
         scene = unrolled.scene_of(life.structure, hypers, phase.table, alphas_of(phase, given), env)
         net = unrolled.net_of(scene, learners, env) if net is None else net
-        sown = unrolled.net_of(scene, sow(life, phase.table, life.learners, numbers["sown"]), env)
+        fresh = unrolled.net_of(scene, drawn, env)
         for number, stage in enumerate(scene.stages):
             if stage == Stage.GERMINATED:
-                for old, new in zip((net.seeds, net.gates, net.held), (sown.seeds, sown.gates, sown.held), strict=True):
+                for old, new in zip(net[2:], fresh[2:], strict=True):
                     old[number] = new[number]
         for batch in phase.batches:
             net = unrolled.step(scene, net, *unrolled.take(batch, env), cut)
     return unrolled.validate(scene, net, life.samples)
 
 
-def gradient(life: Life, numbers: Numbers, weights: Tensor, cut: bool = False) -> Numbers:
-    """Of the weighted losses, unrolled."""
+def gradient(life: Life, numbers: Numbers, weights: Tensor, cut: bool = False) -> tuple[Tensor, Numbers]:
+    """Losses, and the gradient of their weighted sum, unrolled."""
     leaves = {name: value.clone().requires_grad_() for name, value in numbers.items()}
-    total = (weights * live_unrolled(life, leaves, cut)).sum()
-    found = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
-    return dict(zip(leaves, found, strict=True))
+    losses = live_unrolled(life, leaves, cut)
+    found = torch.autograd.grad((weights * losses).sum(), list(leaves.values()), materialize_grads=True)
+    return losses.detach(), dict(zip(leaves, found, strict=True))
 
 
 def curvature(life: Life, numbers: Numbers, weights: Tensor, direction: Numbers) -> Numbers:

@@ -42,6 +42,10 @@ def setting(
     return field(default=default, metadata=metadata)
 
 
+RENAMED = {"compile": "backend"}
+"""Settings that there were under other names; asking for one names its heir."""
+
+
 def read_settings(kind: type[Settings], arguments: Sequence[str], program: str) -> Settings:
     """Read settings from flags and, if ``--config`` names one, from a file.
 
@@ -54,6 +58,10 @@ def read_settings(kind: type[Settings], arguments: Sequence[str], program: str) 
       SettingsError: unknown key, wrong type, out of range, unreadable file.
       SystemExit: ``--help``.
     """
+    for word in arguments:
+        old = word.partition("=")[0].removeprefix("--").replace("-", "_")
+        if word.startswith("--") and old in RENAMED:
+            raise SettingsError(f"{program}: {word}: unknown setting; --{RENAMED[old]} is meant")
     parser = _Parser(prog=program, description=(kind.__doc__ or "").split("\n")[0], allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", help="TOML or JSON file with any of these settings")
     for entry in fields(kind):  # type: ignore[arg-type]
@@ -160,7 +168,7 @@ def _read_file(kind: type, path: Path) -> dict[str, Any]:
     entries = {entry.name: entry for entry in fields(kind)}
     for name in table:
         if name not in entries:
-            near = get_close_matches(name, entries, n=1)
+            near = [RENAMED[name]] if name in RENAMED else get_close_matches(name, entries, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(entries)}"
             raise SettingsError(f"{path}: {name}: unknown setting; {hint}")
     return {name: _check(entries[name], value, f"{path}: {name}") for name, value in table.items()}

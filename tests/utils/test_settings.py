@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from esper.runtime.evaluate import EvaluateSettings
 from esper.utils.settings import SettingsError, Value, read_settings, setting
 
 
@@ -124,3 +125,12 @@ def test_bad_files_are_one_line(message, tmp_path):
     with pytest.raises(SettingsError) as error:
         read("--config", str(tmp_path / name))
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_setting_under_its_old_name_names_its_heir(tmp_path):
+    with pytest.raises(SettingsError, match=r"--compile: unknown setting; --backend is meant"):
+        read_settings(EvaluateSettings, ["--compile", "false"], "esper evaluate")
+    path = tmp_path / "old.toml"
+    path.write_text("compile = false\n")
+    with pytest.raises(SettingsError, match=r"compile: unknown setting; did you mean 'backend'\?"):
+        read_settings(EvaluateSettings, ["--config", str(path)], "esper evaluate")

@@ -87,7 +87,7 @@ class Value:
     ) -> "Value":
         elementwise = {torch.relu: Op.RELU, torch.sigmoid: Op.SIGMOID}
         if function not in elementwise or kwargs:
-            raise NotCaptured(f"{function}")
+            raise NotCaptured(f"operation {getattr(function, '__name__', function)}")
         (value,) = args
         return value.give(elementwise[function], value.shape[2:])
 

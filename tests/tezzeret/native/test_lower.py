@@ -205,12 +205,12 @@ REFUSED: dict[str, tuple[esper.Task, str]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_no_native_network_is_told_by_module_and_reason(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Asked for, it is an error; ``auto`` is the definition then, and says why in one line."""
+    """Asked for, it is an error; ``auto`` goes on to the next backend, and says why in one line."""
     refused, reason = REFUSED[name]
     with pytest.raises(ConfigError, match=f"^backend 'native': {reason}") as error:
         esper.make(refused, 2, backend="native")
     assert "\n" not in str(error.value)
     with caplog.at_level("INFO", logger="esper"):
         engine = esper.make(refused, 2)
-    assert engine.backend.name == "eager"
+    assert engine.backend.name == "inductor"
     assert [record.getMessage() for record in caplog.records] == [f"esper: {error.value}"]

@@ -230,7 +230,7 @@ def test_a_grown_transformer_predicts_from_the_past_alone(blend: Blend) -> None:
     data = Dataset("text", *(tokens(n, 11, 8, 6) for n in range(4)), 11)
     host, kinds = transformer_host(11, 6, 1, 2, 8), len(TOKEN_BLUEPRINTS)
     task = esper.Task("grown", host, TOKEN_BLUEPRINTS, data, {"slots": (0, 1)})
-    engine = esper.make(task, kinds, precision=Precision.FLOAT64)
+    engine = esper.make(task, kinds, backend="eager", precision=Precision.FLOAT64)
     state = engine.init(1)
     blueprint = (torch.arange(kinds).unsqueeze(1) + torch.arange(2)) % kinds
     ones = torch.ones_like(blueprint)

@@ -135,7 +135,7 @@ def test_tasks_are_named_once_each(task: str, capsys: pytest.CaptureFixture[str]
 
 
 def test_language_tasks_report_bits_and_perplexity(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["evaluate", "--task", "synthetic_tokens", "--num-envs", "6", "--horizon", "2"]
+    words = ["evaluate", "--task", "synthetic_tokens", "--num-envs", "6", "--horizon", "2", "--backend", "eager"]
     assert esper.__main__.main([*words, "--engine", "steps_per_epoch=1", "--json", "true"]) == 0
     wait = json.loads(capsys.readouterr().out)["players"]["wait"]
     assert "best" not in wait and 1.0 < wait["bits"]["mean"] < 2.2  # four tokens: 2 bits for a host that knows nothing
@@ -144,9 +144,9 @@ def test_language_tasks_report_bits_and_perplexity(capsys: pytest.CaptureFixture
 
 def test_a_presets_reward_numbers_are_in_force_and_can_be_overridden() -> None:
     """The best loss of the token chain that sees both tokens is 0.54 nats, in closed form (``best_losses``)."""
-    preset = build_scene(Rules(task="synthetic_tokens"), 2, "auto")
+    preset = build_scene(Rules(task="synthetic_tokens"), 2, "eager")
     assert float(preset.params.loss_target) == pytest.approx(0.54)
-    other = build_scene(Rules(task="synthetic_tokens", rewards={"loss_target": 0.7}), 2, "auto")
+    other = build_scene(Rules(task="synthetic_tokens", rewards={"loss_target": 0.7}), 2, "eager")
     assert float(other.params.loss_target) == pytest.approx(0.7)
     assert float(build_scene(Rules(task="synthetic"), 2, "auto").params.loss_target) == 0.0
 

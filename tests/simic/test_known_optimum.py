@@ -144,7 +144,7 @@ def worth():
 
 @pytest.fixture(scope="module")
 def engine():
-    return esper.make(lens_task(), 512, precision=Precision.FLOAT64)
+    return esper.make(lens_task(), 512, backend="eager", precision=Precision.FLOAT64)
 
 
 def earn(engine, state, action):

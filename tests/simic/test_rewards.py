@@ -46,7 +46,7 @@ class Leg(NamedTuple):
 
 @pytest.fixture(scope="module")
 def engine(small_task):
-    return esper.make(small_task, E, precision=Precision.FLOAT64, auto_advance=False)
+    return esper.make(small_task, E, backend="eager", precision=Precision.FLOAT64, auto_advance=False)
 
 
 @pytest.fixture(scope="module")
@@ -400,7 +400,7 @@ def test_entering_a_stage_is_paid(engine, params, legs):
 def test_germinating_and_culling_earns_nothing(small_task, epochs):
     """With the real engine, for every blueprint: culled at once, or after some epochs of training."""
     kinds = len(small_task.blueprints)
-    engine = esper.make(small_task, kinds, precision=Precision.FLOAT64, auto_advance=False, horizon=50)
+    engine = esper.make(small_task, kinds, backend="eager", precision=Precision.FLOAT64, auto_advance=False, horizon=50)
     params, codec = build_reward_params({}, engine.config), engine.codec
     first = [
         next(i for i, a in enumerate(codec.actions) if (a.op, a.slot, a.blueprint) == (Op.GERMINATE, 0, kind))

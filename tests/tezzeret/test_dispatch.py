@@ -27,7 +27,7 @@ E = 24
 
 @pytest.fixture(scope="module")
 def engine(small_task):
-    return esper.make(small_task, E, precision=Precision.FLOAT64)
+    return esper.make(small_task, E, backend="eager", precision=Precision.FLOAT64)
 
 
 @pytest.mark.parametrize("isolation", Isolation, ids=lambda each: each.value)

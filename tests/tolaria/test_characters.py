@@ -178,7 +178,7 @@ def test_impossible_chains_are_refused(call, said):
 
 def test_the_static_host_stays_above_its_bound_and_a_grown_one_gets_below_it():
     """What a model can reach that sees one token is known; growing attention lets the host see more."""
-    engine = esper.make("synthetic_tokens", 4)
+    engine = esper.make("synthetic_tokens", 4, backend="eager")
     both, one = best_losses(draw_chain(4, 3.0, 0), 12)
     losses = []
     for policy in (wait(engine.codec), grow(engine.codec, "attention")):

@@ -32,7 +32,7 @@ from esper.tolaria.training import draw_batches
 from esper.utils import rng
 
 logger = logging.getLogger(__name__)
-E, LENGTH = 5, 16
+E, LENGTH = 8, 16
 TOLERANCE = 1e-12
 OPTIMIZERS = (("sgd", "sgd"), ("adam", "adamw"), ("adamw", "adam"))
 OBJECTIVES = (cross_entropy(), cross_entropy(label_smoothing=0.2), mean_squared_error())
@@ -189,11 +189,9 @@ def test_the_definition_equals_the_oracle_along_legal_walks(name):
     for which in range(3):
         engine = build(name, which)
         truth = replace(engine, backend=oracle.build(engine.structure, torch.device("cpu")))
-        for _ in range(2):  # the scene that shows most of what was not seen so far
-            scene = max(scenes, key=lambda scene: len(met(engine.structure, scene) - seen))
-            scenes = [other for other in scenes if other is not scene]
-            seen |= met(engine.structure, scene)
-            worst = max(worst, compare(engine, truth, state_of(engine, scene, seed), scene.table))
+        scene = max(scenes, key=lambda scene: len(met(engine.structure, scene) - seen))  # shows most that is new
+        seen |= met(engine.structure, scene)
+        worst = max(worst, compare(engine, truth, state_of(engine, scene, seed), scene.table))
     logger.info("%s: %.1e", name, worst)
     assert worst < TOLERANCE
     assert seen == wanted(engine.structure)

@@ -1,10 +1,12 @@
 """State: everything that evolves, as typed TensorDicts.
 
-Immutable by law: no function writes into its input. E environments, S slots, P host parameters, Q seed parameters
-(the arenas of all slots side by side), M optimizer moments, C classes, H history, W window of the governor,
-R buffers of seeds.
+Immutable by law: no function writes into its input, and what leaves a function of the engine is locked.
+E environments, S slots, P host parameters, Q seed parameters (the arenas of all slots side by side), M optimizer
+moments, C classes, H history, W window of the governor, R buffers of seeds.
 Accuracies, improvements and contributions are percentage points (0 to 100); losses are nats; ages are epochs.
 """
+
+from typing import TypeVar
 
 from tensordict import TypedTensorDict
 from torch import Tensor
@@ -99,3 +101,18 @@ class State(TypedTensorDict):
     signals: Signals
     governor: Governor
     vault: Snapshot
+
+
+Tree = TypeVar("Tree", bound=TypedTensorDict)
+
+
+def lock(tree: Tree) -> Tree:
+    """Lock a tensordict with all its parts, and return it: fields cannot be set, updated or deleted any more.
+
+    ``TypedTensorDict.lock_`` alone leaves the parts open. A lock does not stop ``set_``, ``update_``, ``[rows] =`` and
+    arithmetic in place, and ``replace`` returns an open copy.
+    """
+    for name, kind in type(tree).__annotations__.items():
+        if isinstance(kind, type) and issubclass(kind, TypedTensorDict):
+            lock(tree.get(name))
+    return tree.lock_()

@@ -23,6 +23,7 @@ from esper.leyline.learners import Learners, Weights
 from esper.tezzeret import eager
 from esper.tezzeret.backend import Backend, BackendError
 from esper.tezzeret.batches import Batch, Batches, batch_at
+from esper.tezzeret.guard import without_derivatives
 from esper.tezzeret.learn import RateTable, Rows, alphas_of, gather, rate_table, scatter
 from esper.tezzeret.packing import (
     PackedLanes,
@@ -76,7 +77,7 @@ def build(structure: Structure, device: torch.device) -> Backend:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "esper" / "inductor"))
     functions = (partial(_step, structure), partial(_infer, structure))
     compiled = Compiled(structure, *map(_compiled, functions))
-    return Backend(
+    backend = Backend(
         name="inductor",
         plan=partial(eager.plan, structure, padded=True),
         forward=partial(eager.forward, structure),
@@ -85,6 +86,7 @@ def build(structure: Structure, device: torch.device) -> Backend:
         evaluate=partial(evaluate, compiled),
         describe=lambda: ("inductor: a minibatch and an inference as one compiled graph each",),
     )
+    return without_derivatives(backend)
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:

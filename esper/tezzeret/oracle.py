@@ -1,8 +1,8 @@
 """The oracle: the same computation the obvious way, for tests. Every blueprint for every environment, then a choice.
 
-Nothing is shared with the definition but the modules themselves: features of all seeds are computed and selected, autograd takes
-the gradient with ``detach`` where the life cycle stops it, counterfactuals run from the input to the outputs one
-beside the other. It costs K times the arithmetic, and gives no derivatives from outside.
+Nothing is shared with the definition but the modules themselves: features of all seeds are computed and selected,
+autograd takes the gradient with ``detach`` where the life cycle stops it, counterfactuals run from the input to the
+outputs one beside the other. It costs K times the arithmetic, and gives no derivatives from outside.
 """
 
 from functools import partial
@@ -24,9 +24,11 @@ from esper.leyline.stages import ACTIVE, ISOLATED, MERGED, Stage, is_in
 from esper.leyline.streams import Stream
 from esper.tezzeret.backend import Backend
 from esper.tezzeret.batches import Batch, Batches, batch_at
+from esper.tezzeret.guard import without_derivatives
 from esper.tezzeret.health import SlotGradients, measure_health, rows_finite
 from esper.tezzeret.score import Scores, score_samples
 from esper.utils import rng
+from esper.utils.transforms import outside_inference
 
 
 class Held(NamedTuple):
@@ -54,8 +56,8 @@ def _rowwise(vector: Tensor, like: Tensor) -> Tensor:
 class Network:
     """One pass of n networks, block by block.
 
-    ``own`` names a slot whose seeds in TRAINING are on, all else given; their objective is differentiated exactly, through
-    later seeds too.
+    ``own`` names a slot whose seeds in TRAINING are on, all else given; their objective is differentiated exactly,
+    through later seeds too.
     """
 
     def __init__(self, structure: Structure, held: Held, rows: Rows, train: bool, key: Tensor | None) -> None:
@@ -195,7 +197,8 @@ def minibatch_step(
 ) -> tuple[Learners, Epoch]:
     """``minibatch_step`` of the definition."""
     held, target = _held(plan, alphas.device), hypers.alpha_target.expand(alphas.shape[0])
-    grads = gradients(structure, target, held, learners, alphas, batch)
+    with torch.inference_mode(False):
+        grads = gradients(structure, *outside_inference((target, held, learners, alphas, batch)))
     host = _update(structure, hypers, "host", learners.host, grads.host, structure.host_decays)
     seeds = _update_seeds(structure, hypers, held, learners.seeds, grads.seeds)
     health = _health(structure, hypers, held, grads)
@@ -318,7 +321,7 @@ def build(structure: Structure, device: torch.device) -> Backend:
         del device
         return table
 
-    return Backend(
+    backend = Backend(
         name="oracle",
         plan=plan,
         forward=partial(forward, structure),
@@ -327,3 +330,4 @@ def build(structure: Structure, device: torch.device) -> Backend:
         evaluate=partial(evaluate, structure),
         describe=lambda: ("oracle: every blueprint for every environment, then a choice",),
     )
+    return without_derivatives(backend)

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 from hypothesis import settings
@@ -5,8 +7,12 @@ from hypothesis import settings
 import esper
 from esper.kasmina.cnn import cnn_host
 from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
+from esper.runtime import debug
 from esper.tolaria import data
 from esper.utils import rng
+
+# every step function checks that it writes into none of its arguments; ESPER_DEBUG=0 turns that off
+debug.switch(os.environ.get("ESPER_DEBUG", "1") == "1")
 
 settings.register_profile("default", deadline=None, derandomize=True)
 settings.load_profile("default")

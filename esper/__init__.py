@@ -10,6 +10,7 @@ from esper.leyline.config import Config, ConfigError
 from esper.leyline.hypers import HyperParams
 from esper.leyline.stages import Stage
 from esper.leyline.state import State
+from esper.runtime import debug
 from esper.runtime.build import make
 from esper.runtime.tasks import Task
 
@@ -27,3 +28,5 @@ __all__ = [
     "Task",
     "make",
 ]
+
+debug.switch_as_asked()

@@ -1,6 +1,7 @@
 """The engine: what happens in one environment step, in order. The only place where all subsystems meet."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from esper.leyline.config import Config
 from esper.leyline.events import Transition
 from esper.leyline.hypers import HyperParams
 from esper.leyline.learners import Learners, Weights, learners_of, parts, with_learners
-from esper.leyline.state import Snapshot, State, locked
+from esper.leyline.state import Snapshot, State, lock
 from esper.leyline.streams import Stream
 from esper.tamiyo.interface import Interface
 from esper.tamiyo.observation import column_names, observe
@@ -57,7 +58,7 @@ def init(structure: Structure, data: Dataset, seed: int, numbers: Tensor | None 
         **parts(learners),
         batch_size=[count],
     )
-    return locked(state)
+    return lock(state)
 
 
 def _fresh_learners(structure: Structure, key: Tensor) -> Learners:
@@ -107,10 +108,12 @@ def step(
 
     state, judgement = govern(structure, hypers, state, table.any_active, epoch, evaluation)
     signals = update_signals(hypers, state.signals, epoch, evaluation, keep=judgement.rolled_back)
-    return locked(state.replace(signals=signals)), Transition(deed, epoch, evaluation, life, judgement)
+    return lock(state.replace(signals=signals)), Transition(deed, epoch, evaluation, life, judgement)
 
 
-def reset(structure: Structure, state: State, data: Dataset, fresh: Tensor, seed: int) -> State:
+def reset(
+    structure: Structure, state: State, data: Dataset, fresh: Tensor, seed: int, numbers: Tensor | None = None
+) -> State:
     """Start some environments anew.
 
     Args:
@@ -119,23 +122,28 @@ def reset(structure: Structure, state: State, data: Dataset, fresh: Tensor, seed
       data: the task.
       fresh: bool [E]; which.
       seed: of the new environments; environment i gets the numbers that ``init(seed)`` would give it.
+      numbers: int64 [E]; the environments' numbers i; None: 0 to E - 1.
 
     Returns:
       state. The others keep their bits. What belongs to the run (``order_key``, ``rounds``) goes on.
     """
-    start = init(structure, data, seed).replace(order_key=state.order_key, rounds=state.rounds)
+    numbers = torch.arange(fresh.shape[0], device=fresh.device) if numbers is None else numbers
+    start = init(structure, data, seed, numbers).replace(order_key=state.order_key, rounds=state.rounds)
     leaves = {
         name: torch.where(fresh.reshape(-1, *(1,) * (leaf.dim() - 1)), start.get(name), leaf)
         for name, leaf in state.items(include_nested=True, leaves_only=True)
     }
     renewed = state.copy()
     renewed.update(leaves)
-    return locked(renewed)
+    return lock(renewed)
 
 
 @dataclass(frozen=True, repr=False)
 class Engine:
     """A task bound to a batch: the pure functions above with their static arguments filled in.
+
+    States of any number of environments can be given, not only of ``config.num_envs``; see
+    ``esper.leyline.environments``.
 
     Attributes:
       structure: what the networks are.
@@ -172,11 +180,14 @@ class Engine:
 
     def step(self, state: State, action: Tensor) -> tuple[State, Transition]:
         """One decision and one epoch; see ``esper.engine.step``."""
+        num_envs = self._fit(state)
+        if action.shape != (num_envs,):
+            raise ValueError(f"step: action {list(action.shape)}; expected [{num_envs}], one for each environment")
         return step(self.structure, self.backend, self.hypers, state, self.data, action)
 
-    def reset(self, state: State, fresh: Tensor, seed: int) -> State:
+    def reset(self, state: State, fresh: Tensor, seed: int, numbers: Tensor | None = None) -> State:
         """Start some environments anew; see ``esper.engine.reset``."""
-        return reset(self.structure, state, self.data, fresh, seed)
+        return reset(self.structure, state, self.data, fresh, seed, numbers)
 
     def observe(self, state: State) -> Tensor:
         """What a policy sees, float32 [E, O]; see ``esper.tamiyo.observation``."""
@@ -195,4 +206,19 @@ class Engine:
 
     def mask(self, state: State) -> Tensor:
         """Which actions are legal, bool [E, A]; exactly those that ``step`` would not refuse."""
+        self._fit(state)
         return lifecycle.refusals(self.structure, self.hypers, state.slots)[0] == 0
+
+    @cached_property
+    def _swept(self) -> tuple[str, int] | None:
+        """A hyperparameter that has a value for every environment, and how many."""
+        sizes = ((name, number.shape[0]) for name, number in self.hypers.items() if number.dim())
+        return next(sizes, None)
+
+    def _fit(self, state: State) -> int:
+        """The number of environments of a state: any, if every hyperparameter [E] has as many values."""
+        (num_envs,) = state.batch_size
+        if self._swept is not None and self._swept[1] != num_envs:
+            name, count = self._swept
+            raise ValueError(f"hypers.{name} has {count} values, the state {num_envs} environments; expected as many")
+        return num_envs

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 from hypothesis import settings
@@ -5,7 +7,12 @@ from hypothesis import settings
 import esper
 from esper.kasmina.cnn import cnn_host
 from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
+from esper.runtime import debug
 from esper.tolaria import data
+from esper.utils import rng
+
+# every step function checks that it writes into none of its arguments; ESPER_DEBUG=0 turns that off
+debug.switch(os.environ.get("ESPER_DEBUG", "1") == "1")
 
 settings.register_profile("default", deadline=None, derandomize=True)
 settings.load_profile("default")
@@ -33,6 +40,27 @@ def small_task() -> esper.Task:
         "min_gradient_ratio": 0.0,
     }
     return esper.Task("small", host, CONV_BLUEPRINTS, dataset, settings)
+
+
+LIKING = torch.tensor([0.0, 0.0, 2.0, -3.0, 1.0, -3.0])
+"""By operation: culling and changing rarely, so that seeds live long enough to reach every stage."""
+
+
+@pytest.fixture(scope="session")
+def walk():
+    """(engine, seed, length, state=None) -> the states of a random legal walk, and its actions."""
+
+    def run(engine, seed, length, state=None):
+        states, actions = [engine.init(seed) if state is None else state], []
+        for _ in range(length):
+            mask, op = engine.mask(states[-1]), engine.codec.op
+            alike = (mask.unsqueeze(2) & (op.unsqueeze(1) == op)).sum(1)
+            keys = rng.fold_in(rng.fold_in(rng.key(seed), torch.arange(mask.shape[0])), states[-1].rounds)
+            actions.append(rng.categorical(keys, torch.where(mask, LIKING[op] - alike.log(), -torch.inf)))
+            states.append(engine.step(states[-1], actions[-1])[0])
+        return states, actions
+
+    return run
 
 
 @pytest.fixture(scope="session", autouse=True)

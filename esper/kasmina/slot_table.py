@@ -12,6 +12,7 @@ import torch
 from esper.leyline.actions import BLENDS
 from esper.leyline.stages import ACTIVE, Stage
 from esper.leyline.state import Slots
+from esper.utils.transforms import below_transforms, is_mapped, unwrapped
 
 IntArray = np.ndarray
 BoolArray = np.ndarray
@@ -45,5 +46,13 @@ class SlotTable(NamedTuple):
 
 
 def take_table(slots: Slots) -> SlotTable:
-    """Copy the fields to the CPU: the step's one synchronisation."""
-    return SlotTable(*torch.stack((slots.stage, slots.blueprint, slots.blend)).cpu().numpy())
+    """Copy the fields to the CPU: the step's one synchronisation.
+
+    Raises:
+      ValueError: vmap holds a batch in them; a table, and the plan made from it, are common to all that vmap runs.
+    """
+    table = torch.stack((slots.stage, slots.blueprint, slots.blend)).cpu()
+    if is_mapped(table):
+        raise ValueError("take_table: slots batched by vmap; expected a table taken outside, common to the whole batch")
+    with below_transforms():
+        return SlotTable(*unwrapped(table).numpy())

@@ -93,7 +93,7 @@ def build_leaves(
     dtype: torch.dtype,
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """The leaves of a table of numbers: defaults with overrides.
+    """The leaves of a table of numbers: defaults with overrides, copies that share no memory with what was given.
 
     Args:
       table: a class whose body annotates every leaf with a ``Number``.
@@ -123,7 +123,7 @@ def build_leaves(
             raise ConfigError(
                 f"{place}.{name} = {value.tolist()}: expected {number.low:g} to {number.high:g} {number.unit}"
             )
-        leaves[name] = value
+        leaves[name] = value.clone()
     return leaves
 
 

@@ -1,12 +1,14 @@
 """State: everything that evolves, as typed TensorDicts.
 
-Immutable by law: no function writes into its input. E environments, S slots, P host parameters, Q seed parameters
-(the arenas of all slots side by side), M optimizer moments, C classes, H history, W window of the governor,
-R buffers of seeds.
+Immutable by law: no function writes into its input, and what leaves a function of the engine is locked.
+E environments, S slots, P host parameters, Q seed parameters (the arenas of all slots side by side), M optimizer
+moments, C classes, H history, W window of the governor, R buffers of seeds.
 Accuracies, improvements and contributions are percentage points (0 to 100); losses are nats; ages are epochs.
 """
 
-from tensordict import TensorDictBase, TypedTensorDict
+from typing import TypeVar
+
+from tensordict import TypedTensorDict
 from torch import Tensor
 
 
@@ -101,18 +103,16 @@ class State(TypedTensorDict):
     vault: Snapshot
 
 
-def locked(state: State) -> State:
-    """The same tensors in containers of their own, in which none can be exchanged.
+Tree = TypeVar("Tree", bound=TypedTensorDict)
 
-    ``lock_`` of tensordict 0.14 reaches the outermost of nested typed containers only.
+
+def lock(tree: Tree) -> Tree:
+    """Lock a tensordict with all its parts, and return it: fields cannot be set, updated or deleted any more.
+
+    ``TypedTensorDict.lock_`` alone leaves the parts open. A lock does not stop ``set_``, ``update_``, ``[rows] =`` and
+    arithmetic in place, and ``replace`` returns an open copy.
     """
-    state = state.copy()
-    _lock(state)
-    return state
-
-
-def _lock(part: TensorDictBase) -> None:
-    for value in part.values():
-        if isinstance(value, TensorDictBase):
-            _lock(value)
-    part.lock_()
+    for name, kind in type(tree).__annotations__.items():
+        if isinstance(kind, type) and issubclass(kind, TypedTensorDict):
+            lock(tree.get(name))
+    return tree.lock_()

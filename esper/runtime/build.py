@@ -70,7 +70,6 @@ def make(
             f"make({task.name!r}): dataset {dataset.name} has {kinds[dataset.has_tokens]}, "
             f"host {task.host.name} takes {kinds[task.host.takes_tokens]}"
         )
-    if not differentiable:
-        hypers = hypers.detach()
+    hypers = hypers if differentiable else hypers.detach()
     structure = build_structure(config, task.host, task.blueprints, task.objective, place)
-    return Engine(structure, build_backend(backend, structure, place, differentiable), hypers, dataset)
+    return Engine(structure, build_backend(backend, structure, place, differentiable), hypers.lock_(), dataset)

@@ -24,9 +24,11 @@ from esper.leyline.stages import ACTIVE, ISOLATED, MERGED, Stage, is_in
 from esper.leyline.streams import Stream
 from esper.tezzeret.backend import Backend
 from esper.tezzeret.batches import Batch, Batches, batch_at
+from esper.tezzeret.guard import without_derivatives
 from esper.tezzeret.health import SlotGradients, measure_health, rows_finite
 from esper.tezzeret.score import Scores, score_samples
 from esper.utils import rng
+from esper.utils.transforms import outside_inference
 
 
 class Held(NamedTuple):
@@ -195,7 +197,8 @@ def minibatch_step(
 ) -> tuple[Learners, Epoch]:
     """``minibatch_step`` of the definition."""
     held, target = _held(plan, alphas.device), hypers.alpha_target.expand(alphas.shape[0])
-    grads = gradients(structure, target, held, learners, alphas, batch)
+    with torch.inference_mode(False):
+        grads = gradients(structure, *outside_inference((target, held, learners, alphas, batch)))
     host = _update(structure, hypers, "host", learners.host, grads.host, structure.host_decays)
     seeds = _update_seeds(structure, hypers, held, learners.seeds, grads.seeds)
     health = _health(structure, hypers, held, grads)
@@ -319,7 +322,7 @@ def build(structure: Structure, device: torch.device) -> Backend:
         del device
         return table
 
-    return Backend(
+    backend = Backend(
         name="oracle",
         plan=plan,
         forward=partial(forward, structure),
@@ -328,3 +331,4 @@ def build(structure: Structure, device: torch.device) -> Backend:
         evaluate=partial(evaluate, structure),
         describe=lambda: ("oracle: every blueprint for every environment, then a choice",),
     )
+    return without_derivatives(backend)

@@ -19,6 +19,7 @@ from esper.leyline.learners import Learners, Weights
 from esper.tezzeret import eager
 from esper.tezzeret.backend import Backend
 from esper.tezzeret.batches import Batch, Batches, batch_at
+from esper.tezzeret.guard import without_derivatives
 from esper.tezzeret.inductor.compiled import compiled
 from esper.tezzeret.inductor.packing import (
     PackedLanes,
@@ -67,7 +68,7 @@ def build_graph(structure: Structure, compiler: str = "inductor") -> Backend:
     """The backend of one graph for a minibatch and one for an inference."""
     functions = (partial(_step, structure), partial(_infer, structure))
     own = Compiled(structure, *(compiled(function, compiler) for function in functions))
-    return Backend(
+    backend = Backend(
         name="inductor",
         plan=partial(eager.plan, structure, padded=True),
         forward=partial(eager.forward, structure),
@@ -76,6 +77,7 @@ def build_graph(structure: Structure, compiler: str = "inductor") -> Backend:
         evaluate=partial(evaluate, own),
         describe=lambda: ("inductor: a minibatch and an inference as one compiled graph each",),
     )
+    return without_derivatives(backend)
 
 
 def _step(

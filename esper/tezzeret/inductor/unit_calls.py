@@ -18,6 +18,7 @@ from esper.leyline.hypers import HyperParams
 from esper.leyline.learners import Learners
 from esper.tezzeret import eager
 from esper.tezzeret.backend import Backend
+from esper.tezzeret.guard import without_derivatives
 from esper.tezzeret.inductor.compiled import compiled
 from esper.tezzeret.plan import Plan
 from esper.tezzeret.score import Scores, infer, score_samples
@@ -93,7 +94,7 @@ def build_units(structure: Structure, compiler: str = "inductor") -> Backend:
         outputs_of = partial(infer, structure, tree, numbers, call=call)
         return score_samples(structure, outputs_of, samples, alphas.shape[0], tree.rows)
 
-    return Backend(
+    backend = Backend(
         name="inductor",
         plan=partial(eager.plan, structure),
         forward=partial(eager.forward, structure),
@@ -102,3 +103,4 @@ def build_units(structure: Structure, compiler: str = "inductor") -> Backend:
         evaluate=evaluate,
         describe=lambda: ("inductor: every block, seed, gate and step one compiled function",),
     )
+    return without_derivatives(backend)

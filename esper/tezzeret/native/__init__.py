@@ -14,6 +14,7 @@ from esper.leyline.learners import Learners
 from esper.tezzeret import eager
 from esper.tezzeret.backend import Backend, BackendError
 from esper.tezzeret.batches import Batch
+from esper.tezzeret.guard import without_derivatives
 from esper.tezzeret.native.epoch import minibatch_step, train
 from esper.tezzeret.native.evaluate import evaluate
 from esper.tezzeret.native.lower import lower_structure
@@ -33,7 +34,7 @@ def build(structure: Structure, device: torch.device) -> Backend:
     def forward(plan: Plan, learners: Learners, alphas: Tensor, batch: Batch) -> tuple[Tensor, Learners]:
         return eager.forward(structure, eager.plan(structure, plan.table, device), learners, alphas, batch)
 
-    return Backend(
+    backend = Backend(
         name="native",
         plan=partial(make_plan, structure),
         forward=forward,
@@ -42,6 +43,7 @@ def build(structure: Structure, device: torch.device) -> Backend:
         evaluate=partial(evaluate, network),
         describe=lambda: ("native: the whole network in one C++ library",),
     )
+    return without_derivatives(backend)
 
 
 def _check(structure: Structure, device: torch.device) -> None:

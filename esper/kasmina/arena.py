@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from esper.kasmina.layout import Layout
+from esper.kasmina.slot import Slot
 from esper.kasmina.slot_table import SlotTable
-from esper.kasmina.structure import Slot, Structure
+from esper.kasmina.structure import Structure
 from esper.leyline.learners import Learners, Weights
 from esper.leyline.stages import Stage
 from esper.leyline.streams import Stream

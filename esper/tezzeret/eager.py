@@ -17,7 +17,8 @@ from torch import Tensor
 
 from esper.kasmina import arena
 from esper.kasmina.counterfactuals import Counterfactuals, with_trunk
-from esper.kasmina.structure import Slot, Structure
+from esper.kasmina.slot import Slot
+from esper.kasmina.structure import Structure
 from esper.leyline.events import Epoch
 from esper.leyline.hypers import HyperParams
 from esper.leyline.learners import Learners

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from esper.kasmina.arena import tensor_norms
-from esper.kasmina.structure import Slot, Structure
+from esper.kasmina.slot import Slot
+from esper.kasmina.structure import Structure
 from esper.leyline.events import Health
 from esper.leyline.hypers import HyperParams, over
 

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from esper.kasmina import arena
 from esper.kasmina.optimizers import Rates, clip_rows, schedule
-from esper.kasmina.structure import Slot, Structure
+from esper.kasmina.slot import Slot
+from esper.kasmina.structure import Structure
 from esper.leyline.config import Isolation
 from esper.leyline.hypers import HyperParams
 from esper.leyline.learners import Learners, Weights

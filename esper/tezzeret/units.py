@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from esper.kasmina import gate
 from esper.kasmina.layout import Param, Params
-from esper.kasmina.structure import Slot, Structure
+from esper.kasmina.slot import Slot
+from esper.kasmina.structure import Structure
 
 Pull = Callable[[Tensor], dict[int, Tensor]]
 """Gradient of a unit's value -> gradients of its arguments, by their place."""

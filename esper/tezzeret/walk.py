@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from esper.kasmina.structure import Place, Structure
+from esper.kasmina.slot import Place
+from esper.kasmina.structure import Structure
 from esper.leyline.streams import Stream
 from esper.tezzeret.plan import SlotRows
 from esper.tezzeret.units import Call, Pull, block_unit, gate_unit, mix_unit, per_row, seed_unit

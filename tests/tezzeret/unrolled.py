@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from esper.kasmina.layout import Layout, Params
+from esper.kasmina.slot import Slot
 from esper.kasmina.slot_table import SlotTable
-from esper.kasmina.structure import Slot, Structure
+from esper.kasmina.structure import Structure
 from esper.leyline.actions import Blend
 from esper.leyline.config import Isolation
 from esper.leyline.learners import Learners

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from esper.kasmina.structure import Slot, Structure
+from esper.kasmina.slot import Slot
+from esper.kasmina.structure import Structure
 from esper.leyline.learners import Weights
 from esper.tezzeret.learn import Rows
 from esper.tezzeret.plan import Evaluation, Group, ObjectivePass, SlotRows

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from esper.kasmina.layers import RUNNING_MOMENTUM
 from esper.kasmina.optimizers import Optimizer, Rates, schedule
-from esper.kasmina.structure import Slot, Structure
+from esper.kasmina.slot import Slot
+from esper.kasmina.structure import Structure
 from esper.kernels import chain, optimizer
 from esper.kernels.chain import Picked, Seeds
 from esper.leyline.events import Epoch

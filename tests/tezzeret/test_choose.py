@@ -19,6 +19,8 @@ from esper.tezzeret import choose
 from esper.tezzeret.backend import BackendError
 from esper.tezzeret.inductor import compiled
 
+pytestmark = pytest.mark.usefixtures("auto_as_shipped")
+
 NATIVE = pytest.mark.skipif(chain.library() is None, reason="no C++ compiler")
 
 

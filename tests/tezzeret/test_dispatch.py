@@ -1,5 +1,6 @@
 """Grouped dispatch against one environment at a time; what is computed at all, and what is not."""
 
+import inspect
 from collections import Counter
 
 import numpy as np
@@ -54,17 +55,15 @@ def test_plan_lists_every_active_seed_once(engine):
     plan = engine.backend.plan(take_table(state.slots), CPU)
     for slot, listed in enumerate(plan.slots):
         active = is_one_of(state.slots.stage[:, slot], ACTIVE)
-        rows = torch.cat([group.rows for group in listed.groups])
+        rows, blueprint = listed.rows, state.slots.blueprint[listed.rows, slot]
         assert sorted(rows.tolist()) == active.nonzero().flatten().tolist()
-        assert torch.equal(listed.present, active)
+        assert torch.equal(listed.present, active) and torch.equal(rows, listed.lanes)
         assert torch.equal(rows[listed.row_of[active]], active.nonzero().flatten())
         kinds = [group.blueprint for group in listed.groups]
-        assert kinds == sorted(set(kinds))
-        for group in listed.groups:
-            assert (state.slots.blueprint[group.rows, slot] == group.blueprint).all() and len(group.rows) > 0
-            assert torch.equal(group.rows, group.lanes)
-            assert torch.equal(group.gated, state.slots.blend[group.rows, slot] == int(Blend.GATED))
-            assert torch.equal(group.training, state.slots.stage[group.rows, slot] == int(Stage.TRAINING))
+        assert kinds == sorted(set(kinds)) and all(group.size > 0 for group in listed.groups)
+        assert blueprint.tolist() == [group.blueprint for group in listed.groups for _ in range(group.size)]
+        assert torch.equal(listed.gated, state.slots.blend[rows, slot] == int(Blend.GATED))
+        assert torch.equal(listed.training, state.slots.stage[rows, slot] == int(Stage.TRAINING))
 
 
 def test_lanes_share_prefixes(engine):
@@ -118,7 +117,7 @@ class Operators(TorchDispatchMode):
 
 
 def test_dormant_slots_cost_nothing_in_training_and_validation(small_task):
-    """The same operators run, one for one, as for a host without slots."""
+    """The same operators run, one for one, as for a host without slots; the checks of the debug switch apart."""
     counts = []
     for slots in ((0, 1, 2), ()):
         bare = esper.make(small_task, E, backend="eager", slots=slots)
@@ -126,9 +125,9 @@ def test_dormant_slots_cost_nothing_in_training_and_validation(small_task):
         table = take_table(state.slots)
         plan = bare.backend.plan(table, CPU)
         with Operators() as train:
-            train_epoch(bare.config, bare.backend, bare.hypers, state, plan, bare.data)
+            inspect.unwrap(train_epoch)(bare.config, bare.backend, bare.hypers, state, plan, bare.data)
         with Operators() as validate:
-            evaluate(bare.backend, bare.hypers, state, table, plan, bare.data)
+            inspect.unwrap(evaluate)(bare.backend, bare.hypers, state, table, plan, bare.data)
         counts.append((arithmetic(train), arithmetic(validate)))
     assert counts[0][0] - counts[1][0] == counts[1][0] - counts[0][0] == Counter()
     assert counts[0][1] == counts[1][1]

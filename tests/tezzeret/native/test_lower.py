@@ -19,9 +19,10 @@ from esper.kernels.chain import library
 from esper.leyline.config import ConfigError
 from esper.tolaria import data
 
-pytestmark = pytest.mark.usefixtures("auto_as_shipped")
-
-pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler")
+pytestmark = [
+    pytest.mark.usefixtures("auto_as_shipped"),
+    pytest.mark.skipif(library() is None, reason="no C++ compiler"),
+]
 
 C, SHAPE, ENVS = 4, (4, 3, 5), 12
 SITE = conv_site(*SHAPE)

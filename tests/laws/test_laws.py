@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 import esper
 import esper.engine
 from esper.kasmina.optimizers import OPTIMIZERS
-from esper.kernels.chain import library
 from esper.leyline.config import Precision, SampleOrder
 from esper.leyline.stages import ACTIVE, Stage
+from esper.tezzeret.native.library import library
 
 _spec = importlib.util.spec_from_file_location("laws_cases", Path(__file__).with_name("cases.py"))
 cases = importlib.util.module_from_spec(_spec)

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from esper.kernels.chain import library
 from esper.leyline.actions import Blend
 from esper.leyline.config import Precision, SampleOrder
 from esper.leyline.stages import ACTIVE, MERGED, Stage
+from esper.tezzeret.native.library import library
 from esper.tolaria.evaluation import evaluate, shapley_values
 from esper.tolaria.training import sample_indices
 

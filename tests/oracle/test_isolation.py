@@ -12,7 +12,6 @@ import esper
 from esper.engine import Engine
 from esper.kasmina import arena
 from esper.kasmina.slot_table import take_table
-from esper.kernels.chain import library
 from esper.leyline.actions import Blend
 from esper.leyline.config import Precision
 from esper.leyline.events import Epoch
@@ -20,6 +19,7 @@ from esper.leyline.learners import learners_of, with_learners
 from esper.leyline.stages import Stage
 from esper.leyline.state import State
 from esper.tezzeret.batches import Batch
+from esper.tezzeret.native.library import library
 from esper.tolaria.training import train_epoch
 
 SLOTS = (0, 0, 1, 2)

@@ -12,16 +12,17 @@ import esper
 from esper.engine import Engine
 from esper.kasmina.objectives import cross_entropy
 from esper.kasmina.slot_table import take_table
-from esper.kernels import chain, native, optimizer, program
 from esper.leyline.config import ConfigError, Isolation, Precision
 from esper.leyline.learners import learners_of
-from esper.tezzeret import choose
+from esper.tezzeret import choose, native
 from esper.tezzeret.backend import BackendError
 from esper.tezzeret.inductor import compiled
+from esper.tezzeret.native import build
+from esper.tezzeret.native.library import library
 
 pytestmark = pytest.mark.usefixtures("auto_as_shipped")
 
-NATIVE = pytest.mark.skipif(chain.library() is None, reason="no C++ compiler")
+NATIVE = pytest.mark.skipif(library() is None, reason="no C++ compiler")
 
 
 def made(backend: str, **settings: object) -> Engine:
@@ -92,8 +93,7 @@ def test_tokens_are_told_by_module_and_reason(caplog: pytest.LogCaptureFixture) 
 def without_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No library is built or found."""
     monkeypatch.setenv("ESPER_NATIVE", "0")
-    for kernel in (program, chain, optimizer):
-        monkeypatch.setattr(kernel, "library", lambda: None)
+    monkeypatch.setattr(native, "library", lambda: None)
     monkeypatch.setattr(compiled, "find_compiler", lambda: None)
     yield
 
@@ -109,13 +109,13 @@ def test_without_a_compiler_auto_is_eager_and_says_so(caplog: pytest.LogCaptureF
 
 
 def test_libraries_are_not_built_where_they_are_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    load = functools.cache(native.load.__wrapped__)
+    load = functools.cache(build.load.__wrapped__)
     for name, value in (("ESPER_NATIVE", "0"), ("PATH", "")):
         with monkeypatch.context() as patch:
             patch.delenv("CXX", raising=False)
             patch.setenv(name, value)
             load.cache_clear()
-            assert load("program") is None
+            assert load() is None
 
 
 @pytest.mark.parametrize("backend", ["auto", "native"])

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from esper.kernels.native import COMPILERS, find_compiler
 from esper.tezzeret.backend import BackendError
+from esper.tezzeret.compiler import COMPILERS, find_compiler
 
 STANDING = (
     "CONSTANT_MATCH",

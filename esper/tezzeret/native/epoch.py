@@ -9,8 +9,6 @@ from esper.kasmina.layers import RUNNING_MOMENTUM
 from esper.kasmina.optimizers import Optimizer, Rates, schedule
 from esper.kasmina.slot import Slot
 from esper.kasmina.structure import Structure
-from esper.kernels import chain, optimizer
-from esper.kernels.chain import Picked, Seeds
 from esper.leyline.events import Epoch
 from esper.leyline.hypers import HyperParams
 from esper.leyline.learners import Learners, Weights
@@ -19,6 +17,8 @@ from esper.tezzeret.health import SlotGradients, measure_health, rows_finite
 from esper.tezzeret.learn import RateTable, rate_table
 from esper.tezzeret.native.network import Network
 from esper.tezzeret.native.plan import Plan, SlotRows
+from esper.tezzeret.native.run import BatchIndex, MinibatchResult, RowIndex, SeedRows, train
+from esper.tezzeret.native.update import update_rows
 
 
 class Rows(NamedTuple):
@@ -52,11 +52,11 @@ def gather(structure: Structure, plan: Plan, learners: Learners) -> Rows:
     return Rows(learners.host, learners.buffers, tuple(seeds), tuple(gates))
 
 
-def _read(bank: Weights, slot: int, rows: Tensor, columns: slice) -> Weights:
+def _read(weights: Weights, slot: int, rows: Tensor, columns: slice) -> Weights:
     return Weights(
-        bank.params[:, columns].index_select(0, rows),
-        bank.moments[:, :, columns].index_select(0, rows),
-        bank.steps[:, slot].index_select(0, rows),
+        weights.params[:, columns].index_select(0, rows),
+        weights.moments[:, :, columns].index_select(0, rows),
+        weights.steps[:, slot].index_select(0, rows),
     )
 
 
@@ -75,7 +75,7 @@ def scatter(structure: Structure, plan: Plan, learners: Learners, rows: Rows) ->
     return learners._replace(seeds=Weights(params, moments, steps))
 
 
-def train(
+def epoch(
     network: Network, hypers: HyperParams, plan: Plan, learners: Learners, alphas: Tensor, batches: Batches
 ) -> tuple[Learners, Epoch]:
     """``epoch`` of the definition."""
@@ -85,22 +85,22 @@ def train(
     rates = _schedule(structure, table, learners, batches.length)
     loss = score = torch.zeros_like(alphas[:, :0]).sum(1)
     for step in range(batches.length):
-        lesson = network_step(network, plan, rows, weights, _picked(structure, batches, step))
-        rows = learn(structure, table, plan, _with_buffers(network, rows, lesson), lesson, rates, step)
-        loss, score = loss + lesson.losses.mean(1), score + lesson.hits.mean(1)
-    health = measure_health(structure, hypers, lesson.host, _seed_gradients(structure, plan, lesson))
+        result = gradients(network, plan, rows, weights, _minibatch(structure, batches, step))
+        rows = learn(structure, table, plan, _with_buffers(network, rows, result), result, rates, step)
+        loss, score = loss + result.losses.mean(1), score + result.hits.mean(1)
+    health = measure_health(structure, hypers, result.host, _seed_gradients(structure, plan, result))
     finite = torch.isfinite(loss) & torch.isfinite(health.host_norm) & _finite(plan, rows)
     measures = Epoch(loss / batches.length, 100 * score / batches.length, finite, health)
     return scatter(structure, plan, learners, rows), measures
 
 
-def network_step(
-    network: Network, plan: Plan, rows: Rows, alphas: list[Tensor], batch: tuple[Tensor | Picked, Tensor]
-) -> chain.Lesson:
+def gradients(
+    network: Network, plan: Plan, rows: Rows, alphas: list[Tensor], batch: tuple[Tensor | BatchIndex, Tensor]
+) -> MinibatchResult:
     """Losses and gradients of one minibatch."""
     seeds = [
-        Seeds(
-            chain.Places(listed.blueprints, listed.row_of, listed.gate_rows(torch.arange(listed.gated.shape[0]))),
+        SeedRows(
+            RowIndex(listed.blueprints, listed.row_of, listed.gate_rows(torch.arange(listed.gated.shape[0]))),
             alpha,
             own.params,
             None,
@@ -110,24 +110,24 @@ def network_step(
         )
         for listed, own, gate, alpha in zip(plan.slots, rows.seeds, rows.gates, alphas, strict=True)
     ]
-    return chain.train(network.train, *batch, rows.host.params, seeds)
+    return train(network.train, *batch, rows.host.params, seeds)
 
 
-def _picked(structure: Structure, batches: Batches, step: int) -> tuple[Tensor | Picked, Tensor]:
+def _minibatch(structure: Structure, batches: Batches, step: int) -> tuple[Tensor | BatchIndex, Tensor]:
     """A minibatch; where samples are read as they are, only their places in the dataset."""
     config = structure.config
     if config.crop_padding or config.mirror:
         batch = batch_at(structure, batches, step)
         return batch.inputs, batch.targets
     places = batches.picks[step]
-    return Picked(batches.inputs, places), batches.targets[places]
+    return BatchIndex(batches.inputs, places), batches.targets[places]
 
 
-def _with_buffers(network: Network, rows: Rows, lesson: chain.Lesson) -> Rows:
+def _with_buffers(network: Network, rows: Rows, result: MinibatchResult) -> Rows:
     """Running averages of what the batch norms saw."""
     if not network.tracked:
         return rows
-    return rows._replace(buffers=torch.lerp(rows.buffers, lesson.aux[:, list(network.tracked)], RUNNING_MOMENTUM))
+    return rows._replace(buffers=torch.lerp(rows.buffers, result.aux[:, list(network.tracked)], RUNNING_MOMENTUM))
 
 
 def _schedule(structure: Structure, table: RateTable, learners: Learners, count: int) -> Schedule:
@@ -141,15 +141,15 @@ def _schedule(structure: Structure, table: RateTable, learners: Learners, count:
 
 
 def learn(
-    structure: Structure, table: RateTable, plan: Plan, rows: Rows, lesson: chain.Lesson, rates: Schedule, step: int
+    structure: Structure, table: RateTable, plan: Plan, rows: Rows, result: MinibatchResult, rates: Schedule, step: int
 ) -> Rows:
     """Clip and apply one minibatch's gradients; a seed and its gate are clipped each by its own norm."""
-    host = update(structure.host_optimizer, rows.host, lesson.host, table.host._replace(lr=rates.host[step]), None)
+    host = update(structure.host_optimizer, rows.host, result.host, table.host._replace(lr=rates.host[step]), None)
     seeds, gates = [], []
     for slot, listed in enumerate(plan.slots):
         own = table.seeds._replace(lr=rates.seeds[step, slot])
-        seeds.append(update(structure.seed_optimizer, rows.seeds[slot], lesson.seeds[slot], own, listed.envs))
-        gates.append(update(structure.seed_optimizer, rows.gates[slot], lesson.gates[slot], own, listed.gate_envs))
+        seeds.append(update(structure.seed_optimizer, rows.seeds[slot], result.seeds[slot], own, listed.envs))
+        gates.append(update(structure.seed_optimizer, rows.gates[slot], result.gates[slot], own, listed.gate_envs))
     return rows._replace(host=host, seeds=tuple(seeds), gates=tuple(gates))
 
 
@@ -157,7 +157,7 @@ def update(rule: Optimizer, weights: Weights, grad: Tensor, rates: Rates, owners
     """One optimizer step of some rows [n, P], clipping included, in one pass of the library.
 
     Args:
-      rule: one of ``optimizer.KNOWN``.
+      rule: one of ``update.KNOWN``.
       weights, grad: the rows.
       rates: numbers of every environment.
       owners: int64 [n]; environment of each row; None: its own number.
@@ -165,12 +165,12 @@ def update(rule: Optimizer, weights: Weights, grad: Tensor, rates: Rates, owners
     if not weights.params.shape[0]:
         return weights
     params, moments, steps = weights
-    return Weights(*optimizer.update(rule.name, (params, moments, grad, steps + 1), rates, owners), steps + 1)
+    return Weights(*update_rows(rule.name, (params, moments, grad, steps + 1), rates, owners), steps + 1)
 
 
-def _seed_gradients(structure: Structure, plan: Plan, lesson: chain.Lesson) -> list[SlotGradients]:
+def _seed_gradients(structure: Structure, plan: Plan, result: MinibatchResult) -> list[SlotGradients]:
     found = []
-    for slot, listed, grads in zip(structure.slots, plan.slots, lesson.seeds, strict=True):
+    for slot, listed, grads in zip(structure.slots, plan.slots, result.seeds, strict=True):
         parts = grads.split([count for _, count in listed.kinds]) if listed.kinds else ()
         pairs = zip(listed.kinds, parts, strict=True)
         own = tuple(part[:, : slot.row(kind).size] for (kind, _), part in pairs)
@@ -199,4 +199,4 @@ def minibatch_step(
     order = torch.arange(count * samples).reshape(count, 1, samples)
     inputs, targets = batch.inputs.flatten(0, 1).contiguous(), batch.targets.flatten(0, 1)
     zero = torch.zeros(count, 2, dtype=torch.int64)
-    return train(network, hypers, plan, learners, alphas, Batches(inputs, targets, order, zero, zero[:, 0]))
+    return epoch(network, hypers, plan, learners, alphas, Batches(inputs, targets, order, zero, zero[:, 0]))

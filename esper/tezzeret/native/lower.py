@@ -7,11 +7,10 @@ from esper.kasmina import gate
 from esper.kasmina.host import HostBlock
 from esper.kasmina.layout import Layout
 from esper.kasmina.structure import Structure
-from esper.kernels.chain import Chain, Link, SlotPrograms
-from esper.kernels.program import Program
 from esper.tezzeret.backend import BackendError
 from esper.tezzeret.native.capture import Captured, NotCaptured, Shape, capture
 from esper.tezzeret.native.network import Network
+from esper.tezzeret.native.programs import BlockProgram, NetworkProgram, Program, SlotPrograms
 
 
 class Lowered(NamedTuple):
@@ -106,20 +105,20 @@ def lower_structure(structure: Structure) -> Network:
         if slot.reads not in sites:
             sites[slot.reads] = lower_slot(structure, number)
         slots.append(sites[slot.reads])
-    train = _chain(structure, [block.train for block in blocks], slots)
+    train = _network_program(structure, [block.train for block in blocks], slots)
     tracked = tuple(
         link.aux + place
-        for link, block in zip(train.stages, blocks, strict=True)
+        for link, block in zip(train.blocks, blocks, strict=True)
         for place in block.train.captured.tracked
     )
-    return Network(structure, train, _chain(structure, [block.infer for block in blocks], slots), tracked)
+    return Network(structure, train, _network_program(structure, [block.infer for block in blocks], slots), tracked)
 
 
-def _chain(structure: Structure, blocks: Sequence[Lowered], slots: Sequence[SlotPrograms]) -> Chain:
+def _network_program(structure: Structure, blocks: Sequence[Lowered], slots: Sequence[SlotPrograms]) -> NetworkProgram:
     links, params, buffers, aux = [], 0, 0, 0
     for block, host_block in zip(blocks, structure.host.blocks, strict=True):
-        links.append(Link(block.program, params, buffers, aux))
+        links.append(BlockProgram(block.program, params, buffers, aux))
         params, buffers = params + host_block.layout.size, buffers + host_block.buffer_layout.size
         aux += block.program.num_aux
     route = tuple(-1 - place.number if place.is_slot else place.number for place in structure.route)
-    return Chain(tuple(links), tuple(slots), route, aux)
+    return NetworkProgram(tuple(links), tuple(slots), route, aux)

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from esper.kasmina.structure import Structure
-from esper.kernels.chain import Chain
+from esper.tezzeret.native.programs import NetworkProgram
 
 
 class Network(NamedTuple):
@@ -17,6 +17,6 @@ class Network(NamedTuple):
     """
 
     structure: Structure
-    train: Chain
-    infer: Chain
+    train: NetworkProgram
+    infer: NetworkProgram
     tracked: tuple[int, ...]

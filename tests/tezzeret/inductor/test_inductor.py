@@ -7,9 +7,9 @@ from torch._dynamo.utils import compilation_time_metrics
 
 import esper
 from esper.engine import Engine
-from esper.kernels.native import find_compiler
 from esper.leyline.config import Isolation
 from esper.runtime.tasks import named
+from esper.tezzeret.compiler import find_compiler
 from esper.tezzeret.inductor.graph import build_graph
 from esper.tezzeret.inductor.unit_calls import build_units
 from esper.utils import rng

@@ -15,8 +15,8 @@ from esper.kasmina.host import Host, HostBlock, Tie, plain_block
 from esper.kasmina.layers import batch_norm, conv2d, fade, group_norm, linear, max_pool2, track
 from esper.kasmina.layout import Param, Params, constant, fan_in_uniform
 from esper.kasmina.site import Site, conv_site
-from esper.kernels.chain import library
 from esper.leyline.config import ConfigError
+from esper.tezzeret.native.library import library
 from esper.tolaria import data
 
 pytestmark = [

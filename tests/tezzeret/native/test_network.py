@@ -13,9 +13,9 @@ from esper.kasmina.cnn import cnn_host
 from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
 from esper.kasmina.counterfactuals import AS_IS, Counterfactuals, coalitions, single_changes
 from esper.kasmina.slot_table import take_table
-from esper.kernels.chain import library
 from esper.leyline.learners import learners_of
 from esper.tezzeret.batches import Batch, Batches
+from esper.tezzeret.native.library import library
 from esper.tolaria import data
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler")

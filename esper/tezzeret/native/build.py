@@ -1,9 +1,9 @@
-"""Kernels in C++ for CPUs: built on first use by the compiler that Inductor needs too, kept for later processes.
+"""Building the native library: one shared object of all C++ sources of ``kernels``, kept for later processes.
 
-Nothing is compiled when Esper is installed. Without a compiler, or with ``ESPER_NATIVE=0`` in the environment, every
-operation takes its plain-torch form. Libraries are built for the machine's own instruction set; ``ESPER_ISA`` in the
-environment names a lesser one, of those in ``ISAS``. They know nothing of torch: they take addresses and sizes, so
-building one takes seconds, and a build serves every torch version.
+Nothing is compiled when Esper is installed. Without a compiler, or with ``ESPER_NATIVE=0`` in the environment, there is
+no library. It is built for the machine's own instruction set; ``ESPER_ISA`` in the environment names a lesser one, of
+those in ``ISAS``. It knows nothing of torch: it takes addresses and sizes, so building it takes seconds, and a build
+serves every torch version.
 """
 
 import contextlib
@@ -13,16 +13,13 @@ import hashlib
 import logging
 import os
 import platform
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 import esper.kernels
-
-COMPILERS = ("c++", "g++", "clang++", "cl")
-"""Programs one of which Inductor needs on a CPU; the environment variable CXX names another."""
+from esper.tezzeret.compiler import find_compiler
 
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 """No flag that changes what arithmetic means: infinities and NaN stay what they are, sums keep their order."""
@@ -60,14 +57,8 @@ ISAS = {
 logger = logging.getLogger("esper")
 
 
-def find_compiler() -> str | None:
-    """Path of a C++ compiler, or None."""
-    names = (os.environ.get("CXX", ""), *COMPILERS)
-    return next((path for name in names if name and (path := shutil.which(name))), None)
-
-
 def check_isa() -> None:
-    """Nothing, where libraries can be built as the environment asks.
+    """Nothing, where the library can be built as the environment asks.
 
     Raises:
       ValueError: ``ESPER_ISA`` is none of ``ISAS``, or one that this machine lacks.
@@ -84,11 +75,8 @@ def cache_folder() -> Path:
 
 
 @functools.cache
-def load(name: str) -> ctypes.CDLL | None:
-    """The library of one source file of ``kernels/`` and its headers, built if this machine has none yet.
-
-    Args:
-      name: the file's name without ``.cpp``.
+def load() -> ctypes.CDLL | None:
+    """The library, built if this machine has none yet.
 
     Returns:
       the library; None where there is no compiler, the build fails (one log line) or ``ESPER_NATIVE`` is 0.
@@ -99,32 +87,38 @@ def load(name: str) -> ctypes.CDLL | None:
     compiler = _builder()
     if compiler is None:
         return None
-    source = next(path for folder in esper.kernels.__path__ if (path := Path(folder) / f"{name}.cpp").is_file())
+    folder = sources()
     try:
-        return ctypes.CDLL(str(_built(source, compiler)))
+        return ctypes.CDLL(str(built(folder, compiler)))
     except (OSError, subprocess.SubprocessError) as error:
         detail = error.stderr.strip().splitlines()[:1] if isinstance(error, subprocess.CalledProcessError) else [error]
-        logger.warning("esper runs %s in its plain form: building %s failed: %s", name, source, *detail or [error])
+        logger.warning("esper has no native library: building %s failed: %s", folder, *detail or [error])
         return None
 
 
+def sources() -> Path:
+    """The folder of the C++ sources: ``kernels`` of a checkout, or of the installed package."""
+    return next(folder for folder in map(Path, esper.kernels.__path__) if any(folder.glob("*.cpp")))
+
+
 def _builder() -> str | None:
-    """The compiler that libraries are built by; None where none are."""
+    """The compiler that the library is built by; None where none is."""
     return find_compiler() if os.name == "posix" and os.environ.get("ESPER_NATIVE") != "0" else None
 
 
-def _built(source: Path, compiler: str) -> Path:
-    """The library's file, named after everything that its code depends on."""
-    text = b"".join(path.read_bytes() for path in (source, *sorted(source.parent.glob("*.h"))))
+def built(folder: Path, compiler: str) -> Path:
+    """The library of all sources of a folder: its file, named after everything that its code depends on."""
+    names = sorted(folder.glob("*.cpp"))
+    text = b"".join(path.read_bytes() for path in (*names, *sorted(folder.glob("*.h"))))
     flags = (*FLAGS, *_target(compiler), *LINKING)
     identity = "\n".join((compiler, _version(compiler), *flags, _processor()))
     digest = hashlib.sha256(text + identity.encode()).hexdigest()[:16]
-    target = cache_folder() / f"{source.stem}-{digest}.so"
+    target = cache_folder() / f"esper-{digest}.so"
     if not target.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            fresh = Path(folder) / target.name
-            command = [compiler, *flags, "-o", str(fresh), str(source)]
+        with tempfile.TemporaryDirectory(dir=target.parent) as fresh_folder:
+            fresh = Path(fresh_folder) / target.name
+            command = [compiler, *flags, "-o", str(fresh), *map(str, names)]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
             fresh.replace(target)
     return target
@@ -135,8 +129,8 @@ def _target(compiler: str) -> tuple[str, ...]:
     name = os.environ.get("ESPER_ISA", "")
     if not name:
         return (NATIVE,)
-    macros = _macros(compiler)
-    allowed = [each for each, isa in ISAS.items() if isa.macros <= macros]
+    own = macros(compiler)
+    allowed = [each for each, isa in ISAS.items() if isa.macros <= own]
     if name not in allowed:
         lacks = " (this machine lacks it)" if name in ISAS else ""
         raise ValueError(f"ESPER_ISA = {name!r}{lacks}: expected {' or '.join(allowed) or 'no value'} here")
@@ -144,7 +138,7 @@ def _target(compiler: str) -> tuple[str, ...]:
 
 
 @functools.cache
-def _macros(compiler: str) -> frozenset[str]:
+def macros(compiler: str) -> frozenset[str]:
     """What a compiler defines for the machine's own instruction set."""
     command = [compiler, NATIVE, "-dM", "-E", "-x", "c++", os.devnull]
     text = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout

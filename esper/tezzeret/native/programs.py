@@ -1,4 +1,4 @@
-"""Programs: a module's layers as instructions that the C++ library understands; ``esper.kernels.chain`` runs them.
+"""Programs: a module's layers as instructions that the native library understands; ``run`` runs them.
 
 A module is written as instructions between registers, each the feature map of one sample. A network and a pack of its
 samples go through the whole program, forward or backward, while everything is in the cache. It starts without compiling
@@ -6,15 +6,12 @@ anything, and takes any number of networks.
 """
 
 import ctypes
-import functools
 import struct
 import weakref
 from enum import IntEnum
 from typing import NamedTuple
 
-from torch import Tensor
-
-from esper.kernels import native
+from esper.tezzeret.native.library import library
 
 
 class Op(IntEnum):
@@ -105,34 +102,38 @@ class Program:
         return self.num_aux > 0
 
 
-@functools.cache
-def library() -> ctypes.CDLL | None:
-    """The built kernel, or None where there is none."""
-    found = native.load("program")
-    if found is not None:
-        found.esper_pack.restype = ctypes.c_int64
-        found.esper_program.argtypes = [ctypes.c_void_p]
-        found.esper_program.restype = ctypes.c_void_p
-        found.esper_release.argtypes = [ctypes.c_void_p]
-        found.esper_release.restype = None
-        found.esper_aux.argtypes = [ctypes.c_void_p]
-        found.esper_aux.restype = ctypes.c_int64
-    return found
+class BlockProgram(NamedTuple):
+    """A host block.
+
+    Attributes:
+      program: what it computes.
+      params, buffers, aux: where its part begins in a network's row of parameters, of buffers, and of statistics.
+    """
+
+    program: Program
+    params: int
+    buffers: int
+    aux: int
 
 
-@functools.cache
-def pack() -> int:
-    """Samples that are computed side by side: as many as a vector register holds where the library was built."""
-    built = library()
-    assert built is not None
-    return int(built.esper_pack())
+class SlotPrograms(NamedTuple):
+    """What can sit in a slot: programs by kind (None where one does not fit), and the gate's."""
+
+    kinds: tuple[Program | None, ...]
+    gate: Program | None
 
 
-def inner(x: Tensor) -> Tensor:
-    """The tensor with every sample in one piece."""
-    return x if x.numel() == 0 or x[0, 0].is_contiguous() else x.contiguous()
+class NetworkProgram(NamedTuple):
+    """A whole network: a host's blocks with the seeds of its slots in between.
 
+    Attributes:
+      blocks: in order.
+      slots: by number.
+      route: the way of the features: block i, or slot -1 - i.
+      num_aux: statistics of all batch norms together.
+    """
 
-def address(tensor: Tensor | None) -> int:
-    """Where the numbers are; 0 where there are none."""
-    return 0 if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
+    blocks: tuple[BlockProgram, ...]
+    slots: tuple[SlotPrograms, ...]
+    route: tuple[int, ...]
+    num_aux: int

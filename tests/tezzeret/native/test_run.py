@@ -8,15 +8,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_chains import EPSILON, NORMS, Case, Shape, Writer, assert_agrees, deal, enclose, infer, seeded, train
+from native_networks import EPSILON, NORMS, Case, Shape, Writer, assert_agrees, deal, enclose, infer, seeded, train
 from torch import Tensor
 from torch.nn import functional as F
 
-from esper.kernels import chain
-from esper.kernels.chain import Lesson
-from esper.kernels.program import Code, Op, float_bits
+from esper.tezzeret.native.library import library
+from esper.tezzeret.native.programs import Code, Op, float_bits
+from esper.tezzeret.native.run import MinibatchResult
 
-pytestmark = pytest.mark.skipif(chain.library() is None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler")
 
 shapes = st.tuples(st.integers(1, 9), st.integers(1, 13), st.integers(1, 13))
 networks, batches = st.integers(1, 4), st.integers(1, 70)
@@ -213,7 +213,7 @@ def take(case: Case, order: list[int]) -> Case:
     return case._replace(held=held, **parts)
 
 
-def assert_same_rows(found: Lesson, whole: Lesson, case: Case, order: list[int]) -> None:
+def assert_same_rows(found: MinibatchResult, whole: MinibatchResult, case: Case, order: list[int]) -> None:
     for name in ("losses", "hits", "aux", "host"):
         assert torch.equal(getattr(found, name), getattr(whole, name)[order]), name
     assert case.held is not None

@@ -10,9 +10,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from esper.kernels import chain
-from esper.kernels.chain import Chain, Lanes, Lesson, Link, Places, Seeds, SlotPrograms
-from esper.kernels.program import Code, Instruction, Op, Program
+from esper.tezzeret.native import run
+from esper.tezzeret.native.programs import (
+    BlockProgram,
+    Code,
+    Instruction,
+    NetworkProgram,
+    Op,
+    Program,
+    SlotPrograms,
+)
+from esper.tezzeret.native.run import Lanes, MinibatchResult, RowIndex, SeedRows
 from esper.utils import rng
 
 Shape = tuple[int, int, int]
@@ -262,36 +270,36 @@ def exact(case: Case, edge: float = 0.0) -> tuple[Result, float]:
     return Result(*map(torch.stack, (losses, logits, host, seeds))), max(gains)
 
 
-def build(case: Case) -> Chain:
+def build(case: Case) -> NetworkProgram:
     """The programs in order; a slot behind the first if there are seeds."""
     links, params, buffers, aux = [], 0, 0, 0
     for code in case.codes:
-        links.append(Link(Program(code), params, buffers, aux))
+        links.append(BlockProgram(Program(code), params, buffers, aux))
         params, buffers, aux = params + code.num_params, buffers + code.num_buffers, aux + links[-1].program.num_aux
     slots, route = (), list(range(len(links)))
     if case.held is not None:
         slots = (SlotPrograms(tuple(map(Program, case.held.codes)), None),)
         route.insert(1, -1)
-    return Chain(tuple(links), slots, tuple(route), aux)
+    return NetworkProgram(tuple(links), slots, tuple(route), aux)
 
 
-def seeds_of(case: Case) -> list[Seeds]:
+def seeds_of(case: Case) -> list[SeedRows]:
     held = case.held
     if held is None:
         return []
-    places = Places(torch.tensor(held.kinds), torch.tensor(held.rows), None)
+    places = RowIndex(torch.tensor(held.kinds), torch.tensor(held.rows), None)
     flags = torch.tensor(held.training), torch.tensor(held.isolated)
-    return [Seeds(places, held.alpha, held.params, None, held.params[:, :0], *flags)]
+    return [SeedRows(places, held.alpha, held.params, None, held.params[:, :0], *flags)]
 
 
-def train(case: Case) -> Lesson:
-    return chain.train(build(case), case.x, case.targets, case.params, seeds_of(case))
+def train(case: Case) -> MinibatchResult:
+    return run.train(build(case), case.x, case.targets, case.params, seeds_of(case))
 
 
 def infer(case: Case) -> Tensor:
     n = torch.arange(case.x.shape[0])
     lanes = Lanes(torch.arange(case.x.shape[0] + 1), n, torch.full_like(n, -1), n)
-    return chain.infer(build(case), case.x, case.params, case.buffers, seeds_of(case), lanes)
+    return run.infer(build(case), case.x, case.params, case.buffers, seeds_of(case), lanes)
 
 
 def assert_near(name: str, found: Tensor, renderings: tuple[Tensor, Tensor, Tensor], terms: float, gain: float) -> None:
@@ -317,14 +325,14 @@ def assert_agrees(case: Case) -> None:
     if any(i.op is Op.AFFINE for code in every for i in code.instructions):
         near("logits", infer(case), fan)
         return
-    lesson = train(case)
-    near("losses", lesson.losses, fan)
+    result = train(case)
+    near("losses", result.losses, fan)
     for number, span in enumerate(case.spans):
         behind = fan * out if number == 0 else 1  # what reaches the first has passed through the others
-        near("host", batch * lesson.host[:, span], wide * behind, span)
+        near("host", batch * result.host[:, span], wide * behind, span)
     if case.held is not None:
-        near("seeds", batch * lesson.seeds[0], wide * fan)
+        near("seeds", batch * result.seeds[0], wide * fan)
     top = truth.logits.topk(2, dim=-1).values
     clear = top[..., 0] - top[..., 1] > 1e-3 * gain
     hits = truth.logits.argmax(-1) == case.targets
-    assert torch.equal(lesson.hits[clear], hits[clear].float())
+    assert torch.equal(result.hits[clear], hits[clear].float())

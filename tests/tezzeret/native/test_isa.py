@@ -1,33 +1,29 @@
 """Every vector width against torch and the definition in float64; the choice of an instruction set by ``ESPER_ISA``."""
 
-import importlib.util
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import tezzeret_states as states
 import torch
-from kernel_chains import Writer, assert_agrees, deal, enclose
+from native_networks import Writer, assert_agrees, deal, enclose
 
 import esper
 from esper.kasmina.cnn import cnn_host
 from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
 from esper.kasmina.counterfactuals import single_changes
 from esper.kasmina.slot_table import take_table
-from esper.kernels import chain, native, optimizer, program
 from esper.leyline.config import ConfigError
+from esper.tezzeret.compiler import find_compiler
+from esper.tezzeret.native import build as building
+from esper.tezzeret.native.library import library, pack
+from esper.tezzeret.native.programs import Op
 from esper.tolaria import data
 
-STATES = Path(__file__).parents[1] / "tezzeret" / "states.py"
-_spec = importlib.util.spec_from_file_location("isa_states", STATES)
-states = importlib.util.module_from_spec(_spec)
-sys.modules["isa_states"] = states
-_spec.loader.exec_module(states)
+pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler")
 
-pytestmark = pytest.mark.skipif(program.library() is None, reason="no C++ compiler")
-
-CACHES = (native.load, program.library, program.pack, chain.library, optimizer.library)
+CACHES = (building.load, library, pack)
 BATCHES = (1, 3, 5, 13, 21, 64)
 ENVS = 3
 
@@ -58,22 +54,20 @@ def unload() -> None:
 @pytest.fixture(scope="module", params=BUILDS.values(), ids=BUILDS)
 def build(request: pytest.FixtureRequest) -> Iterator[Build]:
     """Everything that runs meanwhile runs in libraries of this build."""
-    compiler, wanted = native.find_compiler(), request.param
+    compiler, wanted = find_compiler(), request.param
     assert compiler is not None
-    if wanted.isa and not native.ISAS[wanted.isa].macros <= native._macros(compiler):
+    if wanted.isa and not building.ISAS[wanted.isa].macros <= building.macros(compiler):
         pytest.skip(f"this machine has no {wanted.isa}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ESPER_ISA", wanted.isa)
-        patch.setattr(native, "FLAGS", (*native.FLAGS, *wanted.flags))
+        patch.setattr(building, "FLAGS", (*building.FLAGS, *wanted.flags))
         unload()
         yield wanted
     unload()
 
 
-def test_every_library_has_the_width_of_its_build(build: Build) -> None:
-    built = chain.library()
-    assert built is not None
-    assert program.pack() == built.esper_pack() == build.pack
+def test_the_library_has_the_width_of_its_build(build: Build) -> None:
+    assert pack() == build.pack
 
 
 def task(batch: int) -> esper.Task:
@@ -106,7 +100,7 @@ def test_every_width_equals_the_definition(batch: int) -> None:
 @pytest.mark.parametrize("batch", BATCHES)
 def test_every_tile_of_a_convolution(kernel: int, batch: int) -> None:
     writer = Writer((5, 3, 7))
-    writer.add(program.Op.CONV, out=15, kernel=kernel, bias=True)
+    writer.add(Op.CONV, out=15, kernel=kernel, bias=True)
     assert_agrees(deal(enclose(writer.code()), 2, batch))
 
 
@@ -117,18 +111,10 @@ def fresh() -> Iterator[None]:
     unload()
 
 
-@pytest.mark.usefixtures("fresh")
-def test_a_width_that_changes_between_two_libraries_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = program.pack()
-    monkeypatch.setattr(chain, "pack", lambda: 5)
-    with pytest.raises(RuntimeError, match=f"chain has packs of {own}, programs of 5: ESPER_ISA has changed"):
-        chain.library()
-
-
 MACHINES = {
-    "sse": native.ISAS["sse"].macros,
-    "avx2 or sse": native.ISAS["sse"].macros | native.ISAS["avx2"].macros,
-    "neon": native.ISAS["neon"].macros,
+    "sse": building.ISAS["sse"].macros,
+    "avx2 or sse": building.ISAS["sse"].macros | building.ISAS["avx2"].macros,
+    "neon": building.ISAS["neon"].macros,
 }
 
 
@@ -136,29 +122,29 @@ MACHINES = {
 @pytest.mark.parametrize("allowed", MACHINES)
 @pytest.mark.parametrize("name", ["avx512", "AVX2", "native"])
 def test_what_is_no_instruction_set_of_this_machine(allowed: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_macros", lambda compiler: MACHINES[allowed])
+    monkeypatch.setattr(building, "macros", lambda compiler: MACHINES[allowed])
     monkeypatch.setenv("ESPER_ISA", name)
     lacks = " (this machine lacks it)" if name == "avx512" else ""
     line = f"ESPER_ISA = '{name}'{lacks}: expected {allowed} here"
     with pytest.raises(ValueError) as error:
-        native.load("program")
+        building.load()
     assert str(error.value) == line
     for backend in ("auto", "native"):
         with pytest.raises(ConfigError) as error:
             esper.make(task(4), 1, backend=backend)
         assert str(error.value) == line
     monkeypatch.setenv("ESPER_NATIVE", "0")
-    assert native.load("program") is None, "what is not used cannot be wrong"
+    assert building.load() is None, "what is not used cannot be wrong"
 
 
 def test_an_instruction_set_is_part_of_a_librarys_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    compiler, source = native.find_compiler(), tmp_path / "answer.cpp"
+    compiler, source = find_compiler(), tmp_path / "answer.cpp"
     assert compiler is not None
     source.write_text('extern "C" int answer() { return 41; }\n')
-    own = [name for name, isa in native.ISAS.items() if isa.macros <= native._macros(compiler)]
+    own = [name for name, isa in building.ISAS.items() if isa.macros <= building.macros(compiler)]
     names = set()
     for isa in ("", *own):
         monkeypatch.setenv("ESPER_ISA", isa)
-        names.add(native._built(source, compiler))
+        names.add(building.built(tmp_path, compiler))
     assert len(names) == 1 + len(own) > 1

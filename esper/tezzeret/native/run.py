@@ -1,79 +1,24 @@
-"""Chains: a host's stages with the seeds of its slots in between, all of them programs, run in one call.
+"""Running a whole network of programs, for every environment in one call.
 
 Training takes each network's minibatch forward, through the cross-entropy, and backward, while its features stay in
 the cache. Inference takes every network's samples through all its lanes, copies that differ in which seeds take part.
 
 Laws: a network's result depends on nothing but its own numbers and samples, to the bit; results and gradients equal
-the plain form's up to rounding.
+the definition's up to rounding.
 """
 
 import ctypes
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from esper.kernels import native
-from esper.kernels.program import Program, address, inner, pack
+from esper.tezzeret.native.library import address, inner, library
+from esper.tezzeret.native.programs import NetworkProgram
 
 
-@functools.cache
-def library() -> ctypes.CDLL | None:
-    """The built kernel, or None where there is none.
-
-    Raises:
-      RuntimeError: it was built for another vector width than the programs.
-    """
-    found = native.load("chain")
-    if found is not None:
-        found.esper_pack.restype = ctypes.c_int64
-        if found.esper_pack() != pack():
-            raise RuntimeError(f"chain has packs of {found.esper_pack()}, programs of {pack()}: ESPER_ISA has changed")
-        for run in (found.esper_train, found.esper_infer):
-            run.argtypes, run.restype = [ctypes.c_void_p], None
-    return found
-
-
-class Link(NamedTuple):
-    """A host stage.
-
-    Attributes:
-      program: what it computes.
-      params, buffers, aux: where its part begins in a network's row of parameters, of buffers, and of statistics.
-    """
-
-    program: Program
-    params: int
-    buffers: int
-    aux: int
-
-
-class SlotPrograms(NamedTuple):
-    """What can sit in a slot: programs by kind (None where one does not fit), and the gate's."""
-
-    kinds: tuple[Program | None, ...]
-    gate: Program | None
-
-
-class Chain(NamedTuple):
-    """A network's structure.
-
-    Attributes:
-      stages: in order.
-      slots: by number.
-      route: the way of the features: stage i, or slot -1 - i.
-      num_aux: statistics of all batch norms together.
-    """
-
-    stages: tuple[Link, ...]
-    slots: tuple[SlotPrograms, ...]
-    route: tuple[int, ...]
-    num_aux: int
-
-
-class Places(NamedTuple):
+class RowIndex(NamedTuple):
     """Which rows of a slot belong to whom."""
 
     kinds: Tensor  # int64 [n]; which of the slot's programs each row runs
@@ -81,11 +26,11 @@ class Places(NamedTuple):
     gates: Tensor | None  # int64 [n]; row of ``gate_params`` of each seed, -1 without a gate; None if there are none
 
 
-class Seeds(NamedTuple):
+class SeedRows(NamedTuple):
     """The seeds of a slot, n rows.
 
     Attributes:
-      places: whose they are.
+      index: whose they are.
       alpha: [n]; weight of the seed's output.
       params: [m, W]; rows may be further apart than W.
       owners: int64 [n]; row of ``params`` of each seed; None: its own number.
@@ -94,7 +39,7 @@ class Seeds(NamedTuple):
       isolated: bool [n] or None; seeds that give no gradient to what they read.
     """
 
-    places: Places
+    index: RowIndex
     alpha: Tensor
     params: Tensor
     owners: Tensor | None
@@ -119,7 +64,7 @@ class Lanes(NamedTuple):
     parents: Tensor
 
 
-class Picked(NamedTuple):
+class BatchIndex(NamedTuple):
     """Minibatches as places in a dataset, not copied.
 
     Attributes:
@@ -131,7 +76,7 @@ class Picked(NamedTuple):
     rows: Tensor
 
 
-class Lesson(NamedTuple):
+class MinibatchResult(NamedTuple):
     """What training gives.
 
     Attributes:
@@ -155,7 +100,7 @@ def _structure(name: str, fields: str) -> type[ctypes.Structure]:
     return type(name, (ctypes.Structure,), {"_fields_": [(field, ctypes.c_int64) for field in fields.split()]})
 
 
-_Stage = _structure("_Stage", "program params buffers aux")
+_Block = _structure("_Block", "program params buffers aux")
 _Slot = _structure(
     "_Slot",
     "programs kinds rows alpha params params_row owners gate gate_params gate_row gates training isolated "
@@ -163,35 +108,35 @@ _Slot = _structure(
 )
 _Call = _structure(
     "_Call",
-    "networks batch threads length route stages slots x x_network x_sample picks picks_network picks_sample "
+    "networks batch threads length route blocks slots x x_network x_sample picks picks_network picks_sample "
     "host host_row buffers buffers_row "
     "targets targets_network targets_sample losses hits aux aux_row grad_host first lanes forks parents logits",
 )
-"""``Stage``, ``Slot`` and ``Call`` of ``kernels/chain.cpp``, field by field."""
+"""``Block``, ``Slot`` and ``Call`` of ``kernels/network.cpp``, field by field."""
 
 
 def _numbers(values: Sequence[int]) -> Any:
     return (ctypes.c_int64 * len(values))(*values)
 
 
-def _slots(chain: Chain, seeds: Sequence[Seeds], keep: list[Any]) -> Any:
+def _slots(network: NetworkProgram, seeds: Sequence[SeedRows], keep: list[Any]) -> Any:
     slots = []
-    for programs, each in zip(chain.slots, seeds, strict=True):
+    for programs, each in zip(network.slots, seeds, strict=True):
         handles = _numbers([program.handle if program else 0 for program in programs.kinds])
         keep.append(handles)
         slots.append(
             _Slot(
-                *(ctypes.addressof(handles), address(each.places.kinds), address(each.places.rows)),
+                *(ctypes.addressof(handles), address(each.index.kinds), address(each.index.rows)),
                 address(each.alpha),
                 *(address(each.params), each.params.stride(0), address(each.owners)),
                 *(programs.gate.handle if programs.gate else 0, address(each.gate_params), each.gate_params.stride(0)),
-                *(address(each.places.gates), address(each.training), address(each.isolated)),
+                *(address(each.index.gates), address(each.training), address(each.isolated)),
             )
         )
     return (_Slot * len(slots))(*slots)
 
 
-def _inputs(x: Tensor | Picked) -> tuple[int, ...]:
+def _inputs(x: Tensor | BatchIndex) -> tuple[int, ...]:
     """Batch size; and of inputs, then of picks: address and strides."""
     if isinstance(x, Tensor):
         return x.shape[1], address(x), x.stride(0), x.stride(1), 0, 0, 0
@@ -200,62 +145,66 @@ def _inputs(x: Tensor | Picked) -> tuple[int, ...]:
 
 
 def _call(
-    chain: Chain, inputs: tuple[int, ...], host: Tensor, buffers: Tensor | None, seeds: Sequence[Seeds]
+    network: NetworkProgram, inputs: tuple[int, ...], host: Tensor, buffers: Tensor | None, seeds: Sequence[SeedRows]
 ) -> tuple[Any, Any]:
     """The arguments of one call, but for what it writes; and the slots among them."""
-    route = _numbers(chain.route)
+    route = _numbers(network.route)
     keep: list[Any] = []
-    stages = (_Stage * len(chain.stages))(*(_Stage(s.program.handle, *s[1:]) for s in chain.stages))
-    slots = _slots(chain, seeds, keep)
+    blocks = (_Block * len(network.blocks))(*(_Block(s.program.handle, *s[1:]) for s in network.blocks))
+    slots = _slots(network, seeds, keep)
     call = _Call(
-        *(host.shape[0], inputs[0], torch.get_num_threads(), len(chain.route)),
-        *(ctypes.addressof(route), ctypes.addressof(stages), ctypes.addressof(slots), *inputs[1:]),
+        *(host.shape[0], inputs[0], torch.get_num_threads(), len(network.route)),
+        *(ctypes.addressof(route), ctypes.addressof(blocks), ctypes.addressof(slots), *inputs[1:]),
         *(address(host), host.shape[1], address(buffers), 0 if buffers is None else buffers.shape[1]),
     )
-    call.keeps_alive = (route, stages, keep)
+    call.keeps_alive = (route, blocks, keep)
     return call, slots
 
 
-def train(chain: Chain, x: Tensor | Picked, targets: Tensor, host: Tensor, seeds: Sequence[Seeds]) -> Lesson:
+def train(
+    network: NetworkProgram, x: Tensor | BatchIndex, targets: Tensor, host: Tensor, seeds: Sequence[SeedRows]
+) -> MinibatchResult:
     """One minibatch of every network: losses and gradients.
 
     Args:
-      chain: E networks' structure.
+      network: E networks' structure.
       x: [E, B, *input], or picked from a contiguous dataset; float32.
       targets: int64 [E, B].
       host: [E, P]; contiguous, as the parameters of the seeds.
       seeds: per slot.
     """
-    built, shape = library(), targets.shape
+    found, shape = library(), targets.shape
     x = inner(x) if isinstance(x, Tensor) else x
-    assert built is not None
-    lesson = Lesson(
+    assert found is not None
+    result = MinibatchResult(
         losses=host.new_empty(shape),
         hits=host.new_empty(shape),
-        aux=host.new_empty(shape[0], chain.num_aux),
+        aux=host.new_empty(shape[0], network.num_aux),
         host=torch.empty_like(host),
         seeds=tuple(torch.empty_like(each.params) for each in seeds),
         gates=tuple(torch.empty_like(each.gate_params) for each in seeds),
     )
-    call, slots = _call(chain, _inputs(x), host, None, seeds)
-    for slot, grad, gate in zip(slots, lesson.seeds, lesson.gates, strict=True):
+    call, slots = _call(network, _inputs(x), host, None, seeds)
+    for slot, grad, gate in zip(slots, result.seeds, result.gates, strict=True):
         slot.grad_params, slot.params_row = address(grad), grad.shape[1]
         slot.grad_gates, slot.gate_row = address(gate), gate.shape[1]
     call.targets, call.targets_network, call.targets_sample = address(targets), *targets.stride()
-    call.losses, call.hits, call.aux = address(lesson.losses), address(lesson.hits), address(lesson.aux)
-    call.aux_row, call.grad_host = chain.num_aux, address(lesson.host)
-    built.esper_train(ctypes.addressof(call))
-    return lesson
+    call.losses, call.hits, call.aux = address(result.losses), address(result.hits), address(result.aux)
+    call.aux_row, call.grad_host = network.num_aux, address(result.host)
+    found.esper_train(ctypes.addressof(call))
+    return result
 
 
-def infer(chain: Chain, x: Tensor, host: Tensor, buffers: Tensor, seeds: Sequence[Seeds], lanes: Lanes) -> Tensor:
+def infer(
+    network: NetworkProgram, x: Tensor, host: Tensor, buffers: Tensor, seeds: Sequence[SeedRows], lanes: Lanes
+) -> Tensor:
     """Logits [L, B, C] of every lane; ``buffers`` [E, N], the rest as in ``train``, rows of ``seeds`` by lane."""
-    built, x = library(), inner(x)
-    assert built is not None and not chain.num_aux, "batch statistics have no inference form"
-    last = chain.stages[-1].program.code
+    found, x = library(), inner(x)
+    assert found is not None and not network.num_aux, "batch statistics have no inference form"
+    last = network.blocks[-1].program.code
     logits = x.new_empty(lanes.lanes.shape[0], x.shape[1], last.registers[last.output][0])
-    call, _ = _call(chain, _inputs(x), host, buffers, seeds)
+    call, _ = _call(network, _inputs(x), host, buffers, seeds)
     call.first, call.lanes, call.forks, call.parents = map(address, lanes)
     call.logits = address(logits)
-    built.esper_infer(ctypes.addressof(call))
+    found.esper_infer(ctypes.addressof(call))
     return logits

@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from esper.kernels import optimizer
+from esper.tezzeret.native.library import library
+from esper.tezzeret.native.update import update_rows
 from esper.utils import rng
 
-pytestmark = pytest.mark.skipif(optimizer.library() is None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler")
 
 LR, DECAY, CLIP, MOMENTUM, BETA1, BETA2, EPSILON = range(7)
 
@@ -46,7 +47,7 @@ def by_kernel(params: Tensor, grads: Tensor, rates: list[Tensor], owners: Tensor
     steps = torch.zeros(params.shape[0], dtype=torch.int64)
     for grad in grads:
         steps = steps + 1
-        params, moments = optimizer.update("adam" if adam else "sgd", (params, moments, grad, steps), rates, owners)
+        params, moments = update_rows("adam" if adam else "sgd", (params, moments, grad, steps), rates, owners)
     return params
 
 
@@ -108,6 +109,6 @@ def test_inputs_keep_their_bits() -> None:
     params, grad, rates = rng.normal(keys[0], (3, 8)), rng.normal(keys[1], (3, 8)), rates_of(keys[2], 3)
     moments, steps = torch.ones(3, 2, 8), torch.ones(3, dtype=torch.int64)
     before = [t.clone() for t in (params, moments, grad, steps, *rates)]
-    optimizer.update("adam", (params, moments, grad, steps), rates, None)
+    update_rows("adam", (params, moments, grad, steps), rates, None)
     for old, new in zip(before, (params, moments, grad, steps, *rates), strict=True):
         assert torch.equal(old, new)

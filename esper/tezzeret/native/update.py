@@ -5,14 +5,12 @@ arithmetic where rows are short. Laws: as the plain form up to rounding; a row d
 """
 
 import ctypes
-import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from esper.kernels import native
-from esper.kernels.program import address
+from esper.tezzeret.native.library import address, library
 
 RATES = 7
 """Learning rate, weight decay, clip, momentum, beta 1, beta 2, epsilon."""
@@ -32,20 +30,11 @@ class _Call(ctypes.Structure):
     )
 
 
-@functools.cache
-def library() -> ctypes.CDLL | None:
-    """The built kernel, or None where there is none."""
-    found = native.load("optimizer")
-    if found is not None:
-        found.esper_update.argtypes, found.esper_update.restype = [ctypes.c_void_p], None
-    return found
-
-
 KNOWN = {"sgd": 0, "adam": 1}
 """Optimizers by name, and what the library calls them."""
 
 
-def update(
+def update_rows(
     name: str, rows: tuple[Tensor, Tensor, Tensor, Tensor], rates: Sequence[Tensor], owners: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Clip and step.
@@ -60,8 +49,8 @@ def update(
       new parameters and moments.
     """
     params, moments, grad, steps = rows
-    built, (count, width) = library(), params.shape
-    assert built is not None and len(rates) == RATES
+    found, (count, width) = library(), params.shape
+    assert found is not None and len(rates) == RATES
     params, moments, grad = (t if t.stride(-1) == 1 else t.contiguous() for t in (params, moments, grad))
     new_params, new_moments = params.new_empty(params.shape), moments.new_empty(moments.shape)
     numbers = [n for rate in rates for n in (address(rate), 0 if rate.shape[0] == 1 else rate.stride(0))]
@@ -72,5 +61,5 @@ def update(
         *numbers,
         *(address(new_params), address(new_moments)),
     )
-    built.esper_update(ctypes.addressof(call))
+    found.esper_update(ctypes.addressof(call))
     return new_params, new_moments

@@ -1,16 +1,16 @@
-// A whole network in one piece: host stages with the seeds of their slots in between, one program after the other
-// (pass.h), for many environments at once on a CPU.
+// A whole network in one piece: host blocks with the seeds of their slots in between, one program after the other
+// (execute.h), for many environments at once on a CPU.
 //
 // Training takes one environment's minibatch forward, through the loss, and backward, and gives gradients: features
 // stay in the cache from the first layer to the last and back. Inference takes a pack of an environment's samples
 // through all its lanes. An environment's result depends neither on the others nor on the number of threads.
 
-#include "pass.h"
+#include "execute.h"
 
 namespace esper {
 namespace {
 
-struct Stage {
+struct Block {
     const Program* program;
     i64 params, buffers, aux;  // where its part of each row begins
 };
@@ -33,8 +33,8 @@ struct Slot {
 
 struct Call {
     i64 networks, batch, threads, length;
-    const i64* route;  // [length]: stage i, or slot -1 - i
-    const Stage* stages;
+    const i64* route;  // [length]: block i, or slot -1 - i
+    const Block* blocks;
     const Slot* slots;
     const float* x;
     i64 x_network, x_sample;
@@ -56,7 +56,7 @@ struct Call {
 // One program on a network's way, with what is around it.
 struct Leg {
     const Program* program;
-    const Stage* stage;
+    const Block* block;
     const Slot* slot;
     i64 row, in, out;                     // sizes of its input and output
     Vec *x, *y, *kept, *gate_kept, *weights;  // of all packs
@@ -68,7 +68,7 @@ struct Leg {
 Leg leg_of(const Call& call, i64 step, i64 lane) {
     Leg leg{};
     if (step >= 0) {
-        leg.stage = call.stages + step, leg.program = leg.stage->program;
+        leg.block = call.blocks + step, leg.program = leg.block->program;
     } else {
         leg.slot = call.slots - 1 - step, leg.row = leg.slot->rows[lane];
         if (leg.row < 0) return leg;
@@ -79,9 +79,9 @@ Leg leg_of(const Call& call, i64 step, i64 lane) {
 }
 
 Pass pass_of(const Call& call, const Leg& leg, i64 network, Vec* work) {
-    if (leg.stage)
-        return {*leg.program, call.batch, call.host + network * call.host_row + leg.stage->params,
-                call.buffers + network * call.buffers_row + leg.stage->buffers, work, leg.kept};
+    if (leg.block)
+        return {*leg.program, call.batch, call.host + network * call.host_row + leg.block->params,
+                call.buffers + network * call.buffers_row + leg.block->buffers, work, leg.kept};
     const Slot& s = *leg.slot;
     const i64 owner = s.owners ? s.owners[leg.row] : leg.row;
     return {*leg.program, call.batch, s.params + owner * s.params_row, nullptr, work, leg.kept};
@@ -171,9 +171,9 @@ class Training {
         }
         Pass pass = pass_of(call, leg, network, work);
         pass.input = {leg.x, leg.in};
-        if (leg.stage) {
+        if (leg.block) {
             pass.output = {leg.y, leg.out};
-            pass.aux = call.aux + network * call.aux_row + leg.stage->aux;
+            pass.aux = call.aux + network * call.aux_row + leg.block->aux;
             return pass.run_forward(0, packs, false, nothing, nothing);
         }
         pass.run_forward(0, packs, false, nothing, [&] {
@@ -191,7 +191,7 @@ class Training {
         const bool wanted = &leg != legs.data();
         pass.output = {leg.y, leg.out};
         pass.grad_output = {gradient, leg.out}, pass.grad_input = {other, leg.in};
-        pass.grad_params = call.grad_host + network * call.host_row + leg.stage->params;
+        pass.grad_params = call.grad_host + network * call.host_row + leg.block->params;
         pass.run_backward(leg.program->backward[wanted], 0, packs, false, nothing, nothing, nothing);
         std::swap(gradient, other);
     }
@@ -285,7 +285,7 @@ void infer(const Call& call, i64 network, i64 pack, Scratch& scratch) {
     Vec* weight = work + most + 2 * count * widest;
     const auto enter = [&](Pass& pass, i64 l) { pass.input = {features[l], 0}; };
 
-    const i64 inputs = call.stages[call.route[0]].program->registers[0].size();
+    const i64 inputs = call.blocks[call.route[0]].program->registers[0].size();
     load_input(call, network, pack, inputs, features[0]);
     i64 live = 1, size = inputs;
     for (i64 step = 0; step < call.length; ++step) {
@@ -303,7 +303,7 @@ void infer(const Call& call, i64 network, i64 pack, Scratch& scratch) {
             }
             Pass pass = pass_of(call, leg, network, work);
             enter(pass, l);
-            if (leg.stage) {
+            if (leg.block) {
                 pass.output = {spare[l], 0};
                 pass.run_forward(pack, pack + 1, false, nothing, nothing);
                 std::swap(features[l], spare[l]);
@@ -313,7 +313,7 @@ void infer(const Call& call, i64 network, i64 pack, Scratch& scratch) {
                 const Vec* s = pass.value(leg.program->output);
                 for (i64 n = 0; n < size; ++n) features[l][n] = lerp(features[l][n], s[n], w);
             }
-            if (leg.stage && l + 1 == live) size = leg.out;
+            if (leg.block && l + 1 == live) size = leg.out;
         }
     }
     for (i64 l = 0; l < count; ++l)
@@ -324,9 +324,6 @@ void infer(const Call& call, i64 network, i64 pack, Scratch& scratch) {
 }  // namespace esper
 
 extern "C" {
-
-// Samples that are computed side by side: as in the library that made the programs.
-esper::i64 esper_pack() { return esper::PACK; }
 
 void esper_train(const void* arguments) {
     const auto& call = *static_cast<const esper::Call*>(arguments);

@@ -21,6 +21,7 @@ struct Pass {
     Vec *values, *stats, *grads, *crossing, *spare;
     Vec* kept;        // what backward reads again
     bool keeps;       // of every pack; else of one at a time
+    bool given = false;  // numbers are held constant: only features get gradients that are read
     i64 pack = 0, samples = 0;
 
     // Vectors that a pass works in.
@@ -134,8 +135,8 @@ inline void Pass::backward(const Instruction& i, const BackwardStep& step) {
     const bool add = step.add[0];
     switch (i.op) {
         case CONV:
-            conv_backward_weight(conv(i), x, gy, gw);
-            for (i64 c = 0; gb && c < program.registers[i.to].channels; ++c)
+            if (!given) conv_backward_weight(conv(i), x, gy, gw);
+            for (i64 c = 0; gb && !given && c < program.registers[i.to].channels; ++c)
                 gb[c] += sum_lanes(total(gy + c * area, area));
             if (gx) conv_backward_input(conv(i), gy, w, add, gx);
             return;

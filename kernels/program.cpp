@@ -1,4 +1,4 @@
-// Makes and releases programs (program.h), which network.cpp runs.
+// Makes and releases programs (program.h), which networks (network.h) run.
 
 #include "execute.h"
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from esper.kasmina.objectives import cross_entropy
 from esper.kasmina.structure import Structure
-from esper.leyline.config import ConfigError, Isolation, Precision
+from esper.leyline.config import ConfigError, Precision
 from esper.leyline.learners import Learners
 from esper.tezzeret import eager
 from esper.tezzeret.backend import Backend, BackendError
@@ -62,8 +62,6 @@ def _check(structure: Structure, device: torch.device) -> None:
     require(config.precision is Precision.FLOAT32, f"precision {config.precision.value}", "float32")
     for rule in (structure.host_optimizer, structure.seed_optimizer):
         require(rule.name in KNOWN, f"optimizer {rule.name!r}", " or ".join(KNOWN))
-    straight = config.isolation is Isolation.STRAIGHT_THROUGH
-    require(straight, f"isolation {config.isolation.value!r}", "'straight_through'")
     plain = structure.objective is cross_entropy()
     require(plain, f"objective {structure.objective.name!r} with settings of its own", "plain cross-entropy")
     require(library() is not None, "no built library (no C++ compiler, or ESPER_NATIVE=0)", "one")

@@ -9,6 +9,7 @@ from esper.kasmina.layers import RUNNING_MOMENTUM
 from esper.kasmina.optimizers import Optimizer, Rates, schedule
 from esper.kasmina.slot import Slot
 from esper.kasmina.structure import Structure
+from esper.leyline.config import Isolation
 from esper.leyline.events import Epoch
 from esper.leyline.hypers import HyperParams
 from esper.leyline.learners import Learners, Weights
@@ -28,6 +29,7 @@ class Rows(NamedTuple):
     buffers: Tensor  # [E, N]
     seeds: tuple[Weights, ...]  # per slot [n, W]; a blueprint's numbers, then zeros up to the widest one's length
     gates: tuple[Weights, ...]  # per slot [g, G]
+    seed_buffers: tuple[Tensor, ...]  # per slot [n, R]
 
 
 class Schedule(NamedTuple):
@@ -45,11 +47,12 @@ def seed_columns(slot: Slot, rows: SlotRows) -> slice:
 
 def gather(structure: Structure, plan: Plan, learners: Learners) -> Rows:
     """Collect the rows that learn."""
-    seeds, gates = [], []
+    seeds, gates, buffers = [], [], []
     for number, (slot, rows) in enumerate(zip(structure.slots, plan.slots, strict=True)):
         seeds.append(_read(learners.seeds, number, rows.envs, seed_columns(slot, rows)))
         gates.append(_read(learners.seeds, number, rows.gate_envs, slot.gate_columns))
-    return Rows(learners.host, learners.buffers, tuple(seeds), tuple(gates))
+        buffers.append(learners.seed_buffers[:, slot.buffer_columns].index_select(0, rows.envs))
+    return Rows(learners.host, learners.buffers, tuple(seeds), tuple(gates), tuple(buffers))
 
 
 def _read(weights: Weights, slot: int, rows: Tensor, columns: slice) -> Weights:
@@ -66,13 +69,15 @@ def scatter(structure: Structure, plan: Plan, learners: Learners, rows: Rows) ->
     if not any(listed.kinds for listed in plan.slots):
         return learners
     params, moments, steps = (leaf.clone() for leaf in learners.seeds)
+    buffers = learners.seed_buffers.clone()
     for number, (slot, listed) in enumerate(zip(structure.slots, plan.slots, strict=True)):
         own = (listed.envs, seed_columns(slot, listed), rows.seeds[number])
         gates = (listed.gate_envs, slot.gate_columns, rows.gates[number])
         for envs, columns, weights in (own, gates):
             params[envs, columns], moments[envs, :, columns] = weights.params, weights.moments
         steps[listed.envs, number] = rows.seeds[number].steps
-    return learners._replace(seeds=Weights(params, moments, steps))
+        buffers[listed.envs, slot.buffer_columns] = rows.seed_buffers[number]
+    return learners._replace(seeds=Weights(params, moments, steps), seed_buffers=buffers)
 
 
 def epoch(
@@ -83,10 +88,12 @@ def epoch(
     rows, table = gather(structure, plan, learners), rate_table(hypers)
     weights = [alphas[:, slot].index_select(0, listed.envs) for slot, listed in enumerate(plan.slots)]
     rates = _schedule(structure, table, learners, batches.length)
+    learns_own = structure.config.isolation is Isolation.OBJECTIVE
+    own = hypers.alpha_target.expand(alphas.shape[0]).contiguous() if learns_own else None
     loss = score = torch.zeros_like(alphas[:, :0]).sum(1)
     for step in range(batches.length):
-        result = gradients(network, plan, rows, weights, _minibatch(structure, batches, step))
-        rows = learn(structure, table, plan, _with_buffers(network, rows, result), result, rates, step)
+        result = gradients(network, plan, rows, (weights, own), _minibatch(structure, batches, step))
+        rows = learn(structure, table, plan, _with_buffers(network, plan, rows, result), result, rates, step)
         loss, score = loss + result.losses.mean(1), score + result.hits.mean(1)
     health = measure_health(structure, hypers, result.host, _seed_gradients(structure, plan, result))
     finite = torch.isfinite(loss) & torch.isfinite(health.host_norm) & _finite(plan, rows)
@@ -95,22 +102,36 @@ def epoch(
 
 
 def gradients(
-    network: Network, plan: Plan, rows: Rows, alphas: list[Tensor], batch: tuple[Tensor | BatchIndex, Tensor]
+    network: Network,
+    plan: Plan,
+    rows: Rows,
+    alphas: tuple[list[Tensor], Tensor | None],
+    batch: tuple[Tensor | BatchIndex, Tensor],
 ) -> MinibatchResult:
-    """Losses and gradients of one minibatch."""
+    """Losses and gradients of one minibatch.
+
+    Args:
+      network, plan, rows: what runs.
+      alphas: per slot [n]; and [E] as if at which seeds in TRAINING learn, or None.
+      batch: inputs and targets.
+    """
+    weights, own = alphas
+    parts = zip(plan.slots, rows.seeds, rows.gates, rows.seed_buffers, weights, strict=True)
     seeds = [
         SeedRows(
-            RowIndex(listed.blueprints, listed.row_of, listed.gate_rows(torch.arange(listed.gated.shape[0]))),
-            alpha,
-            own.params,
-            None,
-            gate.params,
-            listed.training,
-            listed.isolated,
+            index=RowIndex(listed.blueprints, listed.row_of, listed.gate_rows(torch.arange(listed.gated.shape[0]))),
+            alpha=alpha,
+            params=seed.params,
+            buffers=buffers,
+            owners=None,
+            gate_params=gate.params,
+            training=listed.training,
+            isolated=listed.isolated,
+            merged=listed.merged,
         )
-        for listed, own, gate, alpha in zip(plan.slots, rows.seeds, rows.gates, alphas, strict=True)
+        for listed, seed, gate, buffers, alpha in parts
     ]
-    return train(network.train, *batch, rows.host.params, seeds)
+    return train(network.train, *batch, rows.host.params, seeds, own)
 
 
 def _minibatch(structure: Structure, batches: Batches, step: int) -> tuple[Tensor | BatchIndex, Tensor]:
@@ -123,8 +144,19 @@ def _minibatch(structure: Structure, batches: Batches, step: int) -> tuple[Tenso
     return BatchIndex(batches.inputs, places), batches.targets[places]
 
 
-def _with_buffers(network: Network, rows: Rows, result: MinibatchResult) -> Rows:
+def _with_buffers(network: Network, plan: Plan, rows: Rows, result: MinibatchResult) -> Rows:
     """Running averages of what the batch norms saw."""
+    held = []
+    for listed, buffers, aux, tracked in zip(
+        plan.slots, rows.seed_buffers, result.seed_aux, network.seeds_tracked, strict=True
+    ):
+        if not buffers.shape[1] or not buffers.shape[0]:
+            held.append(buffers)
+            continue
+        follows = tracked.index_select(0, listed.blueprints)
+        seen = torch.lerp(buffers, aux.gather(1, follows.clamp(min=0)), RUNNING_MOMENTUM)
+        held.append(torch.where(follows >= 0, seen, buffers))
+    rows = rows._replace(seed_buffers=tuple(held))
     if not network.tracked:
         return rows
     return rows._replace(buffers=torch.lerp(rows.buffers, result.aux[:, list(network.tracked)], RUNNING_MOMENTUM))

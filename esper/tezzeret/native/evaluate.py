@@ -87,7 +87,8 @@ def evaluate(
         alpha = torch.where(rows.training, target[rows.envs], alphas[:, number][rows.envs])
         places = RowIndex(rows.blueprints, rows.row_of, rows.gate_rows(rows.gate_envs))
         params, gates = (learners.seeds.params[:, columns] for columns in (slot.columns, slot.gate_columns))
-        slots.append(SeedRows(places, alpha, params, rows.envs, gates))
+        buffers = learners.seed_buffers[:, slot.buffer_columns]
+        slots.append(SeedRows(places, alpha, params, buffers, rows.envs, gates))
 
     def outputs_of(inputs: Tensor) -> Tensor:
         return infer(network.infer, inputs, learners.host.params, learners.buffers, slots, lanes)

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from torch import Tensor
+
 from esper.kasmina.structure import Structure
 from esper.tezzeret.native.programs import NetworkProgram
 
@@ -14,9 +16,11 @@ class Network(NamedTuple):
       train: of blocks in training form, and slots.
       infer: likewise in inference form.
       tracked: per number of a host's buffers, the place in ``aux`` that it follows.
+      seeds_tracked: per slot int64 [K, R]; the same of each blueprint's buffers, -1 behind its last.
     """
 
     structure: Structure
     train: NetworkProgram
     infer: NetworkProgram
     tracked: tuple[int, ...]
+    seeds_tracked: tuple[Tensor, ...]

@@ -117,10 +117,22 @@ class BlockProgram(NamedTuple):
 
 
 class SlotPrograms(NamedTuple):
-    """What can sit in a slot: programs by kind (None where one does not fit), and the gate's."""
+    """What can sit in a slot.
+
+    Attributes:
+      kinds: programs by kind; None where one does not fit.
+      gate: of a learned gate; None without any.
+      source: the point that a bypass reads; -1: where the slot acts.
+    """
 
     kinds: tuple[Program | None, ...]
     gate: Program | None
+    source: int = -1
+
+    @property
+    def num_aux(self) -> int:
+        """The most statistics that a kind gives."""
+        return max((kind.num_aux for kind in self.kinds if kind), default=0)
 
 
 class NetworkProgram(NamedTuple):

@@ -33,19 +33,23 @@ class SeedRows(NamedTuple):
       index: whose they are.
       alpha: [n]; weight of the seed's output.
       params: [m, W]; rows may be further apart than W.
-      owners: int64 [n]; row of ``params`` of each seed; None: its own number.
+      buffers: [m, R].
+      owners: int64 [n]; row of ``params`` and ``buffers`` of each seed; None: its own number.
       gate_params: [m', G].
-      training: bool [n] or None; seeds that the network does not see, while they get the gradient of the slot's output.
+      training: bool [n] or None; seeds that the network does not see, while they learn.
       isolated: bool [n] or None; seeds that give no gradient to what they read.
+      merged: bool [n] or None; seeds that take part where another learns its own objective.
     """
 
     index: RowIndex
     alpha: Tensor
     params: Tensor
+    buffers: Tensor
     owners: Tensor | None
     gate_params: Tensor
     training: Tensor | None = None
     isolated: Tensor | None = None
+    merged: Tensor | None = None
 
 
 class Lanes(NamedTuple):
@@ -82,7 +86,8 @@ class MinibatchResult(NamedTuple):
     Attributes:
       losses: [E, B]; nats.
       hits: [E, B]; 1 where the largest logit is the target's.
-      aux: [E, A]; per batch norm the batch mean, then the unbiased variance.
+      aux: [E, A]; per batch norm of the host the batch mean, then the unbiased variance.
+      seed_aux: per slot [n, A']; the same of the seeds.
       host: [E, P]; gradients of every network's mean loss.
       seeds: per slot [n, W].
       gates: per slot [g, G].
@@ -91,6 +96,7 @@ class MinibatchResult(NamedTuple):
     losses: Tensor
     hits: Tensor
     aux: Tensor
+    seed_aux: tuple[Tensor, ...]
     host: Tensor
     seeds: tuple[Tensor, ...]
     gates: tuple[Tensor, ...]
@@ -103,16 +109,16 @@ def _structure(name: str, fields: str) -> type[ctypes.Structure]:
 _Block = _structure("_Block", "program params buffers aux")
 _Slot = _structure(
     "_Slot",
-    "programs kinds rows alpha params params_row owners gate gate_params gate_row gates training isolated "
-    "grad_params grad_gates",
+    "source programs kinds rows alpha params params_row buffers buffers_row owners gate gate_params gate_row gates "
+    "training isolated merged grad_params grad_gates aux aux_row",
 )
 _Call = _structure(
     "_Call",
-    "networks batch threads length route blocks slots x x_network x_sample picks picks_network picks_sample "
+    "networks batch threads length points route blocks slots x x_network x_sample picks picks_network picks_sample "
     "host host_row buffers buffers_row "
-    "targets targets_network targets_sample losses hits aux aux_row grad_host first lanes forks parents logits",
+    "targets targets_network targets_sample own losses hits aux aux_row grad_host first lanes forks parents logits",
 )
-"""``Block``, ``Slot`` and ``Call`` of ``kernels/network.cpp``, field by field."""
+"""``Block``, ``Slot`` and ``Call`` of ``kernels/network.h``, field by field."""
 
 
 def _numbers(values: Sequence[int]) -> Any:
@@ -126,11 +132,11 @@ def _slots(network: NetworkProgram, seeds: Sequence[SeedRows], keep: list[Any]) 
         keep.append(handles)
         slots.append(
             _Slot(
-                *(ctypes.addressof(handles), address(each.index.kinds), address(each.index.rows)),
-                address(each.alpha),
-                *(address(each.params), each.params.stride(0), address(each.owners)),
+                *(programs.source, ctypes.addressof(handles), address(each.index.kinds), address(each.index.rows)),
+                *(address(each.alpha), address(each.params), each.params.stride(0)),
+                *(address(each.buffers), each.buffers.stride(0), address(each.owners)),
                 *(programs.gate.handle if programs.gate else 0, address(each.gate_params), each.gate_params.stride(0)),
-                *(address(each.index.gates), address(each.training), address(each.isolated)),
+                *(address(each.index.gates), address(each.training), address(each.isolated), address(each.merged)),
             )
         )
     return (_Slot * len(slots))(*slots)
@@ -153,7 +159,7 @@ def _call(
     blocks = (_Block * len(network.blocks))(*(_Block(s.program.handle, *s[1:]) for s in network.blocks))
     slots = _slots(network, seeds, keep)
     call = _Call(
-        *(host.shape[0], inputs[0], torch.get_num_threads(), len(network.route)),
+        *(host.shape[0], inputs[0], torch.get_num_threads(), len(network.route), len(network.blocks) + 1),
         *(ctypes.addressof(route), ctypes.addressof(blocks), ctypes.addressof(slots), *inputs[1:]),
         *(address(host), host.shape[1], address(buffers), 0 if buffers is None else buffers.shape[1]),
     )
@@ -162,16 +168,22 @@ def _call(
 
 
 def train(
-    network: NetworkProgram, x: Tensor | BatchIndex, targets: Tensor, host: Tensor, seeds: Sequence[SeedRows]
+    network: NetworkProgram,
+    x: Tensor | BatchIndex,
+    targets: Tensor,
+    host: Tensor,
+    seeds: Sequence[SeedRows],
+    own: Tensor | None = None,
 ) -> MinibatchResult:
     """One minibatch of every network: losses and gradients.
 
     Args:
       network: E networks' structure.
-      x: [E, B, *input], or picked from a contiguous dataset; float32.
+      x: [E, B, *input], or from a contiguous dataset; float32.
       targets: int64 [E, B].
       host: [E, P]; contiguous, as the parameters of the seeds.
       seeds: per slot.
+      own: [E]; the alpha as if at which seeds in TRAINING learn; None: they learn by the gradient of the slot's output.
     """
     found, shape = library(), targets.shape
     x = inner(x) if isinstance(x, Tensor) else x
@@ -180,17 +192,22 @@ def train(
         losses=host.new_empty(shape),
         hits=host.new_empty(shape),
         aux=host.new_empty(shape[0], network.num_aux),
+        seed_aux=tuple(
+            host.new_zeros(each.params.shape[0], slot.num_aux)
+            for slot, each in zip(network.slots, seeds, strict=True)
+        ),
         host=torch.empty_like(host),
         seeds=tuple(torch.empty_like(each.params) for each in seeds),
         gates=tuple(torch.empty_like(each.gate_params) for each in seeds),
     )
     call, slots = _call(network, _inputs(x), host, None, seeds)
-    for slot, grad, gate in zip(slots, result.seeds, result.gates, strict=True):
+    for slot, grad, gate, aux in zip(slots, result.seeds, result.gates, result.seed_aux, strict=True):
         slot.grad_params, slot.params_row = address(grad), grad.shape[1]
         slot.grad_gates, slot.gate_row = address(gate), gate.shape[1]
+        slot.aux, slot.aux_row = address(aux), aux.shape[1]
     call.targets, call.targets_network, call.targets_sample = address(targets), *targets.stride()
     call.losses, call.hits, call.aux = address(result.losses), address(result.hits), address(result.aux)
-    call.aux_row, call.grad_host = network.num_aux, address(result.host)
+    call.aux_row, call.grad_host, call.own = network.num_aux, address(result.host), address(own)
     found.esper_train(ctypes.addressof(call))
     return result
 

@@ -287,9 +287,9 @@ def seeds_of(case: Case) -> list[SeedRows]:
     held = case.held
     if held is None:
         return []
-    places = RowIndex(torch.tensor(held.kinds), torch.tensor(held.rows), None)
+    index = RowIndex(torch.tensor(held.kinds), torch.tensor(held.rows), None)
     flags = torch.tensor(held.training), torch.tensor(held.isolated)
-    return [SeedRows(places, held.alpha, held.params, None, held.params[:, :0], *flags)]
+    return [SeedRows(index, held.alpha, held.params, held.params[:, :0], None, held.params[:, :0], *flags)]
 
 
 def train(case: Case) -> MinibatchResult:

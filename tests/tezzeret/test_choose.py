@@ -17,7 +17,7 @@ from esper.leyline.learners import learners_of
 from esper.tezzeret import choose, native
 from esper.tezzeret.backend import BackendError
 from esper.tezzeret.inductor import compiled
-from esper.tezzeret.native import build
+from esper.tezzeret.native import toolchain
 from esper.tezzeret.native.library import library
 
 pytestmark = pytest.mark.usefixtures("auto_as_shipped")
@@ -37,7 +37,7 @@ def made(backend: str, **settings: object) -> Engine:
         ({"precision": Precision.FLOAT64}, "inductor"),
         ({"differentiable": True}, "eager"),
         ({"seed_optimizer": "adamw"}, "inductor"),
-        ({"isolation": Isolation.OBJECTIVE}, "inductor"),
+        ({"isolation": Isolation.OBJECTIVE}, "native"),
     ],
 )
 def test_auto_is_the_first_that_can(settings: dict, chosen: str) -> None:
@@ -56,8 +56,6 @@ def test_auto_has_an_answer_for_every_device_and_dtype() -> None:
 REFUSED = {
     "precision float64; expected float32": {"precision": Precision.FLOAT64},
     "optimizer 'adamw'; expected sgd or adam": {"host_optimizer": "adamw"},
-    "isolation 'objective'; expected 'straight_through'": {"isolation": Isolation.OBJECTIVE},
-    "isolation 'none'; expected 'straight_through'": {"isolation": Isolation.NONE},
     "gives no derivatives; with differentiable=True expected 'eager'": {"differentiable": True},
 }
 
@@ -109,7 +107,7 @@ def test_without_a_compiler_auto_is_eager_and_says_so(caplog: pytest.LogCaptureF
 
 
 def test_libraries_are_not_built_where_they_are_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    load = functools.cache(build.load.__wrapped__)
+    load = functools.cache(toolchain.load.__wrapped__)
     for name, value in (("ESPER_NATIVE", "0"), ("PATH", "")):
         with monkeypatch.context() as patch:
             patch.delenv("CXX", raising=False)

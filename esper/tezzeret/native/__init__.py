@@ -13,12 +13,12 @@ from esper.tezzeret import eager
 from esper.tezzeret.backend import Backend, BackendError
 from esper.tezzeret.batches import Batch
 from esper.tezzeret.guard import without_derivatives
-from esper.tezzeret.native.build import check_isa
 from esper.tezzeret.native.epoch import epoch, minibatch_step
 from esper.tezzeret.native.evaluate import evaluate
 from esper.tezzeret.native.library import library
 from esper.tezzeret.native.lower import lower_structure
 from esper.tezzeret.native.plan import Plan, make_plan
+from esper.tezzeret.native.toolchain import check_isa
 from esper.tezzeret.native.update import KNOWN
 
 

@@ -5,7 +5,7 @@ import functools
 
 from torch import Tensor
 
-from esper.tezzeret.native import build
+from esper.tezzeret.native import toolchain
 
 ADDRESS, NUMBER = ctypes.c_void_p, ctypes.c_int64
 
@@ -26,9 +26,9 @@ def library() -> ctypes.CDLL | None:
     """The built library, or None where there is none.
 
     Raises:
-      ValueError: as ``build.load``.
+      ValueError: as ``toolchain.load``.
     """
-    found = build.load()
+    found = toolchain.load()
     if found is not None:
         for name, (arguments, result) in FUNCTIONS.items():
             function = getattr(found, name)

@@ -48,9 +48,8 @@ def make_plan(structure: Structure, table: SlotTable, device: torch.device) -> P
     del device
     active, merged = table.within(ACTIVE), table.within(MERGED)
     lanes = np.arange(table.stage.shape[0])
-    slots = [
-        list_rows(table, slot, lanes, active[:, slot], merged[:, slot]) for slot in range(len(structure.slots))
-    ]
+    weighs = active if structure.config.isolation is Isolation.OBJECTIVE else merged
+    slots = [list_rows(table, slot, lanes, active[:, slot], weighs[:, slot]) for slot in range(len(structure.slots))]
     if structure.config.isolation is Isolation.NONE:
         slots = [listed._replace(isolated=torch.zeros_like(listed.isolated)) for listed in slots]
     return Plan(table, tuple(slots))

@@ -87,19 +87,19 @@ class MinibatchResult(NamedTuple):
       losses: [E, B]; nats.
       hits: [E, B]; 1 where the largest logit is the target's.
       aux: [E, A]; per batch norm of the host the batch mean, then the unbiased variance.
-      seed_aux: per slot [n, A']; the same of the seeds.
       host: [E, P]; gradients of every network's mean loss.
       seeds: per slot [n, W].
       gates: per slot [g, G].
+      seed_aux: per slot [n, A']; as ``aux``, of the seeds.
     """
 
     losses: Tensor
     hits: Tensor
     aux: Tensor
-    seed_aux: tuple[Tensor, ...]
     host: Tensor
     seeds: tuple[Tensor, ...]
     gates: tuple[Tensor, ...]
+    seed_aux: tuple[Tensor, ...]
 
 
 def _structure(name: str, fields: str) -> type[ctypes.Structure]:
@@ -192,13 +192,12 @@ def train(
         losses=host.new_empty(shape),
         hits=host.new_empty(shape),
         aux=host.new_empty(shape[0], network.num_aux),
-        seed_aux=tuple(
-            host.new_zeros(each.params.shape[0], slot.num_aux)
-            for slot, each in zip(network.slots, seeds, strict=True)
-        ),
         host=torch.empty_like(host),
         seeds=tuple(torch.empty_like(each.params) for each in seeds),
         gates=tuple(torch.empty_like(each.gate_params) for each in seeds),
+        seed_aux=tuple(
+            host.new_zeros(each.params.shape[0], slot.num_aux) for slot, each in zip(network.slots, seeds, strict=True)
+        ),
     )
     call, slots = _call(network, _inputs(x), host, None, seeds)
     for slot, grad, gate, aux in zip(slots, result.seeds, result.gates, result.seed_aux, strict=True):

@@ -16,14 +16,14 @@ from esper.kasmina.counterfactuals import single_changes
 from esper.kasmina.slot_table import take_table
 from esper.leyline.config import ConfigError
 from esper.tezzeret.compiler import find_compiler
-from esper.tezzeret.native import build as building
+from esper.tezzeret.native import toolchain
 from esper.tezzeret.native.library import library, pack
 from esper.tezzeret.native.programs import Op
 from esper.tolaria import data
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler")
 
-CACHES = (building.load, library, pack)
+CACHES = (toolchain.load, library, pack)
 BATCHES = (1, 3, 5, 13, 21, 64)
 ENVS = 3
 
@@ -56,11 +56,11 @@ def build(request: pytest.FixtureRequest) -> Iterator[Build]:
     """Everything that runs meanwhile runs in libraries of this build."""
     compiler, wanted = find_compiler(), request.param
     assert compiler is not None
-    if wanted.isa and not building.ISAS[wanted.isa].macros <= building.macros(compiler):
+    if wanted.isa and not toolchain.ISAS[wanted.isa].macros <= toolchain.macros(compiler):
         pytest.skip(f"this machine has no {wanted.isa}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ESPER_ISA", wanted.isa)
-        patch.setattr(building, "FLAGS", (*building.FLAGS, *wanted.flags))
+        patch.setattr(toolchain, "FLAGS", (*toolchain.FLAGS, *wanted.flags))
         unload()
         yield wanted
     unload()
@@ -112,9 +112,9 @@ def fresh() -> Iterator[None]:
 
 
 MACHINES = {
-    "sse": building.ISAS["sse"].macros,
-    "avx2 or sse": building.ISAS["sse"].macros | building.ISAS["avx2"].macros,
-    "neon": building.ISAS["neon"].macros,
+    "sse": toolchain.ISAS["sse"].macros,
+    "avx2 or sse": toolchain.ISAS["sse"].macros | toolchain.ISAS["avx2"].macros,
+    "neon": toolchain.ISAS["neon"].macros,
 }
 
 
@@ -122,19 +122,19 @@ MACHINES = {
 @pytest.mark.parametrize("allowed", MACHINES)
 @pytest.mark.parametrize("name", ["avx512", "AVX2", "native"])
 def test_what_is_no_instruction_set_of_this_machine(allowed: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(building, "macros", lambda compiler: MACHINES[allowed])
+    monkeypatch.setattr(toolchain, "macros", lambda compiler: MACHINES[allowed])
     monkeypatch.setenv("ESPER_ISA", name)
     lacks = " (this machine lacks it)" if name == "avx512" else ""
     line = f"ESPER_ISA = '{name}'{lacks}: expected {allowed} here"
     with pytest.raises(ValueError) as error:
-        building.load()
+        toolchain.load()
     assert str(error.value) == line
     for backend in ("auto", "native"):
         with pytest.raises(ConfigError) as error:
             esper.make(task(4), 1, backend=backend)
         assert str(error.value) == line
     monkeypatch.setenv("ESPER_NATIVE", "0")
-    assert building.load() is None, "what is not used cannot be wrong"
+    assert toolchain.load() is None, "what is not used cannot be wrong"
 
 
 def test_an_instruction_set_is_part_of_a_librarys_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,9 +142,9 @@ def test_an_instruction_set_is_part_of_a_librarys_name(tmp_path: Path, monkeypat
     compiler, source = find_compiler(), tmp_path / "answer.cpp"
     assert compiler is not None
     source.write_text('extern "C" int answer() { return 41; }\n')
-    own = [name for name, isa in building.ISAS.items() if isa.macros <= building.macros(compiler)]
+    own = [name for name, isa in toolchain.ISAS.items() if isa.macros <= toolchain.macros(compiler)]
     names = set()
     for isa in ("", *own):
         monkeypatch.setenv("ESPER_ISA", isa)
-        names.add(building.built(tmp_path, compiler))
+        names.add(toolchain.built(tmp_path, compiler))
     assert len(names) == 1 + len(own) > 1

@@ -181,9 +181,9 @@ REFUSED: dict[str, tuple[esper.Task, str]] = {
     "batch statistics": (task(SOUND, BATCHED), "slot 0, blueprint 'batched': batch statistics"),
     "a blueprint's buffers": (
         task(SOUND, SHARP._replace(buffers=lambda source, target: COUNT)),
-        "slot 0, blueprint 'sharp': buffers or draws",
+        "slot 0, blueprint 'sharp': buffers that are no running averages",
     ),
-    "a blueprint's draws": (task(SOUND, noisy(SHARP)), "slot 0, blueprint 'sharp': buffers or draws"),
+    "a blueprint's draws": (task(SOUND, noisy(SHARP)), "slot 0, blueprint 'sharp': draws"),
     "a block's draws": (task(SOUND._replace(draws=True)), "own, block 1: draws"),
     "a block's buffers": (
         task(HostBlock(PARAMS, COUNT, counting, lambda p, b, x: normed(p, x), SITE, 1)),
@@ -201,8 +201,7 @@ REFUSED: dict[str, tuple[esper.Task, str]] = {
         task(HostBlock(PARAMS, (), joined, lambda p, b, x: normed(p, x), SITE, 1)),
         "own, block 1: a batch norm whose weights another layer uses",
     ),
-    "a bypass": (task(SOUND, SHARP, HEADS, slots=("block0:logits",)), "slot 0: reads at one point"),
-    "a slot at the input": (task(SOUND, slots=("input:input",)), "slot 0: .*at the input"),
+    "a slot at the input": (task(SOUND, slots=("input:input",)), "slot 0: acts at the input"),
 }
 
 

@@ -119,7 +119,7 @@ def gradients(
     parts = zip(plan.slots, rows.seeds, rows.gates, rows.seed_buffers, weights, strict=True)
     seeds = [
         SeedRows(
-            index=RowIndex(listed.blueprints, listed.row_of, listed.gate_rows(torch.arange(listed.gated.shape[0]))),
+            rows=RowIndex(listed.blueprints, listed.row_of, listed.gate_rows(torch.arange(listed.gated.shape[0]))),
             alpha=alpha,
             params=seed.params,
             buffers=buffers,

@@ -30,7 +30,7 @@ class SeedRows(NamedTuple):
     """The seeds of a slot, n rows.
 
     Attributes:
-      index: whose they are.
+      rows: whose they are.
       alpha: [n]; weight of the seed's output.
       params: [m, W]; rows may be further apart than W.
       buffers: [m, R].
@@ -41,7 +41,7 @@ class SeedRows(NamedTuple):
       merged: bool [n] or None; seeds that take part where another learns its own objective.
     """
 
-    index: RowIndex
+    rows: RowIndex
     alpha: Tensor
     params: Tensor
     buffers: Tensor
@@ -132,11 +132,11 @@ def _slots(network: NetworkProgram, seeds: Sequence[SeedRows], keep: list[Any]) 
         keep.append(handles)
         slots.append(
             _Slot(
-                *(programs.source, ctypes.addressof(handles), address(each.index.kinds), address(each.index.rows)),
+                *(programs.source, ctypes.addressof(handles), address(each.rows.kinds), address(each.rows.rows)),
                 *(address(each.alpha), address(each.params), each.params.stride(0)),
                 *(address(each.buffers), each.buffers.stride(0), address(each.owners)),
                 *(programs.gate.handle if programs.gate else 0, address(each.gate_params), each.gate_params.stride(0)),
-                *(address(each.index.gates), address(each.training), address(each.isolated), address(each.merged)),
+                *(address(each.rows.gates), address(each.training), address(each.isolated), address(each.merged)),
             )
         )
     return (_Slot * len(slots))(*slots)

@@ -18,7 +18,7 @@ from tensordict import TensorDictBase
 
 import esper
 from esper.nissa.sinks import METRICS, Metrics, read_rows, write_text
-from esper.runtime.policies import CHECKPOINTS, learner_tensors, load_run, restore_learner
+from esper.runtime.policy_checkpoint import CHECKPOINTS, learner_tensors, load_run, restore_learner
 from esper.runtime.scene import Scene
 from esper.runtime.train_settings import TrainSettings
 from esper.simic.ppo import Learner

@@ -75,7 +75,7 @@ class Plan(NamedTuple):
     padded: bool
 
 
-class Evaluation(NamedTuple):
+class EvaluationPlan(NamedTuple):
     """The tree of lanes of an evaluation."""
 
     slots: tuple[SlotRows, ...]
@@ -170,7 +170,7 @@ def _sink(listed: SlotRows) -> int:
 
 def plan_evaluation(
     structure: Structure, table: SlotTable, wanted: Counterfactuals, device: torch.device, padded: bool = False
-) -> Evaluation:
+) -> EvaluationPlan:
     """Build the tree of lanes.
 
     Args:
@@ -197,4 +197,4 @@ def plan_evaluation(
         listed = list_slot(structure, table, number, envs, part[first, number], sinks)
         slots[number] = listed._replace(parents=parents if forks or padded else None)
     ordered = tuple(slots[number] for number in range(len(structure.slots)))
-    return upload(Evaluation(ordered, tuple(blocks), lane), device)
+    return upload(EvaluationPlan(ordered, tuple(blocks), lane), device)

@@ -30,7 +30,7 @@ class PurityError(RuntimeError):
     """A function that wrote into an argument; one line with the function, the tensor, and what changed."""
 
 
-class Seen(NamedTuple):
+class LeafCopy(NamedTuple):
     """A tensor or an array as it was."""
 
     leaf: Any
@@ -98,9 +98,9 @@ def _names(function: Callable[..., Any]) -> tuple[str, ...]:
     return code.co_varnames[: code.co_argcount]
 
 
-def _look(leaf: Any) -> Seen:
+def _look(leaf: Any) -> LeafCopy:
     counts = isinstance(leaf, Tensor) and not unwrapped(leaf).is_inference()
-    return Seen(leaf, leaf._version if counts else None, _bits(leaf).clone())
+    return LeafCopy(leaf, leaf._version if counts else None, _bits(leaf).clone())
 
 
 def _bits(leaf: Any) -> Tensor:
@@ -110,7 +110,7 @@ def _bits(leaf: Any) -> Tensor:
         return bare.contiguous().view(WHOLE[bare.element_size()])
 
 
-def _compare(place: str, before: dict[str, Seen], after: dict[str, Any]) -> None:
+def _compare(place: str, before: dict[str, LeafCopy], after: dict[str, Any]) -> None:
     if before.keys() != after.keys():
         odd = ", ".join(sorted(before.keys() ^ after.keys()))
         raise PurityError(f"{place}: added or removed {odd}; expected its arguments untouched")

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from torch.utils._pytree import tree_map
 
 from esper.kasmina.counterfactuals import AS_IS, Counterfactuals, takes_part
 from esper.kasmina.slot_table import BoolArray, IntArray, SlotTable
 from esper.kasmina.structure import Structure
 from esper.leyline.config import Isolation
 from esper.leyline.stages import ACTIVE, ISOLATED, MERGED, Stage
+from esper.utils.tree import map_leaves
 
 SINKS = 2
 """Rows more than needed in every group of a padded plan: torch.compile specialises on sizes 0 and 1."""
@@ -85,7 +85,7 @@ class EvaluationPlan(NamedTuple):
 
 def upload(tree: Tree, device: torch.device) -> Tree:
     """Every array of a tree as a tensor on the device."""
-    return tree_map(lambda leaf: torch.as_tensor(leaf, device=device) if isinstance(leaf, np.ndarray) else leaf, tree)
+    return map_leaves(lambda leaf: torch.as_tensor(leaf, device=device) if isinstance(leaf, np.ndarray) else leaf, tree)
 
 
 def make_plan(structure: Structure, table: SlotTable, device: torch.device, padded: bool = False) -> Plan:

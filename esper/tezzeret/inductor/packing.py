@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from esper.kasmina.slot import Slot
 from esper.kasmina.structure import Structure
@@ -17,6 +16,8 @@ from esper.leyline.learners import Weights
 from esper.tezzeret.learn import LearnerRows
 from esper.tezzeret.plan import EvaluationPlan, Group, ObjectivePass, SlotRows
 from esper.tezzeret.walk import PassInputs
+from esper.utils.torch_private import mark_rows
+from esper.utils.tree import leaves_of
 
 
 class PackedSlot(NamedTuple):
@@ -50,8 +51,8 @@ class PackedLanes(NamedTuple):
 
 def mark(tree: Any) -> None:
     """Let dimension 0 of every tensor be symbolic."""
-    for leaf in tree_leaves(tree):
-        torch._dynamo.mark_dynamic(leaf, 0)
+    for leaf in leaves_of(tree):
+        mark_rows(leaf)
 
 
 def _columns(fields: Sequence[Tensor]) -> Tensor:

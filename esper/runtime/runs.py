@@ -16,9 +16,8 @@ from typing import Any
 
 from tensordict import TensorDictBase
 
-import esper
 from esper.nissa.sinks import METRICS, Metrics, read_rows, write_text
-from esper.runtime.policies import CHECKPOINTS, learner_tensors, load_run, restore_learner
+from esper.runtime.policy_checkpoint import CHECKPOINTS, learner_tensors, load_run, restore_learner
 from esper.runtime.scene import Scene
 from esper.runtime.train_settings import TrainSettings
 from esper.simic.ppo import Learner
@@ -26,6 +25,7 @@ from esper.tamiyo.interface import Interface, to_table
 from esper.urza import checkpoint
 from esper.urza.checkpoint import Checkpoint
 from esper.utils.settings import SettingsError
+from esper.version import __version__
 
 SMOOTHING = 5
 """Rounds whose mean return decides which policy is best: one round's return is luck in part."""
@@ -169,7 +169,7 @@ def resolved(scene: Scene) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """What the run ran on."""
     packages = {name: version(name) for name in ("torch", "tensordict", "torchrl", "numpy")}
-    return {"esper": esper.__version__, **packages, "python": platform.python_version(), "machine": platform.machine()}
+    return {"esper": __version__, **packages, "python": platform.python_version(), "machine": platform.machine()}
 
 
 def _taken_up(source: Path, wanted: dict[str, Any]) -> Checkpoint:

@@ -56,7 +56,7 @@ ADAM = {"host_optimizer": "adam", "seed_optimizer": "adam"}
 SGD = {"host_optimizer": "sgd", "seed_optimizer": "sgd"}
 
 
-class Case(NamedTuple):
+class GoldenRun(NamedTuple):
     """A trajectory: a task, its batch, and settings beside ``SMALL``."""
 
     name: str
@@ -72,8 +72,8 @@ class Case(NamedTuple):
 
 SWEEP = (0.005, 0.01, 0.02, 0.03)
 CASES = (
-    Case("digits_sgd", "digits", 6, SGD | {"host_lr": 0.01, "seed_lr": 0.01}, seed=1),
-    Case(
+    GoldenRun("digits_sgd", "digits", 6, SGD | {"host_lr": 0.01, "seed_lr": 0.01}, seed=1),
+    GoldenRun(
         "digits_adam_augmented",
         "digits",
         6,
@@ -82,7 +82,7 @@ CASES = (
         | {"host_lr": 0.005, "seed_lr": 0.003},
         seed=2,
     ),
-    Case(
+    GoldenRun(
         "digits_deep_mixed",
         "digits_deep",
         4,
@@ -90,7 +90,7 @@ CASES = (
         | {"loss_limit": 0.0, "min_history": 3, "loss_sigmas": 0.0, "loss_multiple": 1.0, "spikes_in_a_row": 1},
         seed=3,
     ),
-    Case(
+    GoldenRun(
         "synthetic_sweep",
         "synthetic",
         4,
@@ -104,8 +104,8 @@ CASES = (
         },
         seed=4,
     ),
-    Case("tokens_adam", "synthetic_tokens", 4, ADAM, seed=5),
-    Case(
+    GoldenRun("tokens_adam", "synthetic_tokens", 4, ADAM, seed=5),
+    GoldenRun(
         "tokens_sgd",
         "synthetic_tokens",
         6,
@@ -114,11 +114,11 @@ CASES = (
         | {"host_lr": 0.2, "seed_lr": 0.1},
         seed=8,
     ),
-    Case("chars_adam", "chars", 3, ADAM | {"slots": (0, 0), "seed_lr": 0.01}, seed=7),
+    GoldenRun("chars_adam", "chars", 3, ADAM | {"slots": (0, 0), "seed_lr": 0.01}, seed=7),
 )
 
 
-def build(case: Case, precision: Precision) -> Engine:
+def build(case: GoldenRun, precision: Precision) -> Engine:
     """The engine of a case."""
     task = named(case.task)
     few = {name: getattr(task.data, name)[:VALIDATION] for name in ("val_inputs", "val_targets")}

@@ -14,15 +14,15 @@ from esper.bench.cases import cases_of
 from esper.kasmina.checks import check_blueprint
 from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
 from esper.kasmina.site import conv_site, token_site, vector_site
-from esper.kernels.program import library
 from esper.leyline.actions import Op
 from esper.leyline.stages import ACTIVE, is_in
 from esper.runtime.catalogue import describe
-from esper.runtime.play import play
 from esper.runtime.report_episodes import seed_section
+from esper.runtime.rollout import rollout
 from esper.runtime.tasks import TASKS, named
-from esper.tamiyo.players import from_mask
+from esper.tamiyo.policies import from_mask
 from esper.tamiyo.scripted import grow
+from esper.tezzeret.native.library import library
 from esper.utils import rng
 
 NAMES = [blueprint.name for blueprint in CONV_BLUEPRINTS]
@@ -99,7 +99,7 @@ def test_actions_observations_benchmarks_and_reports_know_it(small_task):
     columns = [column for column in engine.columns if column.endswith("blueprint=inverted")]
     assert len(columns) == slots
     assert "env-step-inverted" in cases_of(small_task)
-    _, outcome = play(engine, from_mask("inverted", grow(engine.codec, "inverted")), seed=1)
+    _, outcome = rollout(engine, from_mask("inverted", grow(engine.codec, "inverted")), seed=1)
     assert outcome.seeds.kind.tolist() == [KIND] * int(outcome.germinated.sum()) and outcome.fossilized.all()
     assert "inverted" in seed_section([outcome], engine.codec.blueprint_names)
 

@@ -16,10 +16,10 @@ import esper
 from esper.kasmina.checks import check_host
 from esper.kasmina.cnn import cnn_host
 from esper.kasmina.layers import leaky_relu
-from esper.kernels.program import library
 from esper.leyline.config import ConfigError
 from esper.tamiyo.baselines import random_legal
 from esper.tezzeret.native import capture
+from esper.tezzeret.native.library import library
 from esper.utils import rng
 
 SLOPE, SAMPLES, IMAGE, CLASSES = 0.1, 6, (2, 9, 8), 5

@@ -13,10 +13,10 @@ import torch
 import esper
 from esper.leyline.config import ConfigError, Precision
 from esper.leyline.hypers import numbers
-from esper.runtime.play import play
+from esper.runtime.rollout import rollout
 from esper.simic.rewards import TERMS, RewardMode, RewardParams, bound, build_reward_params, reward
 from esper.tamiyo.baselines import random_legal
-from esper.tamiyo.players import random_player
+from esper.tamiyo.policies import random_policy
 from esper.utils import rng
 
 E, EXACT = 4, {"rtol": 0.0, "atol": 1e-12}
@@ -107,6 +107,6 @@ def test_its_numbers_are_in_the_table_and_its_name_in_traces(engine):
         assert number.unit and number.source and number.low <= number.default <= number.high
         with pytest.raises(ConfigError, match=rf"^rewards\.{name} = "):
             build_reward_params({name: -1.0}, engine.config)
-    _, outcome = play(engine, random_player(engine.codec), seed=0)
+    _, outcome = rollout(engine, random_policy(engine.codec), seed=0)
     place = outcome.trace.term_names.index("overfitting")
     assert outcome.trace.terms[..., place].le(0).all() and outcome.trace.terms[..., place].lt(0).any()

@@ -18,7 +18,7 @@ from esper.tezzeret.health import SlotGradients, measure_health, rows_finite
 from esper.tezzeret.learn import RateTable, rate_table
 from esper.tezzeret.native.network import Network
 from esper.tezzeret.native.plan import Plan, SlotRows
-from esper.tezzeret.native.run import BatchIndex, MinibatchResult, RowIndex, SeedRows, train
+from esper.tezzeret.native.run import BatchIndex, NetworkGradients, RowIndex, SeedRows, train
 from esper.tezzeret.native.update import update_rows
 
 
@@ -107,7 +107,7 @@ def gradients(
     rows: Rows,
     alphas: tuple[list[Tensor], Tensor | None],
     batch: tuple[Tensor | BatchIndex, Tensor],
-) -> MinibatchResult:
+) -> NetworkGradients:
     """Losses and gradients of one minibatch.
 
     Args:
@@ -144,7 +144,7 @@ def _minibatch(structure: Structure, batches: Batches, step: int) -> tuple[Tenso
     return BatchIndex(batches.inputs, places), batches.targets[places]
 
 
-def _with_buffers(network: Network, plan: Plan, rows: Rows, result: MinibatchResult) -> Rows:
+def _with_buffers(network: Network, plan: Plan, rows: Rows, result: NetworkGradients) -> Rows:
     """Running averages of what the batch norms saw."""
     held = []
     for listed, buffers, aux, tracked in zip(
@@ -173,7 +173,7 @@ def _schedule(structure: Structure, table: RateTable, learners: Learners, count:
 
 
 def learn(
-    structure: Structure, table: RateTable, plan: Plan, rows: Rows, result: MinibatchResult, rates: Schedule, step: int
+    structure: Structure, table: RateTable, plan: Plan, rows: Rows, result: NetworkGradients, rates: Schedule, step: int
 ) -> Rows:
     """Clip and apply one minibatch's gradients; a seed and its gate are clipped each by its own norm."""
     host = update(structure.host_optimizer, rows.host, result.host, table.host._replace(lr=rates.host[step]), None)
@@ -200,7 +200,7 @@ def update(rule: Optimizer, weights: Weights, grad: Tensor, rates: Rates, owners
     return Weights(*update_rows(rule.name, (params, moments, grad, steps + 1), rates, owners), steps + 1)
 
 
-def _seed_gradients(structure: Structure, plan: Plan, result: MinibatchResult) -> list[SlotGradients]:
+def _seed_gradients(structure: Structure, plan: Plan, result: NetworkGradients) -> list[SlotGradients]:
     found = []
     for slot, listed, grads in zip(structure.slots, plan.slots, result.seeds, strict=True):
         parts = grads.split([count for _, count in listed.kinds]) if listed.kinds else ()

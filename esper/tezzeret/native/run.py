@@ -80,7 +80,7 @@ class BatchIndex(NamedTuple):
     rows: Tensor
 
 
-class MinibatchResult(NamedTuple):
+class NetworkGradients(NamedTuple):
     """What training gives.
 
     Attributes:
@@ -174,7 +174,7 @@ def train(
     host: Tensor,
     seeds: Sequence[SeedRows],
     own: Tensor | None = None,
-) -> MinibatchResult:
+) -> NetworkGradients:
     """One minibatch of every network: losses and gradients.
 
     Args:
@@ -188,7 +188,7 @@ def train(
     found, shape = library(), targets.shape
     x = inner(x) if isinstance(x, Tensor) else x
     assert found is not None
-    result = MinibatchResult(
+    result = NetworkGradients(
         losses=host.new_empty(shape),
         hits=host.new_empty(shape),
         aux=host.new_empty(shape[0], network.num_aux),

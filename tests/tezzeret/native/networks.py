@@ -20,7 +20,7 @@ from esper.tezzeret.native.programs import (
     Program,
     SlotPrograms,
 )
-from esper.tezzeret.native.run import Lanes, MinibatchResult, RowIndex, SeedRows
+from esper.tezzeret.native.run import Lanes, NetworkGradients, RowIndex, SeedRows
 from esper.utils import rng
 
 Shape = tuple[int, int, int]
@@ -292,7 +292,7 @@ def seeds_of(case: Case) -> list[SeedRows]:
     return [SeedRows(index, held.alpha, held.params, held.params[:, :0], None, held.params[:, :0], *flags)]
 
 
-def train(case: Case) -> MinibatchResult:
+def train(case: Case) -> NetworkGradients:
     return run.train(build(case), case.x, case.targets, case.params, seeds_of(case))
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from esper.tezzeret.native.library import library
 from esper.tezzeret.native.programs import Code, Op, float_bits
-from esper.tezzeret.native.run import MinibatchResult
+from esper.tezzeret.native.run import NetworkGradients
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler")
 
@@ -213,7 +213,7 @@ def take(case: Case, order: list[int]) -> Case:
     return case._replace(held=held, **parts)
 
 
-def assert_same_rows(found: MinibatchResult, whole: MinibatchResult, case: Case, order: list[int]) -> None:
+def assert_same_rows(found: NetworkGradients, whole: NetworkGradients, case: Case, order: list[int]) -> None:
     for name in ("losses", "hits", "aux", "host"):
         assert torch.equal(getattr(found, name), getattr(whole, name)[order]), name
     assert case.held is not None

@@ -87,7 +87,7 @@ def test_its_bounds_hold_and_are_reached(engine, params, legs):
     for state, wanted in ((worst, low), (best, high)):
         paid = reward(RewardMode.SHAPED, params, engine.structure, before, state, event)
         torch.testing.assert_close(paid.terms["overfitting"], torch.zeros_like(full) + wanted, **EXACT)
-    least, most = bound(RewardMode.SHAPED, params, engine.structure)
+    least, most = bound(RewardMode.SHAPED, params, engine.config.num_slots)
     for leg in legs:
         total = reward(RewardMode.SHAPED, params, engine.structure, *leg).total
         assert ((least <= total) & (total <= most)).all()
@@ -95,7 +95,7 @@ def test_its_bounds_hold_and_are_reached(engine, params, legs):
 
 def test_the_documented_bound_of_the_shaped_reward(engine):
     slots = engine.config.num_slots
-    low, high = bound(RewardMode.SHAPED, build_reward_params({}, engine.config), engine.structure)
+    low, high = bound(RewardMode.SHAPED, build_reward_params({}, engine.config), engine.config.num_slots)
     assert "SHAPED [-9.395 - 5.4 S, 23 + 7.291 S]" in bound.__doc__
     assert low.item() == pytest.approx(-9.395 - 5.4 * slots) and high.item() == pytest.approx(23 + 7.291 * slots)
 

@@ -18,6 +18,18 @@ OPEN = 2.0
 """Initial bias: the gate starts at sigmoid(2) = 0.88, open but not saturated."""
 
 
+def can_weigh(reads: Site, acts: Site) -> bool:
+    """Whether a gate that sees one site can weigh what a seed gives at another.
+
+    It averages features, which tokens are not; and a weight per position needs the same positions there.
+    """
+    if reads.kind == "tokens":
+        return False
+    if reads.time_axis is None:
+        return True
+    return reads.time_axis == acts.time_axis == 0 and reads.shape[0] == acts.shape[0]
+
+
 def layout(site: Site) -> Layout:
     """The gate's row: C*h + 2h + 1 numbers, h = max(8, C // 4)."""
     channels = site.channels

@@ -28,9 +28,9 @@ from torch.nn import functional as F
 
 from esper.kasmina.blueprint import Blueprint, preserving
 from esper.kasmina.layers import causal_attention, layer_norm, linear, standardise
-from esper.kasmina.layout import Param, Params, constant, fan_in_uniform
+from esper.kasmina.layout import Param, Params, constant, fan_in_uniform, zero_affine
 from esper.kasmina.site import Site
-from esper.kasmina.transformer import affine, apply_affine, norm
+from esper.kasmina.transformer import affine, apply_affine, heads_of, norm
 
 POSITIONWISE = frozenset({"token", "vector"})
 
@@ -53,21 +53,13 @@ def _lora_apply(params: Params, x: Tensor) -> Tensor:
     return x + linear(linear(x, params["down"]), params["up"])
 
 
-def _zero_affine(name: str, out: int, into: int) -> tuple[Param, Param]:
-    return constant(f"{name}.weight", (out, into), 0.0), constant(f"{name}.bias", (out,), 0.0)
-
-
-def _heads(width: int) -> int:
-    return next(heads for heads in (4, 2, 1) if width % heads == 0)
-
-
 def _attention_params(site: Site) -> tuple[Param, ...]:
     width = site.channels
-    return *affine("qkv", 3 * width, width), *_zero_affine("project", width, width)
+    return *affine("qkv", 3 * width, width), *zero_affine("project", width, width)
 
 
 def _attention_apply(params: Params, x: Tensor) -> Tensor:
-    mixed = causal_attention(apply_affine(params, "qkv", standardise(x)), _heads(x.shape[-1]))
+    mixed = causal_attention(apply_affine(params, "qkv", standardise(x)), heads_of(x.shape[-1]))
     return x + apply_affine(params, "project", mixed)
 
 
@@ -78,7 +70,7 @@ def _attention_flops(site: Site) -> int:
 
 def _mlp_params(expansion: int, site: Site) -> tuple[Param, ...]:
     width, hidden = site.channels, expansion * site.channels
-    return *affine("expand", hidden, width), *_zero_affine("contract", width, hidden)
+    return *affine("expand", hidden, width), *zero_affine("contract", width, hidden)
 
 
 def _mlp_apply(params: Params, x: Tensor) -> Tensor:

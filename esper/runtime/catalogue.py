@@ -41,7 +41,8 @@ def describe(task: Task) -> dict[str, Any]:
     for number, written in enumerate(task.settings.get("slots", ())):
         source, target = find_points(task.host, number, written)
         reads, acts = task.host.points[source], task.host.points[target]
-        fitting = {b.name: b.layout(reads, acts).size for b in task.blueprints if b.fits(reads, acts)}
+        suiting = [blueprint for blueprint in task.blueprints if blueprint.suits(reads, acts, source != target)]
+        fitting = {blueprint.name: blueprint.layout(reads, acts).size for blueprint in suiting}
         points = {"source": source, "target": target}
         slots.append({**points, "site": reads.kind, "shape": list(reads.shape), "blueprints": fitting})
     return {

@@ -38,7 +38,7 @@ def _convolved(p: Params, b: Params, x: Tensor, train: bool) -> tuple[Tensor, Pa
     return y, {"mean": track(b["mean"], mean), "variance": track(b["variance"], variance)}
 
 
-def _blueprint(name: str, fits: Any, width: Any, run: Any, head: bool = False) -> Blueprint:
+def _blueprint(name: str, fits: Any, width: Any, run: Any, is_bypass: bool, head: bool = False) -> Blueprint:
     def params(source: Any, target: Any) -> Any:
         fan_in, out = 9 * source.channels, width(target)
         conv = fan_in_uniform("conv", (out, source.channels, 3, 3), fan_in)
@@ -53,7 +53,15 @@ def _blueprint(name: str, fits: Any, width: Any, run: Any, head: bool = False) -
         return run(p, b, x, True)
 
     return Blueprint(
-        name, fits, params, train, lambda p, b, x: run(p, b, x, False)[0], lambda source, target: 1, 9.0, buffers
+        name,
+        fits,
+        params,
+        train,
+        lambda p, b, x: run(p, b, x, False)[0],
+        lambda source, target: 1,
+        9.0,
+        buffers,
+        is_bypass=is_bypass,
     )
 
 
@@ -77,9 +85,9 @@ def _widens(source: Any, target: Any) -> bool:
 
 
 BLUEPRINTS = (
-    _blueprint("net", lambda s, t: (s.kind, t.kind) == ("conv", "logits"), lambda t: WIDTH, _run_net, head=True),
-    _blueprint("step", _widens, lambda t: t.channels, _run_step),
-    _blueprint("same", lambda s, t: s == t and s.kind == "conv", lambda t: t.channels, _run_same),
+    _blueprint("net", lambda s, t: (s.kind, t.kind) == ("conv", "logits"), lambda t: WIDTH, _run_net, True, head=True),
+    _blueprint("step", _widens, lambda t: t.channels, _run_step, True),
+    _blueprint("same", lambda s, t: s == t and s.kind == "conv", lambda t: t.channels, _run_same, False),
 )
 
 

@@ -162,6 +162,7 @@ def bridge(name: str, shape: tuple[int, ...]) -> Blueprint:
         lambda source, target: 1,
         9.0,
         lambda source, target: _norm("norm", 2)[1],
+        is_bypass=True,
     )
 
 

@@ -48,7 +48,15 @@ def grow(codec: Codec, blueprint: str, blend: Blend = Blend.SIGMOID) -> MaskPoli
     chosen = (codec.op == int(Op.GERMINATE)) & (codec.blueprint == kind) & (codec.blend == int(blend))
     if not bool(chosen.any()):
         raise ValueError(f"grow blueprint {blueprint!r}, blend {blend.name}: expected one of {', '.join(names)}")
-    scores = torch.where(codec.op == int(Op.WAIT), 0.0, -1.0)
-    for score, rows in enumerate((chosen, codec.op == int(Op.ADVANCE), codec.op == int(Op.FOSSILIZE)), start=1):
-        scores = torch.where(rows, float(score), scores)
-    return preference(scores)
+    return preference(torch.where(chosen, 0.5, _finishing(codec)))
+
+
+def finish(codec: Codec) -> MaskPolicy:
+    """Bring to its end what grows already: fossilize what may be, else advance, else wait."""
+    return preference(_finishing(codec))
+
+
+def _finishing(codec: Codec) -> Tensor:
+    """Scores [A] of ``finish``; what it never does is below 0."""
+    order = {Op.WAIT: 0.0, Op.ADVANCE: 1.0, Op.FOSSILIZE: 2.0}
+    return codec.op.new_tensor([order.get(action.op, -1.0) for action in codec.actions], dtype=torch.float32)

@@ -3,8 +3,8 @@
 A dataset is small enough to live on the device in full, so a training step gathers its minibatches by index and no
 loader, worker or host copy takes part. The split is part of the dataset: it never depends on a seed.
 
-Builders (:func:`digits`, :func:`synthetic`) return datasets that :func:`validate` has accepted; data from elsewhere
-goes through :func:`validate` first, and what is wrong with it comes back as one line.
+Builders (``digits``, ``synthetic``) return datasets that ``validate`` has accepted; data from elsewhere
+goes through ``validate`` first, and what is wrong with it comes back as one line.
 """
 
 import math
@@ -46,12 +46,12 @@ class Dataset(NamedTuple):
     tokens of inputs and targets are then the same classes.
 
     Attributes:
-        name: what messages and records call it.
-        train_inputs: floating ``[N, *shape]``; tokens: int64 ``[N, T]`` in ``[0, num_classes)``.
-        train_targets: int64 ``[N]``, class indices in ``[0, num_classes)``; with tokens ``[N, T]``.
-        val_inputs: like the training inputs, ``[V, *shape]``, same dtype and sample shape.
-        val_targets: int64 ``[V]`` or ``[V, T]``, class indices in ``[0, num_classes)``.
-        num_classes: number of classes, at least 2. A class may be absent from either part.
+      name: what messages and records call it.
+      train_inputs: floating [N, *shape]; tokens: int64 [N, T] in ``[0, num_classes)``.
+      train_targets: int64 [N], class indices in ``[0, num_classes)``; with tokens [N, T].
+      val_inputs: like the training inputs, [V, *shape], same dtype and sample shape.
+      val_targets: int64 [V] or [V, T], class indices in ``[0, num_classes)``.
+      num_classes: number of classes, at least 2. A class may be absent from either part.
     """
 
     name: str
@@ -75,10 +75,10 @@ class Dataset(NamedTuple):
         """Return the dataset on ``device`` with floating inputs as ``dtype``; tokens and targets stay int64.
 
         Samples come to lie one after the other, whatever view they were: kernels read them in place. Values are not
-        looked at: after a cast that can overflow (float16), :func:`validate` tells.
+        looked at: after a cast that can overflow (float16), ``validate`` tells.
 
         Raises:
-            DatasetError: ``dtype`` is not a floating type.
+          DatasetError: ``dtype`` is not a floating type.
         """
         if not dtype.is_floating_point:
             raise _error(self.name, "inputs", f"a cast to {dtype}", "a floating dtype")
@@ -94,7 +94,7 @@ class Dataset(NamedTuple):
 def digits() -> Dataset:
     """Handwritten digits: 1,797 grey 8x8 images of 10 classes, 1,437 to train on and 360 to validate with.
 
-    Inputs are float32 ``[N, 1, 8, 8]``, ``(pixel / 16 - DIGITS_MEAN) / DIGITS_STD``: no unit, close to zero mean and
+    Inputs are float32 [N, 1, 8, 8], ``(pixel / 16 - DIGITS_MEAN) / DIGITS_STD``: no unit, close to zero mean and
     unit variance over the training part.
 
     The split is stratified and uses no randomness: order the samples by class, within a class by their place in the
@@ -105,7 +105,7 @@ def digits() -> Dataset:
     DOI 10.24432/C50P49, CC BY 4.0; see ``datasets/README.md``.
 
     Raises:
-        DatasetError: the archive is not where the package should have it.
+      DatasetError: the archive is not where the package should have it.
     """
     if not DIGITS_PATH.is_file():
         raise _error("digits", "archive", f"no file at {DIGITS_PATH}", "digits.npz as shipped with esper")
@@ -136,18 +136,18 @@ def synthetic(
     more samples keeps those there were.
 
     Args:
-        input_shape: shape of one sample.
-        num_classes: number of classes, at least 2.
-        num_train: training samples, at least 1.
-        num_val: validation samples, at least 1.
-        noise: standard deviation of a sample around its prototype, finite and not negative.
-        seed: which dataset of this kind, in ``[0, 2**64)``.
+      input_shape: shape of one sample.
+      num_classes: number of classes, at least 2.
+      num_train: training samples, at least 1.
+      num_val: validation samples, at least 1.
+      noise: standard deviation of a sample around its prototype, finite and not negative.
+      seed: which dataset of this kind, in ``[0, 2**64)``.
 
     Returns:
-        Inputs float32 ``[num_train, *input_shape]`` and ``[num_val, *input_shape]``.
+      Inputs float32 [num_train, *input_shape] and [num_val, *input_shape].
 
     Raises:
-        DatasetError: an argument is out of its range.
+      DatasetError: an argument is out of its range.
     """
     _check_synthetic(input_shape, {"num_classes": num_classes, "num_train": num_train, "num_val": num_val}, noise, seed)
     key = rng.key(seed)
@@ -163,7 +163,7 @@ def synthetic(
 
 
 def _check_synthetic(input_shape: tuple[int, ...], sizes: dict[str, int], noise: float, seed: int) -> None:
-    """Raise unless the arguments of :func:`synthetic` are in range; ``sizes`` are its three counts by name."""
+    """Raise unless the arguments of ``synthetic`` are in range; ``sizes`` are its three counts by name."""
     for field, size in sizes.items():
         least = 2 if field == "num_classes" else 1
         if size < least:
@@ -182,15 +182,15 @@ def validate(dataset: Dataset, input_shape: tuple[int, ...] | None = None) -> Da
     It reads every value and waits for the device, so it belongs where a dataset is made or loaded, not in a step.
 
     Args:
-        dataset: any device; any floating dtype, or int64 tokens.
-        input_shape: shape of one sample that the consumer (a host's input) expects; None accepts any.
+      dataset: any device; any floating dtype, or int64 tokens.
+      input_shape: shape of one sample that the consumer (a host's input) expects; None accepts any.
 
     Raises:
-        DatasetError: fewer than 2 classes; a field that is no tensor; no samples; inputs neither floating nor tokens,
-            of rank below 2 or with an empty axis; targets not int64 or not of rank 1 (with tokens: of another shape
-            than the inputs); inputs and targets that differ in length; parts that differ in sample shape, dtype or
-            device; a sample shape other than ``input_shape``; non-finite inputs; tokens or labels outside
-            ``[0, num_classes)``. The first of these, in this order, is the one named.
+      DatasetError: fewer than 2 classes; a field that is no tensor; no samples; inputs neither floating nor tokens,
+        of rank below 2 or with an empty axis; targets not int64 or not of rank 1 (with tokens: of another shape
+        than the inputs); inputs and targets that differ in length; parts that differ in sample shape, dtype or
+        device; a sample shape other than ``input_shape``; non-finite inputs; tokens or labels outside
+        ``[0, num_classes)``. The first of these, in this order, is the one named.
     """
     name, num_classes = dataset.name, dataset.num_classes
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
@@ -217,7 +217,7 @@ def _error(name: str, field: str, found: str, expected: str) -> DatasetError:
 
 
 def _check_inputs(name: str, field: str, inputs: Tensor) -> None:
-    """Raise unless ``inputs`` is a floating tensor ``[N, *shape]`` or tokens ``[N, T]``, with samples in it."""
+    """Raise unless ``inputs`` is a floating tensor [N, *shape] or tokens [N, T], with samples in it."""
     if not isinstance(inputs, Tensor):
         raise _error(name, field, type(inputs).__name__, "a torch.Tensor")
     shape = tuple(inputs.shape)
@@ -234,7 +234,7 @@ def _check_inputs(name: str, field: str, inputs: Tensor) -> None:
 
 
 def _check_targets(name: str, field: str, targets: Tensor, inputs: Tensor) -> None:
-    """Raise unless ``targets`` is an int64 tensor ``[samples]``, or one of the shape of tokens."""
+    """Raise unless ``targets`` is an int64 tensor [samples], or one of the shape of tokens."""
     if not isinstance(targets, Tensor):
         raise _error(name, field, type(targets).__name__, "a torch.Tensor")
     if inputs.dtype == torch.int64 and targets.shape != inputs.shape:
@@ -263,7 +263,7 @@ def _check_parts_agree(dataset: Dataset) -> None:
 
 
 def _check_finite(name: str, field: str, inputs: Tensor) -> None:
-    """Raise if ``inputs`` ``[N, *shape]`` holds NaN or infinity, naming how many values and the first sample."""
+    """Raise if ``inputs`` [N, *shape] holds NaN or infinity, naming how many values and the first sample."""
     if bool(torch.isfinite(inputs.sum(dtype=torch.float64))):  # then every one is; the masks below are as large again
         return
     bad = ~torch.isfinite(inputs)
@@ -274,7 +274,7 @@ def _check_finite(name: str, field: str, inputs: Tensor) -> None:
 
 
 def _check_range(name: str, field: str, values: Tensor, num_classes: int, word: str) -> None:
-    """Raise if a label or token of ``values`` ``[N, ...]`` is no class, naming the first one and its place."""
+    """Raise if a label or token of ``values`` [N, ...] is no class, naming the first one and its place."""
     bad = ((values < 0) | (values >= num_classes)).nonzero()
     if len(bad):
         place = bad[0].tolist()

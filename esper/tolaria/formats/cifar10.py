@@ -37,16 +37,16 @@ _STEMS = tuple(name.removesuffix(".bin") for name in (*TRAIN_FILES, VAL_FILE))
 def cifar10(folder: str | os.PathLike[str]) -> Dataset:
     """CIFAR-10, or a dataset in its format, to train on its five batches and validate with its test batch.
 
-    Inputs are float32 ``[N, 3, 32, 32]``, standardised per channel by the training part
-    (:func:`~esper.tolaria.formats.source.standardise`); 10 classes.
+    Inputs are float32 [N, 3, 32, 32], standardised per channel by the training part
+    (``standardise``); 10 classes.
 
     Args:
-        folder: holds the six files, itself or in ``cifar-10-batches-bin``. All six hold equally many records, 10,000
-            as published, or fewer: so a file cut between two records is noticed too.
+      folder: holds the six files, itself or in ``cifar-10-batches-bin``. All six hold equally many records, 10,000
+        as published, or fewer: so a file cut between two records is noticed too.
 
     Raises:
-        DatasetError: a file is missing, is not a whole number of records or holds fewer than the others; a label is
-            above 9; ``batches.meta.txt``, which may be absent, does not hold 10 names; a colour never varies.
+      DatasetError: a file is missing, is not a whole number of records or holds fewer than the others; a label is
+        above 9; ``batches.meta.txt``, which may be absent, does not hold 10 names; a colour never varies.
     """
     return build(read_cifar10(as_path(folder)))
 
@@ -62,11 +62,11 @@ def read_cifar10(folder: Path, num_classes: int | None = None) -> Source:
     """Read the six files and the names of the classes.
 
     Args:
-        folder: as for :func:`cifar10`.
-        num_classes: None, or 10.
+      folder: as for ``cifar10``.
+      num_classes: None, or 10.
 
     Raises:
-        DatasetError: as for :func:`cifar10`.
+      DatasetError: as for ``cifar10``.
     """
     if num_classes not in (None, NUM_CLASSES):
         raise broken(folder, "number of classes", f"{num_classes} asked for", f"{NUM_CLASSES}, as CIFAR-10 has")
@@ -94,7 +94,7 @@ def _home(folder: Path) -> Path:
 
 
 def _read_batch(path: Path) -> np.ndarray:
-    """The records of a file, uint8 ``[N, RECORD]``."""
+    """The records of a file, uint8 [N, RECORD]."""
     with opened(path, limit=MAX_RECORDS * RECORD) as (file, size):
         data = read_up_to(file, size)
     whole, rest = divmod(len(data), RECORD)
@@ -132,5 +132,5 @@ def _read_names(path: Path) -> tuple[str, ...]:
 
 
 def _part(records: np.ndarray) -> Part:
-    """The part of records uint8 ``[N, RECORD]``; its inputs are a view."""
+    """The part of records uint8 [N, RECORD]; its inputs are a view."""
     return Part(records[:, 1:].reshape(-1, *SHAPE), records[:, 0].astype(np.int64))

@@ -1,4 +1,4 @@
-"""What the files of a dataset hold, as they hold it, and how it becomes a :class:`~esper.tolaria.data.Dataset`."""
+"""What the files of a dataset hold, as they hold it, and how it becomes a ``Dataset``."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -20,8 +20,8 @@ class Part(NamedTuple):
     """One part of a dataset as stored.
 
     Attributes:
-        inputs: uint8 ``[N, C, H, W]`` are pixels; float32 ``[N, *shape]`` and int64 ``[N, T]`` are used as they are.
-        targets: int64 ``[N]`` or, for int64 inputs, ``[N, T]``.
+      inputs: uint8 [N, C, H, W] are pixels; float32 [N, *shape] and int64 [N, T] are used as they are.
+      targets: int64 [N] or, for int64 inputs, [N, T].
     """
 
     inputs: np.ndarray
@@ -32,13 +32,13 @@ class Source(NamedTuple):
     """A dataset as stored.
 
     Attributes:
-        format: its name.
-        path: the folder or file that errors name.
-        train: what to train on.
-        val: what to validate with.
-        num_classes: number of classes.
-        class_names: one for each class, or none at all.
-        used: files and arrays that were read, by name.
+      format: its name.
+      path: the folder or file that errors name.
+      train: what to train on.
+      val: what to validate with.
+      num_classes: number of classes.
+      class_names: one for each class, or none at all.
+      used: files and arrays that were read, by name.
     """
 
     format: str
@@ -51,17 +51,17 @@ class Source(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """Mean and standard deviation of each channel's pixels, float64 ``[C]``, in units of a pixel value (0 to 255)."""
+    """Mean and standard deviation of each channel's pixels, float64 [C], in units of a pixel value (0 to 255)."""
 
     mean: np.ndarray
     std: np.ndarray
 
 
 def build(source: Source) -> Dataset:
-    """The dataset of a source, named by its path; pixels are standardised as :func:`standardise` says.
+    """The dataset of a source, named by its path; pixels are standardised as ``standardise`` says.
 
     Raises:
-        DatasetError: :func:`~esper.tolaria.data.validate` refuses it, or the training pixels do not vary.
+      DatasetError: ``validate`` refuses it, or the training pixels do not vary.
     """
     train, val = source.train, source.val
     if train.inputs.dtype == np.uint8:
@@ -78,7 +78,7 @@ def build(source: Source) -> Dataset:
 
 
 def pixel_scale(pixels: np.ndarray) -> Scale:
-    """The scale of uint8 ``[N, C, H, W]``, N >= 1: the population's, from exact sums, so alike on every machine."""
+    """The scale of uint8 [N, C, H, W], N >= 1: the population's, from exact sums, so alike on every machine."""
     value = np.arange(LEVELS)
     mean, std = [], []
     for channel in range(pixels.shape[1]):
@@ -91,7 +91,7 @@ def pixel_scale(pixels: np.ndarray) -> Scale:
 
 
 def standardise(pixels: np.ndarray, scale: Scale) -> Tensor:
-    """``(pixel - mean) / std`` per channel: uint8 ``[N, C, H, W]`` to float32 of that shape.
+    """``(pixel - mean) / std`` per channel: uint8 [N, C, H, W] to float32 of that shape.
 
     With the training part's own scale it has mean 0 and variance 1 there. In units of 255 the scale of MNIST is
     0.1307 and 0.3081, that of CIFAR-10 (0.4914, 0.4822, 0.4465) and (0.2470, 0.2435, 0.2616).

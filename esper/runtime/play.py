@@ -63,7 +63,7 @@ def play(
       the final state and the outcome.
     """
     start, config = time.perf_counter(), engine.config
-    numbers = build_reward_params({}, config, engine.data.train_inputs.device) if params is None else params
+    numbers = build_reward_params({}, config, engine.data.train.inputs.device) if params is None else params
     state, memory = engine.init(seed), player.init(config.num_envs)
     keys = rng.fold_in(rng.fold_in(rng.key(seed), PLAY_STREAM), torch.arange(config.num_envs)).to(state.key.device)
     frames, thoughts, names = [], [], tuple[str, ...]()

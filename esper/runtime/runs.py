@@ -23,6 +23,7 @@ from esper.runtime.scene import Scene
 from esper.runtime.train_settings import TrainSettings
 from esper.simic.ppo import Learner
 from esper.tamiyo.interface import Interface, to_table
+from esper.tolaria.data import Dataset
 from esper.urza import checkpoint
 from esper.urza.checkpoint import Checkpoint
 from esper.utils.settings import SettingsError
@@ -159,11 +160,17 @@ def resolved(scene: Scene) -> dict[str, Any]:
     return {
         "host": {"name": structure.host.name, "parameters": structure.host.num_params},
         "blueprints": [blueprint.name for blueprint in structure.blueprints],
-        "backend": list(scene.engine.describe()),
+        "backend": list(scene.engine.backend.describe()),
+        "data": data_record(scene.engine.data),
         "config": json.loads(json.dumps(config, default=lambda member: member.value)),
         "hypers": leaves(scene.engine.hypers),
         "rewards": leaves(scene.params),
     }
+
+
+def data_record(data: Dataset) -> dict[str, Any]:
+    """What the figures of a run were measured on: name, samples in use by part, and where the parts come from."""
+    return {"name": data.name, "samples": data.sizes, "split": data.split}
 
 
 def versions() -> dict[str, str]:

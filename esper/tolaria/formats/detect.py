@@ -12,7 +12,7 @@ from esper.tolaria.formats.cifar10 import holds_cifar10, read_cifar10
 from esper.tolaria.formats.files import as_path, broken
 from esper.tolaria.formats.idx import holds_idx, read_idx_dataset
 from esper.tolaria.formats.npz import holds_npz, read_npz
-from esper.tolaria.formats.source import Part, Source, build
+from esper.tolaria.formats.source import Source, StoredPart, build
 from esper.tolaria.formats.text import read_text
 
 
@@ -21,7 +21,7 @@ class PartReport:
     """One part of a dataset.
 
     Attributes:
-        name: ``train``, ``val``, or ``text``.
+        name: ``train``, ``validation`` or ``test``; or ``text``.
         records: samples, or characters.
         shape: of one sample.
         dtype: of the stored inputs.
@@ -47,6 +47,7 @@ class Report:
         num_classes: classes; of text, distinct characters.
         class_names: one for each class, or none.
         used: files and arrays that were read.
+        split: where the parts come from; empty for text, which is split when its windows are known.
         parts: one by one.
     """
 
@@ -54,6 +55,7 @@ class Report:
     num_classes: int
     class_names: tuple[str, ...]
     used: tuple[str, ...]
+    split: str
     parts: tuple[PartReport, ...]
 
 
@@ -74,13 +76,13 @@ class Format(NamedTuple):
 
 
 def _examine_with(read: Callable[[Path, int | None], Source]) -> Callable[[Path, int | None], Report]:
-    """How a format with two parts is examined: read, made a dataset as for training, and counted."""
+    """How a format with parts is examined: read, made a dataset as for training, and counted."""
 
     def examine(path: Path, num_classes: int | None) -> Report:
         source = read(path, num_classes)
         build(source)
         parts = tuple(_report(name, part, source.num_classes) for name, part in _parts(source))
-        return Report(source.format, source.num_classes, source.class_names, source.used, parts)
+        return Report(source.format, source.num_classes, source.class_names, source.used, source.split, parts)
 
     return examine
 
@@ -92,14 +94,14 @@ def _examine_text(path: Path, num_classes: int | None) -> Report:
     characters = set(content)
     low, high = ord(min(characters)), ord(max(characters))
     part = PartReport("text", len(content), (), "character", low, high, ())
-    return Report("text", len(characters), (), (path.name,), (part,))
+    return Report("text", len(characters), (), (path.name,), "", (part,))
 
 
-def _parts(source: Source) -> tuple[tuple[str, Part], ...]:
-    return ("train", source.train), ("val", source.val)
+def _parts(source: Source) -> tuple[tuple[str, StoredPart], ...]:
+    return ("train", source.train), ("validation", source.validation), ("test", source.test)
 
 
-def _report(name: str, part: Part, num_classes: int) -> PartReport:
+def _report(name: str, part: StoredPart, num_classes: int) -> PartReport:
     inputs, counts = part.inputs, np.bincount(part.targets.ravel(), minlength=num_classes)
     low, high = inputs.min().item(), inputs.max().item()
     return PartReport(name, len(inputs), inputs.shape[1:], str(inputs.dtype), low, high, tuple(counts.tolist()))

@@ -37,7 +37,7 @@ def init(structure: Structure, data: Dataset, seed: int, numbers: Tensor | None 
       numbers: int64 [E]; the environments' numbers i; None: 0 to E - 1.
 
     Returns:
-      state, batch [E]: hosts drawn anew, every slot DORMANT, nothing seen, the vault holding this very state.
+      state, batch [E]: hosts drawn anew, every slot DORMANT, nothing seen, the snapshot holding this very state.
     """
     config, device = structure.config, data.train.inputs.device
     if numbers is None:
@@ -54,7 +54,7 @@ def init(structure: Structure, data: Dataset, seed: int, numbers: Tensor | None 
         slots=lifecycle.empty_slots(count, config.num_slots, config.precision.dtype, device),
         signals=initial_signals(config, count, data.num_classes, device),
         governor=initial_governor(config, count, device),
-        vault=Snapshot(**parts(learners), batch_size=[count]).clone(),
+        snapshot=Snapshot(**parts(learners), batch_size=[count]).clone(),
         **parts(learners),
         batch_size=[count],
     )
@@ -93,7 +93,7 @@ def step(
       influence each other; the same arguments give the same bits.
     """
     accuracy = state.signals.val_accuracy
-    slots, deed = lifecycle.apply_action(structure, hypers, state.slots, action, accuracy)
+    slots, result = lifecycle.apply_action(structure, hypers, state.slots, action, accuracy)
     state = state.replace(slots=slots)
 
     table = take_table(slots)
@@ -108,7 +108,7 @@ def step(
 
     state, judgement = govern(structure, hypers, state, table.any_active, epoch, evaluation)
     signals = update_signals(hypers, state.signals, epoch, evaluation, keep=judgement.rolled_back)
-    return lock(state.replace(signals=signals)), Transition(deed, epoch, evaluation, life, judgement)
+    return lock(state.replace(signals=signals)), Transition(result, epoch, evaluation, life, judgement)
 
 
 def reset(

@@ -145,9 +145,9 @@ def step_gate(trial: Trial) -> str | None:
 def walk_gate(trial: Trial) -> str | None:
     """Random legal actions: none is refused, and all losses are finite."""
     event = trial.run()
-    refused = int((event.deed.refusal != int(Refusal.NONE)).sum())
+    refused = int((event.result.refusal != int(Refusal.NONE)).sum())
     if refused:
-        return f"{refused} of {event.deed.refusal.shape[0]} legal actions were refused; expected none"
+        return f"{refused} of {event.result.refusal.shape[0]} legal actions were refused; expected none"
     return None if bool(torch.isfinite(event.epoch.loss).all()) else "a training loss is not finite"
 
 

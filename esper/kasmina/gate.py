@@ -1,9 +1,8 @@
 """The learned gate of a gated blend: one weight per sample, from the features the seed sees.
 
 sigmoid(W2 relu(W1 mean(x) + b1) + b2), hidden width max(8, C // 4); its parameters belong to the seed and are
-trained with it. It starts at sigmoid(OPEN) for every sample (the source systems never trained theirs). Where the site
-has an axis of time there is one weight per position, from that position alone: a mean over time would tell a position
-what comes after it.
+trained with it. It starts at sigmoid(OPEN) for every sample. Where the site has an axis of time there is one weight
+per position, from that position alone: a mean over time would tell a position what comes after it.
 """
 
 from collections.abc import Callable

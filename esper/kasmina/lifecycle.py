@@ -1,6 +1,6 @@
 """The life cycle, element by element on [E, S]: decisions, the clock, and removal by the governor.
 
-Only lifecycle fields change here; parameters follow in ``arena.sow``. What happens is read from the tables of
+Only lifecycle fields change here; parameters follow in ``arena.init_seeds``. What happens is read from the tables of
 ``leyline.stages``: code loops over edges and asks stages for their traits; it names none.
 """
 
@@ -12,7 +12,7 @@ from esper.kasmina.quality_gates import CANDIDATE_GATES, GATES, failed_gate, is_
 from esper.kasmina.structure import Structure, seed_sizes
 from esper.leyline.actions import NONE, Op
 from esper.leyline.codes import Refusal
-from esper.leyline.events import Deed, Life
+from esper.leyline.events import ActionResult, Life
 from esper.leyline.hypers import HyperParams, over
 from esper.leyline.stages import (
     CLIMBING,
@@ -48,7 +48,7 @@ BLANK: dict[str, float | int | bool] = {
     **dict.fromkeys(("alpha", "contribution", "contribution_error", "prospect", "prospect_error"), 0.0),
     **dict.fromkeys(("birth_accuracy", "stage_accuracy", "improvement", "gradient_norm", "gradient_ratio"), 0.0),
     "measured": False,
-    "banked": False,
+    "in_snapshot": False,
     "healthy": True,
 }
 """Every field of an empty slot."""
@@ -182,7 +182,7 @@ def _stage_refusal(op: Op, stage: Tensor) -> Tensor:
 
 def apply_action(
     structure: Structure, hypers: HyperParams, slots: Slots, action: Tensor, accuracy: Tensor
-) -> tuple[Slots, Deed]:
+) -> tuple[Slots, ActionResult]:
     """Carry out one decision per environment.
 
     Args:
@@ -207,14 +207,14 @@ def apply_action(
     def chosen(which: Op) -> Tensor:
         return here & (op == int(which)).unsqueeze(1)
 
-    sown = torch.zeros_like(here)
+    placed = torch.zeros_like(here)
     for each in PLACING:
-        sown = sown | chosen(each)
-    slots = _germinate(slots, sown, codec.blueprint[index], codec.blend[index], accuracy)
+        placed = placed | chosen(each)
+    slots = _germinate(slots, placed, codec.blueprint[index], codec.blend[index], accuracy)
     for each, cause in OP_CAUSE.items():
         if each not in PLACING:
             slots = _follow(hypers, slots, chosen(each), cause, accuracy)
-    return slots, Deed(action, op, slot, refusal, failed)
+    return slots, ActionResult(action, op, slot, refusal, failed)
 
 
 def tick(structure: Structure, hypers: HyperParams, slots: Slots, accuracy: Tensor) -> tuple[Slots, Life]:

@@ -2,7 +2,7 @@
 
 All but ``attention`` act on each position by itself and fit vector sites as well.
 
-Compositions and parameter counts follow SEMANTICS of the December 2025 system (2.7), D channels:
+Compositions are esper-lite's with N added, for D channels:
 
 | name        | composition                                   | parameters   |
 |-------------|-----------------------------------------------|--------------|
@@ -14,9 +14,9 @@ Compositions and parameter counts follow SEMANTICS of the December 2025 system (
 | mlp         | x + contract(GELU(expand(N(x)))), 4D hidden   | 8D^2 + 5D    |
 
 LN is a layer norm, N one without weights. What ends a branch starts at zero, and so does the scale of ``norm``.
-``attention`` has the first of 4, 2, 1 heads that divides D. Deviation: that system had no N. A slot sees the
-residual stream, whose scale is the host's affair (0.1 behind the embedding); unnormalised, attention over it is
-nearly uniform and an MLP nearly linear.
+``attention`` has the first of 4, 2, 1 heads that divides D. N is there because a slot sees the residual stream, whose
+scale is the host's affair (0.1 behind the embedding); unnormalised, attention over it is nearly uniform and an MLP
+nearly linear.
 """
 
 from functools import partial

@@ -1,10 +1,9 @@
 """The transformer host: token and position embeddings, pre-norm causal blocks, and a head tied to the embedding.
 
-SEMANTICS of the December 2025 system, 2.8: a block is x + attention(LN(x)), then x + mlp(LN(x)) with exact GELU and an
-expansion of 4, biases everywhere, no dropout; then a last LN and logits = LN(x) E^T with the embedding E. Deviation:
-that system drew the embedding from N(0, 1), which, tied, gives logits of standard deviation sqrt(D) and a first loss
-far above ln V. Here every logit starts with standard deviation LOGIT_STD, so the first loss is close to
-ln V + LOGIT_STD**2 / 2.
+A block is x + attention(LN(x)), then x + mlp(LN(x)) with exact GELU and an expansion of 4, biases everywhere, no
+dropout; then a last LN and logits = LN(x) E^T with the embedding E (Press & Wolf 2017). An embedding drawn from N(0, 1)
+would give tied logits of standard deviation sqrt(D) and a first loss far above ln V; here every logit starts with
+standard deviation LOGIT_STD, so the first loss is close to ln V + LOGIT_STD**2 / 2.
 """
 
 from functools import partial

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 
-class Deed(NamedTuple):
+class ActionResult(NamedTuple):
     """What became of the decisions."""
 
     action: Tensor  # int64 [E]; as requested
@@ -72,7 +72,7 @@ class Judgement(NamedTuple):
 class Transition(NamedTuple):
     """Everything one environment step reports."""
 
-    deed: Deed
+    result: ActionResult
     epoch: Epoch
     evaluation: Evaluation
     life: Life

@@ -9,17 +9,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from esper.tolaria.data import DatasetError
-from esper.tolaria.formats.detect import PartReport, Report, check, detect
+from esper.tolaria.formats.detect import DatasetReport, PartReport, check, detect
 from esper.tolaria.formats.files import Listed, as_path, listing
-from esper.utils.settings import SettingsError
+from esper.utils.settings import Parser
 
 MAX_CLASSES_SHOWN = 26
 """With more classes, the counts are summed up in a line."""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise SettingsError(" ".join(f"{self.prog}: {message}".split()))
 
 
 def data_check(arguments: Sequence[str], out: TextIO = sys.stdout) -> None:
@@ -28,7 +23,7 @@ def data_check(arguments: Sequence[str], out: TextIO = sys.stdout) -> None:
     Args:
         arguments: words after ``esper data``.
         out: where the report goes: lines, or one JSON object with ``path``, ``files``, ``format``, ``ok``, ``error``
-            and ``report`` (the fields of :class:`~esper.tolaria.formats.detect.Report`, or null).
+            and ``report`` (the fields of :class:`~esper.tolaria.formats.detect.DatasetReport`, or null).
 
     Raises:
         SettingsError: the words are not as above.
@@ -56,9 +51,7 @@ def data_check(arguments: Sequence[str], out: TextIO = sys.stdout) -> None:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
-        prog="esper data", description="Say what a dataset holds and whether it loads.", allow_abbrev=False
-    )
+    parser = Parser(prog="esper data", description="Say what a dataset holds and whether it loads.", allow_abbrev=False)
     parser.add_argument("action", choices=("check",))
     parser.add_argument("path", help="folder of a cifar10 or idx dataset, .npz file, or UTF-8 text")
     text = "number of classes (default: 10 for cifar10 and idx; of npz, its num_classes or the largest target + 1)"
@@ -77,7 +70,7 @@ def _show_files(path: Path, files: tuple[Listed, ...]) -> list[str]:
     return [str(path), *(f"  {entry.name:<{width}}  {entry.size:>13,} bytes" for entry in files)]
 
 
-def _show_report(report: Report) -> list[str]:
+def _show_report(report: DatasetReport) -> list[str]:
     lines = [f"format {report.format}, read: {', '.join(report.used)}"]
     lines += [f"split       {report.split}"] if report.split else []
     for part in report.parts:
@@ -90,7 +83,7 @@ def _show_report(report: Report) -> list[str]:
     return lines
 
 
-def _show_counts(report: Report, part: PartReport) -> str:
+def _show_counts(report: DatasetReport, part: PartReport) -> str:
     """Targets of each class, or of how many classes there are how many."""
     if report.num_classes > MAX_CLASSES_SHOWN:
         absent = sum(count == 0 for count in part.counts)

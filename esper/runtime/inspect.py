@@ -10,8 +10,8 @@ from esper.leyline.actions import Codec
 from esper.leyline.codes import CHECK_TEXT, REFUSAL_TEXT, VERDICT_TEXT, Check, Refusal, Verdict
 from esper.leyline.stages import Stage
 from esper.nissa.trace import Trace
-from esper.runtime.play import play
-from esper.runtime.scene import Scene, SceneSettings, build_scene, players_of
+from esper.runtime.rollout import rollout
+from esper.runtime.scene import Scene, SceneSettings, build_scene, policies_of
 from esper.tezzeret.choose import CHOICES
 from esper.urza.checkpoint import Checkpoint
 from esper.utils.settings import SettingsError, setting
@@ -53,8 +53,8 @@ def inspect(settings: InspectSettings, out: TextIO = sys.stdout) -> dict[str, An
     if name == "learned" and loaded is None:
         raise SettingsError("--policy learned: needs a run; expected --run DIRECTORY")
     scene = build_scene(settings.rules(loaded), settings.env + 1, settings.backend)
-    player = next(player for player in players_of(scene, loaded, settings.greedy) if player.name == name)
-    trace = play(scene.engine, player, settings.seed, scene.mode, scene.params)[1].trace
+    policy = next(policy for policy in policies_of(scene, loaded, settings.greedy) if policy.name == name)
+    trace = rollout(scene.engine, policy, settings.seed, scene.mode, scene.params)[1].trace
     story = _heading(settings, scene, loaded, name) | {
         "decisions": [decision(trace, scene.engine.codec, t, settings.env) for t in range(trace.length)],
         "end": situation(trace, scene.engine.codec, trace.length, settings.env),
@@ -113,7 +113,7 @@ def decision(trace: Trace, codec: Codec, t: int, env: int) -> dict[str, Any]:
         "epoch": t + 1,
         "before": situation(trace, codec, t, env),
         "action": codec.describe(int(trace.action[here])),
-        "thoughts": _thoughts(trace, codec, t, env),
+        "diagnostics": _diagnostics(trace, codec, t, env),
         "refused": None if refusal is Refusal.NONE else REFUSAL_TEXT[refusal],
         "failed_checks": [CHECK_TEXT[check] for check in Check if failed & check],
         "verdict": None if verdict is Verdict.CALM else VERDICT_TEXT[verdict],
@@ -125,15 +125,15 @@ def decision(trace: Trace, codec: Codec, t: int, env: int) -> dict[str, Any]:
     }
 
 
-def _thoughts(trace: Trace, codec: Codec, t: int, env: int) -> dict[str, Any] | None:
-    if trace.thoughts is None:
+def _diagnostics(trace: Trace, codec: Codec, t: int, env: int) -> dict[str, Any] | None:
+    if trace.diagnostics is None:
         return None
-    taken, thoughts = int(trace.action[t, env]), trace.thoughts
-    ranked = zip(thoughts.likeliest[t, env].tolist(), thoughts.likelihood[t, env].tolist(), strict=True)
+    taken, diagnostics = int(trace.action[t, env]), trace.diagnostics
+    ranked = zip(diagnostics.likeliest[t, env].tolist(), diagnostics.likelihood[t, env].tolist(), strict=True)
     return {
-        "value": float(thoughts.value[t, env]),
-        "probability": float(thoughts.probability[t, env]),
-        "entropy": float(thoughts.entropy[t, env]),
+        "value": float(diagnostics.value[t, env]),
+        "probability": float(diagnostics.probability[t, env]),
+        "entropy": float(diagnostics.entropy[t, env]),
         "alternatives": [
             {"action": codec.describe(action), "probability": chance}
             for action, chance in ranked
@@ -175,12 +175,12 @@ def _tell_before(title: str, row: dict[str, Any]) -> list[str]:
 
 
 def _tell_decision(row: dict[str, Any]) -> list[str]:
-    thoughts, chance, lines = row["thoughts"], "", []
-    if thoughts is not None:
-        chance = f"   (probability {thoughts['probability']:.2f}, value {thoughts['value']:+.2f})"
+    diagnostics, chance, lines = row["diagnostics"], "", []
+    if diagnostics is not None:
+        chance = f"   (probability {diagnostics['probability']:.2f}, value {diagnostics['value']:+.2f})"
     lines.append(f"  chose    {row['action']}{chance}")
-    if thoughts is not None and thoughts["alternatives"]:
-        others = [f"{other['action']} {other['probability']:.2f}" for other in thoughts["alternatives"]]
+    if diagnostics is not None and diagnostics["alternatives"]:
+        others = [f"{other['action']} {other['probability']:.2f}" for other in diagnostics["alternatives"]]
         indent = " " * 11
         lines += wrap(f"rather than {', '.join(others)}", COLUMNS, initial_indent=indent, subsequent_indent=indent)
     if row["refused"]:

@@ -9,9 +9,9 @@ from esper.nissa import page
 from esper.nissa.charts import Series, colour, line_chart, smooth, stacked_chart
 from esper.nissa.markup import Markup
 from esper.nissa.sinks import METRICS, read_rows, write_text
-from esper.runtime.play import Outcome
 from esper.runtime.report_episodes import action_section, episode_section, seed_section
 from esper.runtime.report_evaluation import evaluation_section, headline, value_section
+from esper.runtime.rollout import Outcome
 from esper.runtime.runs import BEST, SMOOTHING
 from esper.urza import checkpoint
 
@@ -41,7 +41,7 @@ class Findings(NamedTuple):
 
     Attributes:
       evaluation: report of ``compare``.
-      outcomes: of the same players, the learned one first.
+      outcomes: of the same policies, the learned one first.
       blueprints: names.
     """
 
@@ -88,7 +88,7 @@ def report(
         )
     ]
     if findings.evaluation is not None:
-        mixes = [(outcome.player, operation_series(outcome.operations)) for outcome in findings.outcomes]
+        mixes = [(outcome.policy, operation_series(outcome.operations)) for outcome in findings.outcomes]
         sections += [
             headline(findings.evaluation),
             evaluation_section(findings.evaluation),

@@ -12,7 +12,7 @@ from esper.nissa.charts import Series, colour, stacked_chart
 from esper.nissa.markup import Markup
 from esper.nissa.seeds import COURSE, Lives, survival
 from esper.nissa.swimlanes import INITIAL, SHOWN, swimlanes
-from esper.runtime.play import Outcome
+from esper.runtime.rollout import Outcome
 from esper.runtime.table import culled_share, number, percent
 
 SAMPLES = {"worst": 0.0, "lower third": 1 / 3, "upper third": 2 / 3, "best": 1.0}
@@ -38,7 +38,7 @@ def episode_section(outcome: Outcome, blueprints: tuple[str, ...]) -> Markup:
         )
         parts.append(page.figure(title, swimlanes(outcome.trace, outcome.seeds, env, blueprints, title)))
     remark = (
-        f"Episodes of {outcome.player}, ranked by return. A lane is a slot; a block is a stage, from the decision that "
+        f"Episodes of {outcome.policy}, ranked by return. A lane is a slot; a block is a stage, from the decision that "
         "began it. The name is the blueprint of the seed."
     )
     return page.section("Episodes", page.paragraph(remark, kind="remark"), *parts)
@@ -47,8 +47,8 @@ def episode_section(outcome: Outcome, blueprints: tuple[str, ...]) -> Markup:
 def action_section(mixes: Sequence[tuple[str, list[Series]]], legend: Markup) -> Markup:
     """The mix of operations over an episode, one chart per policy."""
     charts = []
-    for player, series in mixes:
-        title = f"Operations over the episode: {player}"
+    for policy, series in mixes:
+        title = f"Operations over the episode: {policy}"
         charts.append(page.figure(title, stacked_chart(title, "decision", "% of environments", series, 100.0)))
     return page.section("Actions", legend, page.figures(*charts))
 
@@ -58,12 +58,12 @@ def seed_section(outcomes: Sequence[Outcome], blueprints: tuple[str, ...]) -> Ma
     first = outcomes[0]
     counts = germinations(first.trace, len(blueprints))
     series = [Series(name, counts[:, kind].tolist()) for kind, name in enumerate(blueprints)]
-    title = f"Seeds germinated: {first.player}"
+    title = f"Seeds germinated: {first.policy}"
     legend = page.legend([(colour(row, place), row.name) for place, row in enumerate(series)])
     chart = page.figure(title, stacked_chart(title, "decision", "seeds in all environments", series), legend)
     kinds = {name: _of_kind(first.seeds, kind) for kind, name in enumerate(blueprints)}
-    by_kind = _survival_table({name: survival(seeds) for name, seeds in kinds.items()}, f"{first.player}, by blueprint")
-    by_policy = _survival_table({outcome.player: survival(outcome.seeds) for outcome in outcomes}, "By policy")
+    by_kind = _survival_table({name: survival(seeds) for name, seeds in kinds.items()}, f"{first.policy}, by blueprint")
+    by_policy = _survival_table({outcome.policy: survival(outcome.seeds) for outcome in outcomes}, "By policy")
     return page.section("Seeds", page.figures(chart), by_policy, by_kind)
 
 

@@ -16,9 +16,8 @@ from typing import Any
 
 from tensordict import TensorDictBase
 
-import esper
 from esper.nissa.sinks import METRICS, Metrics, read_rows, write_text
-from esper.runtime.policies import CHECKPOINTS, learner_tensors, load_run, restore_learner
+from esper.runtime.policy_checkpoint import CHECKPOINTS, learner_tensors, load_run, restore_learner
 from esper.runtime.scene import Scene
 from esper.runtime.train_settings import TrainSettings
 from esper.simic.ppo import Learner
@@ -27,6 +26,7 @@ from esper.tolaria.data import Dataset
 from esper.urza import checkpoint
 from esper.urza.checkpoint import Checkpoint
 from esper.utils.settings import SettingsError
+from esper.version import __version__
 
 SMOOTHING = 5
 """Rounds whose mean return decides which policy is best: one round's return is luck in part."""
@@ -176,7 +176,7 @@ def data_record(data: Dataset) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """What the run ran on."""
     packages = {name: version(name) for name in ("torch", "tensordict", "torchrl", "numpy")}
-    return {"esper": esper.__version__, **packages, "python": platform.python_version(), "machine": platform.machine()}
+    return {"esper": __version__, **packages, "python": platform.python_version(), "machine": platform.machine()}
 
 
 def _taken_up(source: Path, wanted: dict[str, Any]) -> Checkpoint:

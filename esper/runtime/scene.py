@@ -12,11 +12,11 @@ from esper.engine import Engine
 from esper.leyline.config import Config, ConfigError
 from esper.leyline.hypers import numbers
 from esper.runtime.build import make
-from esper.runtime.policies import CHECKPOINTS, load_player, load_run
+from esper.runtime.policy_checkpoint import CHECKPOINTS, load_policy, load_run
 from esper.runtime.tasks import named
 from esper.simic.rewards import RewardMode, RewardParams, build_reward_params
 from esper.tamiyo import scripted
-from esper.tamiyo.players import Player, from_mask, heuristic_player, random_player
+from esper.tamiyo.policies import Policy, from_mask, heuristic_policy, random_policy
 from esper.urza.checkpoint import Checkpoint
 from esper.utils.settings import SettingsError, Value, setting
 
@@ -166,12 +166,12 @@ class SceneSettings:
         )
 
 
-def players_of(scene: Scene, loaded: Checkpoint | None, greedy: bool) -> list[Player]:
-    """The players to compare, the learned one first: a run's policy if there is one, heuristic, random and wait.
+def policies_of(scene: Scene, loaded: Checkpoint | None, greedy: bool) -> list[Policy]:
+    """The policies to compare, the learned one first: a run's policy if there is one, heuristic, random and wait.
 
     Raises:
       CheckpointError: the run's policy cannot be restored.
     """
     codec = scene.engine.codec
-    learned = [] if loaded is None else [load_player(loaded, scene.engine.interface, greedy)]
-    return [*learned, heuristic_player(codec), random_player(codec), from_mask("wait", scripted.wait(codec))]
+    learned = [] if loaded is None else [load_policy(loaded, scene.engine.interface, greedy)]
+    return [*learned, heuristic_policy(codec), random_policy(codec), from_mask("wait", scripted.wait(codec))]

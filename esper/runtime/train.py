@@ -18,16 +18,16 @@ from esper.nissa.progress import Progress, make_progress
 from esper.nissa.sinks import METRICS, read_rows, require_tensorboard, write_text
 from esper.runtime.compare import compare
 from esper.runtime.interrupt import Stopped, stoppable, torch_draws_from, undisturbed
-from esper.runtime.policies import load_run
+from esper.runtime.policy_checkpoint import load_run
 from esper.runtime.report import Findings, write_report
 from esper.runtime.runs import LATEST, Run, open_run, places, record
-from esper.runtime.scene import Rules, Scene, build_scene, players_of, tasks_of
+from esper.runtime.scene import Rules, Scene, build_scene, policies_of, tasks_of
 from esper.runtime.table import table
 from esper.runtime.train_settings import TrainSettings
 from esper.simic.environment import EsperEnv
 from esper.simic.ppo import Learner, make_collector
+from esper.tamiyo.actor_critic import ActorCriticConfig, build_actor_critic
 from esper.tamiyo.interface import Interface, common
-from esper.tamiyo.policy import PolicyConfig, build_policy
 from esper.utils.settings import SettingsError
 
 HELD_OUT = 1
@@ -55,8 +55,8 @@ def train(settings: TrainSettings, out: TextIO = sys.stdout) -> Learner:
     folder, source = places(settings)
     scenes = [build_scene(rules, settings.num_envs, settings.backend) for rules in settings.rules()]
     interface = _interface(settings, scenes)
-    sizes = PolicyConfig(settings.features, settings.lstm, value_scale=settings.value_scale)
-    policy = build_policy(sizes, interface.codec, len(interface.columns), settings.seed)
+    sizes = ActorCriticConfig(settings.features, settings.lstm, value_scale=settings.value_scale)
+    policy = build_actor_critic(sizes, interface.codec, len(interface.columns), settings.seed)
     learner = Learner(policy, settings.ppo(), settings.rounds, settings.seed)
     run = open_run((folder, source), settings, scenes, interface, learner)
     tracks = [_track(scene, interface, learner) for scene in scenes]
@@ -200,8 +200,8 @@ def _evaluate(settings: TrainSettings, run: Run, progress: Progress, out: TextIO
     found = []
     for place, rules in enumerate(settings.rules(), start=1):
         scene = build_scene(rules, settings.eval_envs, settings.backend)
-        players = players_of(scene, load_run(run.folder / LATEST), greedy=False)
-        report, outcomes = compare(scene, players, HELD_OUT, progress.note)
+        policies = policies_of(scene, load_run(run.folder / LATEST), greedy=False)
+        report, outcomes = compare(scene, policies, HELD_OUT, progress.note)
         progress.close()
         name = "evaluation.json" if place == 1 else f"evaluation-{place}.json"
         write_text(run.folder / name, json.dumps(report, indent=2) + "\n")

@@ -14,10 +14,10 @@ from esper.leyline.hypers import HyperParams
 from esper.leyline.learners import Learners, Weights
 from esper.tezzeret.plan import Plan, SlotRows
 from esper.tezzeret.units import Call, Unit
-from esper.tezzeret.walk import Numbers, place_rows
+from esper.tezzeret.walk import PassInputs, place_rows
 
 
-class Rows(NamedTuple):
+class LearnerRows(NamedTuple):
     """Learners in compact rows: of the seeds, those that learn."""
 
     host: Weights  # [E, P]
@@ -27,13 +27,13 @@ class Rows(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Gradients of one minibatch, before clipping, in the shapes of ``Rows``."""
+    """Gradients of one minibatch, before clipping, in the shapes of ``LearnerRows``."""
 
     host: Tensor
     seeds: tuple[Tensor, ...]
 
 
-def gather(structure: Structure, plan: Plan, learners: Learners) -> Rows:
+def gather(structure: Structure, plan: Plan, learners: Learners) -> LearnerRows:
     """Collect the rows that learn."""
     (params, moments, steps), held = learners.seeds, learners.seed_buffers
     if plan.padded:
@@ -43,7 +43,7 @@ def gather(structure: Structure, plan: Plan, learners: Learners) -> Rows:
         parts = (params[:, slot.columns], moments[:, :, slot.columns], steps[:, number])
         seeds.append(Weights(*(part.index_select(0, listed.rows) for part in parts)))
         buffers.append(held[:, slot.buffer_columns].index_select(0, listed.rows))
-    return Rows(learners.host, learners.buffers, tuple(seeds), tuple(buffers))
+    return LearnerRows(learners.host, learners.buffers, tuple(seeds), tuple(buffers))
 
 
 def with_sink(table: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def with_sink(table: Tensor) -> Tensor:
     return torch.cat((table, table.new_zeros((1, *table.shape[1:]))))
 
 
-def scatter(structure: Structure, plan: Plan, learners: Learners, rows: Rows) -> Learners:
+def scatter(structure: Structure, plan: Plan, learners: Learners, rows: LearnerRows) -> Learners:
     """Write the rows back; what did not learn keeps its bits."""
     if not structure.slots:
         return learners._replace(host=rows.host, buffers=rows.buffers)
@@ -70,10 +70,12 @@ def _put(listed: SlotRows, table: Tensor, values: Tensor) -> Tensor:
     return place_rows(listed, values, table) if listed.groups else table
 
 
-def numbers_of(structure: Structure, blocks: tuple[Tensor, ...], rows: Rows, alphas: tuple[Tensor, ...]) -> Numbers:
+def numbers_of(
+    structure: Structure, blocks: tuple[Tensor, ...], rows: LearnerRows, alphas: tuple[Tensor, ...]
+) -> PassInputs:
     """The numbers of a training pass; ``blocks`` is ``split_blocks`` of the host's parameters."""
     seeds = tuple(weights.params for weights in rows.seeds)
-    return Numbers(blocks, arena.split_buffers(structure, rows.buffers), seeds, rows.seed_buffers, alphas)
+    return PassInputs(blocks, arena.split_buffers(structure, rows.buffers), seeds, rows.seed_buffers, alphas)
 
 
 def alphas_of(plan: Plan, alphas: Tensor) -> tuple[Tensor, ...]:
@@ -111,7 +113,9 @@ def some(number: Tensor, envs: Tensor) -> Tensor:
     return number if last == 0 else number.index_select(0, envs.clamp(max=last))
 
 
-def learn(structure: Structure, call: Call, table: RateTable, plan: Plan, rows: Rows, grads: Gradients) -> Rows:
+def learn(
+    structure: Structure, call: Call, table: RateTable, plan: Plan, rows: LearnerRows, grads: Gradients
+) -> LearnerRows:
     """Clip and apply one minibatch's gradients. A seed and its gate are clipped each by its own norm.
 
     Learning rates follow their schedule by the learner's own age: the steps it has taken.

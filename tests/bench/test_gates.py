@@ -144,7 +144,10 @@ FAULTS = {
     "slots": ("contributions", lambda t: spoil(t, lambda e: e._replace(effect=e.effect.flip(1) + 40))),
     "own losses": ("validation", lambda t: spoil(t, lambda s: s._replace(losses=s.losses * 1.01))),
     "own scores": ("validation", lambda t: spoil(t, lambda s: s._replace(scores=1 - s.scores))),
-    "a refusal": ("random-walk", lambda t: spoil(t, lambda e: e._replace(deed=e.deed._replace(refusal=e.deed.op + 1)))),
+    "a refusal": (
+        "random-walk",
+        lambda t: spoil(t, lambda e: e._replace(result=e.result._replace(refusal=e.result.op + 1))),
+    ),
     "a loss that is not a number": (
         "random-walk",
         lambda t: spoil(t, lambda e: e._replace(epoch=e.epoch._replace(loss=e.epoch.loss * torch.nan))),

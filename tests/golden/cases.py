@@ -60,7 +60,7 @@ ADAM = {"host_optimizer": "adam", "seed_optimizer": "adam"}
 SGD = {"host_optimizer": "sgd", "seed_optimizer": "sgd"}
 
 
-class Case(NamedTuple):
+class GoldenRun(NamedTuple):
     """A trajectory: a task, its batch, and settings beside ``SMALL``."""
 
     name: str
@@ -76,8 +76,8 @@ class Case(NamedTuple):
 
 SWEEP = (0.005, 0.01, 0.02, 0.03)
 CASES = (
-    Case("digits_sgd", "digits", 6, SGD | {"host_lr": 0.01, "seed_lr": 0.01}, seed=1),
-    Case(
+    GoldenRun("digits_sgd", "digits", 6, SGD | {"host_lr": 0.01, "seed_lr": 0.01}, seed=1),
+    GoldenRun(
         "digits_adam_augmented",
         "digits",
         6,
@@ -86,7 +86,7 @@ CASES = (
         | {"host_lr": 0.005, "seed_lr": 0.003},
         seed=2,
     ),
-    Case(
+    GoldenRun(
         "digits_deep_mixed",
         "digits_deep",
         4,
@@ -94,7 +94,7 @@ CASES = (
         | {"loss_limit": 0.0, "min_history": 3, "loss_sigmas": 0.0, "loss_multiple": 1.0, "spikes_in_a_row": 1},
         seed=3,
     ),
-    Case(
+    GoldenRun(
         "synthetic_sweep",
         "synthetic",
         4,
@@ -108,8 +108,8 @@ CASES = (
         },
         seed=4,
     ),
-    Case("tokens_adam", "synthetic_tokens", 4, ADAM, seed=5),
-    Case(
+    GoldenRun("tokens_adam", "synthetic_tokens", 4, ADAM, seed=5),
+    GoldenRun(
         "tokens_sgd",
         "synthetic_tokens",
         6,
@@ -118,7 +118,7 @@ CASES = (
         | {"host_lr": 0.2, "seed_lr": 0.1},
         seed=8,
     ),
-    Case("chars_adam", "chars", 3, ADAM | {"slots": (0, 0), "seed_lr": 0.01}, seed=7),
+    GoldenRun("chars_adam", "chars", 3, ADAM | {"slots": (0, 0), "seed_lr": 0.01}, seed=7),
 )
 
 
@@ -142,7 +142,7 @@ def held_out(task: str, data: Dataset) -> Part:
     return data.validation
 
 
-def build(case: Case, precision: Precision) -> Engine:
+def build(case: GoldenRun, precision: Precision) -> Engine:
     """The engine of a case."""
     task = named(case.task)
     data = task.data._replace(validation=held_out(case.task, task.data).take(slice(VALIDATION)))

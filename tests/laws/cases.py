@@ -29,7 +29,7 @@ from esper.tolaria.training import train_epoch
 from esper.utils import rng
 
 
-class Scene(NamedTuple):
+class StepArguments(NamedTuple):
     """Arguments for every step function, as they occur in one step of a random legal walk."""
 
     structure: Structure
@@ -47,36 +47,38 @@ class Scene(NamedTuple):
         return self.backend.plan(take_table(self.state.slots), self.state.key.device)
 
 
-def _fresh(scene: Scene) -> Any:
-    state = scene.state
-    return arena.init_seeds(scene.structure, take_table(state.slots), learners_of(state), state.key, state.epoch)
+def _fresh(arguments: StepArguments) -> Any:
+    state = arguments.state
+    return arena.init_seeds(arguments.structure, take_table(state.slots), learners_of(state), state.key, state.epoch)
 
 
-def _evaluated(scene: Scene) -> Any:
-    table = take_table(scene.state.slots)
-    return evaluate(scene.backend, scene.hypers, scene.state, table, scene.plan, scene.data)
+def _evaluated(arguments: StepArguments) -> Any:
+    table = take_table(arguments.state.slots)
+    return evaluate(arguments.backend, arguments.hypers, arguments.state, table, arguments.plan, arguments.data)
 
 
-def _shapley(scene: Scene) -> Any:
-    table = take_table(scene.state.slots)
-    return shapley_values(scene.backend, scene.hypers, scene.state, table, scene.plan, scene.data)
+def _shapley(arguments: StepArguments) -> Any:
+    table = take_table(arguments.state.slots)
+    return shapley_values(arguments.backend, arguments.hypers, arguments.state, table, arguments.plan, arguments.data)
 
 
-def _trained(scene: Scene) -> Any:
-    return train_epoch(scene.structure.config, scene.backend, scene.hypers, scene.state, scene.plan, scene.data)
+def _trained(arguments: StepArguments) -> Any:
+    return train_epoch(
+        arguments.structure.config, arguments.backend, arguments.hypers, arguments.state, arguments.plan, arguments.data
+    )
 
 
-def _observed(scene: Scene) -> Any:
-    growth = seed_sizes(scene.structure, scene.state.slots).sum(1) / scene.structure.host.num_params
-    return observe(scene.structure.config, scene.state, growth, len(scene.structure.blueprints))
+def _observed(arguments: StepArguments) -> Any:
+    growth = seed_sizes(arguments.structure, arguments.state.slots).sum(1) / arguments.structure.host.num_params
+    return observe(arguments.structure.config, arguments.state, growth, len(arguments.structure.blueprints))
 
 
-def _governed(scene: Scene) -> Any:
-    active = take_table(scene.state.slots).any_active
-    return govern(scene.structure, scene.hypers, scene.state, active, scene.epoch, scene.evaluation)
+def _governed(arguments: StepArguments) -> Any:
+    active = take_table(arguments.state.slots).any_active
+    return govern(arguments.structure, arguments.hypers, arguments.state, active, arguments.epoch, arguments.evaluation)
 
 
-CASES: dict[str, Callable[[Scene], Any]] = {
+CASES: dict[str, Callable[[StepArguments], Any]] = {
     "refusals": lambda s: lifecycle.refusals(s.structure, s.hypers, s.state.slots),
     "apply_action": lambda s: lifecycle.apply_action(
         s.structure, s.hypers, s.state.slots, s.action, s.evaluation.accuracy
@@ -152,15 +154,15 @@ def take(tree: Any, rows: Tensor, num_envs: int) -> Any:
     return tree
 
 
-def take_scene(scene: Scene, rows: Tensor) -> Scene:
-    """The scene of some environments only, in the order of ``rows``."""
-    num_envs = scene.structure.config.num_envs
-    config = replace(scene.structure.config, num_envs=len(rows))
+def take_arguments(arguments: StepArguments, rows: Tensor) -> StepArguments:
+    """The arguments of some environments only, in the order of ``rows``."""
+    num_envs = arguments.structure.config.num_envs
+    config = replace(arguments.structure.config, num_envs=len(rows))
     parts = {
-        name: take(getattr(scene, name), rows, num_envs)
+        name: take(getattr(arguments, name), rows, num_envs)
         for name in ("hypers", "state", "action", "epoch", "evaluation")
     }
-    return scene._replace(structure=replace(scene.structure, config=config), **parts)
+    return arguments._replace(structure=replace(arguments.structure, config=config), **parts)
 
 
 OP_PREFERENCE = torch.tensor([1.0, 1.0, 2.0, -2.0, 1.0, -2.0])
@@ -178,16 +180,16 @@ def random_legal(engine: Engine, state: State, key: Tensor) -> Tensor:
     return rng.categorical(rng.fold_in(keys, 1), torch.where(chosen, 0.0, -torch.inf))
 
 
-def walk(engine: Engine, seed: int, length: int) -> list[Scene]:
+def walk(engine: Engine, seed: int, length: int) -> list[StepArguments]:
     """Scenes along a random legal walk. The state of each is taken after the decision, so that fresh seeds occur."""
-    state, scenes = engine.init(seed), []
+    state, steps = engine.init(seed), []
     for _ in range(length):
         action = random_legal(engine, state, rng.key(seed))
         after, event = engine.step(state, action)
         structure, hypers = engine.structure, engine.hypers
         slots, _ = lifecycle.apply_action(structure, hypers, state.slots, action, state.signals.val_accuracy)
         parts = (structure, engine.backend, hypers, engine.data, state.replace(slots=slots), action)
-        scene = Scene(*parts, event.epoch, event.evaluation)
-        scenes.append(scene._replace(action=random_legal(engine, scene.state, rng.key(seed + 1))))
+        arguments = StepArguments(*parts, event.epoch, event.evaluation)
+        steps.append(arguments._replace(action=random_legal(engine, arguments.state, rng.key(seed + 1))))
         state = after
-    return scenes
+    return steps

@@ -69,7 +69,7 @@ class SqueezeExcite(nn.Module):
         return x * gate[:, :, None, None]
 
 
-class Gate(nn.Module):
+class GateModule(nn.Module):
     """sigmoid(W2 relu(W1 x + b1) + b2) of the features, averaged over ``dims``; one weight per sample or position."""
 
     def __init__(self, channels: int, dims: tuple[int, ...]) -> None:
@@ -197,7 +197,7 @@ TOPOLOGIES = {
         synthetic((1, 8, 8), num_train=96, num_val=57),
         conv_host,
         conv_seed,
-        lambda site: Gate(CHANNELS[site], (2, 3)),
+        lambda site: GateModule(CHANNELS[site], (2, 3)),
     ),
     "token": Topology(
         transformer_host(VOCABULARY, BLOCK, num_layers=2, num_heads=HEADS, width=WIDTH),
@@ -205,6 +205,6 @@ TOPOLOGIES = {
         random_text(96, 57),
         token_host,
         token_seed,
-        lambda site: Gate(WIDTH, ()),
+        lambda site: GateModule(WIDTH, ()),
     ),
 }

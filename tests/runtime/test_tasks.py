@@ -47,7 +47,7 @@ def test_a_cifar_folder_trains_and_evaluates(tmp_path: Path, capsys: pytest.Capt
     report = json.loads(capsys.readouterr().out)
     written = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert report["task"] == task
-    assert report["players"]["learned"]["accuracy"] == written["players"]["learned"]["accuracy"]
+    assert report["policies"]["learned"]["accuracy"] == written["policies"]["learned"]["accuracy"]
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_one_policy_trains_on_two_tasks_and_plays_a_third(tmp_path: Path, capsys
     again = ["evaluate", "--run", run, "--task", "digits_deep", "--num-envs", "6", "--horizon", "3", "--json", "true"]
     assert esper.__main__.main([*again, "--engine", "steps_per_epoch=1"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["task"] == "digits_deep" and "learned" in report["players"]
+    assert report["task"] == "digits_deep" and "learned" in report["policies"]
 
 
 @pytest.mark.parametrize("task", ["digits,", ",digits", "digits,digits", ""])
@@ -137,7 +137,7 @@ def test_tasks_are_named_once_each(task: str, capsys: pytest.CaptureFixture[str]
 def test_language_tasks_report_bits_and_perplexity(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["evaluate", "--task", "synthetic_tokens", "--num-envs", "6", "--horizon", "2", "--backend", "eager"]
     assert esper.__main__.main([*words, "--engine", "steps_per_epoch=1", "--json", "true"]) == 0
-    wait = json.loads(capsys.readouterr().out)["players"]["wait"]
+    wait = json.loads(capsys.readouterr().out)["policies"]["wait"]
     assert "best" not in wait and 1.0 < wait["bits"]["mean"] < 2.2  # four tokens: 2 bits for a host that knows nothing
     assert wait["perplexity"]["mean"] == pytest.approx(2 ** wait["bits"]["mean"], rel=0.01)
 

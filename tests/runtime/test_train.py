@@ -87,7 +87,7 @@ def test_a_resumed_run_ends_in_the_same_bits(settings, whole, tmp_path):
     assert [line["return"] for line in metrics(tmp_path / "other")] == wanted and len(wanted) == ROUNDS
     evaluations = [json.loads((Path(f) / "evaluation.json").read_text()) for f in (settings.out, tmp_path / "other")]
     for report in evaluations:
-        for row in report["players"].values():
+        for row in report["policies"].values():
             del row["seconds"]
     assert evaluations[0] == evaluations[1]
 

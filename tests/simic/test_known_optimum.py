@@ -45,7 +45,7 @@ from esper.leyline.config import Precision
 from esper.simic.environment import EsperEnv
 from esper.simic.ppo import Learner, PPOConfig, make_collector
 from esper.simic.rewards import RewardMode, build_reward_params, reward
-from esper.tamiyo.policy import PolicyConfig, build_policy
+from esper.tamiyo.actor_critic import ActorCriticConfig, build_actor_critic
 from esper.tolaria.data import Dataset, Part
 from esper.utils import rng
 
@@ -225,7 +225,7 @@ def test_ppo_reaches_the_optimum(seed):
     """Actions are drawn, also in the episodes that count, whose environments were never trained on."""
     engine = esper.make(lens_task(), ENVS)
     env = EsperEnv(engine, RewardMode.SHAPED, build_reward_params(model.PRICES, engine.config))
-    policy = build_policy(PolicyConfig(), engine.codec, len(engine.columns), seed)
+    policy = build_actor_critic(ActorCriticConfig(), engine.codec, len(engine.columns), seed)
     learner = Learner(policy, PPOConfig(gamma=model.GAMMA, lr=3e-3), ROUNDS, seed)
     collector = make_collector(env, policy)
     batches = iter(collector)

@@ -95,7 +95,7 @@ class Convolved(nn.Module):
         return F.batch_norm(y, None, None, self.norm.weight, self.norm.bias, True) if silent else self.norm(y)
 
 
-class Net(Convolved):
+class Classifier(Convolved):
     """A small classifier."""
 
     def __init__(self) -> None:
@@ -106,7 +106,7 @@ class Net(Convolved):
         return self.head(torch.relu(super().forward(x)).mean((-2, -1)))
 
 
-class Step(Convolved):
+class Downsample(Convolved):
     """From the maps behind block 0 to those behind block 1."""
 
     def __init__(self) -> None:
@@ -126,7 +126,7 @@ class Same(Convolved):
         return x + torch.tanh(super().forward(x))
 
 
-class Host(nn.Module):
+class PlainHost(nn.Module):
     """Two blocks and a head."""
 
     def __init__(self) -> None:
@@ -149,7 +149,7 @@ def statistics(module: nn.Module) -> list[Tensor]:
     return [row for norm in norms for row in (norm.running_mean, norm.running_var)]
 
 
-class Trained:
+class TrainedModule:
     """A module with its optimizer."""
 
     def __init__(self, module: nn.Module, row: Tensor, held: Tensor, numbers: dict[str, float], who: str) -> None:
@@ -180,7 +180,9 @@ class Trained:
 class Composite:
     """A host with two slots; subclasses say where they are. ``stages`` lists the slots that hold an active seed."""
 
-    def __init__(self, host: Trained, seeds: dict[int, Trained], isolation: Isolation, target: float) -> None:
+    def __init__(
+        self, host: TrainedModule, seeds: dict[int, TrainedModule], isolation: Isolation, target: float
+    ) -> None:
         self.host, self.seeds, self.isolation, self.target = host, seeds, isolation, target
 
     def reads(self, stage: Stage, x: Tensor) -> Tensor:
@@ -220,7 +222,7 @@ class Shortcut(Composite):
     """Slot 0 from the input to the logits; slot 1 behind block 0."""
 
     slots = ("input:logits", 0)
-    modules = (Net, Same)
+    modules = (Classifier, Same)
     kinds = (0, 2)
 
     def run(self, x: Tensor, stages: dict[int, Stage], alphas: list[float]) -> tuple[Tensor, dict[int, Tensor]]:
@@ -246,7 +248,7 @@ class Around(Composite):
     """Slot 0 behind block 0; slot 1 from there, what slot 0 made of it, to behind block 1. Straight-through only."""
 
     slots = (0, "block0:block1")
-    modules = (Same, Step)
+    modules = (Same, Downsample)
     kinds = (2, 1)
 
     def run(self, x: Tensor, stages: dict[int, Stage], alphas: list[float]) -> tuple[Tensor, dict[int, Tensor]]:

@@ -168,7 +168,7 @@ def bridge(name: str, shape: tuple[int, ...]) -> Blueprint:
 BLUEPRINTS = (BRANCH, NORMED, bridge("bridge", (3,)))
 
 
-class Choice(NamedTuple):
+class SmoothCase(NamedTuple):
     """What is drawn of a case, beside its numbers."""
 
     slots: tuple[int | str, ...] = (0, "block0:block1", 1)
@@ -180,7 +180,7 @@ class Choice(NamedTuple):
     clip: float = 0.7
 
 
-def build(choice: Choice, host: Host | None = None) -> tuple[Structure, HyperParams]:
+def build(choice: SmoothCase, host: Host | None = None) -> tuple[Structure, HyperParams]:
     """Structure and numbers; ``adam_epsilon`` is large, so that Adam's root does not make differences coarse."""
     config = Config(
         num_envs=E,

@@ -83,10 +83,12 @@ def compose(structure, kind, table, learners):
     found = []
     with torch.random.fork_rng(devices=[]):  # modules draw initial values; all are overwritten
         for env in range(E):
-            host = plain.Trained(plain.Host(), learners.host.params[env], learners.buffers[env], NUMBERS, "host")
+            host = plain.TrainedModule(
+                plain.PlainHost(), learners.host.params[env], learners.buffers[env], NUMBERS, "host"
+            )
             seeds = {}
             for number in (table.stage[env] != int(Stage.DORMANT)).nonzero()[0].tolist():
-                seeds[number] = plain.Trained(
+                seeds[number] = plain.TrainedModule(
                     kind.modules[number](), *seed_rows(structure, kind, learners, env, number), NUMBERS, "seed"
                 )
             found.append(kind(host, seeds, structure.config.isolation, NUMBERS["alpha_target"]))

@@ -208,7 +208,7 @@ LAYERS: dict[str, Callable[..., Any]] = {
     "batch_norm": _batch_norm,
     "apply_batch_norm": _apply_batch_norm,
     "max_pool2": _max_pool2,
-    "fade": _fade,
+    "tanh_mix": _fade,
 }
 
 

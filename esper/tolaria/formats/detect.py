@@ -39,7 +39,7 @@ class PartReport:
 
 
 @dataclass(frozen=True)
-class Report:
+class DatasetReport:
     """What a dataset that loads holds.
 
     Attributes:
@@ -72,29 +72,29 @@ class Format(NamedTuple):
     name: str
     files: str
     holds: Callable[[Path], bool]
-    examine: Callable[[Path, int | None], Report]
+    examine: Callable[[Path, int | None], DatasetReport]
 
 
-def _examine_with(read: Callable[[Path, int | None], Source]) -> Callable[[Path, int | None], Report]:
+def _examine_with(read: Callable[[Path, int | None], Source]) -> Callable[[Path, int | None], DatasetReport]:
     """How a format with parts is examined: read, made a dataset as for training, and counted."""
 
-    def examine(path: Path, num_classes: int | None) -> Report:
+    def examine(path: Path, num_classes: int | None) -> DatasetReport:
         source = read(path, num_classes)
         build(source)
         parts = tuple(_report(name, part, source.num_classes) for name, part in _parts(source))
-        return Report(source.format, source.num_classes, source.class_names, source.used, source.split, parts)
+        return DatasetReport(source.format, source.num_classes, source.class_names, source.used, source.split, parts)
 
     return examine
 
 
-def _examine_text(path: Path, num_classes: int | None) -> Report:
+def _examine_text(path: Path, num_classes: int | None) -> DatasetReport:
     if num_classes is not None:
         raise broken(path, "number of classes", f"{num_classes} asked for", "none: text has no classes")
     content = read_text(path)
     characters = set(content)
     low, high = ord(min(characters)), ord(max(characters))
     part = PartReport("text", len(content), (), "character", low, high, ())
-    return Report("text", len(characters), (), (path.name,), "", (part,))
+    return DatasetReport("text", len(characters), (), (path.name,), "", (part,))
 
 
 def _parts(source: Source) -> tuple[tuple[str, StoredPart], ...]:
@@ -135,7 +135,7 @@ def detect(path: str | os.PathLike[str]) -> Format:
     return fitting[0]
 
 
-def check(path: str | os.PathLike[str], num_classes: int | None = None) -> Report:
+def check(path: str | os.PathLike[str], num_classes: int | None = None) -> DatasetReport:
     """Load what a path holds, as training would, and report it.
 
     Args:

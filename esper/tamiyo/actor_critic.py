@@ -2,8 +2,8 @@
 
     observation [..., O] -> Linear, LayerNorm, ReLU -> LSTM, LayerNorm -> heads -> logits [..., A], state_value [..., 1]
 
-Source: SEMANTICS_DEC 4.3, with the flat factored action of ARCHITECTURE.md, section 5, in place of four separate
-ones. Every number drawn here is a function of the seed (``esper.utils.rng``).
+Sizes and gains are esper-lite's; the flat action is factored as ``logits`` has it. Every number drawn here is a
+function of the seed (``esper.utils.rng``).
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchrl.modules import ActorValueOperator, LSTMModule, MaskedCategorical, ProbabilisticActor, ValueOperator
 
 from esper.leyline.actions import Blend, Codec, Op
-from esper.tamiyo.logits import Scores, factored_logits, num_slots
+from esper.tamiyo.logits import HeadLogits, factored_logits, num_slots
 from esper.utils import rng
 
 OBSERVATION_LIMIT = 100.0
@@ -29,7 +29,7 @@ _STREAM = 0x7A3170
 
 
 @dataclass(frozen=True)
-class PolicyConfig:
+class ActorCriticConfig:
     """Sizes of the policy.
 
     Attributes:
@@ -81,7 +81,7 @@ class ActionHeads(nn.Module):
     blueprint_column: Tensor
     blend_column: Tensor
 
-    def __init__(self, codec: Codec, config: PolicyConfig) -> None:
+    def __init__(self, codec: Codec, config: ActorCriticConfig) -> None:
         super().__init__()
         self.codec, self.slots = codec, max(num_slots(codec), 1)
         for name in ("op", "slot", "blueprint", "blend"):
@@ -97,16 +97,16 @@ class ActionHeads(nn.Module):
             op=self.op_column, slot=self.slot_column, blueprint=self.blueprint_column, blend=self.blend_column
         )
         slot = self.slot(hidden).unflatten(-1, (len(Op), self.slots))
-        scores = Scores(self.op(hidden), slot, self.blueprint(hidden), self.blend(hidden))
+        scores = HeadLogits(self.op(hidden), slot, self.blueprint(hidden), self.blend(hidden))
         return factored_logits(codec, scores, mask)
 
 
-class Value(nn.Module):
+class ValueHead(nn.Module):
     """State values in units of the return: hidden [..., H] to [..., 1]."""
 
     scale: Tensor
 
-    def __init__(self, config: PolicyConfig) -> None:
+    def __init__(self, config: ActorCriticConfig) -> None:
         super().__init__()
         self.head = _head(config, 1)
         self.register_buffer("scale", torch.tensor(config.value_scale))
@@ -117,7 +117,7 @@ class Value(nn.Module):
         return value
 
 
-def build_policy(config: PolicyConfig, codec: Codec, observation_size: int, seed: int) -> ActorValueOperator:
+def build_actor_critic(config: ActorCriticConfig, codec: Codec, observation_size: int, seed: int) -> ActorValueOperator:
     """A recurrent actor and critic on one trunk.
 
     Args:
@@ -152,7 +152,7 @@ def build_policy(config: PolicyConfig, codec: Codec, observation_size: int, seed
         lstm = nn.LSTM(config.features, config.lstm, batch_first=True)
         norm = nn.LayerNorm(config.lstm)
         heads = ActionHeads(codec, config)
-        value = Value(config)
+        value = ValueHead(config)
     initialise(nn.ModuleList((features, lstm, norm, heads, value)), key)
     for head in (heads.op, heads.slot, heads.blueprint, heads.blend):
         _scale(head[-1], ACTION_GAIN)
@@ -211,13 +211,13 @@ def _scale(layer: nn.Module, gain: float) -> None:
     layer.get_parameter("weight").data.mul_(gain / math.sqrt(2.0))
 
 
-def _head(config: PolicyConfig, width: int) -> nn.Sequential:
+def _head(config: ActorCriticConfig, width: int) -> nn.Sequential:
     """Linear, ReLU, Linear: [..., lstm] to [..., width]."""
     return nn.Sequential(nn.Linear(config.lstm, config.head), nn.ReLU(), nn.Linear(config.head, width))
 
 
 def _compose(
-    features: Features, lstm: nn.LSTM, norm: nn.LayerNorm, heads: ActionHeads, value: Value
+    features: Features, lstm: nn.LSTM, norm: nn.LayerNorm, heads: ActionHeads, value: ValueHead
 ) -> ActorValueOperator:
     """Wire the parts by their keys."""
     states = ("recurrent_state_h", "recurrent_state_c")

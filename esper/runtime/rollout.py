@@ -1,4 +1,4 @@
-"""Playing episodes: any player, any engine, and what came of it."""
+"""Rollouts: one episode of every environment under any policy, and what came of it."""
 
 import time
 from typing import NamedTuple, TextIO
@@ -11,20 +11,20 @@ from esper.kasmina.structure import seed_sizes
 from esper.leyline.state import State
 from esper.nissa.actions import counts
 from esper.nissa.seeds import REMOVED, Fate, Lives, lives
-from esper.nissa.trace import Trace, record, stack, think
+from esper.nissa.trace import Trace, record, record_diagnostics, stack
 from esper.simic.rewards import RewardMode, RewardParams, build_reward_params, reward
-from esper.tamiyo.players import Player, Sight
+from esper.tamiyo.policies import Policy, PolicyInput
 from esper.tolaria.evaluation import bits, perplexity
 from esper.utils import rng
 
-PLAY_STREAM = 0x91A7
-"""Folded into the episode's seed for the players' own draws."""
+ROLLOUT_STREAM = 0x91A7
+"""Folded into the episode's seed for the policies' own draws."""
 
 
 class Outcome(NamedTuple):
-    """One episode of every environment under one player; [E] each unless said."""
+    """One episode of every environment under one policy; [E] each unless said."""
 
-    player: str
+    policy: str
     accuracy: Tensor  # pp; final validation accuracy
     best: Tensor  # pp; best validation accuracy
     bits: Tensor  # final validation loss, bits per prediction
@@ -42,20 +42,20 @@ class Outcome(NamedTuple):
     seeds: Lives  # every seed
 
 
-def play(
+def rollout(
     engine: Engine,
-    player: Player,
+    policy: Policy,
     seed: int,
     mode: RewardMode = RewardMode.SHAPED,
     params: RewardParams | None = None,
     progress: TextIO | None = None,
 ) -> tuple[State, Outcome]:
-    """Play one episode in every environment.
+    """Run one episode in every environment.
 
     Args:
-      engine: what to play.
-      player: who decides.
-      seed: of the environments and of the player's draws; equal seeds give paired episodes.
+      engine: what is decided on.
+      policy: what decides.
+      seed: of the environments and of the policy's draws; equal seeds give paired episodes.
       mode, params: the reward that is summed up.
       progress: where a line per five epochs goes, if anywhere.
 
@@ -64,29 +64,29 @@ def play(
     """
     start, config = time.perf_counter(), engine.config
     numbers = build_reward_params({}, config, engine.data.train.inputs.device) if params is None else params
-    state, memory = engine.init(seed), player.init(config.num_envs)
-    keys = rng.fold_in(rng.fold_in(rng.key(seed), PLAY_STREAM), torch.arange(config.num_envs)).to(state.key.device)
-    frames, thoughts, names = [], [], tuple[str, ...]()
-    for decision in range(config.horizon):
-        memory, choice = player.act(memory, _sight(engine, state, rng.fold_in(keys, decision)))
+    state, memory = engine.init(seed), policy.init(config.num_envs)
+    keys = rng.fold_in(rng.fold_in(rng.key(seed), ROLLOUT_STREAM), torch.arange(config.num_envs)).to(state.key.device)
+    frames, diagnostics, names = [], [], tuple[str, ...]()
+    for number in range(config.horizon):
+        memory, decision = policy.act(memory, _policy_input(engine, state, rng.fold_in(keys, number)))
         before = state
-        state, event = engine.step(state, choice.action)
+        state, event = engine.step(state, decision.action)
         earned = reward(mode, numbers, engine.structure, before, state, event)
         frames.append(record(engine.codec, state, event, earned.terms, earned.total))
         names = tuple(earned.terms)
-        if choice.thought is not None:
-            thoughts.append(think(choice.action, *choice.thought))
-        if progress is not None and ((decision + 1) % 5 == 0 or decision + 1 == config.horizon):
+        if decision.diagnostics is not None:
+            diagnostics.append(record_diagnostics(decision.action, *decision.diagnostics))
+        if progress is not None and ((number + 1) % 5 == 0 or number + 1 == config.horizon):
             accuracy, elapsed = float(state.signals.val_accuracy.mean()), time.perf_counter() - start
-            line = f"  epoch {decision + 1:3d}/{config.horizon}  accuracy {accuracy:5.1f} %  {elapsed:5.0f} s\n"
+            line = f"  epoch {number + 1:3d}/{config.horizon}  accuracy {accuracy:5.1f} %  {elapsed:5.0f} s\n"
             progress.write(line)
             progress.flush()
-    trace = stack(frames, names, thoughts)
-    return state, _outcome(engine, player.name, state, trace, time.perf_counter() - start)
+    trace = stack(frames, names, diagnostics)
+    return state, _outcome(engine, policy.name, state, trace, time.perf_counter() - start)
 
 
-def _sight(engine: Engine, state: State, keys: Tensor) -> Sight:
-    return Sight(state, engine.observe(state), engine.mask(state), keys)
+def _policy_input(engine: Engine, state: State, keys: Tensor) -> PolicyInput:
+    return PolicyInput(state, engine.observe(state), engine.mask(state), keys)
 
 
 def _outcome(engine: Engine, name: str, state: State, trace: Trace, seconds: float) -> Outcome:
@@ -96,7 +96,7 @@ def _outcome(engine: Engine, name: str, state: State, trace: Trace, seconds: flo
         return torch.bincount(seeds.env[which], minlength=engine.config.num_envs)
 
     return Outcome(
-        player=name,
+        policy=name,
         accuracy=state.signals.val_accuracy.cpu(),
         best=state.signals.best_accuracy.cpu(),
         bits=bits(state.signals.val_loss).cpu(),

@@ -1,4 +1,4 @@
-"""Dealing a workload: an Esper state in which half of all slots are active, and the same as plain numbers."""
+"""Drawing a workload: an Esper state in which half of all slots are active, and the same as plain numbers."""
 
 from typing import Any, NamedTuple
 
@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 import esper
-from bench.workload import Layout, Numbers, Structure, Workload
+from bench.workload import Layout, NetworkSpec, SgdHypers, Workload
 from esper.engine import Engine
 from esper.kasmina.cnn import cnn_host
 from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
-from esper.kasmina.seeding import deal_seeds, place_seeds
+from esper.kasmina.seeding import draw_seeds, place_seeds
 from esper.leyline.actions import Blend
 from esper.leyline.config import Precision, SampleOrder
 from esper.leyline.stages import ACTIVE, ISOLATED, Stage, is_in
@@ -38,8 +38,8 @@ def cifar() -> esper.Task:
 SHAPES = {"digits": digits, "cifar": cifar}
 
 
-class Deal(NamedTuple):
-    """What to deal.
+class WorkloadConfig(NamedTuple):
+    """What to draw.
 
     Attributes:
       shape: key of ``SHAPES``.
@@ -47,7 +47,7 @@ class Deal(NamedTuple):
       precision: "float32" or "float64".
       shared: whether all environments see the same minibatches.
       active: share of the slots that hold an active seed; 0 = hosts alone.
-      seed: which deal.
+      seed: of the draw.
     """
 
     shape: str
@@ -58,18 +58,18 @@ class Deal(NamedTuple):
     seed: int = 0
 
 
-def build_engine(deal: Deal, backend: str, **overrides: Any) -> Engine:
-    """The engine that a deal asks for; ``overrides`` as in ``esper.make``."""
-    order = SampleOrder.SHARED if deal.shared else SampleOrder.INDEPENDENT
-    settings = {"sample_order": order, "precision": Precision(deal.precision)} | overrides
-    return esper.make(SHAPES[deal.shape](), deal.num_envs, backend=backend, **settings)
+def build_engine(config: WorkloadConfig, backend: str, **overrides: Any) -> Engine:
+    """The engine that a config asks for; ``overrides`` as in ``esper.make``."""
+    order = SampleOrder.SHARED if config.shared else SampleOrder.INDEPENDENT
+    settings = {"sample_order": order, "precision": Precision(config.precision)} | overrides
+    return esper.make(SHAPES[config.shape](), config.num_envs, backend=backend, **settings)
 
 
-def deal_state(engine: Engine, deal: Deal) -> State:
+def draw_state(engine: Engine, config: WorkloadConfig) -> State:
     """A state with fresh seeds: every blueprint and every stage equally often, in shuffled slots."""
     kinds = tuple(range(len(engine.structure.blueprints)))
-    seeds = deal_seeds(engine.structure, deal.active, kinds, ACTIVE, (Blend.LINEAR,), deal.seed)
-    return place_seeds(engine.structure, engine.init(deal.seed), seeds)
+    seeds = draw_seeds(engine.structure, config.active, kinds, ACTIVE, (Blend.LINEAR,), config.seed)
+    return place_seeds(engine.structure, engine.init(config.seed), seeds)
 
 
 def at_epoch(state: State, epoch: int) -> State:
@@ -77,12 +77,12 @@ def at_epoch(state: State, epoch: int) -> State:
     return state.replace(epoch=torch.full_like(state.epoch, epoch), rounds=torch.full_like(state.rounds, epoch))
 
 
-def export(engine: Engine, state: State, deal: Deal) -> Workload:
+def export(engine: Engine, state: State, config: WorkloadConfig) -> Workload:
     """An Esper state as plain numbers."""
     dataset, slots = engine.data, state.slots
     epochs = -(-GATE_STEPS // engine.config.steps_per_epoch)
     orders = [sample_indices(engine.config, at_epoch(state, e), dataset.train.size) for e in range(epochs)]
-    indices = torch.stack(orders).unsqueeze(1) if deal.shared else torch.stack(orders)
+    indices = torch.stack(orders).unsqueeze(1) if config.shared else torch.stack(orders)
     kind = torch.where(is_in(slots.stage, ACTIVE), slots.blueprint, -1)
     seeds = tuple(
         tuple(
@@ -92,7 +92,7 @@ def export(engine: Engine, state: State, deal: Deal) -> Workload:
         for number, slot in enumerate(engine.structure.slots)
     )
     return Workload(
-        structure=_structure(engine, deal),
+        structure=_structure(engine, config),
         train_inputs=dataset.train.inputs.numpy(),
         train_targets=dataset.train.targets.numpy(),
         val_inputs=dataset.validation.inputs.numpy(),
@@ -107,21 +107,21 @@ def export(engine: Engine, state: State, deal: Deal) -> Workload:
     )
 
 
-def _structure(engine: Engine, deal: Deal) -> Structure:
+def _structure(engine: Engine, config: WorkloadConfig) -> NetworkSpec:
     structure, host = engine.structure, engine.structure.host
     fields = {name: name for name in ("host_lr", "seed_lr", "momentum", "host_clip", "seed_clip", "alpha_target")}
     fields |= {f"{role}_decay": f"{role}_weight_decay" for role in ("host", "seed")}
-    return Structure(
-        name=deal.shape,
-        precision=deal.precision,
-        seed=deal.seed,
-        shared=deal.shared,
+    return NetworkSpec(
+        name=config.shape,
+        precision=config.precision,
+        seed=config.seed,
+        shared=config.shared,
         input_shape=host.input_shape,
         num_classes=host.num_outputs,
         channels=tuple(site.channels for site in host.sites.values()),
         slots=engine.config.slots,
         blueprints=tuple(blueprint.name for blueprint in structure.blueprints),
-        numbers=Numbers(**{name: _exact(engine.hypers.get(source)) for name, source in fields.items()}),
+        numbers=SgdHypers(**{name: _exact(engine.hypers.get(source)) for name, source in fields.items()}),
         host_layouts=tuple(_layout(block.layout) for block in host.blocks),
         seed_layouts=tuple(tuple(_layout(layout) for layout in slot.layouts) for slot in structure.slots),
         host_flops=tuple(block.flops for block in host.blocks),

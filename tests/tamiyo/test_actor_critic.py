@@ -14,7 +14,7 @@ from torchrl.objectives.value import GAE
 
 import esper
 from esper.leyline.actions import Blend, Op, build_codec
-from esper.tamiyo.policy import PolicyConfig, build_policy, initialise, orthogonal
+from esper.tamiyo.actor_critic import ActorCriticConfig, build_actor_critic, initialise, orthogonal
 from esper.utils import rng
 
 with warnings.catch_warnings():  # torchrl 0.14.1 warns of its own classes while it is imported
@@ -22,7 +22,7 @@ with warnings.catch_warnings():  # torchrl 0.14.1 warns of its own classes while
     from torchrl.collectors import Collector
 
 CODEC = build_codec(((0, 1), (0, 1, 2)), (Blend.LINEAR, Blend.SIGMOID), ("a", "b", "c"))
-SIZES = PolicyConfig(features=12, lstm=8, head=10)
+SIZES = ActorCriticConfig(features=12, lstm=8, head=10)
 ENVS, COLUMNS, STEPS = 4, 5, 11
 
 
@@ -95,7 +95,7 @@ def collect(policy, batches=1):
 
 
 def test_keys_and_types():
-    policy = build_policy(SIZES, CODEC, COLUMNS, seed=0)
+    policy = build_actor_critic(SIZES, CODEC, COLUMNS, seed=0)
     data = inputs(6)
     with torch.random.fork_rng(devices=[]):
         policy(data)
@@ -110,7 +110,7 @@ def test_keys_and_types():
 
 
 def test_collector_advantage_and_loss():
-    policy = build_policy(SIZES, CODEC, COLUMNS, seed=1)
+    policy = build_actor_critic(SIZES, CODEC, COLUMNS, seed=1)
     actor = policy.get_policy_operator()
     gae = GAE(gamma=0.99, lmbda=0.95, value_network=policy.get_value_operator(), deactivate_vmap=True, vectorized=True)
     loss = ClipPPOLoss(actor, policy.get_value_head(), entropy_coeff=0.01, critic_coeff=0.5)
@@ -133,7 +133,7 @@ def test_collector_advantage_and_loss():
 
 
 def test_values_of_the_rollout_are_those_of_single_steps():
-    policy = build_policy(SIZES, CODEC, COLUMNS, seed=2)
+    policy = build_actor_critic(SIZES, CODEC, COLUMNS, seed=2)
     critic = policy.get_value_operator()
     data = collect(policy, batches=2)[1]
     expected = critic(data.select(*critic.in_keys).reshape(-1))["state_value"].reshape(ENVS, STEPS, 1)
@@ -146,7 +146,7 @@ def test_values_of_the_rollout_are_those_of_single_steps():
 
 
 def test_the_loss_runs_the_trunk_once():
-    policy = build_policy(SIZES, CODEC, COLUMNS, seed=3)
+    policy = build_actor_critic(SIZES, CODEC, COLUMNS, seed=3)
     (data,) = collect(policy)
     data.update({"advantage": torch.ones(ENVS, STEPS, 1), "value_target": torch.ones(ENVS, STEPS, 1)})
     calls = []
@@ -158,7 +158,7 @@ def test_the_loss_runs_the_trunk_once():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 3e38])
 def test_a_broken_observation_stays_in_its_row(bad):
-    policy = build_policy(SIZES, CODEC, COLUMNS, seed=4)
+    policy = build_actor_critic(SIZES, CODEC, COLUMNS, seed=4)
     with torch.random.fork_rng(devices=[]):
         good = policy(inputs(5))
         data = inputs(5)
@@ -172,7 +172,7 @@ def test_a_broken_observation_stays_in_its_row(bad):
 
 
 def test_a_float64_observation_is_taken():
-    policy = build_policy(SIZES, CODEC, COLUMNS, seed=4)
+    policy = build_actor_critic(SIZES, CODEC, COLUMNS, seed=4)
     data = inputs(3)
     data["observation"] = data["observation"].double()
     with torch.random.fork_rng(devices=[]):
@@ -184,7 +184,7 @@ def test_parameters_are_a_function_of_the_seed():
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(global_seed)
             before = torch.get_rng_state()
-            policy = build_policy(SIZES, CODEC, COLUMNS, seed)
+            policy = build_actor_critic(SIZES, CODEC, COLUMNS, seed)
             assert torch.equal(before, torch.get_rng_state())
         return dict(policy.named_parameters())
 
@@ -194,7 +194,7 @@ def test_parameters_are_a_function_of_the_seed():
 
 
 def test_initial_values():
-    policy = build_policy(SIZES, CODEC, COLUMNS, seed=7)
+    policy = build_actor_critic(SIZES, CODEC, COLUMNS, seed=7)
     weights = [(name, p.double()) for name, p in policy.named_parameters() if p.dim() == 2]
     for name, weight in weights:
         gain = 2.0**0.5
@@ -221,7 +221,7 @@ def test_orthogonal_matrices_are_uniform_in_sign():
 
 def test_the_first_policy_is_fair_to_ops(small_task):
     engine = esper.make(small_task, num_envs=2)
-    policy = build_policy(PolicyConfig(lstm=SIZES.lstm), engine.codec, 7, seed=0)
+    policy = build_actor_critic(ActorCriticConfig(lstm=SIZES.lstm), engine.codec, 7, seed=0)
     data = inputs(200, columns=7, codec=engine.codec)
     data["recurrent_state_h"].normal_(generator=torch.Generator().manual_seed(0))
     data["action_mask"][0, 1:] = False
@@ -234,7 +234,7 @@ def test_the_first_policy_is_fair_to_ops(small_task):
 
 
 def test_a_million_decisions_are_legal():
-    policy = build_policy(SIZES, CODEC, COLUMNS, seed=8)
+    policy = build_actor_critic(SIZES, CODEC, COLUMNS, seed=8)
     data = inputs(5000)
     data["action_mask"][::7, 1:] = False
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -248,14 +248,14 @@ def test_a_million_decisions_are_legal():
 
 def test_a_codec_without_slots():
     codec = build_codec((), (Blend.LINEAR,), ("a",))
-    policy = build_policy(SIZES, codec, COLUMNS, seed=0)
+    policy = build_actor_critic(SIZES, codec, COLUMNS, seed=0)
     with torch.random.fork_rng(devices=[]):
         data = policy(inputs(3, codec=codec))
     assert (data["action"] == 0).all() and (data["logits"] == 0).all()
 
 
 def test_the_codec_moves_with_the_heads():
-    policy = build_policy(SIZES, CODEC, COLUMNS, seed=0)
+    policy = build_actor_critic(SIZES, CODEC, COLUMNS, seed=0)
     columns = [buffer for name, buffer in policy.to("meta").named_buffers() if name.endswith("_column")]
     assert len(columns) == 4 and all(column.is_meta for column in columns)
     assert not any(name.endswith("_column") for name in policy.state_dict())
@@ -265,13 +265,13 @@ def test_the_codec_moves_with_the_heads():
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "8"])
 def test_sizes_are_checked(field, value):
     with pytest.raises(ValueError, match=rf"policy\.{field} = .*expected an integer >= 1"):
-        PolicyConfig(**{field: value})
+        ActorCriticConfig(**{field: value})
 
 
 def test_other_errors_are_one_line():
     with pytest.raises(ValueError, match="observation_size = 0"):
-        build_policy(SIZES, CODEC, 0, seed=0)
+        build_actor_critic(SIZES, CODEC, 0, seed=0)
     with pytest.raises(ValueError, match="seed"):
-        build_policy(SIZES, CODEC, 3, seed=-1)
+        build_actor_critic(SIZES, CODEC, 3, seed=-1)
     with torch.random.fork_rng(devices=[]), pytest.raises(TypeError, match="Conv2d"):
         initialise(torch.nn.Conv2d(1, 1, 1), rng.key(0))

@@ -7,9 +7,9 @@ from torch import Tensor
 from torchrl.modules import ActorValueOperator
 
 from esper.simic.ppo import Learner
+from esper.tamiyo.actor_critic import ActorCriticConfig, build_actor_critic
 from esper.tamiyo.interface import Interface, from_table, translate
-from esper.tamiyo.players import Player, learned_player
-from esper.tamiyo.policy import PolicyConfig, build_policy
+from esper.tamiyo.policies import Policy, learned_policy
 from esper.urza.checkpoint import Checkpoint, CheckpointError, load
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -68,8 +68,8 @@ def load_run(path: Path) -> Checkpoint:
     return loaded
 
 
-def load_player(loaded: Checkpoint, task: Interface, greedy: bool) -> Player:
-    """The policy of a training run as a player of a task, be it another than it was trained on.
+def load_policy(loaded: Checkpoint, task: Interface, greedy: bool) -> Policy:
+    """The policy of a training run as a policy of a task, be it another than it was trained on.
 
     Args:
       loaded: from ``load_run``.
@@ -80,7 +80,7 @@ def load_player(loaded: Checkpoint, task: Interface, greedy: bool) -> Player:
       CheckpointError: its tensors do not fit its settings.
     """
     settings, own = loaded.table["settings"], from_table(loaded.table["interface"])
-    sizes = PolicyConfig(settings["features"], settings["lstm"])
-    policy = build_policy(sizes, own.codec, len(own.columns), settings["seed"])
+    sizes = ActorCriticConfig(settings["features"], settings["lstm"])
+    policy = build_actor_critic(sizes, own.codec, len(own.columns), settings["seed"])
     restore_policy(policy, loaded)
-    return learned_player(policy, sizes.lstm, greedy, translate(own, task))
+    return learned_policy(policy, sizes.lstm, greedy, translate(own, task))

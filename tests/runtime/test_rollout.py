@@ -10,11 +10,11 @@ from esper.kasmina.structure import seed_sizes
 from esper.leyline.actions import NONE, Action, Op
 from esper.leyline.codes import Refusal
 from esper.leyline.stages import Stage
-from esper.runtime.play import PLAY_STREAM, play
+from esper.runtime.rollout import ROLLOUT_STREAM, rollout
 from esper.simic.rewards import RewardMode, build_reward_params, reward
+from esper.tamiyo.actor_critic import ActorCriticConfig, build_actor_critic
 from esper.tamiyo.logits import factored_logits  # noqa: F401  (the policy's heads are these)
-from esper.tamiyo.players import Choice, Player, learned_player, random_player
-from esper.tamiyo.policy import PolicyConfig, build_policy
+from esper.tamiyo.policies import Decision, Policy, learned_policy, random_policy
 from esper.utils import rng
 
 ENVS, SEED = 6, 5
@@ -28,22 +28,22 @@ def engine(small_task):
 def reckless(codec):
     """Draws among all actions, legal or not, so that refusals occur."""
 
-    def act(memory, sight):
-        every = torch.zeros(sight.mask.shape)
-        return memory, Choice(rng.categorical(sight.key, every))
+    def act(memory, seen):
+        every = torch.zeros(seen.mask.shape)
+        return memory, Decision(rng.categorical(seen.key, every))
 
-    return Player("reckless", lambda num_envs: None, act)
+    return Policy("reckless", lambda num_envs: None, act)
 
 
 @pytest.fixture(scope="module", params=["random", "reckless", "learned"])
 def played(request, engine):
-    policy = build_policy(PolicyConfig(8, 8, 8), engine.codec, len(engine.columns), 3)
-    players = {
-        "random": random_player(engine.codec),
+    policy = build_actor_critic(ActorCriticConfig(8, 8, 8), engine.codec, len(engine.columns), 3)
+    policies = {
+        "random": random_policy(engine.codec),
         "reckless": reckless(engine.codec),
-        "learned": learned_player(policy, 8),
+        "learned": learned_policy(policy, 8),
     }
-    state, outcome = play(engine, players[request.param], SEED)
+    state, outcome = rollout(engine, policies[request.param], SEED)
     return policy, state, outcome
 
 
@@ -104,11 +104,11 @@ def check_effects(trace, t, state):
                 assert math.isnan(effect) and math.isnan(float(trace.effect_error[t, env, slot]))
 
 
-def test_thoughts_are_the_policys(engine, played):
+def test_diagnostics_are_the_policys(engine, played):
     """The whole episode again through the policy as one sequence, as training sees it."""
     policy, _, outcome = played
-    if outcome.player != "learned":
-        assert outcome.trace.thoughts is None
+    if outcome.policy != "learned":
+        assert outcome.trace.diagnostics is None
         return
     from tensordict import TensorDict
     from torchrl.modules import set_recurrent_mode
@@ -126,29 +126,29 @@ def test_thoughts_are_the_policys(engine, played):
     data |= {"recurrent_state_h": memory, "recurrent_state_c": memory.clone()}
     with torch.no_grad(), set_recurrent_mode(True), torch.random.fork_rng(devices=[]):
         out = policy(TensorDict(data, batch_size=[ENVS, length]))
-    torch.testing.assert_close(trace.thoughts.value, out["state_value"].squeeze(-1).T[:-1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(trace.diagnostics.value, out["state_value"].squeeze(-1).T[:-1], rtol=1e-4, atol=1e-4)
     chances = out["logits"][:, :-1].transpose(0, 1).double().exp()
     legal = torch.stack(masks)[:-1]
     assert float(torch.where(legal, 0.0, chances).max()) == 0
     taken = chances.gather(2, trace.action.long().unsqueeze(2)).squeeze(2)
-    torch.testing.assert_close(trace.thoughts.probability.double(), taken, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(trace.diagnostics.probability.double(), taken, rtol=1e-3, atol=1e-5)
     entropy = torch.distributions.Categorical(probs=torch.where(legal, chances, 0.0)).entropy()
-    torch.testing.assert_close(trace.thoughts.entropy.double(), entropy, rtol=1e-3, atol=1e-4)
-    ranked = chances.sort(dim=2, descending=True).values[:, :, : trace.thoughts.likelihood.shape[2]]
-    torch.testing.assert_close(trace.thoughts.likelihood.double(), ranked, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(trace.diagnostics.entropy.double(), entropy, rtol=1e-3, atol=1e-4)
+    ranked = chances.sort(dim=2, descending=True).values[:, :, : trace.diagnostics.likelihood.shape[2]]
+    torch.testing.assert_close(trace.diagnostics.likelihood.double(), ranked, rtol=1e-3, atol=1e-5)
 
 
 def test_draws_belong_to_the_environment(engine, played):
     """The key of a decision is a function of seed, environment and decision."""
-    seen = []
+    keys = []
 
-    def act(memory, sight):
-        seen.append(sight.key)
-        return memory, Choice(torch.zeros(sight.mask.shape[0], dtype=torch.int64))
+    def act(memory, seen):
+        keys.append(seen.key)
+        return memory, Decision(torch.zeros(seen.mask.shape[0], dtype=torch.int64))
 
-    play(engine, Player("spy", lambda num_envs: None, act), SEED)
+    rollout(engine, Policy("spy", lambda num_envs: None, act), SEED)
     for t in (0, 3):
         for env in (0, 4):
-            key = rng.fold_in(rng.fold_in(rng.fold_in(rng.key(SEED), PLAY_STREAM), env), t)
-            assert torch.equal(seen[t][env], key)
+            key = rng.fold_in(rng.fold_in(rng.fold_in(rng.key(SEED), ROLLOUT_STREAM), env), t)
+            assert torch.equal(keys[t][env], key)
     assert NONE == -1

@@ -53,8 +53,7 @@ def describe(task: Task) -> dict[str, Any]:
         "host": task.host.name,
         "parameters": task.host.num_params,
         "input_shape": list(task.data.input_shape),
-        "samples": task.data.sizes,
-        "split": task.data.split,
+        "data": task.data.record(),
         "classes": task.data.num_classes,
         "settings": {name: getattr(value, "value", value) for name, value in task.settings.items() if name != "slots"},
         "rewards": dict(task.rewards),
@@ -64,12 +63,12 @@ def describe(task: Task) -> dict[str, Any]:
 
 def _text(fact: dict[str, Any]) -> str:
     shape = "x".join(map(str, fact["input_shape"]))
-    samples = " + ".join(f"{size:,} {part}" for part, size in fact["samples"].items())
+    samples = " + ".join(f"{size:,} {part}" for part, size in fact["data"]["samples"].items())
     lines = [
         f"{fact['name']}",
         f"  host    {fact['host']}, {fact['parameters']:,} parameters",
         f"  data    {samples} samples of {shape}, {fact['classes']} classes",
-        *wrap(fact["split"], WIDTH, initial_indent=" " * 10, subsequent_indent=" " * 10),
+        *wrap(fact["data"]["split"], WIDTH, initial_indent=" " * 10, subsequent_indent=" " * 10),
     ]
     for number, slot in enumerate(fact["slots"]):
         grown = ", ".join(f"{name} {size:,}" for name, size in slot["blueprints"].items())

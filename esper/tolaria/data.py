@@ -85,6 +85,10 @@ class Dataset(NamedTuple):
         """Samples of every part by its name."""
         return {name: part.size for name, part in self.parts.items()}
 
+    def record(self) -> dict[str, object]:
+        """Name, sizes and split, JSON-able: what the figures of a run were measured on."""
+        return {"name": self.name, "samples": self.sizes, "split": self.split}
+
     def describe(self) -> str:
         """A line: name, sizes, and where the parts come from."""
         counts = " + ".join(f"{size:,} {name}" for name, size in self.sizes.items())

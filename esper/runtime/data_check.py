@@ -72,13 +72,14 @@ def _show_files(path: Path, files: tuple[Listed, ...]) -> list[str]:
 
 def _show_report(report: DatasetReport) -> list[str]:
     lines = [f"format {report.format}, read: {', '.join(report.used)}"]
+    lines += [f"split       {report.split}"] if report.split else []
     for part in report.parts:
         shape = "x".join(map(str, part.shape))
         unit = f"records of {part.dtype} {shape}" if part.counts else f"characters, {report.num_classes} different"
         values = f"values {part.low:g} to {part.high:g}" if part.counts else f"U+{part.low:04X} to U+{part.high:04X}"
-        lines.append(f"{part.name:<5}  {part.records:,} {unit}, {values}")
+        lines.append(f"{part.name:<10}  {part.records:,} {unit}, {values}")
         if part.counts:
-            lines.append(f"       {report.num_classes} classes: {_show_counts(report, part)}")
+            lines.append(f"{'':<10}  {report.num_classes} classes: {_show_counts(report, part)}")
     return lines
 
 

@@ -20,7 +20,7 @@ ROWS = 200
 
 CURVES = {
     "return": ("Return of an episode, training", "undiscounted return", ()),
-    "final_accuracy": ("Final accuracy, training", "validation accuracy, %", ()),
+    "val_accuracy": ("Validation accuracy at the end, training", "validation accuracy, %", ()),
     "entropy": ("Entropy of the policy", "nats", (0.0,)),
     "kl": ("Change of the policy by an update", "approximate KL, nats", (0.0,)),
     "explained_variance": ("Explained variance of the critic", "share of the variance", (1.0,)),
@@ -122,7 +122,7 @@ def learning_section(rows: list[dict[str, Any]]) -> Markup:
     for name, (title, unit, include) in CURVES.items():
         values = [float(row[name]) for row in rows]
         lines, legend = [Series("round", values, 0)], None
-        if name in ("return", "final_accuracy") and len(rows) >= 2 * SMOOTHING:
+        if name in ("return", "val_accuracy") and len(rows) >= 2 * SMOOTHING:
             lines.append(Series(f"mean of {SMOOTHING} rounds", smooth(values, SMOOTHING), 1))
             legend = page.legend([(colour(line, 0), line.name) for line in lines])
         charts.append(page.figure(title, line_chart(title, "round", unit, lines, include), legend))

@@ -152,13 +152,13 @@ def _round(settings: TrainSettings, tracks: Sequence[Track], learner: Learner) -
 
 
 def _describe(track: Track, batch: TensorDictBase) -> dict[str, float]:
-    """What came of one task's episodes; counts are per environment."""
+    """What came of one task's episodes; counts are per environment. Of rounds there is validation alone, no test."""
     after, envs = batch["next"], batch.shape[0]
     op = track.env.interface.codec.op[batch["action"]]
     return {
         "return": float(after["reward"].sum(1).mean()),
-        "final_accuracy": float(after["val_accuracy"][:, -1].mean()),
-        "final_loss": float(after["val_loss"][:, -1].mean()),
+        "val_accuracy": float(after["val_accuracy"][:, -1].mean()),
+        "val_loss": float(after["val_loss"][:, -1].mean()),
         "seed_params": float(after["seed_params"][:, -1].mean()),
         "refused": float(after["refused"].sum()) / envs,
         "rolled_back": float(after["rolled_back"].sum()) / envs,
@@ -173,7 +173,7 @@ def round_seed(seed: int, number: int) -> int:
 
 def _line(row: dict[str, float]) -> str:
     return (
-        f"return {row['return']:7.2f}  accuracy {row['final_accuracy']:5.1f} %  "
+        f"return {row['return']:7.2f}  validation {row['val_accuracy']:5.1f} %  "
         f"entropy {row['entropy']:5.2f}  kl {row['kl']:6.4f}  {row['seconds']:5.1f} s"
     )
 

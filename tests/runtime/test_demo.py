@@ -13,7 +13,7 @@ def test_growing_beats_waiting():
     """A small edition of the README's table: 6 environments instead of 32."""
     out = io.StringIO()
     static, grown = demonstrate(DemoSettings(num_envs=6), out)
-    mean, half = mean_interval(grown.accuracy - static.accuracy)
+    mean, half = mean_interval(grown.test_accuracy - static.test_accuracy)
     assert mean - half >= 10
     assert (grown.fossilized > 0).all() and (static.added == 0).all()
     text = out.getvalue()

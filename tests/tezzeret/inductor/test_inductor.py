@@ -30,7 +30,7 @@ CLOSE = {"rtol": 0, "atol": 5e-5}
 
 def task(name: str, blueprints: tuple[str, ...]) -> esper.Task:
     whole = named(name)
-    few = {part: getattr(whole.data, part)[:40] for part in ("val_inputs", "val_targets")}
+    few = {part: getattr(whole.data, part).take(slice(40)) for part in ("validation", "test")}
     kept = tuple(b for b in whole.blueprints if b.name in blueprints)
     return whole._replace(blueprints=kept, data=whole.data._replace(**few))
 

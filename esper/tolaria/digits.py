@@ -40,7 +40,7 @@ def digits() -> Dataset:
     DOI 10.24432/C50P49, CC BY 4.0; see ``datasets/README.md``.
 
     Raises:
-        DatasetError: the archive is not where the package should have it.
+      DatasetError: the archive is not where the package should have it.
     """
     if not DIGITS_PATH.is_file():
         raise dataset_error("digits", "archive", f"no file at {DIGITS_PATH}", "digits.npz as shipped with esper")

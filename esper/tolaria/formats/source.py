@@ -1,4 +1,4 @@
-"""What the files of a dataset hold, as they hold it, and how it becomes a :class:`~esper.tolaria.data.Dataset`."""
+"""What the files of a dataset hold, as they hold it, and how it becomes a ``esper.tolaria.data.Dataset``."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -21,8 +21,8 @@ class StoredPart(NamedTuple):
     """One part of a dataset as stored.
 
     Attributes:
-        inputs: uint8 ``[N, C, H, W]`` are pixels; float32 ``[N, *shape]`` and int64 ``[N, T]`` are used as they are.
-        targets: int64 ``[N]`` or, for int64 inputs, ``[N, T]``.
+      inputs: uint8 ``[N, C, H, W]`` are pixels; float32 ``[N, *shape]`` and int64 ``[N, T]`` are used as they are.
+      targets: int64 ``[N]`` or, for int64 inputs, ``[N, T]``.
     """
 
     inputs: np.ndarray
@@ -33,15 +33,15 @@ class Source(NamedTuple):
     """A dataset as stored, in three parts.
 
     Attributes:
-        format: its name.
-        path: the folder or file that errors name.
-        train: what to train on.
-        validation: what to decide on.
-        test: what to report on.
-        num_classes: number of classes.
-        class_names: one for each class, or none at all.
-        used: files and arrays that were read, by name.
-        split: where the three parts come from.
+      format: its name.
+      path: the folder or file that errors name.
+      train: what to train on.
+      validation: what to decide on.
+      test: what to report on.
+      num_classes: number of classes.
+      class_names: one for each class, or none at all.
+      used: files and arrays that were read, by name.
+      split: where the three parts come from.
     """
 
     format: str
@@ -66,11 +66,11 @@ def take_tenth(path: Path, place: str, train: StoredPart) -> tuple[StoredPart, S
     """Take validation out of training: what is left to train on, and a tenth of the samples, at least one.
 
     Args:
-        path, place: what an error names.
-        train: N samples; both parts keep their order.
+      path, place: what an error names.
+      train: N samples; both parts keep their order.
 
     Raises:
-        DatasetError: fewer than 2 samples.
+      DatasetError: fewer than 2 samples.
     """
     count = len(train.targets)
     if count < 2:
@@ -83,11 +83,11 @@ def halve(path: Path, place: str, held_out: StoredPart) -> tuple[StoredPart, Sto
     """Split samples that were held out: half of them for validation, the others for the test.
 
     Args:
-        path, place: what an error names.
-        held_out: N samples; both parts keep their order.
+      path, place: what an error names.
+      held_out: N samples; both parts keep their order.
 
     Raises:
-        DatasetError: fewer than 2 samples.
+      DatasetError: fewer than 2 samples.
     """
     count = len(held_out.targets)
     if count < 2:
@@ -104,10 +104,10 @@ def _apart(part: StoredPart, index: Tensor) -> tuple[StoredPart, StoredPart]:
 
 
 def build(source: Source) -> Dataset:
-    """The dataset of a source, named by its path; pixels are standardised as :func:`standardise` says.
+    """The dataset of a source, named by its path; pixels are standardised as ``standardise`` says.
 
     Raises:
-        DatasetError: :func:`~esper.tolaria.data.validate` refuses it, or the training pixels do not vary.
+      DatasetError: ``esper.tolaria.data.validate`` refuses it, or the training pixels do not vary.
     """
     scale = None
     if source.train.inputs.dtype == np.uint8:

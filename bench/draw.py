@@ -12,10 +12,10 @@ from esper.kasmina.cnn import cnn_host
 from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
 from esper.kasmina.seeding import draw_seeds, place_seeds
 from esper.leyline.actions import Blend
-from esper.leyline.config import Precision, SampleOrder
+from esper.leyline.config import Isolation, Precision, SampleOrder
 from esper.leyline.stages import ACTIVE, ISOLATED, Stage, is_in
 from esper.leyline.state import State
-from esper.runtime.tasks import digits
+from esper.runtime.tasks import digits_v1
 from esper.tolaria.synthetic import synthetic
 from esper.tolaria.training import sample_indices
 
@@ -32,10 +32,11 @@ def cifar() -> esper.Task:
     dataset = synthetic((3, 32, 32), num_train=1024, num_val=256)
     host = cnn_host(dataset.input_shape, dataset.num_classes, num_blocks=3, base_channels=8)
     settings = {"slots": (0, 1, 2), "steps_per_epoch": 4, "host_lr": 0.002, "seed_lr": 0.002}
+    settings["isolation"] = Isolation.STRAIGHT_THROUGH
     return esper.Task("cifar", host, CONV_BLUEPRINTS, dataset, settings)
 
 
-SHAPES = {"digits": digits, "cifar": cifar}
+SHAPES = {"digits": digits_v1, "cifar": cifar}
 
 
 class WorkloadConfig(NamedTuple):

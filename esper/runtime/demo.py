@@ -21,7 +21,7 @@ class DemoSettings:
 
     num_envs: int = setting(32, "environments, each a host with its own initial numbers", low=6, high=65536)
     seed: int = setting(0, "seed of the environments", low=0, high=2**40)
-    blueprint: str = setting("bottleneck", "what the growing policy grows")
+    blueprint: str = setting("conv8x2", "what the growing policy grows")
     backend: str = setting("auto", "how networks are run", choices=CHOICES)
 
 

@@ -9,13 +9,14 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from esper.kasmina.blueprint import Blueprint
+from esper.kasmina.bypass_blueprints import CONV4X2, CONV8X2, CONV16X2
 from esper.kasmina.cnn import cnn_host
-from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
+from esper.kasmina.conv_blueprints import BOTTLENECK, CONV_BLUEPRINTS, CONV_HEAVY, NORM
 from esper.kasmina.host import Host
 from esper.kasmina.objectives import Objective, cross_entropy
 from esper.kasmina.token_blueprints import TOKEN_BLUEPRINTS
 from esper.kasmina.transformer import transformer_host
-from esper.leyline.config import ConfigError
+from esper.leyline.config import ConfigError, Isolation
 from esper.tolaria.characters import characters, python_topics
 from esper.tolaria.data import Dataset
 from esper.tolaria.digits import digits as read_digits
@@ -50,14 +51,36 @@ class Task(NamedTuple):
     objective: Objective = cross_entropy()
 
 
+DIGITS_BLUEPRINTS = (NORM, CONV_HEAVY, BOTTLENECK, CONV4X2, CONV8X2, CONV16X2)
+"""Three kinds behind the host's block, and networks beside it of three sizes."""
+
+PARAMETER_PRICE = 0.015
+"""Rent per step and e-fold of parameters: over 25 steps as much as 2 pp of final accuracy."""
+
+
 def digits() -> Task:
-    """Optical digits, 8x8. One narrow block sees too little of them; three slots behind it let the host grow deeper
-    and wider where it matters.
+    """Optical digits, 8x8, for a host that is starved on purpose: its one block of 4 channels reaches 58 %.
+
+    Two slots lie behind the block, and one leads from the image to the logits: networks of three sizes can grow beside
+    the host.
+    """
+    dataset = read_digits()
+    host = cnn_host(dataset.input_shape, dataset.num_classes, num_blocks=1, base_channels=4)
+    settings = {"slots": (0, 0, "input:logits"), "steps_per_epoch": 16, "horizon": 25, "host_lr": 0.1, "seed_lr": 0.1}
+    rewards = {"loss_target": 0.1, "rent_weight": PARAMETER_PRICE}
+    return Task("digits", host, DIGITS_BLUEPRINTS, dataset, settings, rewards)
+
+
+def digits_v1() -> Task:
+    """The digits as they were first, for comparisons of speed.
+
+    Three slots behind the block, for seeds that keep the shape of its narrow maps and train by its output's gradient.
     """
     dataset = read_digits()
     host = cnn_host(dataset.input_shape, dataset.num_classes, num_blocks=1, base_channels=4)
     settings = {"slots": (0, 0, 0), "steps_per_epoch": 16, "horizon": 25, "host_lr": 0.1, "seed_lr": 0.1}
-    return Task("digits", host, CONV_BLUEPRINTS, dataset, settings, {"loss_target": 0.2})
+    settings |= {"isolation": Isolation.STRAIGHT_THROUGH}
+    return Task("digits_v1", host, CONV_BLUEPRINTS, dataset, settings, {"loss_target": 0.2})
 
 
 def digits_impaired() -> Task:
@@ -132,6 +155,7 @@ TOKEN_SETTINGS: dict[str, Any] = {
     "min_blending_epochs": 1,
     "min_improvement": 0.3,
     "min_contribution": 0.3,
+    "isolation": Isolation.STRAIGHT_THROUGH,
 }
 """What the language tasks share. A seed behind the host follows the gradient at the host's output, whatever it has
 learned already, and Adam keeps its pace: so it trains slower than the host, and not long before it is blended in.
@@ -171,6 +195,7 @@ def synthetic_tokens() -> Task:
 
 TASKS: dict[str, Callable[[], Task]] = {
     "digits": digits,
+    "digits_v1": digits_v1,
     "digits_impaired": digits_impaired,
     "digits_deep": digits_deep,
     "chars": chars,

@@ -16,7 +16,7 @@ from torch import Tensor
 import esper
 from esper.engine import Engine
 from esper.leyline.actions import BLENDS, NONE, Action, Blend, Op
-from esper.leyline.config import Precision, SampleOrder
+from esper.leyline.config import Isolation, Precision, SampleOrder
 from esper.leyline.events import Transition
 from esper.leyline.stages import ACTIVE, Stage
 from esper.leyline.state import State
@@ -51,6 +51,7 @@ SMALL: dict[str, Any] = {
     "embargo_epochs": 1,
     "snapshot_epochs": 1,
     "adam_epsilon": 1e-4,
+    "isolation": Isolation.STRAIGHT_THROUGH,
 }
 """Gates that let nearly every seed through. Adam's epsilon stands far above rounding: a parameter whose true gradient
 is 0 (a bias that a softmax or a norm takes out again) would else be moved by the rounding of its gradient.
@@ -76,10 +77,10 @@ class GoldenRun(NamedTuple):
 
 SWEEP = (0.005, 0.01, 0.02, 0.03)
 CASES = (
-    GoldenRun("digits_sgd", "digits", 6, SGD | {"host_lr": 0.01, "seed_lr": 0.01}, seed=1),
+    GoldenRun("digits_sgd", "digits_v1", 6, SGD | {"host_lr": 0.01, "seed_lr": 0.01}, seed=1),
     GoldenRun(
         "digits_adam_augmented",
-        "digits",
+        "digits_v1",
         6,
         ADAM
         | {"sample_order": SampleOrder.INDEPENDENT, "crop_padding": 1, "mirror": True, "auto_advance": False}

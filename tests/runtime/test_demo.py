@@ -18,7 +18,7 @@ def test_growing_beats_waiting():
     assert (grown.fossilized > 0).all() and (static.added == 0).all()
     text = out.getvalue()
     assert f"growing adds {mean:.1f} ± {half:.1f} percentage points" in text
-    assert "static (wait)" in text and "grown (bottleneck)" in text
+    assert "static (wait)" in text and "grown (conv8x2)" in text
 
 
 @pytest.mark.parametrize("words", [["demo", "--num-envs", "5"], ["demo", "--blueprint", "lore"], ["dance"]])

@@ -82,7 +82,7 @@ def test_the_listing_says_what_the_host_and_its_slots_are() -> None:
     show_tasks(TasksSettings(json=True), out)
     listing = {fact["name"]: fact for fact in json.loads(out.getvalue())["tasks"]}
     assert list(listing) == list(TASKS)
-    digits = listing["digits"]
+    digits = listing["digits_v1"]
     # cnn 4: 36 weights, 8 of the norm, 40 weights and 10 biases of the head; conv_light: 144 weights, 8 of the norm
     assert digits["parameters"] == 94
     assert digits["data"]["samples"] == {"train": 1437, "validation": 180, "test": 180}

@@ -31,7 +31,12 @@ CURVES = {
 LISTED = (*CURVES, "refused", "rolled_back", "seconds")
 """Columns of the table of rounds."""
 
-TIMES = {"hosts": "training and evaluating hosts", "collecting": "the rest of collecting", "learning": "learning"}
+TIMES = {
+    "hosts": "training hosts",
+    "validation": "validating them",
+    "collecting": "the rest of collecting",
+    "learning": "learning",
+}
 
 OP_COLOURS = {Op.WAIT: 7, Op.GERMINATE: 4, Op.ADVANCE: 5, Op.CULL: 1, Op.FOSSILIZE: 2, Op.CHANGE_BLUEPRINT: 3}
 
@@ -143,7 +148,8 @@ def _rounds(rows: list[dict[str, Any]]) -> Markup:
 def split(row: dict[str, Any]) -> dict[str, float]:
     """Seconds of a round by what they were spent on; they add up to the round."""
     return {
-        "hosts": row["host_seconds"],
+        "hosts": row["host_seconds"] - row["validation_seconds"],
+        "validation": row["validation_seconds"],
         "collecting": max(row["collect_seconds"] - row["host_seconds"], 0.0),
         "learning": row["learn_seconds"],
     }

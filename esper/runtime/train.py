@@ -22,6 +22,7 @@ from esper.runtime.policy_checkpoint import load_run
 from esper.runtime.report import Findings, write_report
 from esper.runtime.runs import LATEST, Run, open_run, places, record
 from esper.runtime.scene import Rules, Scene, build_scene, policies_of, tasks_of
+from esper.runtime.stopwatch import Stopwatch
 from esper.runtime.table import table
 from esper.runtime.train_settings import TrainSettings
 from esper.simic.environment import EsperEnv
@@ -95,6 +96,7 @@ class Track(NamedTuple):
 
     task: str
     env: EsperEnv
+    validation: Stopwatch
     collector: Collector
     batches: Iterator[TensorDictBase]
 
@@ -107,9 +109,10 @@ def _interface(settings: TrainSettings, scenes: Sequence[Scene]) -> Interface:
 
 
 def _track(scene: Scene, interface: Interface, learner: Learner) -> Track:
-    env = EsperEnv(scene.engine, scene.mode, scene.params, interface=interface)
+    watch = Stopwatch(scene.engine)
+    env = EsperEnv(watch.engine, scene.mode, scene.params, interface=interface)
     collector = make_collector(env, learner.policy)
-    return Track(scene.rules.task, env, collector, iter(collector))
+    return Track(scene.rules.task, env, watch, collector, iter(collector))
 
 
 def _learn(settings: TrainSettings, tracks: Sequence[Track], learner: Learner, run: Run, progress: Progress) -> None:
@@ -131,7 +134,7 @@ def _round(settings: TrainSettings, tracks: Sequence[Track], learner: Learner) -
     number, begun = learner.done, time.perf_counter()
     seed, batches = round_seed(settings.seed, number), []
     for track in tracks:
-        track.env.next_seed, track.env.engine_seconds = seed, 0.0
+        track.env.next_seed, track.env.engine_seconds, track.validation.seconds = seed, 0.0, 0.0
         with torch_draws_from(seed):
             batches.append(next(track.batches))
     collected = time.perf_counter()
@@ -145,6 +148,7 @@ def _round(settings: TrainSettings, tracks: Sequence[Track], learner: Learner) -
         "collect_seconds": collected - begun,
         "learn_seconds": ended - collected,
         "host_seconds": sum(track.env.engine_seconds for track in tracks),
+        "validation_seconds": sum(track.validation.seconds for track in tracks),
     }
     if len(tracks) > 1:
         row |= {f"{name}/{track.task}": one[name] for track, one in zip(tracks, told, strict=True) for name in one}
@@ -179,15 +183,19 @@ def _line(row: dict[str, float]) -> str:
 
 
 def _time_split(rows: list[dict[str, Any]]) -> str:
-    """What of a round's time the hosts did not take; the first round, which compiles, counts only if it is alone."""
+    """What of a step validation took, and what of a round's time the hosts did not take.
+
+    The first round, which compiles, counts only if it is alone.
+    """
     counted = rows[1:] or rows
     if not counted:
         return ""
     whole, hosts, learning = (sum(row[f"{name}seconds"] for row in counted) for name in ("", "host_", "learn_"))
+    validation = 100 * sum(row["validation_seconds"] for row in counted) / hosts
     share, learned = 100 * (whole - hosts) / whole, 100 * learning / whole
     return (
-        f"other than the hosts: {share:.1f} % of a round ({learned:.1f} % learning), "
-        f"mean of {len(counted)} rounds of {whole / len(counted):.2f} s\n"
+        f"validation: {validation:.1f} % of a step; other than the hosts: {share:.1f} % of a round "
+        f"({learned:.1f} % learning), mean of {len(counted)} rounds of {whole / len(counted):.2f} s\n"
     )
 
 

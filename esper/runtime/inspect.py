@@ -76,6 +76,7 @@ def _heading(settings: InspectSettings, scene: Scene, loaded: Checkpoint | None,
         "round": None if loaded is None else loaded.table["done"],
         "reward": scene.rules.reward,
         "horizon": scene.engine.config.horizon,
+        "slots": list(scene.engine.structure.slot_names),
     }
 
 
@@ -153,6 +154,9 @@ def tell(story: dict[str, Any]) -> str:
     ]
     if story["policy"] == "learned":
         lines.append(f"policy of {story['run']} after round {story['round']}")
+    if story["slots"]:
+        words = f"slots: {', '.join(f'{slot} {name}' for slot, name in enumerate(story['slots']))}"
+        lines += wrap(words, COLUMNS, subsequent_indent="  ")
     for row in story["decisions"]:
         lines += ["", *_tell_before(f"decision {row['epoch']}", row["before"]), *_tell_decision(row)]
     total = sum(row["reward"] for row in story["decisions"])

@@ -48,11 +48,13 @@ class Findings(NamedTuple):
       evaluation: report of ``compare``.
       outcomes: of the same policies, the learned one first.
       blueprints: names.
+      slots: where they are, such as ``block0`` and ``input:logits``.
     """
 
     evaluation: dict[str, Any] | None = None
     outcomes: tuple[Outcome, ...] = ()
     blueprints: tuple[str, ...] = ()
+    slots: tuple[str, ...] = ()
 
 
 def write_report(folder: Path, findings: Findings) -> None:
@@ -97,7 +99,7 @@ def report(
         sections += [
             headline(findings.evaluation),
             evaluation_section(findings.evaluation),
-            episode_section(findings.outcomes[0], findings.blueprints),
+            episode_section(findings.outcomes[0], findings.blueprints, findings.slots),
             action_section(mixes, operation_legend()),
             seed_section(findings.outcomes, findings.blueprints),
             value_section(findings.evaluation),

@@ -214,5 +214,6 @@ def _evaluate(settings: TrainSettings, run: Run, progress: Progress, out: TextIO
         name = "evaluation.json" if place == 1 else f"evaluation-{place}.json"
         write_text(run.folder / name, json.dumps(report, indent=2) + "\n")
         out.write("\n" + table(report))
-        found.append(Findings(report, tuple(outcomes), scene.engine.codec.blueprint_names))
+        where = scene.engine.structure.slot_names
+        found.append(Findings(report, tuple(outcomes), scene.engine.codec.blueprint_names, where))
     return found[0]

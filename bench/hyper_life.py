@@ -225,25 +225,26 @@ class Bench(NamedTuple):
 
     @property
     def held_out(self) -> tuple[Tensor, Tensor]:
-        """The task's validation part, which nothing is tuned by."""
-        return self.fast.data.val_inputs, self.fast.data.val_targets
+        """The task's test part, which nothing is tuned by."""
+        return self.fast.data.test.inputs, self.fast.data.test.targets
 
 
 def set_up(task: Task, num_envs: int, **settings: Any) -> Bench:
     """Set a part of the training samples apart for tuning, and build both engines on the rest.
 
     Args:
-      task: its validation part stays as it is, for the report alone.
+      task: its test part is for the report alone.
       num_envs: environments E.
       **settings: fields of ``Config`` and ``HyperParams``.
     """
     data = task.data
-    order = rng.permutation(rng.key(SPLIT_KEY), data.train_targets.shape[0])
+    order = rng.permutation(rng.key(SPLIT_KEY), data.train.size)
     tuning, rest = order.tensor_split((round(TUNING_SHARE * order.shape[0]),))
-    own: Dataset = data._replace(train_inputs=data.train_inputs[rest], train_targets=data.train_targets[rest])
+    own: Dataset = data._replace(train=data.train.take(rest))
     chosen: dict[str, Any] = {"sample_order": SampleOrder.INDEPENDENT} | settings
     task = task._replace(data=own)
     eager = esper.make(task, num_envs, backend="eager", differentiable=True, **chosen)
     fast = esper.make(task, num_envs, **chosen)
     aside = data.to("cpu", eager.config.precision.dtype)
-    return Bench(eager, fast, (aside.train_inputs[tuning], aside.train_targets[tuning]))
+    picked = aside.train.take(tuning)
+    return Bench(eager, fast, (picked.inputs, picked.targets))

@@ -1,6 +1,6 @@
 """Learning rates and an alpha schedule tuned by forward-mode hypergradients, beside random search.
 
-Run from the repository's root: ``python -m bench.hypergradient [--task digits] [--envs 64] [--outer N] [--quick]``.
+Run from the repository's root: ``python -m bench.hypergradient [--task digits_v1] [--envs 64] [--outer N] [--quick]``.
 
 In every environment of a population one seed germinates, trains, is blended in and stays, at fixed epochs. Tuned are
 the numbers of that life: the host's and the seed's learning rate at its beginning, middle and end, and alpha in every
@@ -28,7 +28,7 @@ STEPS, BATCH = 8, 32
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--task", default="digits", help="a preset whose first slot takes the blueprint")
+    parser.add_argument("--task", default="digits_v1", help="a preset whose first slot takes the blueprint")
     parser.add_argument("--blueprint", default="conv_light", help="the seed to grow (default conv_light)")
     parser.add_argument("--envs", type=int, help="environments of a population, a power of two (default 64)")
     parser.add_argument("--outer", type=int, help="outer steps (default 16)")
@@ -105,7 +105,7 @@ def run(asked: argparse.Namespace) -> str:
     contenders, costs = contend(bench, space, asked.outer, 1 if asked.quick else 3)
     say(f"measuring in {asked.unseen} environments")
     outcomes = [report.measure(bench, space, each.point, asked.unseen) for each in contenders]
-    rows, facts = report.summarise(contenders, outcomes, 1), machine(bench.fast.data.train_inputs.device)
+    rows, facts = report.summarise(contenders, outcomes, 1), machine(bench.fast.data.train.inputs.device)
     text = "\n".join(
         [
             f"# Hypergradients on {asked.task}: {facts['processor']}, {facts['cores']} cores\n",

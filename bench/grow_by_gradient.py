@@ -67,14 +67,15 @@ def build(name: str, envs: int, backend: str, overrides: dict[str, Any]) -> Scen
     """The task with its validation samples parted; every blueprint may grow in every slot that it fits."""
     task = named(name)
     data = task.data
-    order = rng.permutation(rng.key(SPLIT), data.val_targets.shape[0])
+    order = rng.permutation(rng.key(SPLIT), data.validation.size)
     own, judge = order.tensor_split(2)
-    halved = data._replace(val_inputs=data.val_inputs[own], val_targets=data.val_targets[own])
+    halved = data._replace(validation=data.validation.take(own))
     settings = {"sample_order": SampleOrder.INDEPENDENT, "min_training_epochs": max(AGES), **overrides}
     engine = esper.make(task._replace(data=halved), envs, backend=backend, **settings)
     whole = data.to("cpu", engine.config.precision.dtype)
     candidates = tuple(a for a in engine.codec.actions if a.op is Op.GERMINATE and a.blend == int(Blend.SIGMOID))
-    return Scene(engine, (whole.val_inputs[judge], whole.val_targets[judge]), candidates)
+    judged = whole.validation.take(judge)
+    return Scene(engine, (judged.inputs, judged.targets), candidates)
 
 
 def play(scene: Scene, envs: int, seed: int) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -164,7 +165,7 @@ def _by_block(scene: Scene, state: State, envs: int, of: Any) -> Array:
 
 
 def _samples(engine: Engine) -> Samples:
-    return engine.data.val_inputs, engine.data.val_targets
+    return engine.data.validation.inputs, engine.data.validation.targets
 
 
 def judged(scene: Scene, state: State) -> tuple[Tensor, Tensor]:

@@ -86,7 +86,7 @@ def describe(asked: argparse.Namespace, bench: Bench, space: Space) -> str:
         f"{asked.task}, {asked.blueprint} in slot 0; epochs: {life}; {config.steps_per_epoch} SGD steps of "
         f"{config.batch_size} samples each. H = {space.start.shape[0]} numbers, {asked.outer} outer steps of "
         f"{asked.envs} environments; {len(bench.tuning[1])} samples to tune by, "
-        f"{len(bench.fast.data.train_targets)} to train on. Measured in {asked.unseen} environments not seen, on "
+        f"{bench.fast.data.train.size} to train on. Measured in {asked.unseen} environments not seen, on "
         f"{len(bench.held_out[1])} samples held out. Backends: {bench.eager.backend.name} for derivatives, "
         f"{bench.fast.backend.name} otherwise.\n\n"
         "Differences are paired by environment and sample, mean ± half-width of the 95 % interval over environments "

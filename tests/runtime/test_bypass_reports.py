@@ -21,7 +21,7 @@ from esper.leyline.config import ConfigError
 from esper.runtime import tasks
 from esper.runtime.catalogue import TasksSettings, show_tasks
 from esper.runtime.scene import Rules, build_scene
-from esper.tolaria.data import Dataset
+from esper.tolaria.data import Dataset, Part
 from esper.utils.settings import SettingsError
 
 FAST = ["--num-envs", "2", "--horizon", "2", "--backend", "eager"]
@@ -111,8 +111,8 @@ def test_a_gate_per_position_weighs_only_what_has_these_positions() -> None:
     )
     host = Host("pooled", (3, 3), 3, blocks)
     seed = PROBE._replace(fits=lambda source, target: True)
-    inputs, targets = torch.zeros(6, 3, 3), torch.arange(6) % 3
-    task = esper.Task("pooled", host, (seed,), Dataset("still", inputs, targets, inputs, targets, 3), {})
+    part = Part(torch.zeros(6, 3, 3), torch.arange(6) % 3)
+    task = esper.Task("pooled", host, (seed,), Dataset("still", part, part, part, 3), {})
     for slot in ("block0:block1", "block0:logits"):
         with pytest.raises(ConfigError, match="no gate can weigh"):
             esper.make(task, 2, slots=(slot,))

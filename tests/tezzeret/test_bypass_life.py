@@ -128,7 +128,7 @@ class Composite:
     @torch.no_grad()
     def right(self, data, alphas: dict[int, float]) -> Tensor:
         """Which validation samples are classified rightly, with some alphas changed."""
-        x = data.val_inputs
+        x = data.validation.inputs
 
         def grown(slot: int, source: Tensor) -> tuple[Tensor | float, Tensor | float]:
             alpha = alphas.get(slot, self.alphas[slot])
@@ -147,7 +147,7 @@ class Composite:
         for slot, source in ((1, x), (3, second)):
             weight, s = grown(slot, source)
             logits = logits + weight * s
-        return (logits.argmax(1) == data.val_targets).double()
+        return (logits.argmax(1) == data.validation.targets).double()
 
     def accuracy(self, data, off=()) -> float:
         return 100 * self.right(data, dict.fromkeys(off, 0.0)).mean().item()

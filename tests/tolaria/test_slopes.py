@@ -53,7 +53,7 @@ def states(engine):
 
 
 def samples_of(engine):
-    return engine.data.val_inputs, engine.data.val_targets
+    return engine.data.validation.inputs, engine.data.validation.targets
 
 
 def composed(engine, learners, env, slots):

@@ -23,8 +23,8 @@ from esper.kasmina.structure import seed_sizes
 from esper.leyline.actions import Action, Blend, Op
 from esper.leyline.config import Isolation, Precision
 from esper.leyline.stages import ACTIVE, HELD, MERGED, Stage
-from esper.tolaria import data
 from esper.tolaria.evaluation import evaluate, shapley_values
+from esper.tolaria.synthetic import synthetic
 
 E, CLASSES, EPOCHS = 5, 4, 12
 SLOTS = (0, "input:logits", "block0:block1", "block1:logits")
@@ -159,7 +159,7 @@ def engine(small_task):
         "bypasses",
         cnn_host((1, 8, 8), CLASSES, num_blocks=2, base_channels=2),
         BLUEPRINTS,
-        data.synthetic((1, 8, 8), num_classes=CLASSES, num_train=64, num_val=90, noise=1.0),
+        synthetic((1, 8, 8), num_classes=CLASSES, num_train=64, num_val=90, noise=1.0),
         small_task.settings | {"slots": SLOTS, "batch_size": 16, "seed_lr": 0.2, "alpha_target": 0.8},
     )
     numbers = {"blends": (Blend.LINEAR, Blend.GATED), "isolation": Isolation.OBJECTIVE, "precision": Precision.FLOAT64}

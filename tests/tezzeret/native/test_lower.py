@@ -12,7 +12,7 @@ from esper.kasmina.blueprint import Blueprint, preserving
 from esper.kasmina.cnn import cnn_host
 from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
 from esper.kasmina.host import Host, HostBlock, Tie, plain_block
-from esper.kasmina.layers import batch_norm, conv2d, fade, group_norm, linear, max_pool2, track
+from esper.kasmina.layers import batch_norm, conv2d, group_norm, linear, max_pool2, tanh_mix, track
 from esper.kasmina.layout import Param, Params, constant, fan_in_uniform
 from esper.kasmina.site import Site, conv_site
 from esper.leyline.config import ConfigError
@@ -65,7 +65,7 @@ OWN: dict[str, Callable[[Any, Any], Any]] = {
     "relus of what is read twice": twice_read,
     "a relu that nobody reads": unread,
     "a gate by channel": lambda p, x: x * torch.sigmoid(conv2d(x, p["flat"]).mean((-2, -1)))[..., None, None] + x,
-    "a fade": lambda p, x: fade(x, 0.3 * conv2d(x, p["conv"]), p["openness"]),
+    "a fade": lambda p, x: tanh_mix(x, 0.3 * conv2d(x, p["conv"]), p["openness"]),
     "a kernel in groups": lambda p, x: conv2d(x, p["grouped"]) * 2,
 }
 

@@ -19,7 +19,7 @@ from esper.leyline.config import Isolation
 from esper.leyline.learners import learners_of
 from esper.leyline.stages import Stage
 from esper.tezzeret.native.library import library
-from esper.tolaria import data
+from esper.tolaria.synthetic import synthetic
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler")
 
@@ -86,7 +86,7 @@ SLOTS = {
 
 
 def task(slots: tuple[Any, ...], isolation: Isolation) -> esper.Task:
-    dataset = data.synthetic((2, 9, 8), num_classes=CLASSES, num_train=64, num_val=40)
+    dataset = synthetic((2, 9, 8), num_classes=CLASSES, num_train=64, num_val=40)
     host = cnn_host((2, 9, 8), CLASSES, num_blocks=3, base_channels=4, pool_blocks=2)
     settings = {"slots": slots, "batch_size": BATCH, "steps_per_epoch": 2, "isolation": isolation}
     return esper.Task("t", host, BLUEPRINTS, dataset, settings)

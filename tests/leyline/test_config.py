@@ -39,7 +39,7 @@ def test_no_field_of_config_can_hold_a_float() -> None:
     assert set(hints) == {field.name for field in fields(Config)}
     for name, hint in hints.items():
         for kind in leaves(hint):
-            assert kind in (int, bool, str) or issubclass(kind, Enum), f"{name}: {kind}"
+            assert kind in (int, bool, str, type(None)) or issubclass(kind, Enum), f"{name}: {kind}"
 
 
 def test_equal_configs_are_equal_and_hash_alike() -> None:
@@ -54,6 +54,7 @@ CHANGES = {
     "blends": (Blend.COSINE,),
     "batch_size": 8,
     "steps_per_epoch": 1,
+    "val_samples": 7,
     "eval_batch_size": 1,
     "horizon": 1,
     "sample_order": SampleOrder.INDEPENDENT,

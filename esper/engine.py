@@ -64,7 +64,7 @@ def init(structure: Structure, data: Dataset, seed: int, numbers: Tensor | None 
 def _fresh_learners(structure: Structure, key: Tensor) -> Learners:
     """Hosts drawn anew, and empty arenas for their seeds."""
     dtype, count = structure.config.precision.dtype, key.shape[0]
-    params, buffers = arena.init_host(structure, key, dtype)
+    params, buffers = arena.init_host(structure.host, key, dtype)
     seeds = params.new_zeros(count, structure.num_seed_params)
     steps = key.new_zeros(count, structure.config.num_slots)
     return Learners(
@@ -103,7 +103,7 @@ def step(
     evaluation = evaluate(backend, hypers, state, table, plan, data)
 
     slots = metrics.record(hypers, state.slots, epoch, evaluation)
-    slots, life = lifecycle.tick(structure, hypers, slots, evaluation.accuracy)
+    slots, life = lifecycle.tick(structure.config, hypers, slots, evaluation.accuracy)
     state = state.replace(slots=slots, epoch=state.epoch + 1, rounds=state.rounds + 1)
 
     state, judgement = govern(structure, hypers, state, table.any_active, epoch, evaluation)

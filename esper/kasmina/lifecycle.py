@@ -12,6 +12,7 @@ from esper.kasmina.quality_gates import CANDIDATE_GATES, GATES, failed_gate, is_
 from esper.kasmina.structure import Structure, seed_sizes
 from esper.leyline.actions import NONE, Op
 from esper.leyline.codes import Refusal
+from esper.leyline.config import Config
 from esper.leyline.events import ActionResult, Life
 from esper.leyline.hypers import HyperParams, over
 from esper.leyline.stages import (
@@ -217,14 +218,14 @@ def apply_action(
     return slots, ActionResult(action, op, slot, refusal, failed)
 
 
-def tick(structure: Structure, hypers: HyperParams, slots: Slots, accuracy: Tensor) -> tuple[Slots, Life]:
+def tick(config: Config, hypers: HyperParams, slots: Slots, accuracy: Tensor) -> tuple[Slots, Life]:
     """Let one epoch pass in every slot.
 
     Ages grow, alpha takes one step of its ramp, and the clock's edges are taken where their gates are open and their
     timers have run out; those that a decision may take too, only under ``auto_advance``.
 
     Args:
-      structure: for ``auto_advance`` and the horizon.
+      config: for ``auto_advance`` and the horizon.
       hypers: lengths and thresholds.
       slots: [E, S].
       accuracy: [E], pp; validation accuracy of this epoch.
@@ -241,9 +242,9 @@ def tick(structure: Structure, hypers: HyperParams, slots: Slots, accuracy: Tens
     slots = aged = _step_ramp(hypers, slots, is_in(before, CLIMBING))
     emptied = before
     for edge in edges(Cause.CLOCK):
-        if Cause.ADVANCE in edge.causes and not structure.config.auto_advance:
+        if Cause.ADVANCE in edge.causes and not config.auto_advance:
             continue
-        due = is_due(structure.config.horizon, hypers, aged, edge)
+        due = is_due(config.horizon, hypers, aged, edge)
         if edge.target in HELD:
             slots = _arrive(hypers, slots, due, edge.target, accuracy)
         else:

@@ -21,14 +21,14 @@ def data_check(arguments: Sequence[str], out: TextIO = sys.stdout) -> None:
     """Run ``check PATH [--classes N] [--json]``: list the files, load the dataset as training would, report it.
 
     Args:
-        arguments: words after ``esper data``.
-        out: where the report goes: lines, or one JSON object with ``path``, ``files``, ``format``, ``ok``, ``error``
-            and ``report`` (the fields of :class:`~esper.tolaria.formats.detect.DatasetReport`, or null).
+      arguments: words after ``esper data``.
+      out: where the report goes: lines, or one JSON object with ``path``, ``files``, ``format``, ``ok``, ``error``
+        and ``report`` (the fields of ``DatasetReport``, or null).
 
     Raises:
-        SettingsError: the words are not as above.
-        DatasetError: the dataset does not load. What was found is reported before.
-        SystemExit: ``--help``.
+      SettingsError: the words are not as above.
+      DatasetError: the dataset does not load. What was found is reported before.
+      SystemExit: ``--help``.
     """
     given = _parse(arguments)
     facts: dict[str, Any] = {"path": given.path, "files": [], "format": None}

@@ -217,7 +217,7 @@ def reward(
     return Reward(values, torch.stack(list(values.values())).sum(0))
 
 
-def bound(mode: RewardMode, params: RewardParams, structure: Structure) -> tuple[Tensor, Tensor]:
+def bound(mode: RewardMode, params: RewardParams, num_slots: int) -> tuple[Tensor, Tensor]:
     """Least and greatest reward of any step, [] or [E]: the sums of the terms' bounds (accuracies in [0, 100]).
 
     With the defaults and S slots: SHAPED [-8.445 - 5.4 S, 23 + 7.291 S], SIMPLIFIED [-2.045 - 1.8 S, 20 + 4.791 S],
@@ -226,6 +226,6 @@ def bound(mode: RewardMode, params: RewardParams, structure: Structure) -> tuple
     low = high = torch.zeros_like(params.gamma)
     for term in TERMS.values():
         if mode in term.modes:
-            least, most = term.bounds(params, structure.config.num_slots)
+            least, most = term.bounds(params, num_slots)
             low, high = low + least, high + most
     return low, high

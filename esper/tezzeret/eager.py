@@ -70,13 +70,13 @@ def forward(
     Returns:
       outputs [E, B, ..., C], and the learners with new buffers.
     """
-    rows = gather(structure, plan, learners)
-    blocks = arena.split_blocks(structure, rows.host.params)
+    rows = gather(structure.slots, plan, learners)
+    blocks = arena.split_blocks(structure.host, rows.host.params)
     numbers = numbers_of(structure, blocks, rows, alphas_of(plan, alphas))
     places = range(len(structure.route))
-    start, mode = depart(structure, batch.inputs), Mode(True, plain, batch.key)
+    start, mode = depart(structure.sources, batch.inputs), Mode(True, plain, batch.key)
     flow, tape = walk(structure, plan.slots, numbers, start, places, mode)
-    return flow.h, scatter(structure, plan, learners, _with_buffers(structure, rows, tape))
+    return flow.h, scatter(structure.slots, plan, learners, _with_buffers(structure, rows, tape))
 
 
 def minibatch_step(
@@ -102,10 +102,10 @@ def minibatch_step(
     Returns:
       the learners, and what was seen.
     """
-    rows = gather(structure, plan, learners)
+    rows = gather(structure.slots, plan, learners)
     step = train_rows(structure, call, rate_table(hypers), plan, rows, alphas_of(plan, alphas), batch)
     measures = measure(structure, hypers, plan, step, (step.loss, step.score), 1)
-    return scatter(structure, plan, learners, step.rows), measures
+    return scatter(structure.slots, plan, learners, step.rows), measures
 
 
 def epoch(
@@ -123,13 +123,13 @@ def epoch(
       structure, hypers, plan, learners, alphas, call: as in ``minibatch_step``.
       batches: k minibatches.
     """
-    table, rows, weights = rate_table(hypers), gather(structure, plan, learners), alphas_of(plan, alphas)
+    table, rows, weights = rate_table(hypers), gather(structure.slots, plan, learners), alphas_of(plan, alphas)
     loss = score = torch.zeros_like(alphas[:, :0]).sum(1)
     for number in range(batches.length):
         step = train_rows(structure, call, table, plan, rows, weights, batch_at(structure, batches, number))
         rows, loss, score = step.rows, loss + step.loss, score + step.score
     measures = measure(structure, hypers, plan, step, (loss, score), batches.length)
-    return scatter(structure, plan, learners, rows), measures
+    return scatter(structure.slots, plan, learners, rows), measures
 
 
 def evaluate(

@@ -74,11 +74,11 @@ def compute_gradients(
     Returns:
       gradients of every network's mean loss; loss and score [E]; and the tape, which holds the new buffers.
     """
-    blocks, pull_blocks = vjp(partial(arena.split_blocks, structure), rows.host.params)  # type: ignore[misc]
+    blocks, pull_blocks = vjp(partial(arena.split_blocks, structure.host), rows.host.params)  # type: ignore[misc]
     numbers, mode = numbers_of(structure, blocks, rows, alphas), Mode(True, call, batch.key)
     places = range(len(structure.route))
-    flow, tape = walk(structure, plan.slots, numbers, depart(structure, batch.inputs), places, mode)
-    loss, score, pull_loss = call(loss_unit(structure), (flow.h, batch.targets), (0,))
+    flow, tape = walk(structure, plan.slots, numbers, depart(structure.sources, batch.inputs), places, mode)
+    loss, score, pull_loss = call(loss_unit(structure.objective), (flow.h, batch.targets), (0,))
     assert pull_loss is not None
     heeds = partial(_heed, Context(structure, mode, table.alpha_target, plan, numbers, tape, batch))
     found = read_back(Pass(structure, plan.slots, places, tape), pull_loss(torch.ones_like(loss))[0], heeds)
@@ -188,7 +188,7 @@ def _own_objective(context: Context, passage: ObjectivePass, record: SlotRecord,
     flow = arrive(structure, number, given._replace(h=h))
     end, tape = walk(structure, passage.slots, numbers, flow, places, own)
     targets = context.batch.targets.index_select(0, passage.envs)
-    loss, _, pull_loss = mode.call(loss_unit(structure), (end.h, targets), (0,))
+    loss, _, pull_loss = mode.call(loss_unit(structure.objective), (end.h, targets), (0,))
     assert pull_loss is not None and pull_mix is not None
     at_end = pull_loss(passage.alive.to(loss.dtype))[0]
     read = read_back(Pass(structure, passage.slots, places, tape), at_end, lambda place: None)

@@ -37,8 +37,8 @@ def evaluation_numbers(
       padded: whether rows of number E are sinks.
     """
     blocks, buffers = (
-        arena.split_blocks(structure, learners.host.params),
-        arena.split_buffers(structure, learners.buffers),
+        arena.split_blocks(structure.host, learners.host.params),
+        arena.split_buffers(structure.host, learners.buffers),
     )
     seeds, held, weights = [], [], []
     target = alpha_target.expand(alphas.shape[0])
@@ -64,7 +64,7 @@ def infer(
     structure: Structure, tree: EvaluationPlan, numbers: PassInputs, inputs: Tensor, call: Call = plain
 ) -> Tensor:
     """Outputs [L, B, ..., C] of all lanes; inputs [E, B, *input_shape]."""
-    start = depart(structure, inputs)
+    start = depart(structure.sources, inputs)
     flow, _ = walk(structure, tree.slots, numbers, start, range(len(structure.route)), Mode(False, call))
     return flow.h
 

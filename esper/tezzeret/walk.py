@@ -76,9 +76,9 @@ def place_rows(listed: SlotRows, values: Tensor, elsewhere: Tensor) -> Tensor:
     return torch.where(per_row(listed.present, elsewhere), rows, elsewhere)
 
 
-def depart(structure: Structure, inputs: Tensor) -> Flow:
+def depart(sources: frozenset[int], inputs: Tensor) -> Flow:
     """The features before the first place."""
-    return Flow(inputs, {0: inputs} if 0 in structure.sources else {})
+    return Flow(inputs, {0: inputs} if 0 in sources else {})
 
 
 def arrive(structure: Structure, number: int, flow: Flow) -> Flow:
@@ -139,7 +139,7 @@ def _through_block(
     drawn = _fold(mode, Stream.BLOCK, index) if structure.host.blocks[index].draws else ()
     arguments = (numbers.blocks[index], flow.h, numbers.buffers[index], *drawn)
     flows = mode.given or structure.learns_before(index)
-    y, buffers, pull = mode.call(block_unit(structure, index, mode.train), arguments, _wrt(mode, flows))
+    y, buffers, pull = mode.call(block_unit(structure.host, index, mode.train), arguments, _wrt(mode, flows))
     return flow._replace(h=y), BlockRecord(buffers, pull)
 
 

@@ -8,7 +8,7 @@ is what gates, rewards, observations and policies see, epoch by epoch. ``test`` 
 end of an evaluation, for its report, and never in a step.
 
 Builders (``digits``, ``synthetic``, ``characters``, ``markov``, and those of ``formats``) return datasets that
-:func:`validate` has accepted; data from elsewhere goes through :func:`validate` first, and what is wrong with it comes
+``validate`` has accepted; data from elsewhere goes through ``validate`` first, and what is wrong with it comes
 back as one line.
 """
 
@@ -26,8 +26,8 @@ class Part(NamedTuple):
     """Samples of one part of a dataset.
 
     Attributes:
-        inputs: floating ``[N, *shape]``; tokens: int64 ``[N, T]`` in ``[0, num_classes)``.
-        targets: int64 ``[N]``, class indices in ``[0, num_classes)``; with tokens ``[N, T]``.
+      inputs: floating [N, *shape]; tokens: int64 [N, T] in ``[0, num_classes)``.
+      targets: int64 [N], class indices in ``[0, num_classes)``; with tokens [N, T].
     """
 
     inputs: Tensor
@@ -39,7 +39,7 @@ class Part(NamedTuple):
         return self.targets.shape[0]
 
     def take(self, index: Tensor | slice) -> "Part":
-        """The samples of an index (int64 ``[M]``, or bool ``[N]``) or a slice."""
+        """The samples of an index (int64 [M], or bool [N]) or a slice."""
         return Part(self.inputs[index], self.targets[index])
 
 
@@ -50,12 +50,12 @@ class Dataset(NamedTuple):
     tokens of inputs and targets are then the same classes.
 
     Attributes:
-        name: what messages and records call it.
-        train: what minibatches are drawn from, N samples.
-        validation: what decisions are made on, V samples; same sample shape and dtype.
-        test: what reports are made on, samples that nothing else reads; same sample shape and dtype.
-        num_classes: number of classes, at least 2. A class may be absent from any part.
-        split: where the three parts come from, for records.
+      name: what messages and records call it.
+      train: what minibatches are drawn from, N samples.
+      validation: what decisions are made on, V samples; same sample shape and dtype.
+      test: what reports are made on, samples that nothing else reads; same sample shape and dtype.
+      num_classes: number of classes, at least 2. A class may be absent from any part.
+      split: where the three parts come from, for records.
     """
 
     name: str
@@ -98,10 +98,10 @@ class Dataset(NamedTuple):
         """Return the dataset on ``device`` with floating inputs as ``dtype``; tokens and targets stay int64.
 
         Samples come to lie one after the other, whatever view they were: kernels read them in place. Values are not
-        looked at: after a cast that can overflow (float16), :func:`validate` tells.
+        looked at: after a cast that can overflow (float16), ``validate`` tells.
 
         Raises:
-            DatasetError: ``dtype`` is not a floating type.
+          DatasetError: ``dtype`` is not a floating type.
         """
         if not dtype.is_floating_point:
             raise dataset_error(self.name, "inputs", f"a cast to {dtype}", "a floating dtype")
@@ -128,15 +128,15 @@ def validate(dataset: Dataset, input_shape: tuple[int, ...] | None = None) -> Da
     It reads every value and waits for the device, so it belongs where a dataset is made or loaded, not in a step.
 
     Args:
-        dataset: any device; any floating dtype, or int64 tokens.
-        input_shape: shape of one sample that the consumer (a host's input) expects; None accepts any.
+      dataset: any device; any floating dtype, or int64 tokens.
+      input_shape: shape of one sample that the consumer (a host's input) expects; None accepts any.
 
     Raises:
-        DatasetError: fewer than 2 classes; a part that is none; a field that is no tensor; no samples; inputs neither
-            floating nor tokens, of rank below 2 or with an empty axis; targets not int64 or not of rank 1 (with tokens:
-            of another shape than the inputs); inputs and targets that differ in length; parts that differ in sample
-            shape, dtype or device; a sample shape other than ``input_shape``; non-finite inputs; tokens or labels
-            outside ``[0, num_classes)``. The first of these, in this order, is the one named.
+      DatasetError: fewer than 2 classes; a part that is none; a field that is no tensor; no samples; inputs neither
+        floating nor tokens, of rank below 2 or with an empty axis; targets not int64 or not of rank 1 (with tokens:
+        of another shape than the inputs); inputs and targets that differ in length; parts that differ in sample
+        shape, dtype or device; a sample shape other than ``input_shape``; non-finite inputs; tokens or labels
+        outside ``[0, num_classes)``. The first of these, in this order, is the one named.
     """
     name, num_classes = dataset.name, dataset.num_classes
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
@@ -160,7 +160,7 @@ def validate(dataset: Dataset, input_shape: tuple[int, ...] | None = None) -> Da
 
 
 def _check_inputs(name: str, field: str, inputs: Tensor) -> None:
-    """Raise unless ``inputs`` is a floating tensor ``[N, *shape]`` or tokens ``[N, T]``, with samples in it."""
+    """Raise unless ``inputs`` is a floating tensor [N, *shape] or tokens [N, T], with samples in it."""
     if not isinstance(inputs, Tensor):
         raise dataset_error(name, field, type(inputs).__name__, "a torch.Tensor")
     shape = tuple(inputs.shape)
@@ -179,7 +179,7 @@ def _check_inputs(name: str, field: str, inputs: Tensor) -> None:
 
 
 def _check_targets(name: str, field: str, targets: Tensor, inputs: Tensor) -> None:
-    """Raise unless ``targets`` is an int64 tensor ``[samples]``, or one of the shape of tokens."""
+    """Raise unless ``targets`` is an int64 tensor [samples], or one of the shape of tokens."""
     if not isinstance(targets, Tensor):
         raise dataset_error(name, field, type(targets).__name__, "a torch.Tensor")
     if inputs.dtype == torch.int64 and targets.shape != inputs.shape:
@@ -207,7 +207,7 @@ def _check_alike(name: str, field: str, part: Part, train: Part) -> None:
 
 
 def _check_finite(name: str, field: str, inputs: Tensor) -> None:
-    """Raise if ``inputs`` ``[N, *shape]`` holds NaN or infinity, naming how many values and the first sample."""
+    """Raise if ``inputs`` [N, *shape] holds NaN or infinity, naming how many values and the first sample."""
     if bool(torch.isfinite(inputs.sum(dtype=torch.float64))):  # then every one is; the masks below are as large again
         return
     bad = ~torch.isfinite(inputs)
@@ -219,7 +219,7 @@ def _check_finite(name: str, field: str, inputs: Tensor) -> None:
 
 
 def _check_range(name: str, field: str, values: Tensor, num_classes: int, word: str) -> None:
-    """Raise if a label or token of ``values`` ``[N, ...]`` is no class, naming the first one and its place."""
+    """Raise if a label or token of ``values`` [N, ...] is no class, naming the first one and its place."""
     bad = ((values < 0) | (values >= num_classes)).nonzero()
     if len(bad):
         place = bad[0].tolist()

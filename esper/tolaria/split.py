@@ -25,24 +25,24 @@ def draw(seed: int, total: int, number: int) -> Tensor:
     """Which samples are drawn.
 
     Args:
-        seed: of the draw.
-        total: samples N there are, >= 1.
-        number: samples wanted.
+      seed: of the draw.
+      total: samples N there are, >= 1.
+      number: samples wanted.
 
     Returns:
-        int64 ``[min(number, total)]``, ascending, without repeats. Law: those of a smaller number are among those of a
-        larger one.
+      int64 [min(number, total)], ascending, without repeats. Law: those of a smaller number are among those of a
+      larger one.
     """
     return rng.permutation(rng.key(seed), total)[:number].sort().values
 
 
 def tenth(total: int) -> Tensor:
-    """Which of the training samples validate: int64 ``[max(1, N // 10)]``, ascending."""
+    """Which of the training samples validate: int64 [max(1, N // 10)], ascending."""
     return draw(TENTH_KEY, total, max(1, total // TENTH))
 
 
 def half(total: int) -> Tensor:
-    """Which of the samples held out validate, the others being the test set: int64 ``[N // 2]``, ascending."""
+    """Which of the samples held out validate, the others being the test set: int64 [N // 2], ascending."""
     return draw(HALF_KEY, total, total // 2)
 
 
@@ -50,12 +50,12 @@ def limit_validation(dataset: Dataset, most: int) -> Dataset:
     """The dataset with at most so many validation samples, drawn by a fixed key; the others are never read.
 
     Args:
-        dataset: three parts.
-        most: validation samples V to keep, >= 1.
+      dataset: three parts.
+      most: validation samples V to keep, >= 1.
 
     Returns:
-        the dataset; ``split`` says what was left out. Laws: it depends on the part's size and ``most`` alone; the
-        samples of a smaller V are among those of a larger one.
+      the dataset; ``split`` says what was left out. Laws: it depends on the part's size and ``most`` alone; the
+      samples of a smaller V are among those of a larger one.
     """
     there = dataset.validation.size
     if most >= there:

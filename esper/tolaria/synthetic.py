@@ -28,19 +28,19 @@ def synthetic(
     more samples keeps those there were.
 
     Args:
-        input_shape: shape of one sample.
-        num_classes: number of classes, at least 2.
-        num_train: training samples, at least 1.
-        num_val: validation samples, at least 1.
-        num_test: test samples, at least 1.
-        noise: standard deviation of a sample around its prototype, finite and not negative.
-        seed: which dataset of this kind, in ``[0, 2**64)``.
+      input_shape: shape of one sample.
+      num_classes: number of classes, at least 2.
+      num_train: training samples, at least 1.
+      num_val: validation samples, at least 1.
+      num_test: test samples, at least 1.
+      noise: standard deviation of a sample around its prototype, finite and not negative.
+      seed: which dataset of this kind, in ``[0, 2**64)``.
 
     Returns:
-        Inputs float32 ``[num_train, *input_shape]`` and so on.
+      Inputs float32 [num_train, *input_shape] and so on.
 
     Raises:
-        DatasetError: an argument is out of its range.
+      DatasetError: an argument is out of its range.
     """
     counts = {"num_train": num_train, "num_val": num_val, "num_test": num_test}
     _check(input_shape, {"num_classes": num_classes} | counts, noise, seed)
@@ -59,7 +59,7 @@ def synthetic(
 
 
 def _check(input_shape: tuple[int, ...], sizes: dict[str, int], noise: float, seed: int) -> None:
-    """Raise unless the arguments of :func:`synthetic` are in range; ``sizes`` are its counts by name."""
+    """Raise unless the arguments of ``synthetic`` are in range; ``sizes`` are its counts by name."""
     for field, size in sizes.items():
         least = 2 if field == "num_classes" else 1
         if size < least:

@@ -375,7 +375,7 @@ class Lifecycle(RuleBasedStateMachine):
     def tick(self, accuracy: list[float]) -> None:
         val, old = self.tensor(accuracy), self.slots.stage
         with unwritten(self.slots, val, *self.hypers.values()):
-            slots, life = lifecycle.tick(self.structure, self.hypers, self.slots, val)
+            slots, life = lifecycle.tick(self.structure.config, self.hypers, self.slots, val)
         for env, model in enumerate(self.model):
             model.tick(accuracy[env])
         assert torch.equal(life.before, old)

@@ -58,7 +58,7 @@ def stage_of(slots: Slots) -> Stage:
 
 
 def tick(slots: Slots, net: Structure, numbers: HyperParams) -> Slots:
-    return lifecycle.tick(net, numbers, slots, ACCURACY)[0]
+    return lifecycle.tick(net.config, numbers, slots, ACCURACY)[0]
 
 
 TRAINED = {"stage_age": 3, "evaluations": 1, "gradient_ratio": 0.05, "prospect": 0.5}
@@ -269,4 +269,4 @@ def test_a_network_without_slots_knows_only_waiting(precision: Precision) -> Non
     slots, result = lifecycle.apply_action(net, numbers, slots, torch.tensor([0, 1]), val)
     assert net.codec.actions == (WAIT,)
     assert result.refusal.tolist() == [Refusal.NONE, Refusal.OUT_OF_RANGE]
-    assert lifecycle.tick(net, numbers, slots, val)[0].batch_size == (2, 0)
+    assert lifecycle.tick(net.config, numbers, slots, val)[0].batch_size == (2, 0)

@@ -49,7 +49,7 @@ def network_of(host: Host) -> Structure:
 
 def logits_of(network: Structure, flat: Tensor, inputs: Tensor) -> Tensor:
     h = inputs
-    for block, params in zip(network.host.blocks, arena.split_blocks(network, flat), strict=True):
+    for block, params in zip(network.host.blocks, arena.split_blocks(network.host, flat), strict=True):
         h = block.infer(block.reads.views(params), {}, h)
     return h
 
@@ -92,7 +92,7 @@ def test_impossible_hosts_are_refused(kwargs: dict, said: str) -> None:
 def test_the_first_loss_is_close_to_that_of_guessing(vocabulary: int, width: int, layers: int) -> None:
     """ln V + 0.4**2 / 2, from logits of standard deviation 0.4."""
     network = network_of(transformer_host(vocabulary, 16, layers, 4, width))
-    flat, _ = arena.init_host(network, rng.split(rng.key(1), N), torch.float64)
+    flat, _ = arena.init_host(network.host, rng.split(rng.key(1), N), torch.float64)
     logits = logits_of(network, flat, tokens(1, vocabulary, N, 64, 16))
     loss = F.cross_entropy(logits.flatten(0, 2), tokens(2, vocabulary, N * 64 * 16))
     assert loss.item() == pytest.approx(math.log(vocabulary) + 0.08, abs=0.03)
@@ -102,7 +102,7 @@ def test_the_first_loss_is_close_to_that_of_guessing(vocabulary: int, width: int
 @pytest.mark.parametrize("layers", [0, 2])
 def test_cost_is_what_torch_counts(layers: int) -> None:
     network = network_of(transformer_host(11, 6, layers, 2, 8))
-    flat, _ = arena.init_host(network, rng.split(rng.key(1), 1), torch.float32)
+    flat, _ = arena.init_host(network.host, rng.split(rng.key(1), 1), torch.float32)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # fused kernels are not counted
         logits_of(network, flat, tokens(1, 11, 1, B, 6))
     assert counter.get_total_flops() == 2 * B * sum(block.flops for block in network.host.blocks) > 0
@@ -111,12 +111,12 @@ def test_cost_is_what_torch_counts(layers: int) -> None:
 def test_the_tied_gradient_is_the_sum_over_both_uses() -> None:
     """Against a copy of the network whose head has a weight of its own with the same numbers."""
     network = network_of(transformer_host(11, 6, 1, 2, 8))
-    flat, _ = arena.init_host(network, rng.split(rng.key(1), N), torch.float64)
+    flat, _ = arena.init_host(network.host, rng.split(rng.key(1), N), torch.float64)
     flat = flat.requires_grad_()
     inputs, cotangent = tokens(1, 11, N, B, 6), draw(2, N, B, 6, 11)
     (together,) = torch.autograd.grad(logits_of(network, flat, inputs), flat, cotangent)
 
-    rows = [row.detach().clone().requires_grad_() for row in arena.split_blocks(network, flat)]
+    rows = [row.detach().clone().requires_grad_() for row in arena.split_blocks(network.host, flat)]
     h = inputs
     for block, row in zip(network.host.blocks, rows, strict=True):
         h = block.infer(block.reads.views(row), {}, h)
@@ -129,8 +129,8 @@ def test_the_tied_gradient_is_the_sum_over_both_uses() -> None:
 
 def test_a_host_without_ties_is_split_without_copies() -> None:
     network = network_of(cnn_host((1, 8, 8), 10, num_blocks=2, base_channels=2))
-    flat, _ = arena.init_host(network, rng.split(rng.key(1), N), torch.float32)
-    for row in arena.split_blocks(network, flat):
+    flat, _ = arena.init_host(network.host, rng.split(rng.key(1), N), torch.float32)
+    for row in arena.split_blocks(network.host, flat):
         assert row.untyped_storage().data_ptr() == flat.untyped_storage().data_ptr()
 
 

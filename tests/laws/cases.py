@@ -83,7 +83,7 @@ CASES: dict[str, Callable[[StepArguments], Any]] = {
     "apply_action": lambda s: lifecycle.apply_action(
         s.structure, s.hypers, s.state.slots, s.action, s.evaluation.accuracy
     ),
-    "tick": lambda s: lifecycle.tick(s.structure, s.hypers, s.state.slots, s.evaluation.accuracy),
+    "tick": lambda s: lifecycle.tick(s.structure.config, s.hypers, s.state.slots, s.evaluation.accuracy),
     "record": lambda s: metrics.record(s.hypers, s.state.slots, s.epoch, s.evaluation),
     "seed_sizes": lambda s: seed_sizes(s.structure, s.state.slots),
     "update_signals": lambda s: update_signals(

@@ -170,7 +170,7 @@ def test_isolation_ends_with_blending(engine: Engine, seeded: State, stage: Stag
     found = pass_through(engine, seeded.replace(slots=slots))
     blocks = engine.structure.host.blocks
     tied = [(tie.block, tie.param.name) for tie in blocks[-1].ties]
-    rows = zip(blocks[:-1], arena.split_blocks(engine.structure, found.host)[:-1], strict=True)
+    rows = zip(blocks[:-1], arena.split_blocks(engine.structure.host, found.host)[:-1], strict=True)
     upstream = [
         torch.cat([g.flatten(1) for name, g in block.layout.views(row).items() if (index, name) not in tied], dim=1)
         for index, (block, row) in enumerate(rows)

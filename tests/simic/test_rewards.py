@@ -233,7 +233,7 @@ def check_against_scalar(engine, params, before, after, event):
 def check_bounds(engine, params, before, after, event):
     for mode in RewardMode:
         got = reward(mode, params, engine.structure, before, after, event)
-        low, high = bound(mode, params, engine.structure)
+        low, high = bound(mode, params, engine.config.num_slots)
         assert bool(torch.isfinite(got.total).all())
         assert bool(((got.total >= low - 1e-9) & (got.total <= high + 1e-9)).all()), mode
         torch.testing.assert_close(got.total, sum(got.terms.values()), **EXACT)
@@ -331,7 +331,7 @@ def test_stated_bounds(engine, params):
         RewardMode.LOSS: (-6 - 1.8 * slots, 6 + 1.791 * slots),
     }
     for mode, ends in stated.items():
-        assert tuple(map(float, bound(mode, params, engine.structure))) == pytest.approx(ends, abs=1e-9)
+        assert tuple(map(float, bound(mode, params, engine.config.num_slots))) == pytest.approx(ends, abs=1e-9)
 
 
 # Shaping

@@ -232,7 +232,7 @@ def learners_at(structure: Structure, table: SlotTable, seed: int) -> Learners:
         found = 0.2 * drawn(stream, weights.shape[0], count, weights.shape[1])
         return found if count == 1 else torch.stack((found[:, 0], 0.05 + found[:, 1].square()), 1)
 
-    host, held = arena.init_host(structure, rng.fold_in(rng.key(seed), torch.arange(E)), F64)
+    host, held = arena.init_host(structure.host, rng.fold_in(rng.key(seed), torch.arange(E)), F64)
     mask, seeds = used(structure, table), 0.5 * drawn(seed + 1, E, structure.num_seed_params)
     counts = structure.host_optimizer.num_moments, structure.seed_optimizer.num_moments
     own = torch.where(mask.unsqueeze(1), moments(seeds, counts[1], seed + 3), 0.0)

@@ -68,7 +68,7 @@ def table_of(kind, stages):
 def begin(structure, kind, table):
     """Hosts and seeds as they germinate, running statistics away from their first values."""
     key = rng.fold_in(rng.key(5), torch.arange(E))
-    host, buffers = arena.init_host(structure, key, F64)
+    host, buffers = arena.init_host(structure.host, key, F64)
     seeds = torch.zeros(E, structure.num_seed_params, dtype=F64)
     rest = (structure.seed_optimizer.init(seeds), torch.zeros(E, 2, dtype=torch.int64))
     weights = Weights(host, structure.host_optimizer.init(host), torch.zeros(E, dtype=torch.int64))

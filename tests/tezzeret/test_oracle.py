@@ -105,7 +105,7 @@ def walk(engine: Engine, seed: int) -> list[WalkStep]:
         slots, _ = lifecycle.apply_action(engine.structure, engine.hypers, state.slots, action, evaluation.accuracy)
         steps.append(WalkStep(slots, state.epoch, take_table(slots)))
         slots = metrics.record(engine.hypers, slots, epoch, evaluation)
-        slots, _ = lifecycle.tick(engine.structure, engine.hypers, slots, evaluation.accuracy)
+        slots, _ = lifecycle.tick(engine.config, engine.hypers, slots, evaluation.accuracy)
         slots = slots.replace(in_snapshot=is_in(slots.stage, ACTIVE))  # as if the governor had copied them
         state = state.replace(slots=slots, epoch=state.epoch + 1, rounds=state.rounds + 1)
     return steps

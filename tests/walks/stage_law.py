@@ -82,7 +82,7 @@ def test_decision_and_clock_take_the_new_edges_through_the_new_gate(source, fiel
     slots, result = lifecycle.apply_action(*fixed, one(source, **fields), action, accuracy)
     assert slots.stage[0, 0] == target
     assert result.failed.item() == failed and (result.refusal.item() == Refusal.GATE_FAILED) == bool(failed)
-    assert lifecycle.tick(*fixed, one(source, **fields), accuracy)[0].stage[0, 0] == target
+    assert lifecycle.tick(built.config, built.hypers, one(source, **fields), accuracy)[0].stage[0, 0] == target
 
 
 def test_a_seed_can_be_removed_and_changed_there():

@@ -90,7 +90,7 @@ def _step(
     """``train_rows`` of the definition on packed rows."""
     moments = structure.seed_optimizer.num_moments
     slots = [unpack_seeds(slot, each, moments) for slot, each in zip(structure.slots, state.seeds, strict=True)]
-    passes = tuple(unpack_objective(structure, each) for each in objectives)
+    passes = tuple(unpack_objective(structure.slots, each) for each in objectives)
     plan = Plan(None, tuple(slot.listed for slot in slots), passes, True)  # type: ignore[arg-type]
     rows = LearnerRows(
         state.host, state.buffers, tuple(slot.weights for slot in slots), tuple(slot.buffers for slot in slots)
@@ -121,7 +121,7 @@ def _run(
     batches: Sequence[Callable[[], Batch]],
 ) -> tuple[Learners, Epoch]:
     """Minibatches, one after the other."""
-    structure, rows = own.structure, gather(own.structure, plan, learners)
+    structure, rows = own.structure, gather(own.structure.slots, plan, learners)
     state = Training(rows.host, rows.buffers, pack_seeds(plan.slots, rows, alphas_of(plan, alphas)))
     table, objectives = rate_table(hypers), tuple(pack_objective(passage) for passage in plan.objectives)
     loss = score = torch.zeros_like(alphas[:, :0]).sum(1)
@@ -136,7 +136,7 @@ def _run(
     )
     step = eager.MinibatchResult(after, seen.loss, seen.score, seen.grads)
     measures = eager.measure(structure, hypers, plan, step, (loss, score), len(batches))
-    return scatter(structure, plan, learners, after), measures
+    return scatter(structure.slots, plan, learners, after), measures
 
 
 def epoch(

@@ -125,13 +125,13 @@ def pack_objective(passage: ObjectivePass | None) -> PackedObjective | None:
     return packed
 
 
-def unpack_objective(structure: Structure, packed: PackedObjective | None) -> ObjectivePass | None:
+def unpack_objective(slots: Sequence[Slot], packed: PackedObjective | None) -> ObjectivePass | None:
     """The inverse of ``pack_objective``."""
     if packed is None:
         return None
     envs, picks, gated, alive = packed.lanes.unbind(1)
-    slots = tuple(unpack_slot(slot, each) for slot, each in zip(structure.slots, packed.slots, strict=True))
-    return ObjectivePass(envs, picks, gated != 0, alive != 0, slots)
+    listed = tuple(unpack_slot(slot, each) for slot, each in zip(slots, packed.slots, strict=True))
+    return ObjectivePass(envs, picks, gated != 0, alive != 0, listed)
 
 
 def pack_lanes(tree: EvaluationPlan, numbers: PassInputs) -> PackedLanes:

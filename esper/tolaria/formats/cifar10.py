@@ -40,16 +40,16 @@ def cifar10(folder: str | os.PathLike[str]) -> Dataset:
 
     As published: 45,000 samples train, 5,000 validate, 10,000 are the test set.
 
-    Inputs are float32 ``[N, 3, 32, 32]``, standardised per channel by the training part
-    (:func:`~esper.tolaria.formats.source.standardise`); 10 classes.
+    Inputs are float32 [N, 3, 32, 32], standardised per channel by the training part
+    (``standardise``); 10 classes.
 
     Args:
-        folder: holds the six files, itself or in ``cifar-10-batches-bin``. All six hold equally many records, 10,000
-            as published, or fewer: so a file cut between two records is noticed too.
+      folder: holds the six files, itself or in ``cifar-10-batches-bin``. All six hold equally many records, 10,000
+        as published, or fewer: so a file cut between two records is noticed too.
 
     Raises:
-        DatasetError: a file is missing, is not a whole number of records or holds fewer than the others; a label is
-            above 9; ``batches.meta.txt``, which may be absent, does not hold 10 names; a colour never varies.
+      DatasetError: a file is missing, is not a whole number of records or holds fewer than the others; a label is
+        above 9; ``batches.meta.txt``, which may be absent, does not hold 10 names; a colour never varies.
     """
     return build(read_cifar10(as_path(folder)))
 
@@ -65,11 +65,11 @@ def read_cifar10(folder: Path, num_classes: int | None = None) -> Source:
     """Read the six files and the names of the classes.
 
     Args:
-        folder: as for :func:`cifar10`.
-        num_classes: None, or 10.
+      folder: as for ``cifar10``.
+      num_classes: None, or 10.
 
     Raises:
-        DatasetError: as for :func:`cifar10`.
+      DatasetError: as for ``cifar10``.
     """
     if num_classes not in (None, NUM_CLASSES):
         raise broken(folder, "number of classes", f"{num_classes} asked for", f"{NUM_CLASSES}, as CIFAR-10 has")
@@ -99,7 +99,7 @@ def _home(folder: Path) -> Path:
 
 
 def _read_batch(path: Path) -> np.ndarray:
-    """The records of a file, uint8 ``[N, RECORD]``."""
+    """The records of a file, uint8 [N, RECORD]."""
     with opened(path, limit=MAX_RECORDS * RECORD) as (file, size):
         data = read_up_to(file, size)
     whole, rest = divmod(len(data), RECORD)
@@ -137,5 +137,5 @@ def _read_names(path: Path) -> tuple[str, ...]:
 
 
 def _part(records: np.ndarray) -> StoredPart:
-    """The part of records uint8 ``[N, RECORD]``; its inputs are a view."""
+    """The part of records uint8 [N, RECORD]; its inputs are a view."""
     return StoredPart(records[:, 1:].reshape(-1, *SHAPE), records[:, 0].astype(np.int64))

@@ -21,12 +21,12 @@ class PartReport:
     """One part of a dataset.
 
     Attributes:
-        name: ``train``, ``validation`` or ``test``; or ``text``.
-        records: samples, or characters.
-        shape: of one sample.
-        dtype: of the stored inputs.
-        low, high: smallest and largest stored input; of text, code points.
-        counts: targets of each class; empty for text.
+      name: ``train``, ``validation`` or ``test``; or ``text``.
+      records: samples, or characters.
+      shape: of one sample.
+      dtype: of the stored inputs.
+      low, high: smallest and largest stored input; of text, code points.
+      counts: targets of each class; empty for text.
     """
 
     name: str
@@ -43,12 +43,12 @@ class DatasetReport:
     """What a dataset that loads holds.
 
     Attributes:
-        format: its name.
-        num_classes: classes; of text, distinct characters.
-        class_names: one for each class, or none.
-        used: files and arrays that were read.
-        split: where the parts come from; empty for text, which is split when its windows are known.
-        parts: one by one.
+      format: its name.
+      num_classes: classes; of text, distinct characters.
+      class_names: one for each class, or none.
+      used: files and arrays that were read.
+      split: where the parts come from; empty for text, which is split when its windows are known.
+      parts: one by one.
     """
 
     format: str
@@ -63,10 +63,10 @@ class Format(NamedTuple):
     """A format.
 
     Attributes:
-        name: its name.
-        files: what it looks like, for people.
-        holds: whether a path that exists looks like it, sound or not.
-        examine: loads it whole and reports, or raises DatasetError; given the path and the number of classes, or None.
+      name: its name.
+      files: what it looks like, for people.
+      holds: whether a path that exists looks like it, sound or not.
+      examine: loads it whole and reports, or raises DatasetError; given the path and the number of classes, or None.
     """
 
     name: str
@@ -122,7 +122,7 @@ def detect(path: str | os.PathLike[str]) -> Format:
     """The format that a path holds, whether or not it loads.
 
     Raises:
-        DatasetError: nothing at the path, nothing of any format, or files of several.
+      DatasetError: nothing at the path, nothing of any format, or files of several.
     """
     path = as_path(path)
     fitting = [kind for kind in FORMATS if kind.holds(path)]
@@ -139,11 +139,11 @@ def check(path: str | os.PathLike[str], num_classes: int | None = None) -> Datas
     """Load what a path holds, as training would, and report it.
 
     Args:
-        path: a dataset's folder or file.
-        num_classes: number of classes; None = what the format says.
+      path: a dataset's folder or file.
+      num_classes: number of classes; None = what the format says.
 
     Raises:
-        DatasetError: it does not load; one line that names the file.
+      DatasetError: it does not load; one line that names the file.
     """
     path = as_path(path)
     return detect(path).examine(path, num_classes)

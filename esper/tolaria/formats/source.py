@@ -1,4 +1,4 @@
-"""What the files of a dataset hold, as they hold it, and how it becomes a :class:`~esper.tolaria.data.Dataset`."""
+"""What the files of a dataset hold, as they hold it, and how it becomes a ``Dataset``."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -21,8 +21,8 @@ class StoredPart(NamedTuple):
     """One part of a dataset as stored.
 
     Attributes:
-        inputs: uint8 ``[N, C, H, W]`` are pixels; float32 ``[N, *shape]`` and int64 ``[N, T]`` are used as they are.
-        targets: int64 ``[N]`` or, for int64 inputs, ``[N, T]``.
+      inputs: uint8 [N, C, H, W] are pixels; float32 [N, *shape] and int64 [N, T] are used as they are.
+      targets: int64 [N] or, for int64 inputs, [N, T].
     """
 
     inputs: np.ndarray
@@ -33,15 +33,15 @@ class Source(NamedTuple):
     """A dataset as stored, in three parts.
 
     Attributes:
-        format: its name.
-        path: the folder or file that errors name.
-        train: what to train on.
-        validation: what to decide on.
-        test: what to report on.
-        num_classes: number of classes.
-        class_names: one for each class, or none at all.
-        used: files and arrays that were read, by name.
-        split: where the three parts come from.
+      format: its name.
+      path: the folder or file that errors name.
+      train: what to train on.
+      validation: what to decide on.
+      test: what to report on.
+      num_classes: number of classes.
+      class_names: one for each class, or none at all.
+      used: files and arrays that were read, by name.
+      split: where the three parts come from.
     """
 
     format: str
@@ -56,7 +56,7 @@ class Source(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """Mean and standard deviation of each channel's pixels, float64 ``[C]``, in units of a pixel value (0 to 255)."""
+    """Mean and standard deviation of each channel's pixels, float64 [C], in units of a pixel value (0 to 255)."""
 
     mean: np.ndarray
     std: np.ndarray
@@ -66,11 +66,11 @@ def take_tenth(path: Path, place: str, train: StoredPart) -> tuple[StoredPart, S
     """Take validation out of training: what is left to train on, and a tenth of the samples, at least one.
 
     Args:
-        path, place: what an error names.
-        train: N samples; both parts keep their order.
+      path, place: what an error names.
+      train: N samples; both parts keep their order.
 
     Raises:
-        DatasetError: fewer than 2 samples.
+      DatasetError: fewer than 2 samples.
     """
     count = len(train.targets)
     if count < 2:
@@ -83,11 +83,11 @@ def halve(path: Path, place: str, held_out: StoredPart) -> tuple[StoredPart, Sto
     """Split samples that were held out: half of them for validation, the others for the test.
 
     Args:
-        path, place: what an error names.
-        held_out: N samples; both parts keep their order.
+      path, place: what an error names.
+      held_out: N samples; both parts keep their order.
 
     Raises:
-        DatasetError: fewer than 2 samples.
+      DatasetError: fewer than 2 samples.
     """
     count = len(held_out.targets)
     if count < 2:
@@ -104,10 +104,10 @@ def _apart(part: StoredPart, index: Tensor) -> tuple[StoredPart, StoredPart]:
 
 
 def build(source: Source) -> Dataset:
-    """The dataset of a source, named by its path; pixels are standardised as :func:`standardise` says.
+    """The dataset of a source, named by its path; pixels are standardised as ``standardise`` says.
 
     Raises:
-        DatasetError: :func:`~esper.tolaria.data.validate` refuses it, or the training pixels do not vary.
+      DatasetError: ``validate`` refuses it, or the training pixels do not vary.
     """
     scale = None
     if source.train.inputs.dtype == np.uint8:
@@ -126,7 +126,7 @@ def build(source: Source) -> Dataset:
 
 
 def pixel_scale(pixels: np.ndarray) -> Scale:
-    """The scale of uint8 ``[N, C, H, W]``, N >= 1: the population's, from exact sums, so alike on every machine."""
+    """The scale of uint8 [N, C, H, W], N >= 1: the population's, from exact sums, so alike on every machine."""
     value = np.arange(LEVELS)
     mean, std = [], []
     for channel in range(pixels.shape[1]):
@@ -139,7 +139,7 @@ def pixel_scale(pixels: np.ndarray) -> Scale:
 
 
 def standardise(pixels: np.ndarray, scale: Scale) -> Tensor:
-    """``(pixel - mean) / std`` per channel: uint8 ``[N, C, H, W]`` to float32 of that shape.
+    """``(pixel - mean) / std`` per channel: uint8 [N, C, H, W] to float32 of that shape.
 
     With the training part's own scale it has mean 0 and variance 1 there. In units of 255 the scale of MNIST is
     0.1307 and 0.3081, that of CIFAR-10 (0.4914, 0.4822, 0.4465) and (0.2470, 0.2435, 0.2616).

@@ -26,8 +26,8 @@ class Part(NamedTuple):
     """Samples of one part of a dataset.
 
     Attributes:
-      inputs: floating ``[N, *shape]``; tokens: int64 ``[N, T]`` in ``[0, num_classes)``.
-      targets: int64 ``[N]``, class indices in ``[0, num_classes)``; with tokens ``[N, T]``.
+      inputs: floating [N, *shape]; tokens: int64 [N, T] in ``[0, num_classes)``.
+      targets: int64 [N], class indices in ``[0, num_classes)``; with tokens [N, T].
     """
 
     inputs: Tensor
@@ -39,7 +39,7 @@ class Part(NamedTuple):
         return self.targets.shape[0]
 
     def take(self, index: Tensor | slice) -> "Part":
-        """The samples of an index (int64 ``[M]``, or bool ``[N]``) or a slice."""
+        """The samples of an index (int64 [M], or bool [N]) or a slice."""
         return Part(self.inputs[index], self.targets[index])
 
 
@@ -133,10 +133,10 @@ def validate(dataset: Dataset, input_shape: tuple[int, ...] | None = None) -> Da
 
     Raises:
       DatasetError: fewer than 2 classes; a part that is none; a field that is no tensor; no samples; inputs neither
-          floating nor tokens, of rank below 2 or with an empty axis; targets not int64 or not of rank 1 (with tokens:
-          of another shape than the inputs); inputs and targets that differ in length; parts that differ in sample
-          shape, dtype or device; a sample shape other than ``input_shape``; non-finite inputs; tokens or labels
-          outside ``[0, num_classes)``. The first of these, in this order, is the one named.
+        floating nor tokens, of rank below 2 or with an empty axis; targets not int64 or not of rank 1 (with tokens:
+        of another shape than the inputs); inputs and targets that differ in length; parts that differ in sample
+        shape, dtype or device; a sample shape other than ``input_shape``; non-finite inputs; tokens or labels
+        outside ``[0, num_classes)``. The first of these, in this order, is the one named.
     """
     name, num_classes = dataset.name, dataset.num_classes
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
@@ -160,7 +160,7 @@ def validate(dataset: Dataset, input_shape: tuple[int, ...] | None = None) -> Da
 
 
 def _check_inputs(name: str, field: str, inputs: Tensor) -> None:
-    """Raise unless ``inputs`` is a floating tensor ``[N, *shape]`` or tokens ``[N, T]``, with samples in it."""
+    """Raise unless ``inputs`` is a floating tensor [N, *shape] or tokens [N, T], with samples in it."""
     if not isinstance(inputs, Tensor):
         raise dataset_error(name, field, type(inputs).__name__, "a torch.Tensor")
     shape = tuple(inputs.shape)
@@ -179,7 +179,7 @@ def _check_inputs(name: str, field: str, inputs: Tensor) -> None:
 
 
 def _check_targets(name: str, field: str, targets: Tensor, inputs: Tensor) -> None:
-    """Raise unless ``targets`` is an int64 tensor ``[samples]``, or one of the shape of tokens."""
+    """Raise unless ``targets`` is an int64 tensor [samples], or one of the shape of tokens."""
     if not isinstance(targets, Tensor):
         raise dataset_error(name, field, type(targets).__name__, "a torch.Tensor")
     if inputs.dtype == torch.int64 and targets.shape != inputs.shape:
@@ -207,7 +207,7 @@ def _check_alike(name: str, field: str, part: Part, train: Part) -> None:
 
 
 def _check_finite(name: str, field: str, inputs: Tensor) -> None:
-    """Raise if ``inputs`` ``[N, *shape]`` holds NaN or infinity, naming how many values and the first sample."""
+    """Raise if ``inputs`` [N, *shape] holds NaN or infinity, naming how many values and the first sample."""
     if bool(torch.isfinite(inputs.sum(dtype=torch.float64))):  # then every one is; the masks below are as large again
         return
     bad = ~torch.isfinite(inputs)
@@ -219,7 +219,7 @@ def _check_finite(name: str, field: str, inputs: Tensor) -> None:
 
 
 def _check_range(name: str, field: str, values: Tensor, num_classes: int, word: str) -> None:
-    """Raise if a label or token of ``values`` ``[N, ...]`` is no class, naming the first one and its place."""
+    """Raise if a label or token of ``values`` [N, ...] is no class, naming the first one and its place."""
     bad = ((values < 0) | (values >= num_classes)).nonzero()
     if len(bad):
         place = bad[0].tolist()

@@ -28,7 +28,7 @@ SPLIT = "of every ten samples in the order of classes, the first validates and t
 def digits() -> Dataset:
     """Handwritten digits: 1,797 grey 8x8 images of 10 classes; 1,437 train, 180 validate, 180 are the test set.
 
-    Inputs are float32 ``[N, 1, 8, 8]``, ``(pixel / 16 - DIGITS_MEAN) / DIGITS_STD``: no unit, close to zero mean and
+    Inputs are float32 [N, 1, 8, 8], ``(pixel / 16 - DIGITS_MEAN) / DIGITS_STD``: no unit, close to zero mean and
     unit variance over the training part.
 
     The split is stratified and uses no randomness: order the samples by class, within a class by their place in the

@@ -30,19 +30,19 @@ def draw(seed: int, total: int, number: int) -> Tensor:
       number: samples wanted.
 
     Returns:
-      int64 ``[min(number, total)]``, ascending, without repeats. Law: those of a smaller number are among those of a
+      int64 [min(number, total)], ascending, without repeats. Law: those of a smaller number are among those of a
       larger one.
     """
     return rng.permutation(rng.key(seed), total)[:number].sort().values
 
 
 def tenth(total: int) -> Tensor:
-    """Which of the training samples validate: int64 ``[max(1, N // 10)]``, ascending."""
+    """Which of the training samples validate: int64 [max(1, N // 10)], ascending."""
     return draw(TENTH_KEY, total, max(1, total // TENTH))
 
 
 def half(total: int) -> Tensor:
-    """Which of the samples held out validate, the others being the test set: int64 ``[N // 2]``, ascending."""
+    """Which of the samples held out validate, the others being the test set: int64 [N // 2], ascending."""
     return draw(HALF_KEY, total, total // 2)
 
 

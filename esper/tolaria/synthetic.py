@@ -37,7 +37,7 @@ def synthetic(
       seed: which dataset of this kind, in ``[0, 2**64)``.
 
     Returns:
-      Inputs float32 ``[num_train, *input_shape]`` and so on.
+      Inputs float32 [num_train, *input_shape] and so on.
 
     Raises:
       DatasetError: an argument is out of its range.

@@ -137,5 +137,5 @@ def _read_names(path: Path) -> tuple[str, ...]:
 
 
 def _part(records: np.ndarray) -> StoredPart:
-    """The part of records uint8 ``[N, RECORD]``; its inputs are a view."""
+    """The part of records uint8 [N, RECORD]; its inputs are a view."""
     return StoredPart(records[:, 1:].reshape(-1, *SHAPE), records[:, 0].astype(np.int64))

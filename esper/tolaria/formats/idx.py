@@ -62,20 +62,20 @@ def idx(where: str | os.PathLike[str] | IdxFiles, num_classes: int = NUM_CLASSES
     """MNIST, or a dataset in its format: ``t10k-*`` is the test set, a tenth of ``train-*`` validates.
 
     MNIST, Fashion-MNIST, KMNIST: 54,000 samples train, 6,000 validate, 10,000 are the test set.
-    Inputs are float32 ``[N, 1, rows, columns]``, standardised by the training part
-    (``esper.tolaria.formats.source.standardise``).
+    Inputs are float32 [N, 1, rows, columns], standardised by the training part
+    (``standardise``).
 
     Args:
       where: the folder of ``{train,t10k}-images-idx3-ubyte`` and ``{train,t10k}-labels-idx1-ubyte`` (``.idx`` for
-          ``-idx`` and a further ``.gz`` are allowed; of several spellings the first in the order ``-``, ``.``,
-          ``-`` with gz, ``.`` with gz is read), or the four files.
+        ``-idx`` and a further ``.gz`` are allowed; of several spellings the first in the order ``-``, ``.``,
+        ``-`` with gz, ``.`` with gz is read), or the four files.
       num_classes: labels are below it; 10 for MNIST, Fashion-MNIST and KMNIST.
 
     Raises:
       DatasetError: a file is missing; a magic number is not that of images or labels; the size of a file is not
-          what its header says; gzip data are damaged or hold more or less than their header says; images and
-          labels, or training and test images, do not belong together; a label is no class; all pixels of the
-          training part are equal.
+        what its header says; gzip data are damaged or hold more or less than their header says; images and
+        labels, or training and test images, do not belong together; a label is no class; all pixels of the
+        training part are equal.
     """
     return build(read_idx_dataset(where if isinstance(where, IdxFiles) else as_path(where), num_classes))
 

@@ -54,23 +54,23 @@ def npz(path: str | os.PathLike[str], num_classes: int | None = None) -> Dataset
 
     Inputs have one of three forms, the same in all parts:
 
-    - uint8 ``[N, C, H, W]`` or ``[N, H, W]`` (one channel): pixels, standardised per channel by the training part
-      (``esper.tolaria.formats.source.standardise``);
-    - float16, float32 or float64 ``[N, *shape]``: used as they are, as float32;
-    - other integers ``[N, T]``: tokens, as int64, with targets ``[N, T]``.
+    - uint8 [N, C, H, W] or [N, H, W] (one channel): pixels, standardised per channel by the training part
+      (``standardise``);
+    - float16, float32 or float64 [N, *shape]: used as they are, as float32;
+    - other integers [N, T]: tokens, as int64, with targets [N, T].
 
-    Targets are integers ``[N]``.
+    Targets are integers [N].
 
     Args:
       path: the archive. Nothing in it is unpickled.
       num_classes: number of classes; None = the array ``num_classes`` (an integer without axes) if there is one,
-          else 1 + the largest of the training targets (and tokens).
+        else 1 + the largest of the training targets (and tokens).
 
     Raises:
       DatasetError: the archive is damaged, encrypted or packed by another method than DEFLATE; an array is
-          missing, holds objects or another type than its own, or declares a size that is not the one it has; a label,
-          token or number is out of range; a part is too small to be split; what
-          ``esper.tolaria.data.validate`` refuses.
+        missing, holds objects or another type than its own, or declares a size that is not the one it has; a label,
+        token or number is out of range; a part is too small to be split; what
+        ``validate`` refuses.
     """
     return build(read_npz(as_path(path), num_classes))
 

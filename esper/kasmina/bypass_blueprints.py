@@ -16,7 +16,9 @@ once behind each of the first blocks, and behind the last as often as is left. B
 (``esper.kasmina.cnn``), with running statistics of its own; group norm has groups of 8 channels or a few more, so that
 the mean over positions behind it still says something.
 
-Two blocks of 8 and 16 channels with batch norm reach 98 % on ``digits`` in 400 steps, whether trained alone or grown.
+Grown on ``digits`` from image to logits, by their own objective, in 400 steps (12 environments, 16 of the second; the
+host alone: 59): conv4x2 94.9, conv8x2 98.3, conv16x2 98.8, conv8x2_group 96.8, probe 97.9 % of validation samples. Two
+blocks of 8 and 16 channels trained alone: 98.3.
 """
 
 from functools import partial

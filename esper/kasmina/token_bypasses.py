@@ -38,7 +38,9 @@ from esper.kasmina.transformer import (
 from esper.leyline.config import ConfigError
 
 EMBEDDING_STD = 0.1
-"""Standard deviation of token and position embeddings at the start."""
+"""Standard deviation of token and position embeddings at the start. ``transformer32x1`` grown on ``chars`` from tokens
+to logits ends at 48.9 % with 0.02, 50.7 with 0.1, 48.3 with 1 (Adam at 0.005, 3 environments each).
+"""
 
 
 def _fits(source: Site, target: Site) -> bool:

@@ -12,11 +12,11 @@ from esper.kasmina.cnn import cnn_host
 from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
 from esper.kasmina.seeding import draw_seeds, place_seeds
 from esper.leyline.actions import Blend
-from esper.leyline.config import Precision, SampleOrder
+from esper.leyline.config import Isolation, Precision, SampleOrder
 from esper.leyline.stages import ACTIVE, ISOLATED, Stage, is_in
 from esper.leyline.state import State
-from esper.runtime.tasks import digits
-from esper.tolaria import data
+from esper.runtime.tasks import digits_v1
+from esper.tolaria.synthetic import synthetic
 from esper.tolaria.training import sample_indices
 
 GATE_STEPS = 50
@@ -29,13 +29,14 @@ def cifar() -> esper.Task:
     The rates are low, so that within the gate's steps rounding in float32 does not grow beyond its tolerance: at 0.02,
     torch.nn in float32 is 4e-4 away from torch.nn in float64 after 52 steps, at 0.002 it is 2e-5.
     """
-    dataset = data.synthetic((3, 32, 32), num_train=1024, num_val=256)
+    dataset = synthetic((3, 32, 32), num_train=1024, num_val=256)
     host = cnn_host(dataset.input_shape, dataset.num_classes, num_blocks=3, base_channels=8)
     settings = {"slots": (0, 1, 2), "steps_per_epoch": 4, "host_lr": 0.002, "seed_lr": 0.002}
+    settings["isolation"] = Isolation.STRAIGHT_THROUGH
     return esper.Task("cifar", host, CONV_BLUEPRINTS, dataset, settings)
 
 
-SHAPES = {"digits": digits, "cifar": cifar}
+SHAPES = {"digits": digits_v1, "cifar": cifar}
 
 
 class WorkloadConfig(NamedTuple):
@@ -81,7 +82,7 @@ def export(engine: Engine, state: State, config: WorkloadConfig) -> Workload:
     """An Esper state as plain numbers."""
     dataset, slots = engine.data, state.slots
     epochs = -(-GATE_STEPS // engine.config.steps_per_epoch)
-    orders = [sample_indices(engine.config, at_epoch(state, e), len(dataset.train_targets)) for e in range(epochs)]
+    orders = [sample_indices(engine.config, at_epoch(state, e), dataset.train.size) for e in range(epochs)]
     indices = torch.stack(orders).unsqueeze(1) if config.shared else torch.stack(orders)
     kind = torch.where(is_in(slots.stage, ACTIVE), slots.blueprint, -1)
     seeds = tuple(
@@ -93,10 +94,10 @@ def export(engine: Engine, state: State, config: WorkloadConfig) -> Workload:
     )
     return Workload(
         structure=_structure(engine, config),
-        train_inputs=dataset.train_inputs.numpy(),
-        train_targets=dataset.train_targets.numpy(),
-        val_inputs=dataset.val_inputs.numpy(),
-        val_targets=dataset.val_targets.numpy(),
+        train_inputs=dataset.train.inputs.numpy(),
+        train_targets=dataset.train.targets.numpy(),
+        val_inputs=dataset.validation.inputs.numpy(),
+        val_targets=dataset.validation.targets.numpy(),
         indices=indices.numpy(),
         kind=kind.numpy(),
         training=is_in(slots.stage, (Stage.TRAINING,)).numpy(),

@@ -212,7 +212,7 @@ def study(name: str, envs: int, backend: str, seed: int, overrides: dict[str, An
 def main() -> None:
     """Study the tasks and write what was found."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tasks", default="digits,digits_deep", help="presets with commas between")
+    parser.add_argument("--tasks", default="digits_v1,digits_deep", help="presets with commas between")
     parser.add_argument("--envs", type=int, default=48)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--backend", choices=CHOICES, default="auto")

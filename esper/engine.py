@@ -11,7 +11,7 @@ from esper.kasmina.slot_table import take_table
 from esper.kasmina.structure import Structure, seed_sizes
 from esper.leyline.actions import Codec
 from esper.leyline.config import Config
-from esper.leyline.events import Transition
+from esper.leyline.events import Performance, Transition
 from esper.leyline.hypers import HyperParams
 from esper.leyline.learners import Learners, Weights, learners_of, parts, with_learners
 from esper.leyline.state import Snapshot, State, lock
@@ -20,7 +20,7 @@ from esper.tamiyo.interface import Interface
 from esper.tamiyo.observation import column_names, observe
 from esper.tezzeret.backend import Backend
 from esper.tolaria.data import Dataset
-from esper.tolaria.evaluation import evaluate
+from esper.tolaria.evaluation import evaluate, measure
 from esper.tolaria.governor import govern, initial_governor
 from esper.tolaria.signals import initial_signals, update_signals
 from esper.tolaria.training import train_epoch
@@ -39,7 +39,7 @@ def init(structure: Structure, data: Dataset, seed: int, numbers: Tensor | None 
     Returns:
       state, batch [E]: hosts drawn anew, every slot DORMANT, nothing seen, the snapshot holding this very state.
     """
-    config, device = structure.config, data.train_inputs.device
+    config, device = structure.config, data.train.inputs.device
     if numbers is None:
         numbers = torch.arange(config.num_envs, device=device)
     count = numbers.shape[0]
@@ -85,7 +85,7 @@ def step(
       backend: how they are run.
       hypers: numbers.
       state: [E].
-      data: the task.
+      data: the task; its test part is not read.
       action: int64 [E]; indices into ``structure.codec``.
 
     Returns:
@@ -161,8 +161,8 @@ class Engine:
         return f"Engine({self.structure.host.name}, {self.config.num_envs} environments, {self.backend.name})"
 
     def describe(self) -> tuple[str, ...]:
-        """What runs where, a line each; see ``Backend.describe``."""
-        return self.backend.describe()
+        """What runs where, a line each (see ``Backend.describe``); the last says what data there are."""
+        return (*self.backend.describe(), self.data.describe())
 
     @property
     def config(self) -> Config:
@@ -184,6 +184,11 @@ class Engine:
         if action.shape != (num_envs,):
             raise ValueError(f"step: action {list(action.shape)}; expected [{num_envs}], one for each environment")
         return step(self.structure, self.backend, self.hypers, state, self.data, action)
+
+    def test(self, state: State) -> Performance:
+        """Loss and accuracy [E] on the test part, of every network as it stands: for reports, never for decisions."""
+        self._fit(state)
+        return measure(self.backend, self.hypers, state, self.data.test)
 
     def reset(self, state: State, fresh: Tensor, seed: int, numbers: Tensor | None = None) -> State:
         """Start some environments anew; see ``esper.engine.reset``."""

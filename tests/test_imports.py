@@ -194,3 +194,20 @@ def test_the_definition_stops_no_gradient_and_writes_nothing_in_place():
         for node in ast.walk(tree_of(path)):
             assert not (isinstance(node, ast.Attribute) and node.attr in STOPS), f"{path.name}:{node.lineno}"
     assert len(definition) > 8 and len(modules) > 10
+
+
+SECTION = re.compile(r"^( *)(Args|Returns|Raises|Attributes):\n( *)", re.MULTILINE)
+
+
+def test_docstrings_have_one_style():
+    """What a section holds stands two columns to its right; names of code are between double backquotes, no roles."""
+    checked = 0
+    for module, path in MODULES.items():
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
+                text = ast.get_docstring(node, clean=False) or ""
+                assert not re.search(r":\w+:`", text), f"{module}: {node}"
+                for margin, section, indent in SECTION.findall(text):
+                    assert len(indent) == len(margin) + 2, f"{module}: {section} in {text[:50]!r}"
+                    checked += 1
+    assert checked > 300

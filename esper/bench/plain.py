@@ -238,10 +238,10 @@ def validate(engine: Engine, state: State, env: int) -> Validation:
     """Validate one environment, and again with every active slot switched by hand."""
     one = Single(engine, state, env)
     measured = [slot for slot, stage in enumerate(one.stages) if stage in ACTIVE]
-    targets, objective = one.data.val_targets.unsqueeze(0), one.structure.objective
+    targets, objective = one.data.validation.targets.unsqueeze(0), one.structure.objective
 
     def through(alphas: list[float]) -> Tensor:
-        return one.outputs(one.data.val_inputs.unsqueeze(0), alphas)[0]
+        return one.outputs(one.data.validation.inputs.unsqueeze(0), alphas)[0]
 
     def per_sample(values: Tensor) -> Tensor:
         return values[0].reshape(values.shape[1], -1).mean(1)

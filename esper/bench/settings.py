@@ -41,7 +41,7 @@ class Asked:
     dtype: str = Precision.FLOAT32.value
     backend: str = "auto"
     repeat: int = REPEAT
-    task: str = "digits"
+    task: str = "digits_v1"
     quick: bool = False
     probe: bool = True
     json: Path | None = None
@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     actions = parser.add_subparsers(dest="action", required=True, metavar="list | run | compare")
     for name, text in (("list", "name the cases and their units of work"), ("run", "check and time cases")):
         each = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
-        each.add_argument("--task", choices=tuple(TASKS), default="digits", help="preset (default: digits)")
+        each.add_argument("--task", choices=tuple(TASKS), default="digits_v1", help="preset (default: digits_v1)")
         if name == "run":
             _add_run_flags(each)
     both = actions.add_parser("compare", help="two files of run --json", allow_abbrev=False)

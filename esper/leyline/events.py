@@ -47,6 +47,13 @@ class Evaluation(NamedTuple):
     measured: Tensor  # bool [E, S]
 
 
+class Performance(NamedTuple):
+    """How well networks do on samples."""
+
+    loss: Tensor  # [E]; nats
+    accuracy: Tensor  # [E]; pp
+
+
 class Life(NamedTuple):
     """Stages before and after the clock."""
 

@@ -24,10 +24,11 @@ class TableColumn(NamedTuple):
 
 
 COLUMNS = {
-    "accuracy": TableColumn("accuracy %", "pp, final validation accuracy", 1),
-    "best": TableColumn("best %", "pp, best validation accuracy", 1, of_tokens=False),
-    "bits": TableColumn("bits", "bits per token, final validation", 3, of_tokens=True),
-    "perplexity": TableColumn("perplexity", "final validation", of_tokens=True),
+    "test_accuracy": TableColumn("test %", "pp, accuracy at the end on the test part", 1),
+    "val_accuracy": TableColumn("validation %", "pp, last validation accuracy", 1),
+    "test_bits": TableColumn("test bits", "bits per token at the end on the test part", 3, of_tokens=True),
+    "val_bits": TableColumn("val. bits", "bits per token, last validation", 3, of_tokens=True),
+    "test_perplexity": TableColumn("perplexity", "at the end on the test part", of_tokens=True),
     "total_reward": TableColumn("return", "undiscounted"),
     "added": TableColumn("added", "parameters in seeds at the end", 0),
     "germinated": TableColumn("germinated", "seeds"),
@@ -35,7 +36,9 @@ COLUMNS = {
     "culled": TableColumn("culled", "seeds"),
     "rollbacks": TableColumn("rollbacks", "count"),
 }
-"""Fields of ``Outcome`` that are averaged and compared, in the order of the tables."""
+"""Fields of ``Outcome`` that are averaged and compared, in the order of the tables; also their names in the JSON
+reports. What is reported comes first: the test part's figures. Decisions were made on the validation's beside them.
+"""
 
 DOMINANT, COLLAPSED = 0.9, 0.05
 """Share of one operation, and entropy in nats of the mix of operations, beyond which a reader is warned."""
@@ -53,10 +56,11 @@ def compare(
       note: told what is going on.
 
     Returns:
-      the report, JSON-able, and the outcomes. Per policy the report holds the mean and 95 % half-width of every
-      column, its shares of the operations as a whole and by third of the episode, the entropy of that mix and of the
-      policy itself, the survival of its seeds, the calibration of its values, and red flags; per other policy the
-      paired differences of the first policy to it. None stands for what is undefined.
+      the report, JSON-able, and the outcomes. Of the data it holds name, sizes and split. Per policy it holds the mean
+      and 95 % half-width of every column (``COLUMNS`` has names and units), its shares of the operations as a whole and
+      by third of the episode, the entropy of that mix and of the policy itself, the survival of its seeds, the
+      calibration of its values, and red flags; per other policy the paired differences of the first policy to it. None
+      stands for what is undefined.
     """
     outcomes, tokens = [], scene.engine.data.has_tokens
     names = [name for name, column in COLUMNS.items() if column.of_tokens in (None, tokens)]
@@ -66,6 +70,7 @@ def compare(
     rules = scene.rules
     report = {
         "task": rules.task,
+        "data": scene.engine.data.record(),
         "num_envs": scene.engine.config.num_envs,
         "horizon": scene.engine.config.horizon,
         "seed": seed,

@@ -21,14 +21,14 @@ def data_check(arguments: Sequence[str], out: TextIO = sys.stdout) -> None:
     """Run ``check PATH [--classes N] [--json]``: list the files, load the dataset as training would, report it.
 
     Args:
-        arguments: words after ``esper data``.
-        out: where the report goes: lines, or one JSON object with ``path``, ``files``, ``format``, ``ok``, ``error``
-            and ``report`` (the fields of :class:`~esper.tolaria.formats.detect.DatasetReport`, or null).
+      arguments: words after ``esper data``.
+      out: where the report goes: lines, or one JSON object with ``path``, ``files``, ``format``, ``ok``, ``error``
+        and ``report`` (the fields of ``DatasetReport``, or null).
 
     Raises:
-        SettingsError: the words are not as above.
-        DatasetError: the dataset does not load. What was found is reported before.
-        SystemExit: ``--help``.
+      SettingsError: the words are not as above.
+      DatasetError: the dataset does not load. What was found is reported before.
+      SystemExit: ``--help``.
     """
     given = _parse(arguments)
     facts: dict[str, Any] = {"path": given.path, "files": [], "format": None}
@@ -72,13 +72,14 @@ def _show_files(path: Path, files: tuple[Listed, ...]) -> list[str]:
 
 def _show_report(report: DatasetReport) -> list[str]:
     lines = [f"format {report.format}, read: {', '.join(report.used)}"]
+    lines += [f"split       {report.split}"] if report.split else []
     for part in report.parts:
         shape = "x".join(map(str, part.shape))
         unit = f"records of {part.dtype} {shape}" if part.counts else f"characters, {report.num_classes} different"
         values = f"values {part.low:g} to {part.high:g}" if part.counts else f"U+{part.low:04X} to U+{part.high:04X}"
-        lines.append(f"{part.name:<5}  {part.records:,} {unit}, {values}")
+        lines.append(f"{part.name:<10}  {part.records:,} {unit}, {values}")
         if part.counts:
-            lines.append(f"       {report.num_classes} classes: {_show_counts(report, part)}")
+            lines.append(f"{'':<10}  {report.num_classes} classes: {_show_counts(report, part)}")
     return lines
 
 

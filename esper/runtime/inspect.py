@@ -54,10 +54,13 @@ def inspect(settings: InspectSettings, out: TextIO = sys.stdout) -> dict[str, An
         raise SettingsError("--policy learned: needs a run; expected --run DIRECTORY")
     scene = build_scene(settings.rules(loaded), settings.env + 1, settings.backend)
     policy = next(policy for policy in policies_of(scene, loaded, settings.greedy) if policy.name == name)
-    trace = rollout(scene.engine, policy, settings.seed, scene.mode, scene.params)[1].trace
+    outcome = rollout(scene.engine, policy, settings.seed, scene.mode, scene.params)[1]
+    trace = outcome.trace
+    tested = {"test_accuracy": outcome.test_accuracy, "test_loss": outcome.test_loss}
     story = _heading(settings, scene, loaded, name) | {
         "decisions": [decision(trace, scene.engine.codec, t, settings.env) for t in range(trace.length)],
-        "end": situation(trace, scene.engine.codec, trace.length, settings.env),
+        "end": situation(trace, scene.engine.codec, trace.length, settings.env)
+        | {name: float(column[settings.env]) for name, column in tested.items()},
     }
     out.write(json.dumps(story) + "\n" if settings.json else tell(story))
     return story
@@ -73,6 +76,7 @@ def _heading(settings: InspectSettings, scene: Scene, loaded: Checkpoint | None,
         "round": None if loaded is None else loaded.table["done"],
         "reward": scene.rules.reward,
         "horizon": scene.engine.config.horizon,
+        "slots": list(scene.engine.structure.slot_names),
     }
 
 
@@ -82,10 +86,10 @@ def situation(trace: Trace, codec: Codec, decision: int, env: int) -> dict[str, 
     if t < 0:
         empty = {"stage": Stage.DORMANT.name, "blueprint": None, "alpha": 0.0, "effect": None, "effect_error": None}
         slots = [{"slot": slot, **empty} for slot in range(num_slots)]
-        return {"accuracy": None, "loss": None, "slots": slots}
+        return {"val_accuracy": None, "val_loss": None, "slots": slots}
     return {
-        "accuracy": float(trace.accuracy[t, env]),
-        "loss": float(trace.loss[t, env]),
+        "val_accuracy": float(trace.accuracy[t, env]),
+        "val_loss": float(trace.loss[t, env]),
         "slots": [_slot(trace, codec, t, env, slot) for slot in range(num_slots)],
     }
 
@@ -118,8 +122,8 @@ def decision(trace: Trace, codec: Codec, t: int, env: int) -> dict[str, Any]:
         "failed_checks": [CHECK_TEXT[check] for check in Check if failed & check],
         "verdict": None if verdict is Verdict.CALM else VERDICT_TEXT[verdict],
         "rolled_back": bool(trace.rolled_back[here]),
-        "accuracy": float(trace.accuracy[here]),
-        "loss": float(trace.loss[here]),
+        "val_accuracy": float(trace.accuracy[here]),
+        "val_loss": float(trace.loss[here]),
         "reward": float(trace.reward[here]),
         "terms": dict(zip(trace.term_names, trace.terms[here].tolist(), strict=True)),
     }
@@ -150,6 +154,9 @@ def tell(story: dict[str, Any]) -> str:
     ]
     if story["policy"] == "learned":
         lines.append(f"policy of {story['run']} after round {story['round']}")
+    if story["slots"]:
+        words = f"slots: {', '.join(f'{slot} {name}' for slot, name in enumerate(story['slots']))}"
+        lines += wrap(words, COLUMNS, subsequent_indent="  ")
     for row in story["decisions"]:
         lines += ["", *_tell_before(f"decision {row['epoch']}", row["before"]), *_tell_decision(row)]
     total = sum(row["reward"] for row in story["decisions"])
@@ -158,10 +165,14 @@ def tell(story: dict[str, Any]) -> str:
 
 
 def _tell_before(title: str, row: dict[str, Any]) -> list[str]:
-    seen = "" if row["accuracy"] is None else f"accuracy {row['accuracy']:.1f} %   loss {row['loss']:.3f}"
+    seen = (
+        [] if row["val_accuracy"] is None else [f"validation {row['val_accuracy']:.1f} %   loss {row['val_loss']:.3f}"]
+    )
+    if "test_accuracy" in row:
+        seen.insert(0, f"test {row['test_accuracy']:.1f} %   loss {row['test_loss']:.3f}")
     dormant = [str(slot["slot"]) for slot in row["slots"] if slot["stage"] == Stage.DORMANT.name]
     empty = f"dormant: slot {', '.join(dormant)}" if dormant else ""
-    lines = [f"{title:<14}{'   '.join(word for word in (seen, empty) if word)}".rstrip()]
+    lines = [f"{title:<14}{'   '.join(word for word in (*seen, empty) if word)}".rstrip()]
     for slot in row["slots"]:
         if slot["stage"] == Stage.DORMANT.name:
             continue

@@ -26,22 +26,30 @@ def sample(outcome: Outcome) -> list[tuple[str, int]]:
     return [(name, env) for env, name in chosen.items()]
 
 
-def episode_section(outcome: Outcome, blueprints: tuple[str, ...]) -> Markup:
-    """Sample episodes as swimlanes."""
+def episode_section(outcome: Outcome, blueprints: tuple[str, ...], slots: tuple[str, ...]) -> Markup:
+    """Sample episodes as swimlanes; ``slots`` says where they are."""
     stages = [(f"s-{stage.name.lower()}", f"{INITIAL[stage]} {stage.name.lower()}") for stage in SHOWN]
     meanings = [f"{stage.name.lower()}: {STAGES[stage].says}" for stage in SHOWN]
     parts = [page.legend(stages), page.details("What the stages mean", page.bullets(meanings))]
     for name, env in sample(outcome):
+        earned, test, validation = (
+            float(column[env]) for column in (outcome.total_reward, outcome.test_accuracy, outcome.val_accuracy)
+        )
         title = (
-            f"Environment {env} ({name} by return): return {float(outcome.total_reward[env]):.2f}, "
-            f"final accuracy {float(outcome.accuracy[env]):.1f} %"
+            f"Environment {env} ({name} by return): return {earned:.2f}, test accuracy {test:.1f} %, "
+            f"validation {validation:.1f} %"
         )
         parts.append(page.figure(title, swimlanes(outcome.trace, outcome.seeds, env, blueprints, title)))
     remark = (
         f"Episodes of {outcome.policy}, ranked by return. A lane is a slot; a block is a stage, from the decision that "
-        "began it. The name is the blueprint of the seed."
+        "began it. The name is the blueprint of the seed. " + " ".join(_place(*slot) for slot in enumerate(slots))
     )
     return page.section("Episodes", page.paragraph(remark, kind="remark"), *parts)
+
+
+def _place(slot: int, name: str) -> str:
+    source, colon, target = name.partition(":")
+    return f"Slot {slot} is a bypass from {source} to {target}." if colon else f"Slot {slot} is at {source}."
 
 
 def action_section(mixes: Sequence[tuple[str, list[Series]]], legend: Markup) -> Markup:

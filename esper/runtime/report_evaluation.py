@@ -6,10 +6,10 @@ from esper.nissa import page
 from esper.nissa.charts import Interval, identity_chart, interval_chart
 from esper.nissa.markup import Markup
 from esper.runtime.compare import COLUMNS, columns_of, with_error
-from esper.runtime.table import number
+from esper.runtime.table import number, samples
 
 CHARTED = {
-    "accuracy": ("Final accuracy", "validation accuracy, %", "percentage points"),
+    "test_accuracy": ("Test accuracy at the end", "test accuracy, %", "percentage points"),
     "total_reward": ("Return", "undiscounted return", "undiscounted return"),
 }
 """Columns that are drawn: title, unit, and unit of a difference."""
@@ -20,16 +20,21 @@ def headline(evaluation: dict[str, Any]) -> Markup:
     policies, others = evaluation["policies"], evaluation["first_minus"]
     first = next(iter(policies))
     entries = [
-        ("final accuracy, " + first, with_error("accuracy", policies[first]["accuracy"]) + " %", "mean, 95 % interval")
+        (f"test accuracy, {first}", _shown("test_accuracy", policies[first]) + " %", "mean, 95 % interval"),
+        (f"validation accuracy, {first}", _shown("val_accuracy", policies[first]) + " %", "mean, 95 % interval"),
     ]
     for name, row in others.items():
-        remark = f"percentage points of final accuracy; return {with_error('total_reward', row['total_reward'], '+')}"
-        entries.append((f"{first} minus {name}", with_error("accuracy", row["accuracy"], "+"), remark))
+        remark = f"percentage points of test accuracy; return {_shown('total_reward', row, '+')}"
+        entries.append((f"{first} minus {name}", _shown("test_accuracy", row, "+"), remark))
     flags = policies[first]["red_flags"]
     warned = page.bullets([f"{first}: {flag}" for flag in flags], kind="flags") if flags else Markup("")
     theirs = "; ".join(f"{name}: {flag}" for name in others for flag in policies[name]["red_flags"])
     remark = f"{'' if flags else f'No red flags for {first}. '}Of the baselines: {theirs or 'none'}."
     return Markup(page.tiles(entries) + warned + page.paragraph(remark, kind="remark"))
+
+
+def _shown(name: str, row: dict[str, Any], sign: str = "") -> str:
+    return with_error(name, row[name], sign)
 
 
 def evaluation_section(evaluation: dict[str, Any]) -> Markup:
@@ -47,12 +52,12 @@ def evaluation_section(evaluation: dict[str, Any]) -> Markup:
         charts.append(page.figure(paired, interval_chart(paired, f"difference, {gap}", gaps, mark=0.0)))
     columns = columns_of(evaluation)
     heads = ["policy", *(COLUMNS[name].head for name in columns)]
-    means_table = [[policy, *(with_error(name, row[name]) for name in columns)] for policy, row in policies.items()]
-    gaps_table = [[policy, *(with_error(name, row[name], "+") for name in columns)] for policy, row in others.items()]
+    means_table = [[policy, *(_shown(name, row) for name in columns)] for policy, row in policies.items()]
+    gaps_table = [[policy, *(_shown(name, row, "+") for name in columns)] for policy, row in others.items()]
     remark = (
         f"{evaluation['num_envs']} environments from seed {evaluation['seed']}, {evaluation['horizon']} decisions "
         "each. Training never used these seeds, and every policy met the same hosts and the same data, so "
-        "differences are paired."
+        f"differences are paired. Networks at the end were {samples(evaluation)}."
     )
     return page.section(
         "Against the baselines",

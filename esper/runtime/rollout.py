@@ -25,10 +25,12 @@ class Outcome(NamedTuple):
     """One episode of every environment under one policy; [E] each unless said."""
 
     policy: str
-    accuracy: Tensor  # pp; final validation accuracy
-    best: Tensor  # pp; best validation accuracy
-    bits: Tensor  # final validation loss, bits per prediction
-    perplexity: Tensor  # the same as a number of equally likely outcomes
+    test_accuracy: Tensor  # pp; of the network at the end, on samples that nothing else reads
+    val_accuracy: Tensor  # pp; last validation accuracy, which the last reward was made of
+    test_loss: Tensor  # nats; of the network at the end
+    test_bits: Tensor  # the same in bits per prediction
+    val_bits: Tensor  # last validation loss, bits per prediction
+    test_perplexity: Tensor  # the test loss as a number of equally likely outcomes
     total_reward: Tensor  # undiscounted return
     added: Tensor  # parameters in seeds at the end
     germinated: Tensor  # seeds germinated, by GERMINATE or CHANGE_BLUEPRINT
@@ -60,10 +62,10 @@ def rollout(
       progress: where a line per five epochs goes, if anywhere.
 
     Returns:
-      the final state and the outcome.
+      the final state and the outcome. The test part is read once, after the last decision.
     """
     start, config = time.perf_counter(), engine.config
-    numbers = build_reward_params({}, config, engine.data.train_inputs.device) if params is None else params
+    numbers = build_reward_params({}, config, engine.data.train.inputs.device) if params is None else params
     state, memory = engine.init(seed), policy.init(config.num_envs)
     keys = rng.fold_in(rng.fold_in(rng.key(seed), ROLLOUT_STREAM), torch.arange(config.num_envs)).to(state.key.device)
     frames, diagnostics, names = [], [], tuple[str, ...]()
@@ -78,11 +80,12 @@ def rollout(
             diagnostics.append(record_diagnostics(decision.action, *decision.diagnostics))
         if progress is not None and ((number + 1) % 5 == 0 or number + 1 == config.horizon):
             accuracy, elapsed = float(state.signals.val_accuracy.mean()), time.perf_counter() - start
-            line = f"  epoch {number + 1:3d}/{config.horizon}  accuracy {accuracy:5.1f} %  {elapsed:5.0f} s\n"
+            line = f"  epoch {number + 1:3d}/{config.horizon}  validation {accuracy:5.1f} %  {elapsed:5.0f} s\n"
             progress.write(line)
             progress.flush()
     trace = stack(frames, names, diagnostics)
-    return state, _outcome(engine, policy.name, state, trace, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return state, _outcome(engine, policy.name, state, trace, seconds)
 
 
 def _policy_input(engine: Engine, state: State, keys: Tensor) -> PolicyInput:
@@ -90,17 +93,19 @@ def _policy_input(engine: Engine, state: State, keys: Tensor) -> PolicyInput:
 
 
 def _outcome(engine: Engine, name: str, state: State, trace: Trace, seconds: float) -> Outcome:
-    seeds = lives(trace)
+    seeds, test = lives(trace), engine.test(state)
 
     def per_env(which: Tensor) -> Tensor:
         return torch.bincount(seeds.env[which], minlength=engine.config.num_envs)
 
     return Outcome(
         policy=name,
-        accuracy=state.signals.val_accuracy.cpu(),
-        best=state.signals.best_accuracy.cpu(),
-        bits=bits(state.signals.val_loss).cpu(),
-        perplexity=perplexity(state.signals.val_loss).cpu(),
+        test_accuracy=test.accuracy.cpu(),
+        val_accuracy=state.signals.val_accuracy.cpu(),
+        test_loss=test.loss.cpu(),
+        test_bits=bits(test.loss).cpu(),
+        val_bits=bits(state.signals.val_loss).cpu(),
+        test_perplexity=perplexity(test.loss).cpu(),
         total_reward=trace.reward.double().sum(0),
         added=seed_sizes(engine.structure, state.slots).sum(1).cpu(),
         germinated=per_env(seeds.born >= 0),

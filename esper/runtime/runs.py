@@ -1,8 +1,9 @@
 """Run directories: what a training run leaves behind, and how it is taken up again.
 
-``config.json`` holds the settings, ``resolved.json`` every number in force by task, ``versions.json`` what it ran on,
-``metrics.jsonl`` a line per round, ``checkpoint.npz`` the learner after the last round, ``best.npz`` the learner after
-the round that ended the best ``SMOOTHING`` rounds in a row, ``evaluation.json`` and ``report.html`` what came of it.
+``config.json`` holds the settings, ``resolved.json`` every number in force and the parts of the data by task,
+``versions.json`` what it ran on, ``metrics.jsonl`` a line per round (validation accuracies and losses: no round reads
+the test part), ``checkpoint.npz`` the learner after the last round, ``best.npz`` the learner after the round that ended
+the best ``SMOOTHING`` rounds in a row, ``evaluation.json`` and ``report.html`` what came of it, on the test part.
 """
 
 import json
@@ -159,7 +160,8 @@ def resolved(scene: Scene) -> dict[str, Any]:
     return {
         "host": {"name": structure.host.name, "parameters": structure.host.num_params},
         "blueprints": [blueprint.name for blueprint in structure.blueprints],
-        "backend": list(scene.engine.describe()),
+        "backend": list(scene.engine.backend.describe()),
+        "data": scene.engine.data.record(),
         "config": json.loads(json.dumps(config, default=lambda member: member.value)),
         "hypers": leaves(scene.engine.hypers),
         "rewards": leaves(scene.params),

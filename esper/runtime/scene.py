@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 from esper.engine import Engine
+from esper.leyline.actions import Blend
 from esper.leyline.config import Config, ConfigError
 from esper.leyline.hypers import numbers
 from esper.runtime.build import make
@@ -36,7 +37,8 @@ class Rules:
     Attributes:
       task: name of a preset, or a kind of dataset and its path.
       horizon: decisions per episode; 0 = the preset's.
-      engine: values of ``Config`` and ``HyperParams`` by name; enumerations by their words.
+      engine: values of ``Config`` and ``HyperParams`` by name; enumerations by their words, and tuples of words or
+        numbers with + between them, such as ``slots=0+input:logits``.
       reward: mode.
       rewards: values of ``RewardParams`` by name, but for gamma.
       gamma: discount per decision, of learner and shaping alike.
@@ -91,7 +93,7 @@ def build_scene(rules: Rules, num_envs: int, backend: str) -> Scene:
     engine_numbers, reward_numbers = dict(rules.engine), dict(rules.rewards)
     if "gamma" in reward_numbers:
         raise SettingsError("--rewards: gamma: is a setting of its own (--gamma), which learner and shaping share")
-    overrides = _enumerations(engine_numbers) | ({"horizon": rules.horizon} if rules.horizon else {})
+    overrides = _meant(engine_numbers) | ({"horizon": rules.horizon} if rules.horizon else {})
     try:
         task = named(rules.task)
         engine = make(task, num_envs, backend=backend, **overrides)
@@ -104,8 +106,10 @@ def build_scene(rules: Rules, num_envs: int, backend: str) -> Scene:
     return Scene(rules, engine, RewardMode(rules.reward), params)
 
 
-def _enumerations(given: dict[str, Value]) -> dict[str, Any]:
-    """Words of ``Config``'s enumerations as their members; the other values as they are."""
+def _meant(given: dict[str, Value]) -> dict[str, Any]:
+    """Words of ``Config``'s enumerations as their members, lists such as ``0+input:logits`` as tuples of theirs; the
+    other values as they are.
+    """
     hints, found = get_type_hints(Config), dict[str, Any]()
     for name, value in given.items():
         if name in OWN_FLAGS or name == "device":
@@ -116,9 +120,20 @@ def _enumerations(given: dict[str, Value]) -> dict[str, Any]:
             if value not in words:
                 raise SettingsError(f"--engine: {name} = {value!r}: expected {' or '.join(words)}")
             found[name] = kind(value)
+        elif name == "slots":
+            found[name] = tuple(int(word) if word.isdecimal() else word for word in str(value).split("+"))
+        elif name == "blends":
+            found[name] = tuple(_blend(word) for word in str(value).split("+"))
         else:
             found[name] = value
     return found
+
+
+def _blend(word: str) -> Blend:
+    known = {blend.name.lower(): blend for blend in Blend}
+    if word not in known:
+        raise SettingsError(f"--engine: blends: {word!r}: expected some of {', '.join(known)}, with + between")
+    return known[word]
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,14 @@ def _outcomes(report: dict[str, Any]) -> str:
         f"{report['task']}, {report['num_envs']} environments from seed {report['seed']}, {report['horizon']} decisions"
         f", reward {report['reward']}; mean ± 95 % half-width\n"
     )
+    heading += samples(report) + "\n"
     return "".join([heading, *lines[:count], f"\npaired differences, {first} minus\n", *lines[count:]])
+
+
+def samples(report: dict[str, Any]) -> str:
+    """Which samples the accuracies are of."""
+    sizes = report["data"]["samples"]
+    return f"tested on {sizes['test']:,} samples that nothing else reads; decisions saw {sizes['validation']:,} others"
 
 
 def _actions(report: dict[str, Any]) -> str:

@@ -48,7 +48,7 @@ class EsperEnv(EnvBase):
           seed: of the first episode's environments; every reset takes the next.
           interface: what the policy sees and says; None = the engine's own.
         """
-        config, device = engine.config, engine.data.train_inputs.device
+        config, device = engine.config, engine.data.train.inputs.device
         super().__init__(device=device, batch_size=torch.Size([config.num_envs]))
         self.engine, self.mode = engine, mode
         self.engine_seconds = 0.0

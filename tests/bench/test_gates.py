@@ -174,7 +174,7 @@ def test_the_second_opinion_needs_no_backend(bench, table):
     trial = table["env-step-conv_light"].prepare(bench, E)
     silent = replace(trial.engine, backend=None)
     assert plain.epoch_loss(silent, trial.state, 1) == plain.epoch_loss(trial.engine, trial.state, 1)
-    assert plain.validate(silent, trial.state, 1).scores.shape == (4, len(silent.data.val_targets))
+    assert plain.validate(silent, trial.state, 1).scores.shape == (4, silent.data.validation.size)
 
 
 def test_a_red_gate_prints_no_time_and_the_others_go_on(bench, table, tmp_path):

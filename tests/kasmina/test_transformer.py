@@ -27,7 +27,8 @@ from esper.leyline.config import Config, ConfigError, Precision
 from esper.leyline.learners import learners_of
 from esper.leyline.stages import Stage
 from esper.tezzeret.batches import Batch
-from esper.tolaria.data import Dataset, synthetic
+from esper.tolaria.data import Dataset, Part
+from esper.tolaria.synthetic import synthetic
 from esper.utils import rng
 
 N, B = 3, 4
@@ -170,7 +171,7 @@ def test_ties_to_nothing_are_refused(host: Host, said: str) -> None:
 
 def test_a_host_and_a_dataset_of_different_kinds_are_refused() -> None:
     data = synthetic((6,), num_classes=11, num_train=8, num_val=8)
-    text = Dataset("text", *(tokens(n, 11, 8, 6) for n in range(4)), 11)
+    text = Dataset("text", *(Part(tokens(n, 11, 8, 6), tokens(n + 3, 11, 8, 6)) for n in range(3)), 11)
     linear = cnn_host((1, 1, 6), 11, num_blocks=1, pool_blocks=0)._replace(input_shape=(6,))
     for host, given in ((transformer_host(11, 6, 0, 1, 4), data), (linear, text)):
         with pytest.raises(ConfigError, match=r"dataset \S+ has (tokens|floating features), host .* takes"):
@@ -227,7 +228,7 @@ def test_attention_takes_the_fused_kernel_forwards_and_backwards(dtype: torch.dt
 @pytest.mark.parametrize("blend", [Blend.LINEAR, Blend.GATED])
 def test_a_grown_transformer_predicts_from_the_past_alone(blend: Blend) -> None:
     """With every blueprint in every slot, fully blended, gates included: logits before a change keep their bits."""
-    data = Dataset("text", *(tokens(n, 11, 8, 6) for n in range(4)), 11)
+    data = Dataset("text", *(Part(tokens(n, 11, 8, 6), tokens(n + 3, 11, 8, 6)) for n in range(3)), 11)
     host, kinds = transformer_host(11, 6, 1, 2, 8), len(TOKEN_BLUEPRINTS)
     task = esper.Task("grown", host, TOKEN_BLUEPRINTS, data, {"slots": (0, 1)})
     engine = esper.make(task, kinds, backend="eager", precision=Precision.FLOAT64)

@@ -21,8 +21,8 @@ from esper.leyline.learners import learners_of
 from esper.leyline.state import State
 from esper.tamiyo.observation import observe
 from esper.tezzeret.backend import Backend, Plan
-from esper.tolaria.data import Dataset
-from esper.tolaria.evaluation import evaluate, shapley_values
+from esper.tolaria.data import Dataset, Part
+from esper.tolaria.evaluation import evaluate, measure, shapley_values
 from esper.tolaria.governor import govern
 from esper.tolaria.signals import update_signals
 from esper.tolaria.training import train_epoch
@@ -93,6 +93,7 @@ CASES: dict[str, Callable[[StepArguments], Any]] = {
     "init_seeds": _fresh,
     "train_epoch": _trained,
     "evaluate": _evaluated,
+    "measure": lambda s: measure(s.backend, s.hypers, s.state, s.data.test),
     "shapley_values": _shapley,
     "govern": _governed,
     "step": lambda s: step(s.structure, s.backend, s.hypers, s.state, s.data, s.action),
@@ -101,7 +102,7 @@ CASES: dict[str, Callable[[StepArguments], Any]] = {
 ELEMENTWISE = ("refusals", "apply_action", "tick", "record", "seed_sizes", "update_signals", "observe")
 """Step functions without a plan: traced whole by torch.compile."""
 
-BACKED = ("train_epoch", "evaluate", "shapley_values", "step")
+BACKED = ("train_epoch", "evaluate", "measure", "shapley_values", "step")
 """Step functions that a backend runs."""
 
 KEEPS_STRUCTURE = {
@@ -120,9 +121,10 @@ KEEPS_STRUCTURE = {
 def token_task(settings: dict[str, Any]) -> esper.Task:
     """A transformer over random tokens: slots after the embedding and after its block, all blueprints."""
     vocabulary, block = 7, 5
-    tokens = (rng.uniform(rng.key(2), (78, block + 1)) * vocabulary).long()
-    inputs, targets = tokens[:, :-1], tokens[:, 1:]
-    data = Dataset("random text", inputs[:48], targets[:48], inputs[48:], targets[48:], vocabulary)
+    tokens = (rng.uniform(rng.key(2), (90, block + 1)) * vocabulary).long()
+    every = Part(tokens[:, :-1], tokens[:, 1:])
+    parts = [every.take(which) for which in (slice(48), slice(48, 78), slice(78, None))]
+    data = Dataset("random text", *parts, vocabulary)
     host = transformer_host(vocabulary, block, num_layers=1, num_heads=2, width=4)
     return esper.Task("small text", host, TOKEN_BLUEPRINTS, data, settings | {"slots": (0, 0, 1)})
 

@@ -378,7 +378,7 @@ def run(request: pytest.FixtureRequest) -> OracleRun:
     plan = engine.backend.plan(table, torch.device("cpu"))
     after, epoch = train_epoch(engine.config, engine.backend, engine.hypers, state, plan, engine.data)
     data = engine.data.to("cpu", torch.float64)
-    inputs, targets = data.train_inputs, data.train_targets
+    inputs, targets = data.train.inputs, data.train.targets
     order = sample_indices(engine.config, state, len(targets)).expand(ENVS, STEPS, BATCH)
     plains = tuple(Plain(engine, state, config, env) for env in range(ENVS))
     reports = tuple(p.train([(inputs[i], targets[i]) for i in rows]) for p, rows in zip(plains, order, strict=True))

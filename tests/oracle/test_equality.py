@@ -47,7 +47,7 @@ def test_both_backends_are_held_to_it(run):
 
 def test_minibatches(run):
     """An epoch repeats no sample; shared order is one order, independent orders differ."""
-    order = sample_indices(run.engine.config, run.before, len(run.engine.data.train_targets))
+    order = sample_indices(run.engine.config, run.before, run.engine.data.train.size)
     shared = run.config.order is SampleOrder.SHARED
     rows = [order.flatten().tolist()] if shared else order.flatten(1).tolist()
     assert all(len(set(row)) == len(row) for row in rows)
@@ -106,7 +106,7 @@ def test_evaluation(run):
     engine = run.engine
     evaluation = evaluate(engine.backend, engine.hypers, run.after, run.table, run.plan, engine.data)
     data, errors = engine.data.to("cpu", torch.float64), {}
-    inputs, targets = data.val_inputs, data.val_targets
+    inputs, targets = data.validation.inputs, data.validation.targets
 
     def per_sample(logits: Tensor) -> Tensor:
         return (logits.argmax(-1) == targets).double().reshape(len(targets), -1).mean(1)
@@ -140,7 +140,7 @@ def test_shapley_values(run):
     engine = run.engine
     values = shapley_values(engine.backend, engine.hypers, run.after, run.table, run.plan, engine.data)
     data = engine.data.to("cpu", torch.float64)
-    inputs, targets = data.val_inputs, data.val_targets
+    inputs, targets = data.validation.inputs, data.validation.targets
     for env in range(engine.config.num_envs):
         plain = run.trained_plain(env)
         merged = [slot for slot, specs in enumerate(run.config.specs) if specs[env].stage in MERGED]

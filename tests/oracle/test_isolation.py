@@ -70,7 +70,7 @@ def pass_through(engine: Engine, state: State) -> Passed:
     """One minibatch of plain SGD, whose steps are the gradients."""
     data, learners, alphas = engine.data, learners_of(state), state.slots.alpha
     plan = engine.backend.plan(take_table(state.slots), torch.device("cpu"))
-    batch = Batch(*(part[:32].expand(state.batch_size[0], 32, *part.shape[1:]) for part in data[1:3]))
+    batch = Batch(*(part[:32].expand(state.batch_size[0], 32, *part.shape[1:]) for part in data.train))
     hypers = engine.hypers.replace(**{n: torch.full_like(engine.hypers.host_lr, v) for n, v in PLAIN_SGD.items()})
     logits, _ = engine.backend.forward(plan, learners, alphas, batch)
     after, epoch = engine.backend.minibatch_step(hypers, plan, learners, alphas, batch)

@@ -19,7 +19,7 @@ from esper.runtime.inspect import InspectSettings, inspect
 from esper.runtime.train import train
 from esper.runtime.train_settings import TrainSettings
 
-KEYS = ("accuracy", "best", "total_reward", "added")
+KEYS = ("test_accuracy", "val_accuracy", "total_reward", "added")
 NUMBERS = {"engine": {"steps_per_epoch": 1}, "rewards": {"rent_weight": 10.0, "rent_cap": 90.0}}
 
 
@@ -67,10 +67,11 @@ def test_evaluation_follows_the_run(run, asked, report):
     trained = json.loads((run / "evaluation.json").read_text())
     for name, row in without_seconds(trained["policies"]).items():
         assert without_seconds(report["policies"])[name] == row
+    assert report["data"] == trained["data"] and report["data"]["samples"]["test"] == 256
     assert (report["horizon"], report["engine"], report["rewards"]) == (7, NUMBERS["engine"], NUMBERS["rewards"])
     free = evaluate(replace(asked, grow="", rewards={"rent_weight": 0.0}), io.StringIO())["policies"]
     assert free["random"]["total_reward"]["mean"] > report["policies"]["random"]["total_reward"]["mean"] + 3
-    assert free["random"]["accuracy"] == report["policies"]["random"]["accuracy"]
+    assert free["random"]["test_accuracy"] == report["policies"]["random"]["test_accuracy"]
     other = replace(asked, grow="", task="digits", horizon=2, reward="sparse")
     assert other.rules(other.loaded()).engine == {} and other.rules(other.loaded()).gamma == 0.995
 
@@ -87,11 +88,12 @@ def test_the_table_shows_the_report(asked, report):
     text = out.getvalue()
     assert max(map(len, text.splitlines())) <= 130
     assert text.startswith("synthetic, 6 environments from seed 1, 7 decisions, reward shaped; mean ± 95 % half-width")
+    assert "tested on 256 samples that nothing else reads; decisions saw 128 others\n" in text
     for name, row in report["policies"].items():
         line = next(line for line in text.splitlines() if line.startswith(name))
         cells = re.findall(r"(-?[\d.]+) ± ([\d.]+)", line)
         assert [float(mean) for mean, _ in cells[:3]] == [
-            round(row[key]["mean"], digits) for key, digits in (("accuracy", 1), ("best", 1), ("total_reward", 2))
+            round(row[key]["mean"], digits) for key, digits in zip(KEYS[:3], (1, 1, 2), strict=True)
         ]
     learned = report["policies"]["learned"]
     mix = next(line for line in text.splitlines() if line.startswith("learned") and "±" not in line).split()[1:]
@@ -118,8 +120,10 @@ def test_an_inspected_episode_is_the_evaluated_one(stories, report, policy):
     """Six episodes told one by one add up to what evaluation reports of their policy."""
     rewards = [sum(row["reward"] for row in story["decisions"]) for story in stories[policy]]
     assert sum(rewards) / 6 == pytest.approx(report["policies"][policy]["total_reward"]["mean"], rel=1e-4)
-    final = [story["end"]["accuracy"] for story in stories[policy]]
-    assert sum(final) / 6 == pytest.approx(report["policies"][policy]["accuracy"]["mean"], rel=1e-4)
+    for name in ("test_accuracy", "val_accuracy"):
+        final = [story["end"][name] for story in stories[policy]]
+        assert sum(final) / 6 == pytest.approx(report["policies"][policy][name]["mean"], rel=1e-4)
+    assert all("test_accuracy" not in row["before"] for story in stories[policy] for row in story["decisions"])
     decisions = [row for story in stories[policy] for row in story["decisions"]]
     assert len(decisions) == 42 and all(row["refused"] is None for row in decisions)
     for op in Op:
@@ -161,6 +165,9 @@ def test_the_story_is_told_in_order(run):
     for block, row in zip(blocks, story["decisions"], strict=False):
         assert f"chose    {row['action']}   (probability {row['diagnostics']['probability']:.2f}" in block
         assert f"reward   {row['reward']:+.2f}" in block
+    assert (
+        f"end           test {story['end']['test_accuracy']:.1f} %   loss {story['end']['test_loss']:.3f}" in blocks[-1]
+    )
     assert f"return   {sum(row['reward'] for row in story['decisions']):+.2f}" in blocks[-1]
 
 
@@ -250,7 +257,7 @@ def test_the_reports_tables_are_the_evaluation(run, page):
 def test_the_reports_rounds_are_the_metrics(run, page):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     shown = page.tables["Every round"]
-    assert shown[0][:3] == ["round", "return", "final accuracy"] and len(shown) == 1 + len(rows)
+    assert shown[0][:3] == ["round", "return", "val accuracy"] and len(shown) == 1 + len(rows)
     for line, row in zip(shown[1:], rows, strict=True):
         assert float(line[1]) == pytest.approx(row["return"], rel=1e-3)
     times = page.tables["All rounds; the first includes compilation"]

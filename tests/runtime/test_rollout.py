@@ -70,7 +70,10 @@ def test_a_replay_shows_the_same(engine, played):
         check_effects(trace, t, state)
     for name, expected in counts.items():
         assert getattr(outcome, name).tolist() == expected, name
-    assert torch.equal(outcome.accuracy, final.signals.val_accuracy)
+    assert torch.equal(outcome.val_accuracy, final.signals.val_accuracy)
+    told = engine.test(final)
+    assert torch.equal(outcome.test_accuracy, told.accuracy) and torch.equal(outcome.test_loss, told.loss)
+    assert not torch.equal(outcome.test_accuracy, outcome.val_accuracy)
     assert outcome.fossilized.tolist() == (final.slots.stage == int(Stage.FOSSILIZED)).sum(1).tolist()
     assert outcome.added.tolist() == seed_sizes(engine.structure, final.slots).sum(1).tolist()
     assert outcome.operations.sum() == ENVS * trace.length

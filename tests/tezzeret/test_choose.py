@@ -146,8 +146,8 @@ def test_derivatives_of_native_raise_instead_of_being_wrong() -> None:
 
     def loss(host: torch.Tensor) -> torch.Tensor:
         moved = learners._replace(host=learners.host._replace(params=host))
-        samples = (engine.data.train_inputs[:4].expand(2, 4, *engine.data.train_inputs.shape[1:]),)
-        batch = esper.tezzeret.batches.Batch(*samples, engine.data.train_targets[:4].expand(2, 4))
+        samples = (engine.data.train.inputs[:4].expand(2, 4, *engine.data.train.inputs.shape[1:]),)
+        batch = esper.tezzeret.batches.Batch(*samples, engine.data.train.targets[:4].expand(2, 4))
         return engine.backend.minibatch_step(engine.hypers, plan, moved, state.slots.alpha, batch)[1].loss.sum()
 
     host = learners.host.params

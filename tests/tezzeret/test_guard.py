@@ -68,7 +68,7 @@ class BackendArguments:
             "alphas": state.slots.alpha,
             "batch": batch_at(engine.structure, batches, 0),
             "batches": batches,
-            "samples": (engine.data.val_inputs, engine.data.val_targets),
+            "samples": engine.data.validation,
             "counterfactuals": single_changes(table),
         }
 

@@ -68,12 +68,8 @@ def numbers() -> dict[str, float | Tensor]:
 def build(name: str, which: int) -> Engine:
     """A preset with little data, and the ``which``-th choice of everything else."""
     task, isolation = TASKS[name](), tuple(Isolation)[which]
-    data = task.data._replace(
-        train_inputs=task.data.train_inputs[:20],
-        train_targets=task.data.train_targets[:20],
-        val_inputs=task.data.val_inputs[:5],
-        val_targets=task.data.val_targets[:5],
-    )
+    few = {"train": task.data.train.take(slice(20)), "validation": task.data.validation.take(slice(5))}
+    data = task.data._replace(**few)
     host, seeds = OPTIMIZERS[which]
     settings = SIZES | EASY | numbers() | {"host_optimizer": host, "seed_optimizer": seeds}
     settings |= {"sample_order": tuple(SampleOrder)[which % 2], "blends": tuple(Blend), "isolation": isolation}

@@ -154,12 +154,12 @@ def test_a_bomb_stays_in_its_environment(engine, grown, place, value):
 
 def test_a_bad_data_row_stays_in_its_environment(engine, grown):
     wait = torch.zeros(engine.config.num_envs, dtype=torch.int64)
-    drawn = sample_indices(engine.config, grown, engine.data.train_targets.shape[0]).flatten(1)
+    drawn = sample_indices(engine.config, grown, engine.data.train.targets.shape[0]).flatten(1)
     others = set(drawn[torch.arange(5) != VICTIM].flatten().tolist())
     row = next(index for index in drawn[VICTIM].tolist() if index not in others)
-    inputs = engine.data.train_inputs.clone()
+    inputs = engine.data.train.inputs.clone()
     inputs[row, 0, 1, 1] = math.nan
-    broken = replace(engine, data=engine.data._replace(train_inputs=inputs))
+    broken = replace(engine, data=engine.data._replace(train=engine.data.train._replace(inputs=inputs)))
     clean, _ = engine.step(grown, wait)
     dirty, event = broken.step(grown, wait)
     assert_contained(engine, clean, dirty, event)

@@ -19,7 +19,7 @@ from esper.tezzeret.compiler import find_compiler
 from esper.tezzeret.native import toolchain
 from esper.tezzeret.native.library import library, pack
 from esper.tezzeret.native.programs import Op
-from esper.tolaria import data
+from esper.tolaria.synthetic import synthetic
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler")
 
@@ -72,7 +72,7 @@ def test_the_library_has_the_width_of_its_build(build: Build) -> None:
 
 def task(batch: int) -> esper.Task:
     """Channels and positions that leave a rest after every size of tile."""
-    dataset = data.synthetic((3, 6, 7), num_train=64, num_val=batch)
+    dataset = synthetic((3, 6, 7), num_train=64, num_val=batch)
     host = cnn_host(dataset.input_shape, dataset.num_classes, 2, 7, 1)
     settings = {"slots": (0, 1), "batch_size": batch, "steps_per_epoch": 1, "eval_batch_size": batch}
     return esper.Task("t", host, CONV_BLUEPRINTS, dataset, settings)

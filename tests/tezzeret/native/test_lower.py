@@ -17,7 +17,7 @@ from esper.kasmina.layout import Param, Params, constant, fan_in_uniform
 from esper.kasmina.site import Site, conv_site
 from esper.leyline.config import ConfigError
 from esper.tezzeret.native.library import library
-from esper.tolaria import data
+from esper.tolaria.synthetic import synthetic
 
 pytestmark = [
     pytest.mark.usefixtures("auto_as_shipped"),
@@ -41,7 +41,7 @@ HEAD = plain_block((fan_in_uniform("head", (5, C), C),), lambda p, x: linear(x.m
 def task(
     block: HostBlock, *blueprints: Blueprint, slots: tuple[int | str, ...] = (0, 0), last: HostBlock = HEAD
 ) -> esper.Task:
-    dataset = data.synthetic(SHAPE, num_classes=5, num_train=40, num_val=20)
+    dataset = synthetic(SHAPE, num_classes=5, num_train=40, num_val=20)
     host = Host("own", SHAPE, 5, (FIRST, block, last))
     return esper.Task("own", host, blueprints or CONV_BLUEPRINTS, dataset, {"slots": slots})
 
@@ -111,7 +111,7 @@ def test_statistics_of_two_norms_reach_their_buffers() -> None:
 def test_hosts_with_all_sides_of_kernels(kernel: int) -> None:
     """Some blocks with and some without pooling; odd sizes of maps."""
     host = cnn_host((2, 7, 6), 5, num_blocks=2, base_channels=3, pool_blocks=1, kernel_size=kernel)
-    dataset = data.synthetic((2, 7, 6), num_classes=5, num_train=40, num_val=20)
+    dataset = synthetic((2, 7, 6), num_classes=5, num_train=40, num_val=20)
     pair = Pair(esper.Task("kernels", host, CONV_BLUEPRINTS, dataset, {"slots": (0, 1)}), ENVS)
     pair.assert_near(batch_of(pair.fast, 21), 3e-4)
 

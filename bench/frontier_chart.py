@@ -61,7 +61,9 @@ def _dot(frame: Frame, row: Row, by: str) -> Markup:
     words = f"{row['name']}: {mean:.2f} ± {half:.2f} %, {row['params']:,.0f} parameters, {row['gflops']:.3g} GFLOP"
     ends = [element("line", x1=x - 3, x2=x + 3, y1=y, y2=y, class_=f"whisker {kind}") for y in (low, high)]
     bar = element("line", x1=x, x2=x, y1=low, y2=high, class_=f"whisker {kind}")
-    return join(bar, *ends, element("circle", element("title", words), cx=x, cy=frame.at_y(mean), r=4.5, class_=f"dot {kind}"))
+    return join(
+        bar, *ends, element("circle", element("title", words), cx=x, cy=frame.at_y(mean), r=4.5, class_=f"dot {kind}")
+    )
 
 
 def panel(rows: Sequence[Row], by: str, name: str) -> Markup:

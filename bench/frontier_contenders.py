@@ -48,7 +48,7 @@ class Contender(NamedTuple):
     Attributes:
       name: of the row, unique.
       kind: one of the six above.
-      task: host, blueprints and settings; the data are put in by who trains it.
+      task: host, blueprints, settings and data.
       policy: of the codec.
       start: (engine, fresh state) -> the state that training starts from.
       partner: for a grown network the composite of the same parts.
@@ -85,8 +85,8 @@ def field_of(task: Task, quick: bool) -> Field:
         sizes = ((0, 32), (1, 16), (1, 32)) if quick else ((0, 32), (0, 64), (1, 16), (1, 32), (2, 16), (2, 32))
         hosts = tuple(transformer_host(outputs, shape[0], layers, 4, width) for layers, width in sizes)
         return Field(hosts, task.host, TOKEN_BYPASSES[:1] if quick else TOKEN_BYPASSES, (0.005, 0.01, 0.02))
-    widths, depths = ((4, 8, 16), (1, 2)) if quick else ((4, 8, 16, 32), (1, 2, 3))
-    hosts = tuple(cnn_host(shape, outputs, depth, width) for depth in depths for width in widths)
+    widths = {1: (4, 8, 16), 2: (4, 8, 16)} if quick else {1: (4, 8, 16, 32), 2: (4, 8, 16, 32), 3: (4, 8, 16)}
+    hosts = tuple(cnn_host(shape, outputs, depth, width) for depth, row in widths.items() for width in row)
     start = task.host if task.name in TASKS else cnn_host(shape, outputs, 2, 4)
     kinds = CONV_BYPASSES[:3] if quick else CONV_BYPASSES
     return Field(hosts, start, kinds, (0.05, 0.1, 0.2) if quick else (0.03, 0.1, 0.3))
@@ -120,7 +120,7 @@ def grown(task: Task, host: Host, kind: Blueprint) -> Contender:
 
 
 def bottlenecks(task: Task, host: Host) -> Contender:
-    """The first presets' form: three shape-preserving seeds behind the last block, straight-through, gates as shipped."""
+    """The first presets' form: three seeds that keep the shape of the last block's maps, straight-through, gated."""
     last = max(host.sites)
     settings = {"slots": (last,) * 3, "isolation": Isolation.STRAIGHT_THROUGH}
     prepared = _prepared(task, host, (BOTTLENECK,), **settings)

@@ -122,4 +122,4 @@ def step_flops(engine: Engine, state: State, action: Tensor) -> Spent:
     slots, _ = lifecycle.apply_action(engine.structure, engine.hypers, state.slots, action, accuracy)
     # a seed is GERMINATED only until the clock has ticked, so it takes no part in its first step
     trained = engine.config.steps_per_epoch * engine.config.batch_size
-    return slots_flops(engine.structure, slots).times(trained, engine.data.val_targets.shape[0])
+    return slots_flops(engine.structure, slots).times(trained, engine.data.validation.size)

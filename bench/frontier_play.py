@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -10,12 +9,12 @@ from torch import Tensor
 
 import esper
 from bench.frontier_contenders import Contender
-from bench.frontier_data import Parted, test_scores
 from bench.frontier_flops import Spent, nothing, step_flops
 from esper.engine import Engine
 from esper.kasmina.structure import seed_sizes
 from esper.leyline.stages import MERGED, is_in
 from esper.leyline.state import State
+from esper.runtime.tasks import Task
 from esper.tamiyo.policies import Policy, PolicyInput
 from esper.utils import rng
 
@@ -27,7 +26,7 @@ class Study(NamedTuple):
     """What all contenders have in common.
 
     Attributes:
-      parted: the data.
+      task: whose data.
       envs: initialisations N of each.
       epochs: decisions, of as many SGD steps each as the task says.
       rates: on offer.
@@ -35,7 +34,7 @@ class Study(NamedTuple):
       backend: how networks are run.
     """
 
-    parted: Parted
+    task: Task
     envs: int
     epochs: int
     rates: tuple[float, ...]
@@ -80,9 +79,8 @@ class Point(NamedTuple):
 def make_engine(contender: Contender, study: Study, rates: Sequence[float]) -> Engine:
     """An engine of every rate with N initialisations: environment r N + i has rate r and the numbers of i."""
     every = torch.tensor(rates).repeat_interleave(study.envs)
-    task = contender.task._replace(data=study.parted.task.data)
-    settings = {"host_lr": every, "seed_lr": every, "horizon": study.epochs}
-    return esper.make(task, every.shape[0], backend=study.backend, **settings)
+    settings = contender.task.settings | {"host_lr": every, "seed_lr": every, "horizon": study.epochs}
+    return esper.make(contender.task._replace(settings=settings), every.shape[0], backend=study.backend)
 
 
 def init(engine: Engine, study: Study) -> State:
@@ -109,12 +107,13 @@ def advance(engine: Engine, state: State, policy: Policy, epochs: int, seed: int
     return state, torch.stack(curve), spent
 
 
-def judged(engine: Engine, state: State, study: Study, curve: Tensor, spent: Spent) -> Played:
-    """The networks as they stand."""
+def judged(engine: Engine, state: State, curve: Tensor, spent: Spent) -> Played:
+    """The networks as they stand: the one look at the test part."""
     merged = is_in(state.slots.stage, MERGED)
     seeds = torch.where(merged, seed_sizes(engine.structure, state.slots), 0).sum(1)
-    accuracy, loss = test_scores(engine, state, study.parted.test)
-    return Played(engine.structure.host.num_params + seeds.double(), curve, accuracy, loss, spent)
+    found = engine.test(state)
+    params = engine.structure.host.num_params + seeds.double()
+    return Played(params, curve, found.accuracy.double(), found.loss.double(), spent)
 
 
 def best(contender: Contender, study: Study, played: Played, seconds: float) -> Point:
@@ -132,14 +131,13 @@ def play(contender: Contender, study: Study) -> Point:
     engine = make_engine(contender, study, study.rates)
     state = contender.start(engine, init(engine, study))
     state, curve, spent = advance(engine, state, contender.policy(engine.codec), study.epochs, study.seed)
-    played = judged(engine, state, study, curve, spent)
+    played = judged(engine, state, curve, spent)
     return best(contender, study, played, time.perf_counter() - begun)
 
 
 def play_run(engine: Engine, policy: Policy, study: Study, name: str, kind: str) -> Point:
     """An engine of N environments with numbers of its own, such as that of a training run, under its policy."""
     begun = time.perf_counter()
-    engine = replace(engine, data=study.parted.task.data.to("cpu", engine.config.precision.dtype))
     state, curve, spent = advance(engine, init(engine, study), policy, study.epochs, study.seed)
-    played = judged(engine, state, study, curve, spent)
+    played = judged(engine, state, curve, spent)
     return Point(name, kind, None, {}, played, time.perf_counter() - begun)

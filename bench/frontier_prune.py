@@ -104,6 +104,6 @@ def play_pruned(wide: Contender, narrow: Contender, study: Study) -> Point:
     state = narrowed(state, init(second, study), (wide.task.host, narrow.task.host))
     state, late, after = advance(second, state, policy, study.epochs - half)
     spent: Spent = before.plus(after)
-    played = judged(second, state, study, torch.cat((early, late)), spent)
+    played = judged(second, state, torch.cat((early, late)), spent)
     named = Contender(f"{wide.name} pruned to {narrow.name}", PRUNED, narrow.task)
     return best(named, study, played, time.perf_counter() - begun)

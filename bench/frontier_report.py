@@ -63,10 +63,9 @@ def compared(rows: Sequence[Row], points: Sequence[Point]) -> list[Row]:
 def summarise(points: Sequence[Point], study: Study) -> Row:
     """Everything, JSON-able."""
     rows = [figures(point) for point in points]
-    config = study.parted.task
     return {
-        "task": config.name,
-        "samples": study.parted.sizes,
+        "task": study.task.name,
+        "data": study.task.data.record(),
         "envs": study.envs,
         "epochs": study.epochs,
         "rates": list(study.rates),
@@ -112,11 +111,12 @@ HEADS = (
 
 def table(found: Row) -> str:
     """As markdown."""
-    samples = ", ".join(f"{count:,} {name}" for name, count in found["samples"].items())
+    counts, split = found["data"]["samples"], found["data"]["split"]
+    samples = ", ".join(f"{count:,} {name}" for name, count in counts.items())
     lines = [
         f"# The frontier: {found['task']}\n",
-        f"{found['envs']} initialisations of each, {found['epochs']} epochs; samples: {samples}. Each at its best of "
-        f"the rates {', '.join(f'{rate:g}' for rate in found['rates'])} by validation; test accuracy is a mean over "
+        f"{found['envs']} initialisations of each, {found['epochs']} epochs; samples: {samples} ({split}). Each at its best "
+        f"of the rates {', '.join(f'{rate:g}' for rate in found['rates'])} by validation; test accuracy is a mean over "
         f"initialisations ± half its 95 % interval. {found['platform']}, torch {found['torch']}.\n",
         f"| {' | '.join(HEADS)} |\n|{'---|' * len(HEADS)}",
         *map(_cells, found["rows"]),

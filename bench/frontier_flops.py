@@ -57,7 +57,8 @@ class Spent(NamedTuple):
 
     def times(self, trained: int, validated: int) -> "Spent":
         """Of so many samples."""
-        return Spent(*(part * trained for part in self[:3]), self.validation * validated)
+        forward, backward, objective = (part * trained for part in self[:3])
+        return Spent(forward, backward, objective, self.validation * validated)
 
 
 def nothing(num_envs: int) -> Spent:

@@ -115,9 +115,9 @@ def table(found: Row) -> str:
     samples = ", ".join(f"{count:,} {name}" for name, count in counts.items())
     lines = [
         f"# The frontier: {found['task']}\n",
-        f"{found['envs']} initialisations of each, {found['epochs']} epochs; samples: {samples} ({split}). Each at its best "
-        f"of the rates {', '.join(f'{rate:g}' for rate in found['rates'])} by validation; test accuracy is a mean over "
-        f"initialisations ± half its 95 % interval. {found['platform']}, torch {found['torch']}.\n",
+        f"{found['envs']} initialisations of each, {found['epochs']} epochs; samples: {samples} ({split}). Each at its "
+        f"best of the rates {', '.join(f'{rate:g}' for rate in found['rates'])} by validation; test accuracy is a mean "
+        f"over initialisations ± half its 95 % interval. {found['platform']}, torch {found['torch']}.\n",
         f"| {' | '.join(HEADS)} |\n|{'---|' * len(HEADS)}",
         *map(_cells, found["rows"]),
         "\n| minus, same initialisations | | test accuracy, pp | lower bound |\n|---|---|---|---|",

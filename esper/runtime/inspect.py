@@ -11,12 +11,12 @@ from esper.leyline.codes import CHECK_TEXT, REFUSAL_TEXT, VERDICT_TEXT, Check, R
 from esper.leyline.stages import Stage
 from esper.nissa.trace import Trace
 from esper.runtime.play import play
-from esper.runtime.scene import Scene, SceneSettings, build_scene, players_of
+from esper.runtime.scene import Scene, SceneSettings, build_scene, gradient_of, players_of
 from esper.tezzeret.choose import CHOICES
 from esper.urza.checkpoint import Checkpoint
 from esper.utils.settings import SettingsError, setting
 
-POLICIES = ("auto", "learned", "heuristic", "random", "wait")
+POLICIES = ("auto", "learned", "heuristic", "random", "wait", "gradient")
 
 TERMS = 4
 """Largest terms of a reward that the text names."""
@@ -53,7 +53,8 @@ def inspect(settings: InspectSettings, out: TextIO = sys.stdout) -> dict[str, An
     if name == "learned" and loaded is None:
         raise SettingsError("--policy learned: needs a run; expected --run DIRECTORY")
     scene = build_scene(settings.rules(loaded), settings.env + 1, settings.backend)
-    player = next(player for player in players_of(scene, loaded, settings.greedy) if player.name == name)
+    players = [*players_of(scene, loaded, settings.greedy), gradient_of(scene)]
+    player = next(player for player in players if player.name == name)
     trace = play(scene.engine, player, settings.seed, scene.mode, scene.params)[1].trace
     story = _heading(settings, scene, loaded, name) | {
         "decisions": [decision(trace, scene.engine.codec, t, settings.env) for t in range(trace.length)],

@@ -8,15 +8,20 @@ from enum import EnumMeta
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
+from torch import Tensor
+
 from esper.engine import Engine
 from esper.leyline.config import Config, ConfigError
 from esper.leyline.hypers import numbers
+from esper.leyline.state import State
 from esper.runtime.build import make
 from esper.runtime.policies import CHECKPOINTS, load_player, load_run
 from esper.runtime.tasks import named
 from esper.simic.rewards import RewardMode, RewardParams, build_reward_params
 from esper.tamiyo import scripted
+from esper.tamiyo.gradient import gradient_player
 from esper.tamiyo.players import Player, from_mask, heuristic_player, random_player
+from esper.tolaria.slopes import birth_norms
 from esper.urza.checkpoint import Checkpoint
 from esper.utils.settings import SettingsError, Value, setting
 
@@ -175,3 +180,14 @@ def players_of(scene: Scene, loaded: Checkpoint | None, greedy: bool) -> list[Pl
     codec = scene.engine.codec
     learned = [] if loaded is None else [load_player(loaded, scene.engine.interface, greedy)]
     return [*learned, heuristic_player(codec), random_player(codec), from_mask("wait", scripted.wait(codec))]
+
+
+def gradient_of(scene: Scene) -> Player:
+    """The player that grows what the gradient of the validation loss is largest for; see ``birth_norms``."""
+    engine = scene.engine
+    samples = engine.data.val_inputs, engine.data.val_targets
+
+    def promise(state: State, index: int) -> Tensor:
+        return birth_norms(engine.structure, engine.hypers, state, engine.codec.actions[index], samples)
+
+    return gradient_player(engine.codec, promise)

@@ -45,7 +45,7 @@ def say(point: Point) -> None:
 def others(study: Study, quick: bool) -> list[Point]:
     """Pruned networks and the peer, for images."""
     found = list[Point]()
-    for wide, narrow in pairs(study.task, (8,) if quick else (4, 8, 16)):
+    for wide, narrow in pairs(study.task, (4,) if quick else (4, 8, 16)):
         found.append(play_pruned(wide, narrow, study))
         say(found[-1])
     config = make(study.task, 1).config

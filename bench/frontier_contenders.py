@@ -6,6 +6,7 @@ objective, and makes them permanent as soon as the life cycle allows. Scripts as
 (``UNGATED``): what they are measured against has no such choice either.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -40,6 +41,10 @@ UNGATED: dict[str, Any] = {"min_improvement": -100.0, "min_contribution": -100.0
 
 OWN: dict[str, Any] = {"sample_order": SampleOrder.INDEPENDENT, "blends": (Blend.LINEAR,)}
 """Every environment draws its own minibatches, the same under every contender: environments are repetitions."""
+
+
+LARGE = 500
+"""Numbers of a sample from which ``--quick`` tries fewer sizes and rates."""
 
 
 class Contender(NamedTuple):
@@ -85,11 +90,17 @@ def field_of(task: Task, quick: bool) -> Field:
         sizes = ((0, 32), (1, 16), (1, 32)) if quick else ((0, 32), (0, 64), (1, 16), (1, 32), (2, 16), (2, 32))
         hosts = tuple(transformer_host(outputs, shape[0], layers, 4, width) for layers, width in sizes)
         return Field(hosts, task.host, TOKEN_BYPASSES[:1] if quick else TOKEN_BYPASSES, (0.005, 0.01, 0.02))
+    large = math.prod(shape) > LARGE
     widths = {1: (4, 8, 16), 2: (4, 8, 16)} if quick else {1: (4, 8, 16, 32), 2: (4, 8, 16, 32), 3: (4, 8, 16)}
+    if quick and large:
+        widths = {1: (4, 8), 2: (4, 8)}
     hosts = tuple(cnn_host(shape, outputs, depth, width) for depth, row in widths.items() for width in row)
     start = task.host if task.name in TASKS else cnn_host(shape, outputs, 2, 4)
-    kinds = CONV_BYPASSES[:3] if quick else CONV_BYPASSES
-    return Field(hosts, start, kinds, (0.05, 0.1, 0.2) if quick else (0.03, 0.1, 0.3))
+    kinds = CONV_BYPASSES[: (2 if large else 3) if quick else None]
+    rates = (0.03, 0.1, 0.3)
+    if quick:
+        rates = (0.05, 0.1) if large else (0.05, 0.1, 0.2)
+    return Field(hosts, start, kinds, rates)
 
 
 def contenders(task: Task, field: Field) -> list[Contender]:

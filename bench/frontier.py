@@ -81,6 +81,10 @@ def policy_point(run: str, study: Study) -> Point:
     return play_run(engine, policy, study, f"policy of {run}", POLICY)
 
 
+def _numbers(words: str) -> tuple[float, ...]:
+    return tuple(map(float, words.split(",")))
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Train everybody, and write what was found."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -91,6 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=0, help="decisions; 0 = as many as the task says")
     parser.add_argument("--seed", type=int, default=1, help="odd ones are no training run's")
     parser.add_argument("--backend", choices=CHOICES, default="auto")
+    parser.add_argument("--rates", type=_numbers, default=(), help="with commas between, instead of the usual few")
     parser.add_argument("--policy", default="", help="run directory")
     parser.add_argument("--out", type=Path, default=None, help="runs/frontier-<task> if not given")
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0 = its own choice")
@@ -105,7 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
         epochs = asked.epochs or make(task, 1).config.horizon
         if envs < 6:
             raise SettingsError(f"--envs {envs}: expected at least 6, for an interval")
-        study = Study(task, envs, epochs, field.rates, asked.seed, asked.backend)
+        study = Study(task, envs, epochs, asked.rates or field.rates, asked.seed, asked.backend)
         points = list[Point]()
         for contender in contenders(task, field):
             points.append(play(contender, study))

@@ -43,8 +43,11 @@ OWN: dict[str, Any] = {"sample_order": SampleOrder.INDEPENDENT, "blends": (Blend
 """Every environment draws its own minibatches, the same under every contender: environments are repetitions."""
 
 
+FULL = (4, 8, 16, 32)
+"""Channels of a static network's first block."""
+
 LARGE = 500
-"""Numbers of a sample from which ``--quick`` tries fewer sizes and rates."""
+"""Numbers of a sample beyond which ``--quick`` tries fewer sizes, and one rate."""
 
 
 class Contender(NamedTuple):
@@ -85,22 +88,27 @@ class Field(NamedTuple):
 
 def field_of(task: Task, quick: bool) -> Field:
     """Sizes, seeds and rates for the kind of data that a task has."""
+    return _of_tokens(task, quick) if task.data.has_tokens else _of_images(task, quick)
+
+
+def _of_tokens(task: Task, quick: bool) -> Field:
+    outputs, (length,) = task.data.num_classes, task.data.input_shape
+    sizes = ((0, 32), (1, 16), (1, 32)) if quick else ((0, 32), (0, 64), (1, 16), (1, 32), (2, 16), (2, 32))
+    hosts = tuple(transformer_host(outputs, length, layers, 4, width) for layers, width in sizes)
+    return Field(hosts, task.host, TOKEN_BYPASSES[: 1 if quick else None], (0.005, 0.01, 0.02))
+
+
+def _of_images(task: Task, quick: bool) -> Field:
     shape, outputs = task.data.input_shape, task.data.num_classes
-    if task.data.has_tokens:
-        sizes = ((0, 32), (1, 16), (1, 32)) if quick else ((0, 32), (0, 64), (1, 16), (1, 32), (2, 16), (2, 32))
-        hosts = tuple(transformer_host(outputs, shape[0], layers, 4, width) for layers, width in sizes)
-        return Field(hosts, task.host, TOKEN_BYPASSES[:1] if quick else TOKEN_BYPASSES, (0.005, 0.01, 0.02))
-    large = math.prod(shape) > LARGE
-    widths = {1: (4, 8, 16), 2: (4, 8, 16)} if quick else {1: (4, 8, 16, 32), 2: (4, 8, 16, 32), 3: (4, 8, 16)}
-    if quick and large:
-        widths = {1: (4, 8), 2: (4, 8)}
-    hosts = tuple(cnn_host(shape, outputs, depth, width) for depth, row in widths.items() for width in row)
     start = task.host if task.name in TASKS else cnn_host(shape, outputs, 2, 4)
-    kinds = CONV_BYPASSES[: (2 if large else 3) if quick else None]
-    rates = (0.03, 0.1, 0.3)
+    by_depth, kinds = {1: FULL, 2: FULL, 3: FULL[:3]}, len(CONV_BYPASSES)
+    rates: tuple[float, ...] = (0.03, 0.1, 0.3)
     if quick:
-        rates = (0.05, 0.1) if large else (0.05, 0.1, 0.2)
-    return Field(hosts, start, kinds, rates)
+        small = math.prod(shape) <= LARGE
+        kinds, rates = (3, (0.05, 0.1, 0.2)) if small else (2, (0.1,))
+        by_depth = {1: FULL[:kinds], 2: FULL[:kinds]}
+    hosts = tuple(cnn_host(shape, outputs, depth, width) for depth, row in by_depth.items() for width in row)
+    return Field(hosts, start, CONV_BYPASSES[:kinds], rates)
 
 
 def contenders(task: Task, field: Field) -> list[Contender]:

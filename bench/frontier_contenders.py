@@ -78,12 +78,14 @@ class Field(NamedTuple):
       start: the host that grows: the preset's; for datasets on disk two narrow blocks.
       kinds: seeds that scripts grow, each by itself.
       rates: of hosts and seeds alike; each contender has the best of them.
+      pruned: widths that static networks of two blocks, twice as wide, are pruned to.
     """
 
     hosts: tuple[Host, ...]
     start: Host
     kinds: tuple[Blueprint, ...]
     rates: tuple[float, ...]
+    pruned: tuple[int, ...] = ()
 
 
 def field_of(task: Task, quick: bool) -> Field:
@@ -101,14 +103,16 @@ def _of_tokens(task: Task, quick: bool) -> Field:
 def _of_images(task: Task, quick: bool) -> Field:
     shape, outputs = task.data.input_shape, task.data.num_classes
     start = task.host if task.name in TASKS else cnn_host(shape, outputs, 2, 4)
-    by_depth, kinds = {1: FULL, 2: FULL, 3: FULL[:3]}, len(CONV_BYPASSES)
-    rates: tuple[float, ...] = (0.03, 0.1, 0.3)
-    if quick:
+    rates: tuple[float, ...]
+    pruned: tuple[int, ...]
+    if not quick:
+        by_depth, kinds, rates, pruned = {1: FULL, 2: FULL, 3: FULL[:3]}, len(CONV_BYPASSES), (0.03, 0.1, 0.3), FULL[:3]
+    else:
         small = math.prod(shape) <= LARGE
-        kinds, rates = (3, (0.05, 0.1, 0.2)) if small else (2, (0.1,))
+        kinds, rates, pruned = (3, (0.05, 0.1, 0.2), (8,)) if small else (2, (0.1,), (4,))
         by_depth = {1: FULL[:kinds], 2: FULL[:kinds]}
     hosts = tuple(cnn_host(shape, outputs, depth, width) for depth, row in by_depth.items() for width in row)
-    return Field(hosts, start, CONV_BYPASSES[:kinds], rates)
+    return Field(hosts, start, CONV_BYPASSES[:kinds], rates, pruned)
 
 
 def contenders(task: Task, field: Field) -> list[Contender]:

@@ -42,10 +42,10 @@ def say(point: Point) -> None:
     print(f"{point.name:44}  test {test:6.2f} %  {cost:7.3g} GFLOP{rate}  {point.seconds:.0f} s", file=sys.stderr)
 
 
-def others(study: Study, quick: bool) -> list[Point]:
-    """Pruned networks and the peer, for images."""
+def others(study: Study, widths: tuple[int, ...], quick: bool) -> list[Point]:
+    """Networks pruned to widths, and the peer, for images."""
     found = list[Point]()
-    for wide, narrow in pairs(study.task, (8,) if quick else (4, 8, 16)):
+    for wide, narrow in pairs(study.task, widths):
         found.append(play_pruned(wide, narrow, study))
         say(found[-1])
     config = make(study.task, 1).config
@@ -81,42 +81,62 @@ def policy_point(run: str, study: Study) -> Point:
     return play_run(engine, policy, study, f"policy of {run}", POLICY)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Train everybody, and write what was found."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--task", default="digits", help="preset, idx:FOLDER or cifar10:FOLDER")
-    parser.add_argument(
+def _numbers(words: str) -> tuple[float, ...]:
+    return tuple(map(float, words.split(",")))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    flags = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    flags.add_argument("--task", default="digits", help="preset, idx:FOLDER or cifar10:FOLDER")
+    flags.add_argument(
         "--envs", type=int, default=0, help=f"initialisations of each, >= 6; 0 = {ENVS}, or {QUICK_ENVS}"
     )
-    parser.add_argument("--epochs", type=int, default=0, help="decisions; 0 = as many as the task says")
-    parser.add_argument("--seed", type=int, default=1, help="odd ones are no training run's")
-    parser.add_argument("--backend", choices=CHOICES, default="auto")
-    parser.add_argument("--policy", default="", help="run directory")
-    parser.add_argument("--out", type=Path, default=None, help="runs/frontier-<task> if not given")
-    parser.add_argument("--threads", type=int, default=0, help="of torch; 0 = its own choice")
-    parser.add_argument("--quick", action="store_true", help="fewer sizes and initialisations")
-    asked = parser.parse_args(arguments)
+    flags.add_argument("--epochs", type=int, default=0, help="decisions; 0 = as many as the task says")
+    flags.add_argument("--seed", type=int, default=1, help="odd ones are no training run's")
+    flags.add_argument("--backend", choices=CHOICES, default="auto")
+    flags.add_argument("--rates", type=_numbers, default=(), help="with commas between, instead of the usual few")
+    flags.add_argument("--policy", default="", help="run directory")
+    flags.add_argument("--out", type=Path, default=None, help="runs/frontier-<task> if not given")
+    flags.add_argument("--threads", type=int, default=0, help="of torch; 0 = its own choice")
+    flags.add_argument("--quick", action="store_true", help="fewer sizes and initialisations")
+    return flags
+
+
+def frontier(asked: argparse.Namespace) -> tuple[list[Point], Study]:
+    """Train everybody.
+
+    Raises:
+      ConfigError, DatasetError, SettingsError, CheckpointError: one line with the place, the value and what is allowed.
+    """
+    envs = asked.envs or (QUICK_ENVS if asked.quick else ENVS)
+    if envs < QUICK_ENVS:
+        raise SettingsError(f"--envs {envs}: expected at least {QUICK_ENVS}, for an interval")
+    task = named(asked.task)
+    field, epochs = field_of(task, asked.quick), asked.epochs or make(task, 1).config.horizon
+    study = Study(task, envs, epochs, asked.rates or field.rates, asked.seed, asked.backend)
+    points = list[Point]()
+    for contender in contenders(task, field):
+        points.append(play(contender, study))
+        say(points[-1])
+    if not task.data.has_tokens:
+        points += others(study, field.pruned, asked.quick)
+    if asked.policy:
+        points.append(policy_point(asked.policy, study))
+        say(points[-1])
+    return points, study
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train everybody, and write what was found."""
+    flags = parser()
+    asked = flags.parse_args(arguments)
     if asked.threads:
         torch.set_num_threads(asked.threads)
     try:
-        task = named(asked.task)
-        field = field_of(task, asked.quick)
-        envs = asked.envs or (QUICK_ENVS if asked.quick else ENVS)
-        epochs = asked.epochs or make(task, 1).config.horizon
-        if envs < 6:
-            raise SettingsError(f"--envs {envs}: expected at least 6, for an interval")
-        study = Study(task, envs, epochs, field.rates, asked.seed, asked.backend)
-        points = list[Point]()
-        for contender in contenders(task, field):
-            points.append(play(contender, study))
-            say(points[-1])
-        if not task.data.has_tokens:
-            points += others(study, asked.quick)
-        if asked.policy:
-            points.append(policy_point(asked.policy, study))
-            say(points[-1])
+        points, study = frontier(asked)
     except (ConfigError, DatasetError, SettingsError, CheckpointError) as error:
-        parser.exit(2, f"{error}\n")
+        flags.exit(2, f"{error}\n")
     folder = asked.out or Path("runs") / f"frontier-{asked.task.partition(':')[0]}"
     print(write(folder, summarise(points, study) | {"date": datetime.date.today().isoformat()}))
     print(f"{folder}/frontier.md, .json and .svg")

@@ -6,6 +6,7 @@ objective, and makes them permanent as soon as the life cycle allows. Scripts as
 (``UNGATED``): what they are measured against has no such choice either.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -42,6 +43,13 @@ OWN: dict[str, Any] = {"sample_order": SampleOrder.INDEPENDENT, "blends": (Blend
 """Every environment draws its own minibatches, the same under every contender: environments are repetitions."""
 
 
+FULL = (4, 8, 16, 32)
+"""Channels of a static network's first block."""
+
+LARGE = 500
+"""Numbers of a sample beyond which ``--quick`` tries fewer sizes, and one rate."""
+
+
 class Contender(NamedTuple):
     """A network that is trained, and what happens to it meanwhile.
 
@@ -70,26 +78,41 @@ class Field(NamedTuple):
       start: the host that grows: the preset's; for datasets on disk two narrow blocks.
       kinds: seeds that scripts grow, each by itself.
       rates: of hosts and seeds alike; each contender has the best of them.
+      pruned: widths that static networks of two blocks, twice as wide, are pruned to.
     """
 
     hosts: tuple[Host, ...]
     start: Host
     kinds: tuple[Blueprint, ...]
     rates: tuple[float, ...]
+    pruned: tuple[int, ...] = ()
 
 
 def field_of(task: Task, quick: bool) -> Field:
     """Sizes, seeds and rates for the kind of data that a task has."""
+    return _of_tokens(task, quick) if task.data.has_tokens else _of_images(task, quick)
+
+
+def _of_tokens(task: Task, quick: bool) -> Field:
+    outputs, (length,) = task.data.num_classes, task.data.input_shape
+    sizes = ((0, 32), (1, 16), (1, 32)) if quick else ((0, 32), (0, 64), (1, 16), (1, 32), (2, 16), (2, 32))
+    hosts = tuple(transformer_host(outputs, length, layers, 4, width) for layers, width in sizes)
+    return Field(hosts, task.host, TOKEN_BYPASSES[: 1 if quick else None], (0.005, 0.01, 0.02))
+
+
+def _of_images(task: Task, quick: bool) -> Field:
     shape, outputs = task.data.input_shape, task.data.num_classes
-    if task.data.has_tokens:
-        sizes = ((0, 32), (1, 16), (1, 32)) if quick else ((0, 32), (0, 64), (1, 16), (1, 32), (2, 16), (2, 32))
-        hosts = tuple(transformer_host(outputs, shape[0], layers, 4, width) for layers, width in sizes)
-        return Field(hosts, task.host, TOKEN_BYPASSES[:1] if quick else TOKEN_BYPASSES, (0.005, 0.01, 0.02))
-    widths = {1: (4, 8, 16), 2: (4, 8, 16)} if quick else {1: (4, 8, 16, 32), 2: (4, 8, 16, 32), 3: (4, 8, 16)}
-    hosts = tuple(cnn_host(shape, outputs, depth, width) for depth, row in widths.items() for width in row)
     start = task.host if task.name in TASKS else cnn_host(shape, outputs, 2, 4)
-    kinds = CONV_BYPASSES[:3] if quick else CONV_BYPASSES
-    return Field(hosts, start, kinds, (0.05, 0.1, 0.2) if quick else (0.03, 0.1, 0.3))
+    rates: tuple[float, ...]
+    pruned: tuple[int, ...]
+    if not quick:
+        by_depth, kinds, rates, pruned = {1: FULL, 2: FULL, 3: FULL[:3]}, len(CONV_BYPASSES), (0.03, 0.1, 0.3), FULL[:3]
+    else:
+        small = math.prod(shape) <= LARGE
+        kinds, rates, pruned = (3, (0.05, 0.1, 0.2), (8,)) if small else (2, (0.1,), (4,))
+        by_depth = {1: FULL[:kinds], 2: FULL[:kinds]}
+    hosts = tuple(cnn_host(shape, outputs, depth, width) for depth, row in by_depth.items() for width in row)
+    return Field(hosts, start, CONV_BYPASSES[:kinds], rates, pruned)
 
 
 def contenders(task: Task, field: Field) -> list[Contender]:

@@ -69,11 +69,11 @@ class Point(NamedTuple):
     partner: str = ""
 
     @property
-    def late_gain(self) -> float:
+    def late_gain(self) -> float | None:
         """Mean validation accuracy gained in the last fifth of the epochs, pp: small if the horizon is long enough."""
         curve = self.played.curve.mean(1)
         fifth = max(1, round(curve.shape[0] / 5))
-        return float(curve[-1] - curve[-1 - fifth]) if curve.shape[0] > fifth else float("nan")
+        return float(curve[-1] - curve[-1 - fifth]) if curve.shape[0] > fifth else None
 
 
 def make_engine(contender: Contender, study: Study, rates: Sequence[float]) -> Engine:

@@ -87,7 +87,7 @@ def _cells(row: Row) -> str:
         f"{row['params']:,.0f}",
         f"{row['test']['mean']:.2f} ± {row['test']['half_width']:.2f}",
         f"{row['validation']:.2f}",
-        f"{row['late_gain']:+.2f}",
+        "" if row["late_gain"] is None else f"{row['late_gain']:+.2f}",
         f"{row['gflops']:.3g}",
         f"{parts['forward']:.3g} + {parts['backward']:.3g} + {parts['objective']:.3g}",
         f"{parts['validation']:.3g}",

@@ -271,7 +271,7 @@ def test_the_peer_says_that_it_is_missing(bench, monkeypatch):
 
 def test_the_command(bench, monkeypatch, tmp_path, capsys):
     host = cnn_host((1, 8, 8), 10, 1, 4)
-    few = bench.contenders.Field((host,), host, (CONV4X2,), (0.05, 0.1))
+    few = bench.contenders.Field((host,), host, (CONV4X2,), (0.05, 0.1), (4,))
     monkeypatch.setattr(bench.main, "field_of", lambda task, quick: few)
     monkeypatch.setattr(bench.main, "play_gromo", _missing(bench))
     bench.main.main(["--task", "synthetic", "--quick", "--epochs", "2", "--out", str(tmp_path)])

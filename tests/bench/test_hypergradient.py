@@ -133,7 +133,7 @@ def test_the_report_is_written(load, tiny, tmp_path):
     others.append(("search", tuning.best(trials).point, [trial.loss for trial in trials]))
     contenders = [report.Contender(*each, 3.0, 1.0) for each in others]
     outcomes = [report.measure(bench, space, each.point, 16) for each in contenders]
-    assert outcomes[0].losses.shape == (16, 360)
+    assert outcomes[0].losses.shape == (16, 180)
     rows = report.summarise(contenders, outcomes, 1)
     gain = (outcomes[1].losses - outcomes[0].losses).mean()
     assert rows[1]["to defaults"]["loss"]["mean"] == pytest.approx(gain.item())

@@ -80,3 +80,28 @@ def preserving(
         flops=lambda source, target: flops(source),
         identity_bound=identity_bound,
     )
+
+
+def bypassing(
+    name: str,
+    fits: Callable[[Site, Site], bool],
+    params: Callable[[Site, Site], tuple[Param, ...]],
+    apply: Callable[[Params, Tensor], Tensor],
+    flops: Callable[[Site, Site], int],
+) -> Blueprint:
+    """A kind of bypass that starts at exactly 0, without buffers, the same in training and in inference.
+
+    Args:
+      name, fits, params, flops: as in ``Blueprint``.
+      apply: (params, x) -> y.
+    """
+    return Blueprint(
+        name=name,
+        fits=fits,
+        params=params,
+        train=lambda weights, buffers, x, key: (apply(weights, x), buffers),
+        infer=lambda weights, buffers, x: apply(weights, x),
+        flops=flops,
+        identity_bound=0.0,
+        is_bypass=True,
+    )

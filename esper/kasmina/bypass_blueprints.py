@@ -27,7 +27,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from esper.kasmina.blueprint import Blueprint
+from esper.kasmina.blueprint import Blueprint, bypassing
 from esper.kasmina.layers import apply_batch_norm, batch_norm, conv2d, group_norm, linear, max_pool2, track
 from esper.kasmina.layout import Param, Params, constant, fan_in_uniform, zero_affine
 from esper.kasmina.site import Site
@@ -240,17 +240,14 @@ def linear_probe(pooled: bool = False) -> Blueprint:
         rows = x.mean((-2, -1)) if pooled else x.flatten(2)
         return linear(rows, params["head.weight"], params["head.bias"])
 
-    return Blueprint(
+    return bypassing(
         name="probe_mean" if pooled else "probe",
         fits=lambda source, target: (
             source.kind in (("conv",) if pooled else ("conv", "vector")) and takes_vectors(target)
         ),
         params=lambda source, target: zero_affine("head", target.channels, size(source)),
-        train=lambda params, buffers, x, key: (apply(params, x), buffers),
-        infer=lambda params, buffers, x: apply(params, x),
+        apply=apply,
         flops=lambda source, target: size(source) * target.channels,
-        identity_bound=0.0,
-        is_bypass=True,
     )
 
 

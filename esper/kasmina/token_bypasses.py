@@ -16,11 +16,9 @@ Parameters, with V tokens, K outputs, T positions, D channels at the source: (V 
 features; 12 w^2 + 13 w a block; 2 w + (w + 1) K at the end. Of a probe V K + K or D K + K.
 """
 
-from collections.abc import Callable
-
 from torch import Tensor
 
-from esper.kasmina.blueprint import Blueprint
+from esper.kasmina.blueprint import Blueprint, bypassing
 from esper.kasmina.layers import embed, standardise
 from esper.kasmina.layout import Param, Params, zero_affine
 from esper.kasmina.site import Site
@@ -85,7 +83,7 @@ def transformer_bypass(width: int = 16, layers: int = 1) -> Blueprint:
         length, into = source.shape[0], 0 if source.kind == "tokens" else source.channels
         return length * width * (into + target.channels) + layers * block_flops(length, width)
 
-    return _bypass(f"transformer{width}x{layers}", params, apply, flops)
+    return bypassing(f"transformer{width}x{layers}", _fits, params, apply, flops)
 
 
 def token_probe() -> Blueprint:
@@ -102,28 +100,10 @@ def token_probe() -> Blueprint:
     def flops(source: Site, target: Site) -> int:
         return 0 if source.kind == "tokens" else source.shape[0] * source.channels * target.channels
 
-    return _bypass(
-        "token_probe", lambda source, target: zero_affine("head", target.channels, size(source, target)), apply, flops
-    )
+    def params(source: Site, target: Site) -> tuple[Param, ...]:
+        return zero_affine("head", target.channels, size(source, target))
 
-
-def _bypass(
-    name: str,
-    params: Callable[[Site, Site], tuple[Param, ...]],
-    apply: Callable[[Params, Tensor], Tensor],
-    flops: Callable[[Site, Site], int],
-) -> Blueprint:
-    """Without buffers, the same in training and in inference."""
-    return Blueprint(
-        name=name,
-        fits=_fits,
-        params=params,
-        train=lambda params, buffers, x, key: (apply(params, x), buffers),
-        infer=lambda params, buffers, x: apply(params, x),
-        flops=flops,
-        identity_bound=0.0,
-        is_bypass=True,
-    )
+    return bypassing("token_probe", _fits, params, apply, flops)
 
 
 TOKEN_PROBE = token_probe()

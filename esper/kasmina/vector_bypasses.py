@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from esper.kasmina.blueprint import Blueprint
+from esper.kasmina.blueprint import Blueprint, bypassing
 from esper.kasmina.bypass_blueprints import PROBE, takes_vectors
 from esper.kasmina.layers import linear
 from esper.kasmina.layout import Param, Params, zero_affine
@@ -50,15 +50,12 @@ def mlp_bypass(hidden: int = 16, layers: int = 1) -> Blueprint:
         sizes = [*widths(source), target.channels]
         return sum(into * out for into, out in pairwise(sizes))
 
-    return Blueprint(
+    return bypassing(
         name=f"mlp{hidden}x{layers}",
         fits=lambda source, target: source.kind in ("conv", "vector") and takes_vectors(target),
         params=params,
-        train=lambda params, buffers, x, key: (apply(params, x), buffers),
-        infer=lambda params, buffers, x: apply(params, x),
+        apply=apply,
         flops=flops,
-        identity_bound=0.0,
-        is_bypass=True,
     )
 
 

@@ -23,7 +23,7 @@ def gradient_policy(codec: Codec, promise: Promise, blend: Blend = Blend.SIGMOID
       blend: how to blend in; where no germination with it is on offer, nothing is grown.
 
     Returns:
-      a player without memory or chance: the same state gives the same action. Ties go to the lower index; what is not
+      a policy without memory or chance: the same state gives the same action. Ties go to the lower index; what is not
       finite is not grown.
     """
     finishing = finish(codec)

@@ -1,9 +1,9 @@
 """Can a derivative tell what is worth growing? Scores of every (slot, blueprint) beside what growing it really brought.
 
-Run from the repository's root: ``python -m bench.grow_by_gradient [--tasks digits,digits_deep] [--envs 48]
+Run from the repository's root: ``python -m bench.grow_by_gradient [--task digits_v1] [--envs 32] [--warmup 5]
 [--out FOLDER] [--quick]``.
 
-Hosts train for ``WARMUP`` epochs. Then every environment is copied, once for every candidate and once for waiting; the
+Hosts train for some epochs. Then every environment is copied, once for every candidate and once for waiting; the
 copies draw the same minibatches. A copy grows its one candidate to the end of the episode: it germinates, trains behind
 the host, and is blended in, made permanent or removed as the shipped gates decide (with ``min_training_epochs`` 4, so
 that every score is known before blending). Half of the validation samples, drawn by a fixed key, serves the life cycle
@@ -23,7 +23,7 @@ from torch import Tensor
 import esper
 from bench import ranking
 from bench.ranking import Array
-from bench.ranking_report import write
+from bench.ranking_report import table, write
 from esper.engine import Engine
 from esper.kasmina.counterfactuals import Counterfactuals
 from esper.kasmina.slot_table import take_table
@@ -39,8 +39,8 @@ from esper.tezzeret.choose import CHOICES
 from esper.tolaria.slopes import Samples, alpha_slopes, birth_norms, last_layer, losses_at
 from esper.utils import rng
 
-WARMUP = 5
-"""Epochs before anything grows."""
+TASKS: dict[str, dict[str, Any]] = {"digits_v1": {}, "digits_impaired": {}, "digits_deep": {}, "chars": {"slots": (0,)}}
+"""Tasks, with settings of their own: the slots of ``chars`` are one place, of which the first stands for all."""
 AGES = (1, 2, 4)
 """Epochs of TRAINING after which the slope is taken."""
 SPLIT = 0x5117
@@ -78,7 +78,7 @@ def build(name: str, envs: int, backend: str, overrides: dict[str, Any]) -> Scen
     return Scene(engine, (judged.inputs, judged.targets), candidates)
 
 
-def play(scene: Scene, envs: int, seed: int) -> tuple[dict[str, Array], dict[str, Array]]:
+def play(scene: Scene, envs: int, warmup: int, seed: int) -> tuple[dict[str, Array], dict[str, Array]]:
     """Scores and outcomes.
 
     Returns:
@@ -87,14 +87,14 @@ def play(scene: Scene, envs: int, seed: int) -> tuple[dict[str, Array], dict[str
     """
     engine, codec = scene.engine, scene.engine.codec
     state = engine.init(seed, torch.arange(envs))
-    for _ in range(WARMUP):
+    for _ in range(warmup):
         state, _ = engine.step(state, torch.zeros(envs, dtype=torch.int64))
     scores = score_births(scene, state)
     actions = torch.tensor([*map(codec.encode, scene.candidates), 0])
     state = select(state, torch.arange(envs).repeat_interleave(actions.shape[0]))
     state, _ = engine.step(state, actions.repeat(envs))
     policy = finish(codec)
-    for age in range(1, engine.config.horizon - WARMUP):
+    for age in range(1, engine.config.horizon - warmup):
         state, _ = engine.step(state, policy(engine.mask(state)))
         if age in AGES:
             scores[f"slope, epoch {age}"] = score_slopes(scene, state, envs)
@@ -183,11 +183,11 @@ def assess(scores: dict[str, Array], gains: dict[str, Array]) -> dict[str, dict[
     return {name: ranking.assess(values, gains["accuracy"], gains["loss"]) for name, values in every.items()}
 
 
-def study(name: str, envs: int, backend: str, seed: int, overrides: dict[str, Any]) -> dict[str, Any]:
+def study(name: str, envs: int, warmup: int, backend: str, seed: int, overrides: dict[str, Any]) -> dict[str, Any]:
     """One task, JSON-able."""
     start = time.perf_counter()
-    scene = build(name, envs, backend, overrides)
-    scores, gains = play(scene, envs, seed)
+    scene = build(name, envs, backend, TASKS.get(name, {}) | overrides)
+    scores, gains = play(scene, envs, warmup, seed)
     kinds = {
         label: {"accuracy": float(a), "loss": float(b), "fossilized": float(c)}
         for label, a, b, c in zip(
@@ -200,7 +200,7 @@ def study(name: str, envs: int, backend: str, seed: int, overrides: dict[str, An
         "envs": envs,
         "seed": seed,
         "backend": scene.engine.backend.name,
-        "epochs": {"warmup": WARMUP, "horizon": config.horizon, "steps": config.steps_per_epoch},
+        "epochs": {"warmup": warmup, "horizon": config.horizon, "steps": config.steps_per_epoch},
         "waited": ranking.bootstrap(gains["waited"][:, 0])._asdict(),
         "candidates": kinds,
         "random": ranking.bootstrap(gains["accuracy"].mean(1))._asdict(),
@@ -213,16 +213,22 @@ def study(name: str, envs: int, backend: str, seed: int, overrides: dict[str, An
 def main() -> None:
     """Study the tasks and write what was found."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tasks", default="digits_v1,digits_deep", help="presets with commas between")
-    parser.add_argument("--envs", type=int, default=48)
+    parser.add_argument("--task", default="", help=f"presets with commas between; default {', '.join(TASKS)}")
+    parser.add_argument("--envs", type=int, default=32)
+    parser.add_argument("--warmup", type=int, default=5, help="epochs before anything grows")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--backend", choices=CHOICES, default="auto")
     parser.add_argument("--out", type=Path, default=Path("runs/grow_by_gradient"))
     parser.add_argument("--quick", action="store_true", help="8 environments of short epochs: whether it runs")
     asked = parser.parse_args()
+    names = asked.task.split(",") if asked.task else ["digits_v1"] if asked.quick else list(TASKS)
     envs, overrides = (8, {"steps_per_epoch": 4, "horizon": 18}) if asked.quick else (asked.envs, {})
-    studies = [study(name, envs, asked.backend, asked.seed, overrides) for name in asked.tasks.split(",")]
-    print(write(asked.out, f"{datetime.date.today().isoformat()}-grow-by-gradient", studies))
+    studies = []
+    for name in names:
+        studies.append(study(name, envs, asked.warmup, asked.backend, asked.seed, overrides))
+        print(table(studies[-1]), flush=True)
+    for path in write(asked.out, f"{datetime.date.today().isoformat()}-grow-by-gradient", studies):
+        print(path)
 
 
 if __name__ == "__main__":

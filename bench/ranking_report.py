@@ -66,18 +66,19 @@ def chart(study: dict[str, Any]) -> str:
     return str(drawn).replace("<svg ", head, 1).replace("</svg>", f"{style}</svg>")
 
 
-def write(folder: Path, name: str, studies: list[dict[str, Any]]) -> str:
-    """Write ``<name>.md``, ``.json`` and a chart for each study; returns the markdown."""
+def write(folder: Path, name: str, studies: list[dict[str, Any]]) -> list[Path]:
+    """Write ``<name>.md``, ``.json`` and a chart for each study; ``<name>`` gets their warm-up. Returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = {"platform": platform.platform(), "torch": version("torch")}
+    warmup = studies[0]["epochs"]["warmup"]
+    stem, made = f"{name}-warmup-{warmup}", {"platform": platform.platform(), "torch": version("torch")}
     text = (
-        f"# {name}\n\n{made['platform']}, torch {made['torch']}. Means over environments, 95 % bootstrap intervals; "
+        f"# {stem}\n\n{made['platform']}, torch {made['torch']}. Means over environments, 95 % bootstrap intervals; "
         "scores and gains are taken on different halves of the validation samples. `constant` is the candidate that is "
         "best on average in the other environments; `this environment's own` is Spearman when every candidate's mean "
         "is taken away from score and gain.\n\n"
     ) + "\n".join(map(table, studies))
-    (folder / f"{name}.md").write_text(text)
-    (folder / f"{name}.json").write_text(json.dumps({**made, "studies": studies}, indent=1) + "\n")
-    for study in studies:
-        (folder / f"{name}-{study['task']}.svg").write_text(chart(study))
-    return text
+    files = {f"{stem}.md": text, f"{stem}.json": json.dumps({**made, "studies": studies}, indent=1) + "\n"}
+    files |= {f"{stem}-{study['task']}.svg": chart(study) for study in studies}
+    for file, content in files.items():
+        (folder / file).write_text(content)
+    return [folder / file for file in files]

@@ -95,7 +95,7 @@ def test_the_study_runs_as_a_command(tmp_path):
         "-m",
         "bench.grow_by_gradient",
         "--quick",
-        "--tasks",
+        "--task",
         "synthetic",
         "--out",
         str(tmp_path),

@@ -87,7 +87,7 @@ class Config:
     mirror: bool = False
     host_optimizer: str = "sgd"
     seed_optimizer: str = "sgd"
-    isolation: Isolation = Isolation.OBJECTIVE
+    isolation: Isolation = Isolation.STRAIGHT_THROUGH
     auto_advance: bool = True
     precision: Precision = Precision.FLOAT32
     loss_window: int = 20

@@ -11,12 +11,12 @@ from esper.leyline.codes import CHECK_TEXT, REFUSAL_TEXT, VERDICT_TEXT, Check, R
 from esper.leyline.stages import Stage
 from esper.nissa.trace import Trace
 from esper.runtime.rollout import rollout
-from esper.runtime.scene import Scene, SceneSettings, build_scene, policies_of
+from esper.runtime.scene import Scene, SceneSettings, build_scene, gradient_of, policies_of
 from esper.tezzeret.choose import CHOICES
 from esper.urza.checkpoint import Checkpoint
 from esper.utils.settings import SettingsError, setting
 
-POLICIES = ("auto", "learned", "heuristic", "random", "wait")
+POLICIES = ("auto", "learned", "heuristic", "random", "wait", "gradient")
 
 TERMS = 4
 """Largest terms of a reward that the text names."""
@@ -53,7 +53,8 @@ def inspect(settings: InspectSettings, out: TextIO = sys.stdout) -> dict[str, An
     if name == "learned" and loaded is None:
         raise SettingsError("--policy learned: needs a run; expected --run DIRECTORY")
     scene = build_scene(settings.rules(loaded), settings.env + 1, settings.backend)
-    policy = next(policy for policy in policies_of(scene, loaded, settings.greedy) if policy.name == name)
+    policies = [*policies_of(scene, loaded, settings.greedy), gradient_of(scene)]
+    policy = next(policy for policy in policies if policy.name == name)
     outcome = rollout(scene.engine, policy, settings.seed, scene.mode, scene.params)[1]
     trace = outcome.trace
     tested = {"test_accuracy": outcome.test_accuracy, "test_loss": outcome.test_loss}

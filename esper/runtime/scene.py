@@ -8,16 +8,21 @@ from enum import EnumMeta
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
+from torch import Tensor
+
 from esper.engine import Engine
 from esper.leyline.actions import Blend
 from esper.leyline.config import Config, ConfigError
 from esper.leyline.hypers import numbers
+from esper.leyline.state import State
 from esper.runtime.build import make
 from esper.runtime.policy_checkpoint import CHECKPOINTS, load_policy, load_run
 from esper.runtime.tasks import named
 from esper.simic.rewards import RewardMode, RewardParams, build_reward_params
 from esper.tamiyo import scripted
+from esper.tamiyo.gradient import gradient_policy
 from esper.tamiyo.policies import Policy, from_mask, heuristic_policy, random_policy
+from esper.tolaria.slopes import birth_norms
 from esper.urza.checkpoint import Checkpoint
 from esper.utils.settings import SettingsError, Value, setting
 
@@ -190,3 +195,14 @@ def policies_of(scene: Scene, loaded: Checkpoint | None, greedy: bool) -> list[P
     codec = scene.engine.codec
     learned = [] if loaded is None else [load_policy(loaded, scene.engine.interface, greedy)]
     return [*learned, heuristic_policy(codec), random_policy(codec), from_mask("wait", scripted.wait(codec))]
+
+
+def gradient_of(scene: Scene) -> Policy:
+    """The policy that grows what the gradient of the validation loss is largest for; see ``birth_norms``."""
+    engine = scene.engine
+    samples = (engine.data.validation.inputs, engine.data.validation.targets)
+
+    def promise(state: State, index: int) -> Tensor:
+        return birth_norms(engine.structure, engine.hypers, state, engine.codec.actions[index], samples)
+
+    return gradient_policy(engine.codec, promise)

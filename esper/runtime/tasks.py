@@ -67,6 +67,7 @@ def digits() -> Task:
     dataset = read_digits()
     host = cnn_host(dataset.input_shape, dataset.num_classes, num_blocks=1, base_channels=4)
     settings = {"slots": (0, 0, "input:logits"), "steps_per_epoch": 16, "horizon": 25, "host_lr": 0.1, "seed_lr": 0.1}
+    settings |= {"isolation": Isolation.OBJECTIVE}
     rewards = {"loss_target": 0.1, "terminal_accuracy": 1.0, "terminal_fossil": 0.5, "rent_weight": PARAMETER_PRICE}
     return Task("digits", host, DIGITS_BLUEPRINTS, dataset, settings, rewards)
 

@@ -14,17 +14,16 @@ Promise = Callable[[State, int], Tensor]
 """(state, index of a germination) -> [E]: how promising it is, higher is better; row i by environment i alone."""
 
 
-def gradient_policy(codec: Codec, promise: Promise, blend: Blend = Blend.SIGMOID, warmup: int = 0) -> Policy:
+def gradient_policy(codec: Codec, promise: Promise, blend: Blend = Blend.SIGMOID) -> Policy:
     """Grow what is most promising wherever there is room: fossilize what may be, else advance, else germinate.
 
     Args:
       codec: actions.
       promise: of every germination, such as ``esper.tolaria.slopes.birth_norms``.
-      blend: how to blend in.
-      warmup: decisions before the first germination.
+      blend: how to blend in; where no germination with it is on offer, nothing is grown.
 
     Returns:
-      a policy without memory or chance: the same state gives the same action. Ties go to the lower index; what is not
+      a player without memory or chance: the same state gives the same action. Ties go to the lower index; what is not
       finite is not grown.
     """
     finishing = finish(codec)
@@ -32,11 +31,11 @@ def gradient_policy(codec: Codec, promise: Promise, blend: Blend = Blend.SIGMOID
 
     def act(memory: None, seen: PolicyInput) -> tuple[None, Decision]:
         action = finishing(seen.mask)
-        free = (codec.op[action] == int(Op.WAIT)) & (seen.state.epoch >= warmup)
+        free = codec.op[action] == int(Op.WAIT)
         open_ = seen.mask[:, offered] & free.unsqueeze(1)
         if bool(open_.any()):
             columns = [
-                promise(seen.state, index) if bool(some) else torch.zeros_like(free, dtype=torch.float32)
+                promise(seen.state, index) if bool(some) else seen.state.slots.alpha.new_zeros(free.shape)
                 for index, some in zip(offered, open_.any(0), strict=True)
             ]
             scores = torch.stack(columns, dim=1)

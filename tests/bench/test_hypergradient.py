@@ -14,7 +14,7 @@ import torch
 
 from esper.leyline.config import ConfigError, Precision
 from esper.leyline.stages import Stage
-from esper.runtime.tasks import digits
+from esper.runtime.tasks import digits_v1
 from esper.utils import rng
 
 FOLDER = Path(__file__).resolve().parents[2] / "bench"
@@ -39,9 +39,9 @@ def tiny(load):
     """Sixteen environments in float64, six epochs of two small steps; and the space of their schedules."""
     life = load("hyper_life")
     small = {"steps_per_epoch": 2, "batch_size": 8, "precision": Precision.FLOAT64}
-    bench = life.set_up(digits(), 16, **small)
+    bench = life.set_up(digits_v1(), 16, **small)
     bench = bench._replace(tuning=tuple(part[:40] for part in bench.tuning))
-    return bench, life.build_space(bench.eager, life.write_script(digits(), "conv_light", life.QUICK))
+    return bench, life.build_space(bench.eager, life.write_script(digits_v1(), "conv_light", life.QUICK))
 
 
 def test_slopes_are_central_differences(load, tiny):
@@ -86,7 +86,7 @@ def test_the_start_is_the_task_with_its_own_ramp(load, tiny):
     shares = [(value - ramp[0]) / (ramp[3] - ramp[0]) for value in ramp]
     np.testing.assert_allclose(schedule.alpha[:, 5].numpy(), [0, 0, 0, *shares[1:]], atol=1e-12)
     with pytest.raises(ConfigError, match="expected one of norm"):
-        life.write_script(digits(), "bottelneck")
+        life.write_script(digits_v1(), "bottelneck")
 
 
 def test_tuning_descends_and_searches_stay_within_bounds(load, tiny):
@@ -133,7 +133,7 @@ def test_the_report_is_written(load, tiny, tmp_path):
     others.append(("search", tuning.best(trials).point, [trial.loss for trial in trials]))
     contenders = [report.Contender(*each, 3.0, 1.0) for each in others]
     outcomes = [report.measure(bench, space, each.point, 16) for each in contenders]
-    assert outcomes[0].losses.shape == (16, 360)
+    assert outcomes[0].losses.shape == (16, 180)
     rows = report.summarise(contenders, outcomes, 1)
     gain = (outcomes[1].losses - outcomes[0].losses).mean()
     assert rows[1]["to defaults"]["loss"]["mean"] == pytest.approx(gain.item())
@@ -155,6 +155,6 @@ def test_a_wrong_word_is_refused(load, words):
 
 
 def test_the_script_is_a_life(load):
-    script = load("hyper_life").write_script(digits(), "bottleneck")
+    script = load("hyper_life").write_script(digits_v1(), "bottleneck")
     assert [int(stage) for stage in script.stages] == sorted(int(stage) for stage in script.stages)
     assert {Stage.GERMINATED, Stage.TRAINING, Stage.BLENDING, Stage.FOSSILIZED} <= set(script.stages)

@@ -76,6 +76,15 @@ def test_evaluation_follows_the_run(run, asked, report):
     assert other.rules(other.loaded()).engine == {} and other.rules(other.loaded()).gamma == 0.995
 
 
+def test_growing_by_the_gradient_can_be_asked_for():
+    """By evaluation and by inspection: the same episode."""
+    few = {"task": "synthetic", "engine": {"steps_per_epoch": 1}, "horizon": 2}
+    row = evaluate(EvaluateSettings(num_envs=6, gradient=True, **few), io.StringIO())["policies"]["gradient"]
+    story = inspect(InspectSettings(policy="gradient", **few), io.StringIO())
+    assert row["germinated"]["mean"] == 2 and row["operations"]["GERMINATE"] == 1
+    assert all(step["action"].startswith("GERMINATE") for step in story["decisions"])
+
+
 def test_the_best_policy_can_be_asked_for(run, asked):
     first = replace(asked, checkpoint="best")
     assert first.loaded().table["done"] <= replace(asked).loaded().table["done"] == 2

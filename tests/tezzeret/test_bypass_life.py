@@ -275,9 +275,9 @@ def test_gates_heed_prospects_and_contributions(engine, life):
                 if Stage(int(after.slots.stage[env, slot])) is not Stage.PROBATIONARY:
                     continue
                 contribution = own - one.accuracy(engine.data, (slot,))
-                banked, healthy = bool(after.slots.banked[env, slot]), bool(after.slots.healthy[env, slot])
+                in_snapshot, healthy = bool(after.slots.in_snapshot[env, slot]), bool(after.slots.healthy[env, slot])
                 allowed = bool(legal[env, engine.codec.encode(Action(Op.FOSSILIZE, slot))])
-                assert allowed == (contribution >= 1.0 - 1e-9 and banked and healthy)
+                assert allowed == (contribution >= 1.0 - 1e-9 and in_snapshot and healthy)
                 kept += allowed
     assert left and stayed and kept
 

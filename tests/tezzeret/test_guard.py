@@ -68,7 +68,7 @@ class BackendArguments:
             "alphas": state.slots.alpha,
             "batch": batch_at(engine.structure, batches, 0),
             "batches": batches,
-            "samples": engine.data.validation,
+            "samples": tuple(engine.data.validation),
             "counterfactuals": single_changes(table),
         }
 

@@ -62,13 +62,13 @@ def composed(engine, learners, env, slots):
     kind, numbers = plain.Shortcut, {f"{who}_{what}": 0.1 for who in ("host", "seed") for what in ("lr", "clip")}
     numbers |= {"momentum": 0.9, "host_weight_decay": 0.0, "seed_weight_decay": 0.0}
     with torch.random.fork_rng(devices=[]):  # modules draw initial values; all are overwritten
-        host = plain.Trained(plain.Host(), learners.host.params[env], learners.buffers[env], numbers, "host")
+        host = plain.TrainedModule(plain.PlainHost(), learners.host.params[env], learners.buffers[env], numbers, "host")
         seeds = {}
         for number in slots:
             slot = engine.structure.slots[number]
             row = learners.seeds.params[env, slot.blueprint_columns(kind.kinds[number])]
             held = learners.seed_buffers[env, slot.buffer_columns][: slot.buffer_row(kind.kinds[number]).size]
-            seeds[number] = plain.Trained(kind.modules[number](), row, held, numbers, "seed")
+            seeds[number] = plain.TrainedModule(kind.modules[number](), row, held, numbers, "seed")
     composite = kind(host, seeds, engine.config.isolation, TARGET)
     for part in (composite.host, *seeds.values()):
         part.module.eval()

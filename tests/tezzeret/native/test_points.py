@@ -62,6 +62,7 @@ def between(
         lambda source, target: 1,
         9.0,
         buffers,
+        is_bypass=not same,
     )
 
 

@@ -113,7 +113,9 @@ def frontier(asked: argparse.Namespace) -> tuple[list[Point], Study]:
     if envs < QUICK_ENVS:
         raise SettingsError(f"--envs {envs}: expected at least {QUICK_ENVS}, for an interval")
     task = named(asked.task)
-    field, epochs = field_of(task, asked.quick), asked.epochs or make(task, 1).config.horizon
+    usual = make(task, 1)
+    task = task._replace(data=usual.data)  # with the validation samples that engines decide on, for the peer too
+    field, epochs = field_of(task, asked.quick), asked.epochs or usual.config.horizon
     study = Study(task, envs, epochs, asked.rates or field.rates, asked.seed, asked.backend)
     points = list[Point]()
     for contender in contenders(task, field):

@@ -113,11 +113,13 @@ def table(found: Row) -> str:
     """As markdown."""
     counts, split = found["data"]["samples"], found["data"]["split"]
     samples = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+    rates = ", ".join(f"{rate:g}" for rate in found["rates"])
+    chosen = f"Each at its best of the rates {rates} by validation" if "," in rates else f"All at the rate {rates}"
     lines = [
         f"# The frontier: {found['task']}\n",
-        f"{found['envs']} initialisations of each, {found['epochs']} epochs; samples: {samples} ({split}). Each at its "
-        f"best of the rates {', '.join(f'{rate:g}' for rate in found['rates'])} by validation; test accuracy is a mean "
-        f"over initialisations ± half its 95 % interval. {found['platform']}, torch {found['torch']}.\n",
+        f"{found['envs']} initialisations of each, {found['epochs']} epochs; samples: {samples} ({split}). {chosen}; "
+        f"test accuracy is a mean over initialisations ± half its 95 % interval. {found['platform']}, "
+        f"torch {found['torch']}.\n",
         f"| {' | '.join(HEADS)} |\n|{'---|' * len(HEADS)}",
         *map(_cells, found["rows"]),
         "\n| minus, same initialisations | | test accuracy, pp | lower bound |\n|---|---|---|---|",

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.contract import Contender, Scores
+from bench.contract import Contender, ValidationResult
 from bench.workload import Workload, load
 
 
@@ -85,7 +85,7 @@ def usage() -> dict[str, float]:
     return {"peak_mb": sum(peaks) / 1024}
 
 
-def _scores(scores: Scores) -> dict[str, Any]:
+def _scores(scores: ValidationResult) -> dict[str, Any]:
     return {"accuracy": scores.accuracy.tolist(), "effect": scores.effect.tolist()}
 
 

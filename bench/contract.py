@@ -6,18 +6,18 @@ from typing import NamedTuple
 from bench.workload import Array
 
 
-class Scores(NamedTuple):
+class ValidationResult(NamedTuple):
     """What validation says."""
 
     accuracy: Array  # [E]; percentage points
     effect: Array  # [E, S]; what every active seed contributes (or, behind the host, would): percentage points
 
 
-class Outcome(NamedTuple):
+class StepResult(NamedTuple):
     """What an environment step says."""
 
     mean_loss: Array  # [E]; nats, over the epoch's SGD steps
-    scores: Scores
+    scores: ValidationResult
 
 
 class Contender(NamedTuple):
@@ -34,7 +34,7 @@ class Contender(NamedTuple):
 
     reset: Callable[[], None]
     train: Callable[[int], Array]
-    validate: Callable[[], Scores]
+    validate: Callable[[], ValidationResult]
     norms: Callable[[], Array]
-    step: Callable[[], Outcome]
+    step: Callable[[], StepResult]
     close: Callable[[], None] = lambda: None

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from bench.contract import Contender, Outcome, Scores
-from bench.deal import Deal, at_epoch, build_engine, deal_state
+from bench.contract import Contender, StepResult, ValidationResult
+from bench.draw import WorkloadConfig, at_epoch, build_engine, draw_state
 from bench.workload import Array, Workload
 from esper.kasmina.slot_table import take_table
 from esper.leyline.events import Evaluation
@@ -21,19 +21,21 @@ class EsperStep:
     def __init__(self, workload: Workload, backend: str) -> None:
         structure = workload.structure
         share = float((workload.kind >= 0).mean()) if workload.kind.size else 0.0
-        deal = Deal(structure.name, workload.num_envs, structure.precision, structure.shared, share, structure.seed)
+        config = WorkloadConfig(
+            structure.name, workload.num_envs, structure.precision, structure.shared, share, structure.seed
+        )
         sizes = {"steps_per_epoch": workload.steps, "batch_size": workload.indices.shape[3]}
-        self.engine = build_engine(deal, backend, **sizes)
-        self.start = deal_state(self.engine, deal)
+        self.engine = build_engine(config, backend, **sizes)
+        self.start = draw_state(self.engine, config)
         if not np.array_equal(self.start.host.params.numpy(), workload.host):
-            raise ValueError("esper: the deal is not the workload's; expected the same initial hosts")
+            raise ValueError("esper: the draw is not the workload's; expected the same initial hosts")
         self.table = take_table(self.start.slots)
         self.plan = self.engine.backend.plan(self.table, torch.device("cpu"))
         self.wait = torch.zeros(workload.num_envs, dtype=torch.int64)
         self.state = self.start
 
     def reset(self) -> None:
-        """The state as dealt."""
+        """The state as drawn."""
         self.state = self.start
 
     def train(self, epoch: int) -> Array:
@@ -47,7 +49,7 @@ class EsperStep:
         self.state = with_learners(self.state, learners)
         return torch.stack(losses).numpy()
 
-    def validate(self) -> Scores:
+    def validate(self) -> ValidationResult:
         """Accuracy and effects."""
         engine = self.engine
         return _scores(evaluate(engine.backend, engine.hypers, self.state, self.table, self.plan, engine.data))
@@ -62,17 +64,17 @@ class EsperStep:
                 norms[rows, 1 + number] = own.double().norm(dim=1).numpy()
         return norms
 
-    def step(self) -> Outcome:
+    def step(self) -> StepResult:
         """One environment step; the action is to wait."""
         self.state, event = self.engine.step(self.state, self.wait)
-        return Outcome(event.epoch.loss.numpy(), _scores(event.evaluation))
+        return StepResult(event.epoch.loss.numpy(), _scores(event.evaluation))
 
 
-def _scores(evaluation: Evaluation) -> Scores:
-    return Scores(evaluation.accuracy.numpy(), evaluation.effect.numpy())
+def _scores(evaluation: Evaluation) -> ValidationResult:
+    return ValidationResult(evaluation.accuracy.numpy(), evaluation.effect.numpy())
 
 
 def prepare(workload: Workload, backend: str = "auto") -> Contender:
-    """Build the engine and deal the state anew."""
+    """Build the engine and draw the state anew."""
     own = EsperStep(workload, backend)
     return Contender(own.reset, own.train, own.validate, own.norms, own.step)

@@ -39,7 +39,7 @@ class Trajectory(NamedTuple):
     norms: Array  # [E, 1 + S]; L2 norms of the parameters of host and seeds after the last step
 
 
-class Verdict(NamedTuple):
+class Comparison(NamedTuple):
     """What the comparison says.
 
     Attributes:
@@ -59,7 +59,7 @@ class Verdict(NamedTuple):
     strays: int
 
 
-def compare(precision: str, mine: Trajectory, reference: Trajectory) -> Verdict:
+def compare(precision: str, mine: Trajectory, reference: Trajectory) -> Comparison:
     """Compare a contender with the reference; ``precision`` is "float32" or "float64". NaN is never equal."""
     exact = precision == "float64"
     losses, norms = (
@@ -71,7 +71,7 @@ def compare(precision: str, mine: Trajectory, reference: Trajectory) -> Verdict:
     strays = int(agrees.size - agrees.sum())
     median = float(np.median(worst))
     green = strays <= (0 if exact else STRAYS * agrees.size) and median <= TYPICAL
-    return Verdict(bool(green), len(losses), median, float(worst.max()), float(gap[agrees].max(initial=0)), strays)
+    return Comparison(bool(green), len(losses), median, float(worst.max()), float(gap[agrees].max(initial=0)), strays)
 
 
 def _distance(mine: Array, reference: Array) -> Array:

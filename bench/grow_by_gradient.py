@@ -1,6 +1,6 @@
 """Can a derivative tell what is worth growing? Scores of every (slot, blueprint) beside what growing it really brought.
 
-Run from the repository's root: ``python -m bench.grow_by_gradient [--task digits] [--envs 32] [--warmup 5]
+Run from the repository's root: ``python -m bench.grow_by_gradient [--task digits_v1] [--envs 32] [--warmup 5]
 [--out FOLDER] [--quick]``.
 
 Hosts train for some epochs. Then every environment is copied, once for every candidate and once for waiting; the
@@ -39,7 +39,7 @@ from esper.tezzeret.choose import CHOICES
 from esper.tolaria.slopes import Samples, alpha_slopes, birth_norms, last_layer, losses_at
 from esper.utils import rng
 
-TASKS: dict[str, dict[str, Any]] = {"digits": {}, "digits_impaired": {}, "digits_deep": {}, "chars": {"slots": (0,)}}
+TASKS: dict[str, dict[str, Any]] = {"digits_v1": {}, "digits_impaired": {}, "digits_deep": {}, "chars": {"slots": (0,)}}
 """Tasks, with settings of their own: the slots of ``chars`` are one place, of which the first stands for all."""
 AGES = (1, 2, 4)
 """Epochs of TRAINING after which the slope is taken."""
@@ -67,14 +67,15 @@ def build(name: str, envs: int, backend: str, overrides: dict[str, Any]) -> Scen
     """The task with its validation samples parted; every blueprint may grow in every slot that it fits."""
     task = named(name)
     data = task.data
-    order = rng.permutation(rng.key(SPLIT), data.val_targets.shape[0])
+    order = rng.permutation(rng.key(SPLIT), data.validation.size)
     own, judge = order.tensor_split(2)
-    halved = data._replace(val_inputs=data.val_inputs[own], val_targets=data.val_targets[own])
+    halved = data._replace(validation=data.validation.take(own))
     settings = {"sample_order": SampleOrder.INDEPENDENT, "min_training_epochs": max(AGES), **overrides}
     engine = esper.make(task._replace(data=halved), envs, backend=backend, **settings)
     whole = data.to("cpu", engine.config.precision.dtype)
     candidates = tuple(a for a in engine.codec.actions if a.op is Op.GERMINATE and a.blend == int(Blend.SIGMOID))
-    return Scene(engine, (whole.val_inputs[judge], whole.val_targets[judge]), candidates)
+    judged = whole.validation.take(judge)
+    return Scene(engine, (judged.inputs, judged.targets), candidates)
 
 
 def play(scene: Scene, envs: int, warmup: int, seed: int) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -164,7 +165,7 @@ def _by_block(scene: Scene, state: State, envs: int, of: Any) -> Array:
 
 
 def _samples(engine: Engine) -> Samples:
-    return engine.data.val_inputs, engine.data.val_targets
+    return engine.data.validation.inputs, engine.data.validation.targets
 
 
 def judged(scene: Scene, state: State) -> tuple[Tensor, Tensor]:
@@ -220,7 +221,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/grow_by_gradient"))
     parser.add_argument("--quick", action="store_true", help="8 environments of short epochs: whether it runs")
     asked = parser.parse_args()
-    names = asked.task.split(",") if asked.task else ["digits"] if asked.quick else list(TASKS)
+    names = asked.task.split(",") if asked.task else ["digits_v1"] if asked.quick else list(TASKS)
     envs, overrides = (8, {"steps_per_epoch": 4, "horizon": 18}) if asked.quick else (asked.envs, {})
     studies = []
     for name in names:

@@ -14,7 +14,7 @@ import optax
 from jax import lax
 
 from bench import jax_layers as layers
-from bench.contract import Contender, Outcome, Scores
+from bench.contract import Contender, StepResult, ValidationResult
 from bench.workload import Array, Workload
 
 Tree = Any
@@ -77,7 +77,7 @@ class JaxStep:
         self.train_program, self.score_program = jax.jit(self.epoch), jax.jit(self.correct)
 
     def initial(self) -> Carry:
-        """Parameters as dealt, momentum 0."""
+        """Parameters as drawn, momentum 0."""
         workload, structure = self.workload, self.workload.structure
         widths = [sum(int(np.prod(shape)) for _, shape in layout) for layout in structure.host_layouts]
         rows = np.split(workload.host, np.cumsum(widths)[:-1], axis=1)
@@ -208,7 +208,7 @@ class JaxStep:
         self.carry, losses = self.train_program(self.carry, self.indices[epoch])
         return np.asarray(losses)
 
-    def validate(self) -> Scores:
+    def validate(self) -> ValidationResult:
         """Accuracy and effects."""
         workload = self.workload
         rates = 100 * np.asarray(self.score_program(self.carry), dtype=np.float64)
@@ -219,7 +219,7 @@ class JaxStep:
             for envs, sign in ((np.flatnonzero(active & ~silent), 1), (np.flatnonzero(active & silent), -1)):
                 effect[envs, slot] = sign * (own[envs] - rates[lane : lane + envs.size])
                 lane += envs.size
-        return Scores(own, effect)
+        return ValidationResult(own, effect)
 
     def norms(self) -> Array:
         """Of the parameters of hosts and seeds."""
@@ -230,9 +230,9 @@ class JaxStep:
                 norms[way.envs, 1 + slot] = _row_norms(params)
         return norms
 
-    def step(self) -> Outcome:
+    def step(self) -> StepResult:
         """One environment step."""
-        return Outcome(self.train(0).mean(0), self.validate())
+        return StepResult(self.train(0).mean(0), self.validate())
 
 
 def _row_norms(tree: Tree) -> Array:

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils import get_total_norm
 
-from bench.contract import Contender, Outcome, Scores
-from bench.modules import Environment, Slot
-from bench.workload import Array, Numbers, Workload
+from bench.contract import Contender, StepResult, ValidationResult
+from bench.modules import ActiveSlot, Environment
+from bench.workload import Array, SgdHypers, Workload
 
 
 def own_code(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -27,7 +27,9 @@ def own_code(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def signature(environment: Environment) -> tuple[Any, ...]:
     """Equal for environments that one graph can serve."""
-    return tuple((part.role, str(part.seed)) if isinstance(part, Slot) else str(part) for part in environment.path)
+    return tuple(
+        (part.role, str(part.seed)) if isinstance(part, ActiveSlot) else str(part) for part in environment.path
+    )
 
 
 def train_loss(environment: Environment, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -60,7 +62,7 @@ def graphs_of(environments: list[Environment], compile: bool) -> list[Graphs]:
     return [known[signature(environment)] for environment in environments]
 
 
-def make_optimizer(environments: list[Environment], numbers: Numbers) -> torch.optim.SGD:
+def make_optimizer(environments: list[Environment], numbers: SgdHypers) -> torch.optim.SGD:
     """One fused SGD with momentum over all environments; hosts and seeds have rates and decays of their own."""
     hosts = [param for environment in environments for param in environment.parts()[0]]
     seeds = [param for environment in environments for part in environment.parts()[1:] for param in part]
@@ -73,7 +75,7 @@ def make_optimizer(environments: list[Environment], numbers: Numbers) -> torch.o
 class JointClip:
     """Clips the gradients of many parts, each by its own norm, in a dozen calls."""
 
-    def __init__(self, environments: list[Environment], numbers: Numbers) -> None:
+    def __init__(self, environments: list[Environment], numbers: SgdHypers) -> None:
         parts = [part for environment in environments for part in environment.parts()]
         limits = [n for e in environments for n in (numbers.host_clip, *[numbers.seed_clip] * len(e.slots))]
         self.params = list(chain.from_iterable(parts))
@@ -135,7 +137,7 @@ class Loop:
         return torch.stack(losses).numpy()
 
     @torch.no_grad()
-    def validate(self) -> Scores:
+    def validate(self) -> ValidationResult:
         """Accuracy and effects."""
         accuracy = torch.zeros(len(self.environments), dtype=torch.float64)
         effect = torch.zeros(len(self.environments), self.workload.num_slots, dtype=torch.float64)
@@ -148,7 +150,7 @@ class Loop:
             for rate, (index, slot) in zip(rates[1:], environment.slots, strict=True):
                 gain = rates[0] - rate
                 effect[env, slot] = -gain if environment.path[index].role.training else gain
-        return Scores(accuracy.numpy(), effect.numpy())
+        return ValidationResult(accuracy.numpy(), effect.numpy())
 
     def norms(self) -> Array:
         """Of the parameters of hosts and seeds."""
@@ -159,9 +161,9 @@ class Loop:
             norms[env, columns] = torch.stack([get_total_norm(part) for part in parts])
         return norms.numpy()
 
-    def step(self) -> Outcome:
+    def step(self) -> StepResult:
         """One environment step."""
-        return Outcome(self.train(0).mean(0), self.validate())
+        return StepResult(self.train(0).mean(0), self.validate())
 
 
 def prepare(workload: Workload, channels_last: bool = False, compile: bool = False) -> Contender:

@@ -112,7 +112,7 @@ def mix(h: Tensor, s: Tensor, alpha: float) -> Tensor:
     return s if alpha == 1 else torch.lerp(h, s, alpha)
 
 
-class Slot(nn.Module):
+class ActiveSlot(nn.Module):
     """An active seed in its slot.
 
     Attributes:
@@ -162,7 +162,7 @@ class Environment(nn.Module):
                         self.slots.append((len(path), slot))
                         name = structure.blueprints[kind]
                         seed = seed_module(name, structure.channels[block])
-                        path.append(Slot(seed, role(workload, env, slot), name in fragile))
+                        path.append(ActiveSlot(seed, role(workload, env, slot), name in fragile))
         self.path = nn.ModuleList(path)
         self.rows = initial_rows(workload, env)
         self.to_empty(device="cpu").to(getattr(torch, structure.precision)).to(memory_format=memory_format)

@@ -14,7 +14,7 @@ from esper.bench.measure import interleave, percentile
 from esper.kasmina.cnn import cnn_host
 from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
 from esper.tezzeret.choose import CHOICES
-from esper.tolaria import data
+from esper.tolaria.digits import digits
 
 HOSTS = {"cnn 4": ({"num_blocks": 1, "base_channels": 4}, (0, 0, 0)), "cnn 8-16-32": ({"base_channels": 8}, (0, 1, 2))}
 
@@ -22,7 +22,7 @@ HOSTS = {"cnn 4": ({"num_blocks": 1, "base_channels": 4}, (0, 0, 0)), "cnn 8-16-
 def compare(name: str, backend: str, envs: int, repeat: int) -> str:
     """One line for one host."""
     shape, slots = HOSTS[name]
-    dataset = data.digits()
+    dataset = digits()
     task = esper.Task(name, cnn_host(dataset.input_shape, dataset.num_classes, **shape), CONV_BLUEPRINTS, dataset, {})
     engines = [esper.make(task, envs, backend=backend, slots=each, steps_per_epoch=16) for each in (slots, ())]
     wait = torch.zeros(envs, dtype=torch.int64)

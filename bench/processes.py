@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.contract import Contender, Outcome, Scores
+from bench.contract import Contender, StepResult, ValidationResult
 from bench.served import Served
 from bench.workload import Array, Workload, save, take
 
@@ -42,7 +42,7 @@ class Processes:
         """Losses [k, E] of an epoch."""
         return np.concatenate([np.array(part["losses"]) for part in self.ask(do="train", epoch=epoch)], axis=1)
 
-    def validate(self) -> Scores:
+    def validate(self) -> ValidationResult:
         """Accuracy and effects."""
         return _joined(self.ask(do="validate"))
 
@@ -50,10 +50,10 @@ class Processes:
         """Of the parameters of hosts and seeds."""
         return np.concatenate([np.array(part["norms"]) for part in self.ask(do="norms")])
 
-    def step(self) -> Outcome:
+    def step(self) -> StepResult:
         """One environment step."""
         parts = self.ask(do="step")
-        return Outcome(np.concatenate([part["mean_loss"] for part in parts]), _joined(parts))
+        return StepResult(np.concatenate([part["mean_loss"] for part in parts]), _joined(parts))
 
     def close(self) -> None:
         """End the workers."""
@@ -62,8 +62,10 @@ class Processes:
         self.folder.cleanup()
 
 
-def _joined(parts: list[dict[str, Any]]) -> Scores:
-    return Scores(*(np.concatenate([np.array(part[name]) for part in parts]) for name in Scores._fields))
+def _joined(parts: list[dict[str, Any]]) -> ValidationResult:
+    return ValidationResult(
+        *(np.concatenate([np.array(part[name]) for part in parts]) for name in ValidationResult._fields)
+    )
 
 
 def prepare(workload: Workload, **options: Any) -> Contender:

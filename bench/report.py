@@ -60,12 +60,12 @@ def _line(figures: dict[str, Any], hosts: bool) -> str:
 
 def table(case: dict[str, Any]) -> str:
     """One case as markdown."""
-    deal, first = case["deal"], case["rows"][0]
-    hosts = deal["active"] == 0
-    who = "hosts alone" if hosts else f"{100 * deal['active']:.0f} % of the slots active"
-    order = "shared" if deal["shared"] else "independent"
+    drawn, first = case["deal"], case["rows"][0]
+    hosts = drawn["active"] == 0
+    who = "hosts alone" if hosts else f"{100 * drawn['active']:.0f} % of the slots active"
+    order = "shared" if drawn["shared"] else "independent"
     title = (
-        f"## {deal['shape']}: {deal['num_envs']} environments, {who}\n\n{case['steps']} SGD steps of {case['batch']} "
+        f"## {drawn['shape']}: {drawn['num_envs']} environments, {who}\n\n{case['steps']} SGD steps of {case['batch']} "
         f"samples ({order} order) and {case['validation']} validation samples.\n\n"
     )
     columns = ["contender", "ms per environment step", f"times {first['contender']}", "compilation, s"]

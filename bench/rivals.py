@@ -18,8 +18,8 @@ import torch
 
 from bench import report
 from bench.contender import CONTENDERS, option
-from bench.deal import SHAPES, Deal, build_engine, deal_state, export
-from bench.gate import Trajectory, Verdict, compare
+from bench.draw import SHAPES, WorkloadConfig, build_engine, draw_state, export
+from bench.gate import Comparison, Trajectory, compare
 from bench.served import ROOT, Served
 from bench.workload import Array, Workload, flops, save
 from esper.bench.measure import seconds_of
@@ -29,7 +29,7 @@ WARN_LOAD = 0.2
 """Load average per measured processor above which the machine is not idle."""
 
 
-class Plan(NamedTuple):
+class MeasureConfig(NamedTuple):
     """How to measure.
 
     Attributes:
@@ -52,17 +52,17 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
-def deal_workload(deal: Deal) -> Workload:
-    """A deal as numbers."""
-    engine = build_engine(deal, "eager")
-    return export(engine, deal_state(engine, deal), deal)
+def draw_workload(config: WorkloadConfig) -> Workload:
+    """A drawn workload as numbers."""
+    engine = build_engine(config, "eager")
+    return export(engine, draw_state(engine, config), config)
 
 
-def start_all(plan: Plan, path: Path, folder: Path) -> tuple[dict[str, Served], dict[str, Any], dict[str, str]]:
+def start_all(how: MeasureConfig, path: Path, folder: Path) -> tuple[dict[str, Served], dict[str, Any], dict[str, str]]:
     """Start one after the other, so that nobody's compilation disturbs another's."""
     running, starts, failures = {}, {}, {}
-    for name in plan.names:
-        served = Served(name, path, plan.cores, plan.options.get(name, {}), folder / f"inductor-{name}")
+    for name in how.names:
+        served = Served(name, path, how.cores, how.options.get(name, {}), folder / f"inductor-{name}")
         try:
             starts[name] = served.receive()
             running[name] = served
@@ -89,7 +89,7 @@ def timed_path_agrees(served: Served, losses: Array, steps: int) -> bool:
     return bool(np.allclose(mean, losses[:steps].mean(0), rtol=1e-5, atol=0))
 
 
-def pass_gate(running: dict[str, Served], workload: Workload) -> dict[str, Verdict]:
+def pass_gate(running: dict[str, Served], workload: Workload) -> dict[str, Comparison]:
     """Compare everyone with the first."""
     verdicts, reference = {}, None
     for name, served in running.items():
@@ -108,12 +108,12 @@ def product_rate() -> float:
     return 2 * 2048**3 / min(seconds_of(lambda: square @ square, torch.device("cpu")) for _ in range(3))
 
 
-def take_turns(plan: Plan, running: dict[str, Served]) -> tuple[dict[str, list[float]], list[float]]:
+def take_turns(how: MeasureConfig, running: dict[str, Served]) -> tuple[dict[str, list[float]], list[float]]:
     """Environment steps in turn, the order reversed every other round; and the rate of a matrix product between."""
     seconds: dict[str, list[float]] = {name: [] for name in running}
     rates = []
-    for turn in range(plan.repeats):
-        names = [n for n in running if len(seconds[n]) < 3 or sum(seconds[n]) < plan.budget]
+    for turn in range(how.repeats):
+        names = [n for n in running if len(seconds[n]) < 3 or sum(seconds[n]) < how.budget]
         for name in names if turn % 2 == 0 else reversed(names):
             running[name].ask(do="reset")
             seconds[name].append(running[name].ask(do="step")["seconds"])
@@ -121,22 +121,24 @@ def take_turns(plan: Plan, running: dict[str, Served]) -> tuple[dict[str, list[f
     return seconds, rates
 
 
-def measure(deal: Deal, plan: Plan) -> dict[str, Any]:
-    """Everything about one deal, as ``report`` reads it."""
-    workload = deal_workload(deal)
-    say(f"{deal.shape}: {deal.num_envs} environments, {(workload.kind >= 0).sum()} active seeds, {deal.precision}")
+def measure(config: WorkloadConfig, how: MeasureConfig) -> dict[str, Any]:
+    """Everything about one workload, as ``report`` reads it."""
+    workload = draw_workload(config)
+    say(
+        f"{config.shape}: {config.num_envs} environments, {(workload.kind >= 0).sum()} active seeds, {config.precision}"
+    )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save(workload, folder / "workload.npz")
-        running, starts, failures = start_all(plan, folder / "workload.npz", folder)
+        running, starts, failures = start_all(how, folder / "workload.npz", folder)
         verdicts = pass_gate(running, workload)
         green = {each: served for each, served in running.items() if verdicts[each].green}
-        seconds, rates = take_turns(plan, green)
+        seconds, rates = take_turns(how, green)
         for each, served in running.items():
             starts[each] |= served.ask(do="usage")
             served.close()
     return {
-        "deal": deal,
+        "deal": config,
         "flops": flops(workload),
         "steps": workload.steps,
         "batch": workload.indices.shape[3],
@@ -182,7 +184,7 @@ def main() -> int:
         variants.setdefault(name, {}).update([option(rest)])
     cores = [int(core) for core in options.cores.split(",")]
     repeats = 0 if options.check else options.repeats
-    plan = Plan(tuple(options.contenders.split(",")), cores, repeats, options.budget, variants)
+    how = MeasureConfig(tuple(options.contenders.split(",")), cores, repeats, options.budget, variants)
     os.sched_setaffinity(0, cores)
     torch.set_num_threads(len(cores))
     facts = machine(torch.device("cpu"))
@@ -191,7 +193,9 @@ def main() -> int:
     cases = []
     for name in options.cases.split(","):
         width, precision = (8, "float64") if options.check else (options.envs, "float32")
-        cases.append(measure(Deal(num_envs=width, precision=precision, shared=options.shared, **CASES[name]), plan))
+        cases.append(
+            measure(WorkloadConfig(num_envs=width, precision=precision, shared=options.shared, **CASES[name]), how)
+        )
     if not options.check:
         paths = report.write(options.out, facts, cases)
         print(paths[0].read_text(), end="")

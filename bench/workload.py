@@ -1,7 +1,7 @@
 """The work that every contender does, as numbers in one file: plain numpy, so that no contender needs another's code.
 
 A *workload* is one environment step of E environments: k SGD steps of every host and its active seeds, then validation
-with one counterfactual per active seed. ``bench.deal`` writes it from an Esper state; contenders read it.
+with one counterfactual per active seed. ``bench.draw`` writes it from an Esper state; contenders read it.
 """
 
 import json
@@ -15,7 +15,7 @@ Layout = tuple[tuple[str, tuple[int, ...]], ...]
 """Names and shapes of tensors that lie side by side in a flat row, in order."""
 
 
-class Numbers(NamedTuple):
+class SgdHypers(NamedTuple):
     """Hyperparameters; the optimizer is torch.optim's SGD with momentum, clipped by norm, host and seeds apart."""
 
     host_lr: float
@@ -28,28 +28,28 @@ class Numbers(NamedTuple):
     alpha_target: float
 
 
-class Structure(NamedTuple):
+class NetworkSpec(NamedTuple):
     """What a contender must build."""
 
     name: str  # of the shape
     precision: str  # "float32" or "float64"
-    seed: int  # of the deal
+    seed: int  # of the draw
     shared: bool  # whether all environments see the same minibatches
     input_shape: tuple[int, ...]  # (C, H, W)
     num_classes: int
     channels: tuple[int, ...]  # per block: 3x3 convolution, batch norm, relu, 2x2 maximum
     slots: tuple[int, ...]  # per slot, the block after which it sits
     blueprints: tuple[str, ...]
-    numbers: Numbers
+    numbers: SgdHypers
     host_layouts: tuple[Layout, ...]  # per block, then the head
     seed_layouts: tuple[tuple[Layout, ...], ...]  # per slot, per blueprint
     host_flops: tuple[int, ...]  # multiply-adds of one sample's forward pass, per block, then the head
 
 
 class Workload(NamedTuple):
-    """One environment step. G epochs of minibatches are dealt: the first is timed, all of them are compared."""
+    """One environment step. G epochs of minibatches are drawn: the first is timed, all of them are compared."""
 
-    structure: Structure
+    structure: NetworkSpec
     train_inputs: Array  # [N, C, H, W]
     train_targets: Array  # [N]
     val_inputs: Array  # [V, C, H, W]
@@ -97,8 +97,8 @@ def save(workload: Workload, path: Path) -> None:
 def load(path: Path) -> Workload:
     """Read a workload that ``save`` wrote."""
     with np.load(path, allow_pickle=False) as archive:
-        fields = dict(zip(Structure._fields, _tuples(json.loads(archive["structure"].item())), strict=True))
-        structure = Structure(**fields | {"numbers": Numbers(*fields["numbers"])})
+        fields = dict(zip(NetworkSpec._fields, _tuples(json.loads(archive["structure"].item())), strict=True))
+        structure = NetworkSpec(**fields | {"numbers": SgdHypers(*fields["numbers"])})
         seeds = tuple(
             tuple(archive[f"seeds.{slot}.{blueprint}"] for blueprint in range(len(structure.blueprints)))
             for slot in range(len(structure.slots))

@@ -13,8 +13,8 @@ from esper.leyline.state import State
 from esper.runtime import debug
 from esper.runtime.build import make
 from esper.runtime.tasks import Task
+from esper.version import __version__ as __version__
 
-__version__ = "0.1.0"
 __all__ = [
     "Action",
     "Blend",

@@ -11,7 +11,7 @@ from esper.kasmina.slot_table import take_table
 from esper.kasmina.structure import Structure, seed_sizes
 from esper.leyline.actions import Codec
 from esper.leyline.config import Config
-from esper.leyline.events import Transition
+from esper.leyline.events import Performance, Transition
 from esper.leyline.hypers import HyperParams
 from esper.leyline.learners import Learners, Weights, learners_of, parts, with_learners
 from esper.leyline.state import Snapshot, State, lock
@@ -20,7 +20,7 @@ from esper.tamiyo.interface import Interface
 from esper.tamiyo.observation import column_names, observe
 from esper.tezzeret.backend import Backend
 from esper.tolaria.data import Dataset
-from esper.tolaria.evaluation import evaluate
+from esper.tolaria.evaluation import evaluate, measure
 from esper.tolaria.governor import govern, initial_governor
 from esper.tolaria.signals import initial_signals, update_signals
 from esper.tolaria.training import train_epoch
@@ -37,9 +37,9 @@ def init(structure: Structure, data: Dataset, seed: int, numbers: Tensor | None 
       numbers: int64 [E]; the environments' numbers i; None: 0 to E - 1.
 
     Returns:
-      state, batch [E]: hosts drawn anew, every slot DORMANT, nothing seen, the vault holding this very state.
+      state, batch [E]: hosts drawn anew, every slot DORMANT, nothing seen, the snapshot holding this very state.
     """
-    config, device = structure.config, data.train_inputs.device
+    config, device = structure.config, data.train.inputs.device
     if numbers is None:
         numbers = torch.arange(config.num_envs, device=device)
     count = numbers.shape[0]
@@ -54,7 +54,7 @@ def init(structure: Structure, data: Dataset, seed: int, numbers: Tensor | None 
         slots=lifecycle.empty_slots(count, config.num_slots, config.precision.dtype, device),
         signals=initial_signals(config, count, data.num_classes, device),
         governor=initial_governor(config, count, device),
-        vault=Snapshot(**parts(learners), batch_size=[count]).clone(),
+        snapshot=Snapshot(**parts(learners), batch_size=[count]).clone(),
         **parts(learners),
         batch_size=[count],
     )
@@ -64,7 +64,7 @@ def init(structure: Structure, data: Dataset, seed: int, numbers: Tensor | None 
 def _fresh_learners(structure: Structure, key: Tensor) -> Learners:
     """Hosts drawn anew, and empty arenas for their seeds."""
     dtype, count = structure.config.precision.dtype, key.shape[0]
-    params, buffers = arena.init_host(structure, key, dtype)
+    params, buffers = arena.init_host(structure.host, key, dtype)
     seeds = params.new_zeros(count, structure.num_seed_params)
     steps = key.new_zeros(count, structure.config.num_slots)
     return Learners(
@@ -85,7 +85,7 @@ def step(
       backend: how they are run.
       hypers: numbers.
       state: [E].
-      data: the task.
+      data: the task; its test part is not read.
       action: int64 [E]; indices into ``structure.codec``.
 
     Returns:
@@ -93,7 +93,7 @@ def step(
       influence each other; the same arguments give the same bits.
     """
     accuracy = state.signals.val_accuracy
-    slots, deed = lifecycle.apply_action(structure, hypers, state.slots, action, accuracy)
+    slots, result = lifecycle.apply_action(structure, hypers, state.slots, action, accuracy)
     state = state.replace(slots=slots)
 
     table = take_table(slots)
@@ -103,12 +103,12 @@ def step(
     evaluation = evaluate(backend, hypers, state, table, plan, data)
 
     slots = metrics.record(hypers, state.slots, epoch, evaluation)
-    slots, life = lifecycle.tick(structure, hypers, slots, evaluation.accuracy)
+    slots, life = lifecycle.tick(structure.config, hypers, slots, evaluation.accuracy)
     state = state.replace(slots=slots, epoch=state.epoch + 1, rounds=state.rounds + 1)
 
     state, judgement = govern(structure, hypers, state, table.any_active, epoch, evaluation)
     signals = update_signals(hypers, state.signals, epoch, evaluation, keep=judgement.rolled_back)
-    return lock(state.replace(signals=signals)), Transition(deed, epoch, evaluation, life, judgement)
+    return lock(state.replace(signals=signals)), Transition(result, epoch, evaluation, life, judgement)
 
 
 def reset(
@@ -161,8 +161,8 @@ class Engine:
         return f"Engine({self.structure.host.name}, {self.config.num_envs} environments, {self.backend.name})"
 
     def describe(self) -> tuple[str, ...]:
-        """What runs where, a line each; see ``Backend.describe``."""
-        return self.backend.describe()
+        """What runs where, a line each (see ``Backend.describe``); the last says what data there are."""
+        return (*self.backend.describe(), self.data.describe())
 
     @property
     def config(self) -> Config:
@@ -184,6 +184,11 @@ class Engine:
         if action.shape != (num_envs,):
             raise ValueError(f"step: action {list(action.shape)}; expected [{num_envs}], one for each environment")
         return step(self.structure, self.backend, self.hypers, state, self.data, action)
+
+    def test(self, state: State) -> Performance:
+        """Loss and accuracy [E] on the test part, of every network as it stands: for reports, never for decisions."""
+        self._fit(state)
+        return measure(self.backend, self.hypers, state, self.data.test)
 
     def reset(self, state: State, fresh: Tensor, seed: int, numbers: Tensor | None = None) -> State:
         """Start some environments anew; see ``esper.engine.reset``."""

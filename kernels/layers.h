@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "packs.h"
+#include "simd.h"
 
 namespace esper {
 

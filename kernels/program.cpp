@@ -1,13 +1,13 @@
-// Makes and releases programs (program.h), which chain.cpp runs.
+// Makes and releases programs (program.h), which networks (network.h) run.
 
-#include "pass.h"
+#include "execute.h"
 
 extern "C" {
 
 // Samples that are computed side by side.
 esper::i64 esper_pack() { return esper::PACK; }
 
-// A program from its code; see esper/kernels/program.py. It lives until `esper_release`.
+// A program from its code; see esper/tezzeret/native/programs.py. It lives until `esper_release`.
 void* esper_program(const esper::i64* code) { return new esper::Program(code); }
 void esper_release(void* program) { delete static_cast<esper::Program*>(program); }
 

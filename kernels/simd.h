@@ -1,6 +1,14 @@
 // Vector registers of the instruction set that is compiled for: the one place that knows how wide and how many.
+//
+// A pack: samples side by side, one per lane of a vector register. Every number of a feature map becomes one vector, so
+// all arithmetic is vertical: no edges, no shuffles, full registers whatever the size of the maps.
 
 #pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
 
 namespace esper {
 
@@ -19,5 +27,124 @@ constexpr int LANES = 4, REGISTERS = 16;
 
 // Whether a tile stays in registers: its sums, a row of what they read, and the number that multiplies the row.
 constexpr bool fits(int sums, int row) { return sums + row + 1 <= REGISTERS; }
+
+using i64 = std::int64_t;
+
+constexpr i64 PACK = LANES;
+
+typedef float Vec __attribute__((vector_size(PACK * sizeof(float))));
+typedef float Quad __attribute__((vector_size(16)));
+typedef float Octet __attribute__((vector_size(32)));
+typedef float Sixteen __attribute__((vector_size(64)));
+typedef float LooseQuad __attribute__((vector_size(16), aligned(4)));
+
+inline i64 packs_of(i64 batch) { return (batch + PACK - 1) / PACK; }
+
+// Four rows of four numbers, exchanged with columns.
+inline void transpose4(Quad& a, Quad& b, Quad& c, Quad& d) {
+    const Quad ab0 = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab1 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+    const Quad cd0 = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd1 = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+    a = __builtin_shufflevector(ab0, cd0, 0, 1, 4, 5);
+    b = __builtin_shufflevector(ab0, cd0, 2, 3, 6, 7);
+    c = __builtin_shufflevector(ab1, cd1, 0, 1, 4, 5);
+    d = __builtin_shufflevector(ab1, cd1, 2, 3, 6, 7);
+}
+
+inline Quad load4(const float* from) { return *reinterpret_cast<const LooseQuad*>(from); }
+inline void store4(float* to, Quad value) { *reinterpret_cast<LooseQuad*>(to) = value; }
+
+// Samples, wherever each of them is, of `size` numbers -> a pack; lanes without a sample are 0.
+inline void load_samples(const float* const* samples, i64 count, i64 size, Vec* pack) {
+    float* to = reinterpret_cast<float*>(pack);
+    if (count < PACK) std::memset(to, 0, size * sizeof(Vec));
+    i64 lane = 0;
+    for (; lane + 4 <= count; lane += 4) {
+        const float* const* s = samples + lane;
+        i64 i = 0;
+        for (; i + 4 <= size; i += 4) {
+            Quad a = load4(s[0] + i), b = load4(s[1] + i), c = load4(s[2] + i), d = load4(s[3] + i);
+            transpose4(a, b, c, d);
+            float* t = to + i * PACK + lane;
+            store4(t, a), store4(t + PACK, b), store4(t + 2 * PACK, c), store4(t + 3 * PACK, d);
+        }
+        for (; i < size; ++i)
+            for (i64 l = 0; l < 4; ++l) to[i * PACK + lane + l] = s[l][i];
+    }
+    for (; lane < count; ++lane)
+        for (i64 i = 0; i < size; ++i) to[i * PACK + lane] = samples[lane][i];
+}
+
+// The same of samples at equal distances.
+inline void load_pack(const float* from, i64 sample, i64 count, i64 size, Vec* pack) {
+    const float* samples[PACK];
+    for (i64 lane = 0; lane < count; ++lane) samples[lane] = from + lane * sample;
+    load_samples(samples, count, size, pack);
+}
+
+// A pack -> `count` samples of `size` numbers.
+inline void store_pack(const Vec* pack, i64 sample, i64 count, i64 size, float* to) {
+    const float* from = reinterpret_cast<const float*>(pack);
+    i64 lane = 0;
+    for (; lane + 4 <= count; lane += 4) {
+        float* s = to + lane * sample;
+        i64 i = 0;
+        for (; i + 4 <= size; i += 4) {
+            const float* f = from + i * PACK + lane;
+            Quad a = load4(f), b = load4(f + PACK), c = load4(f + 2 * PACK), d = load4(f + 3 * PACK);
+            transpose4(a, b, c, d);
+            store4(s + i, a), store4(s + sample + i, b), store4(s + 2 * sample + i, c), store4(s + 3 * sample + i, d);
+        }
+        for (; i < size; ++i)
+            for (i64 l = 0; l < 4; ++l) s[l * sample + i] = from[i * PACK + lane + l];
+    }
+    for (; lane < count; ++lane)
+        for (i64 i = 0; i < size; ++i) to[lane * sample + i] = from[i * PACK + lane];
+}
+
+// A vector's halves added up, down to four lanes.
+inline Quad fold(const Quad& v) { return v; }
+inline Quad fold(const Octet& v) {
+    return __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
+}
+inline Quad fold(const Sixteen& v) {
+    const Octet half = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+                       __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+    return fold(half);
+}
+
+// The sums over the lanes of four vectors.
+inline Quad sum_lanes4(Vec a, Vec b, Vec c, Vec d) {
+    Quad qa = fold(a), qb = fold(b), qc = fold(c), qd = fold(d);
+    transpose4(qa, qb, qc, qd);
+    return (qa + qb) + (qc + qd);
+}
+
+inline float sum_lanes(Vec v) { return sum_lanes4(v, v, v, v)[0]; }
+
+inline Vec zero() { return Vec{}; }
+inline Vec relu(Vec x) { return x < 0.0f ? zero() : x; }  // NaN stays NaN
+
+// The lanes that hold a sample.
+inline Vec lanes_below(i64 count) {
+    Vec mask = {};
+    for (i64 lane = 0; lane < count && lane < PACK; ++lane) mask[lane] = 1.0f;
+    return mask;
+}
+
+// Memory of one thread that only grows.
+class Scratch {
+    std::unique_ptr<float, decltype(&std::free)> memory{nullptr, &std::free};
+    i64 size = 0;
+
+  public:
+    Vec* room(i64 vectors) {
+        if (vectors > size) {
+            const i64 bytes = (vectors * sizeof(Vec) + 63) / 64 * 64;
+            memory.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
+            size = vectors;
+        }
+        return reinterpret_cast<Vec*>(memory.get());
+    }
+};
 
 }  // namespace esper

@@ -9,7 +9,7 @@ from esper.kasmina.cnn import cnn_host
 from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
 from esper.runtime import debug
 from esper.tezzeret import choose
-from esper.tolaria import data
+from esper.tolaria.synthetic import synthetic
 from esper.utils import rng
 
 # every step function checks that it writes into none of its arguments; ESPER_DEBUG=0 turns that off
@@ -22,7 +22,7 @@ settings.load_profile("default")
 @pytest.fixture(scope="session")
 def small_task() -> esper.Task:
     """A task small enough for many steps a second: three sites of three widths, all blueprints."""
-    dataset = data.synthetic((1, 8, 8), num_classes=4, num_train=48, num_val=30, noise=0.7)
+    dataset = synthetic((1, 8, 8), num_classes=4, num_train=48, num_val=30, noise=0.7)
     host = cnn_host((1, 8, 8), 4, num_blocks=3, base_channels=2, pool_blocks=1)
     settings = {
         "slots": (0, 1, 2),

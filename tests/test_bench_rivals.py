@@ -29,12 +29,12 @@ on_digits = pytest.mark.parametrize("workload", [DIGITS], indirect=True, ids=["d
 
 @pytest.fixture(scope="module", params=[DIGITS, CIFAR], ids=["digits", "cifar"])
 def workload(bench, request, tmp_path_factory):
-    """A small deal in float64 as the contenders read it; once with shared minibatches."""
+    """A small workload in float64 as the contenders read it; once with shared minibatches."""
     shape, shared, steps, batch = request.param
-    deal = bench("deal").Deal(shape, 4, "float64", shared)
-    engine = bench("deal").build_engine(deal, "eager", steps_per_epoch=steps, batch_size=batch)
+    config = bench("draw").WorkloadConfig(shape, 4, "float64", shared)
+    engine = bench("draw").build_engine(config, "eager", steps_per_epoch=steps, batch_size=batch)
     path = tmp_path_factory.mktemp("bench") / "workload.npz"
-    bench("workload").save(bench("deal").export(engine, bench("deal").deal_state(engine, deal), deal), path)
+    bench("workload").save(bench("draw").export(engine, bench("draw").draw_state(engine, config), config), path)
     return bench("workload").load(path)
 
 
@@ -143,26 +143,26 @@ def test_a_share_of_the_environments_does_the_same(bench, run, workload):
 
 
 def test_the_deal_is_even(bench):
-    deal = bench("deal").Deal("digits", 64)
-    engine = bench("deal").build_engine(deal, "eager")
-    state = bench("deal").deal_state(engine, deal)
-    workload = bench("deal").export(engine, state, deal)
+    config = bench("draw").WorkloadConfig("digits", 64)
+    engine = bench("draw").build_engine(config, "eager")
+    state = bench("draw").draw_state(engine, config)
+    workload = bench("draw").export(engine, state, config)
     active = workload.kind >= 0
     counts = Counter(workload.kind[active].tolist())
     stages = Counter(state.slots.stage.numpy()[active].tolist())
     assert active.sum() == 96 and set(counts) == set(range(7)) and len(stages) == 5
     assert max(counts.values()) - min(counts.values()) <= 1 and max(stages.values()) - min(stages.values()) <= 1
-    # 3x3 convolution of 1 to 4 channels on 8x8 positions, linear 4 to 10; 16 x 64 samples trained on, 360 validated
+    # 3x3 convolution of 1 to 4 channels on 8x8 positions, linear 4 to 10; 16 x 64 samples trained on, 180 validated
     conv, linear = 8 * 8 * 9 * 4, 4 * 10
-    per_env = 16 * 64 * (3 * (conv + linear) - conv) + 360 * (conv + linear)
+    per_env = 16 * 64 * (3 * (conv + linear) - conv) + 180 * (conv + linear)
     assert bench("workload").flops(workload) == 2 * 64 * per_env
 
 
 def test_no_time_behind_a_red_gate(bench):
-    green, red = (bench("gate").Verdict(color, 50, 0.0, 0.0, 0.0, 0) for color in (True, False))
+    green, red = (bench("gate").Comparison(color, 50, 0.0, 0.0, 0.0, 0) for color in (True, False))
     begun = {"first_seconds": 3.0, "versions": {}, "options": {}, "peak_mb": 100.0}
     case = {
-        "deal": bench("deal").Deal("digits", 4),
+        "deal": bench("draw").WorkloadConfig("digits", 4),
         "starts": {name: dict(begun) for name in ("esper", "right", "wrong")},
         "verdicts": {"esper": green, "right": green, "wrong": red},
         "seconds": {"esper": [0.1, 0.2, 0.3], "right": [0.2, 0.4, 0.6]},

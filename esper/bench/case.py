@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from esper.engine import Engine
-from esper.kasmina.seeding import deal_seeds, place_seeds
+from esper.kasmina.seeding import draw_seeds, place_seeds
 from esper.leyline.actions import Blend
 from esper.leyline.config import Precision
 from esper.leyline.stages import Stage
@@ -96,8 +96,8 @@ class Case(NamedTuple):
 def seeded(
     engine: Engine, share: float, kinds: tuple[int, ...], stages: tuple[Stage, ...], blends: tuple[Blend, ...]
 ) -> State:
-    """A state with a share of its slots seeded; arguments as ``deal_seeds``."""
-    seeds = deal_seeds(engine.structure, share, kinds, stages, blends, SEED)
+    """A state with a share of its slots seeded; arguments as ``draw_seeds``."""
+    seeds = draw_seeds(engine.structure, share, kinds, stages, blends, SEED)
     return place_seeds(engine.structure, engine.init(SEED), seeds, SHAKE)
 
 

@@ -3,12 +3,11 @@
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from esper.bench import fresh, gates, learning
 from esper.bench.case import SEED, Bench, Case, Trial, mixed, seeded
-from esper.kasmina.counterfactuals import Counterfactuals
+from esper.kasmina.counterfactuals import no_changes
 from esper.kasmina.slot_table import take_table
 from esper.leyline.actions import Blend
 from esper.leyline.learners import learners_of
@@ -50,9 +49,7 @@ def _validation(contributions: bool, bench: Bench, envs: int) -> Trial:
     plan, slots = engine.backend.plan(table, bench.device), engine.config.num_slots
     if contributions:
         return Trial(lambda: evaluate(engine.backend, engine.hypers, state, table, plan, engine.data), engine, state)
-    nobody = Counterfactuals(np.zeros(0, dtype=np.int64), np.zeros((0, slots), dtype=np.int64))
-    samples = (engine.data.val_inputs, engine.data.val_targets)
-    arguments = (engine.hypers, plan, learners_of(state), state.slots.alpha, samples, nobody)
+    arguments = (engine.hypers, plan, learners_of(state), state.slots.alpha, engine.data.validation, no_changes(slots))
     return Trial(lambda: engine.backend.evaluate(*arguments), engine, state)
 
 

@@ -1,16 +1,14 @@
 """Fresh processes: what the first repeat of a case takes, how much memory it needs, and what a start costs.
 
-``python -m esper.bench.fresh`` reads one JSON object on standard input and writes one on standard output. A process
-that starts with empty caches is cold; the next one with the same caches is warm.
+A process that starts with empty caches is cold; the next one with the same caches is warm. What it does is in
+``esper.bench.probe``.
 """
 
-import gc
 import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,12 +16,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from esper.bench import gates, resident
+from esper.bench import gates
 from esper.bench.case import Bench, Case, Trial, mixed
-from esper.bench.measure import seconds_of
-from esper.leyline.config import Precision
 from esper.leyline.stages import ACTIVE
-from esper.runtime.tasks import TASKS
 
 START = "start"
 """In place of a case's name: build an engine and take an environment step."""
@@ -72,7 +67,7 @@ def ask(bench: Bench, case: str, envs: int, caches: dict[str, str]) -> dict[str,
         "threads": torch.get_num_threads(),
     }
     done = subprocess.run(
-        [sys.executable, "-m", "esper.bench.fresh"],
+        [sys.executable, "-m", "esper.bench.probe"],
         input=json.dumps(request),
         env=os.environ | caches,
         capture_output=True,
@@ -83,45 +78,6 @@ def ask(bench: Bench, case: str, envs: int, caches: dict[str, str]) -> dict[str,
         raise ProbeError(f"{case}, E = {envs}, in a fresh process: exit status {done.returncode}: {words[0]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
-
-
-def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """What the fresh process does."""
-    from esper.bench.cases import cases_of  # which names the cases of this module
-
-    torch.set_num_threads(request["threads"])
-    task, precision = TASKS[request["task"]](), Precision(request["precision"])
-    bench = Bench(task, torch.device(request["device"]), precision, request["backend"], request["quick"])
-    if request["case"] == START:
-        return {"losses": _begin(bench, request["envs"])}
-    return _probe(bench, cases_of(task)[request["case"]], request["envs"])._asdict()
-
-
-def _begin(bench: Bench, envs: int) -> list[float]:
-    """An engine and its first step, every slot seeded, with every blueprint; its training losses [E]."""
-    engine = bench.engine(envs)
-    wait = torch.zeros(envs, dtype=torch.int64, device=bench.device)
-    losses: list[float] = engine.step(mixed(engine, 1.0, ACTIVE), wait)[1].epoch.loss.tolist()
-    return losses
-
-
-def _probe(bench: Bench, case: Case, envs: int) -> Probe:
-    """Prepare, run twice, let go."""
-    device = bench.device
-    imported = resident.held(device)
-    trial = case.prepare(bench, envs)
-    begun = time.perf_counter()
-    trial.run()
-    first = time.perf_counter() - begun
-    before = resident.peak(device)
-    resident.restart_peak(device)
-    second = seconds_of(trial.run, device)
-    during = resident.peak(device)
-    trial.close()
-    bench.engines.clear()
-    del trial
-    gc.collect()
-    return Probe(first, second, max(before, during) - imported, during - resident.held(device))
 
 
 def _cold(bench: Bench, envs: int) -> Trial:
@@ -153,6 +109,3 @@ CASES = (
     Case("cold-start", "process: an engine and a step", _cold, _start_gate, most=1, counted=0, probed=False),
     Case("warm-start", "the same with warm caches", _warm, _start_gate, most=3, counted=0, probed=False),
 )
-
-if __name__ == "__main__":
-    sys.stdout.write(json.dumps(answer(json.loads(sys.stdin.read()))) + "\n")

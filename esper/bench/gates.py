@@ -65,7 +65,7 @@ def epoch_gate(trial: Trial) -> str | None:
 
 def _allowed(trial: Trial) -> float:
     """Predictions, out of all of a validation, that may change sides."""
-    return 1 + trial.engine.data.val_targets.numel() * FLIPS
+    return 1 + trial.engine.data.validation.targets.numel() * FLIPS
 
 
 def _validation_wrong(trial: Trial, state: State, evaluation: Evaluation | None) -> str | None:
@@ -77,7 +77,7 @@ def _validation_wrong(trial: Trial, state: State, evaluation: Evaluation | None)
       evaluation: what was said of them, if anything.
     """
     engine, table, decided = trial.engine, take_table(trial.state.slots), state.replace(slots=trial.state.slots)
-    wanted, samples = single_changes(table), (engine.data.val_inputs, engine.data.val_targets)
+    wanted, samples = single_changes(table), engine.data.validation
     plan, learners = engine.backend.plan(table, decided.key.device), learners_of(decided)
     found = engine.backend.evaluate(engine.hypers, plan, learners, decided.slots.alpha, samples, wanted)
     owners = [*range(engine.config.num_envs), *wanted.env.tolist()]
@@ -96,7 +96,7 @@ def _validation_wrong(trial: Trial, state: State, evaluation: Evaluation | None)
 
 def _positions(trial: Trial) -> int:
     """Predictions per sample."""
-    return trial.engine.data.val_targets[0].numel()
+    return trial.engine.data.validation.targets[0].numel()
 
 
 def _own_wrong(trial: Trial, found: Scores, expected: plain.Validation, env: int) -> str | None:
@@ -106,7 +106,7 @@ def _own_wrong(trial: Trial, found: Scores, expected: plain.Validation, env: int
 
 
 def _means_wrong(trial: Trial, evaluation: Evaluation, expected: plain.Validation, env: int) -> list[str | None]:
-    flips = 100 * _allowed(trial) / trial.engine.data.val_targets.numel()
+    flips = 100 * _allowed(trial) / trial.engine.data.validation.targets.numel()
     loss, rates = float(expected.losses.mean()), 100 * expected.scores.mean(1)
     places = [f"{what} of environment {env}" for what in ("validation loss", "accuracy")]
     lines = [differs(places[0], float(evaluation.loss[env]), loss, LOSS_TOLERANCE * abs(loss))]
@@ -145,9 +145,9 @@ def step_gate(trial: Trial) -> str | None:
 def walk_gate(trial: Trial) -> str | None:
     """Random legal actions: none is refused, and all losses are finite."""
     event = trial.run()
-    refused = int((event.deed.refusal != int(Refusal.NONE)).sum())
+    refused = int((event.result.refusal != int(Refusal.NONE)).sum())
     if refused:
-        return f"{refused} of {event.deed.refusal.shape[0]} legal actions were refused; expected none"
+        return f"{refused} of {event.result.refusal.shape[0]} legal actions were refused; expected none"
     return None if bool(torch.isfinite(event.epoch.loss).all()) else "a training loss is not finite"
 
 

@@ -12,7 +12,7 @@ from esper.bench.case import SEED, Bench, Case, Trial
 from esper.runtime.interrupt import torch_draws_from
 from esper.simic.environment import EsperEnv
 from esper.simic.ppo import Learner, PPOConfig, make_collector
-from esper.tamiyo.policy import PolicyConfig, build_policy
+from esper.tamiyo.actor_critic import ActorCriticConfig, build_actor_critic
 
 WITHOUT_END = float("inf")
 """Target KL of an update that does all its epochs, so that every repeat does the same work."""
@@ -21,7 +21,7 @@ EPISODES = 5
 """Repeats at most of a case that plays whole episodes."""
 
 
-class Player(NamedTuple):
+class RoundSetup(NamedTuple):
     """A learner with the environment it learns from, and the state it starts every repeat in."""
 
     env: EsperEnv
@@ -52,12 +52,12 @@ class Player(NamedTuple):
 def _round(bench: Bench, envs: int) -> Trial:
     engine = bench.engine(envs)
     env = EsperEnv(engine)
-    policy = build_policy(PolicyConfig(), engine.codec, len(engine.columns), SEED).to(bench.device)
+    policy = build_actor_critic(ActorCriticConfig(), engine.codec, len(engine.columns), SEED).to(bench.device)
     learner = Learner(policy, PPOConfig(target_kl=WITHOUT_END), rounds=1, seed=SEED)
     collector = make_collector(env, policy)
     starts = deepcopy(policy.state_dict()), deepcopy(learner.optimizer.state_dict())
-    player = Player(env, learner, iter(collector), *starts)
-    return Trial(player.round, engine, engine.init(SEED), player, collector.shutdown)
+    setup = RoundSetup(env, learner, iter(collector), *starts)
+    return Trial(setup.round, engine, engine.init(SEED), setup, collector.shutdown)
 
 
 def _round_gate(trial: Trial) -> str | None:
@@ -65,13 +65,13 @@ def _round_gate(trial: Trial) -> str | None:
     return gates.batch_wrong(trial, batch) or _update_wrong(trial.extra, report)
 
 
-def _update_wrong(player: Player, report: dict[str, float]) -> str | None:
+def _update_wrong(setup: RoundSetup, report: dict[str, float]) -> str | None:
     """The update did what it was asked to, and moved the policy somewhere finite."""
-    learner = player.learner
+    learner = setup.learner
     parameters = dict(learner.policy.named_parameters())
     if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters.values()):
         return "a parameter of the policy is not finite after the update"
-    if all(torch.equal(parameter, player.policy_start[name]) for name, parameter in parameters.items()):
+    if all(torch.equal(parameter, setup.policy_start[name]) for name, parameter in parameters.items()):
         return "the update changed no parameter of the policy"
     if report["epochs"] != learner.config.epochs:
         return f"the update did {report['epochs']} epochs; expected {learner.config.epochs}"

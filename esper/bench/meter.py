@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dynamo import callback
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from esper.utils.torch_private import on_compilation
 
 READS = ("cpu", "numpy", "tolist")
 """Methods that hand a tensor's values to the host. Reading what ``cpu`` returned costs nothing more."""
@@ -41,11 +42,8 @@ def compilations() -> Iterator[list[int]]:
         del arguments
         found[0] += 1
 
-    callback.callback_handler.register_start_callback(begun)
-    try:
+    with on_compilation(begun):
         yield found
-    finally:
-        callback.callback_handler.remove_start_callback(begun)
 
 
 def count_waits(run: Callable[[], Any], device: torch.device) -> int:

@@ -36,7 +36,7 @@ def _tensors(layout: Layout, row: Tensor) -> Params:
     return {name: nn.Parameter(part.clone()) for name, part in layout.views(row).items()}
 
 
-class Learner(NamedTuple):
+class TrainedPart(NamedTuple):
     """A host, a seed or a gate with its optimizer."""
 
     params: list[Tensor]
@@ -77,7 +77,7 @@ class Single:
         self.kinds, self.alphas = slots.blueprint[0].tolist(), slots.alpha[0].tolist()
         self.gated = [blend != NONE and BLENDS[Blend(blend)].gated for blend in slots.blend[0].tolist()]
         self.tensors, self.held = self._read()
-        self.learners, self.taken = self._learners(), 0
+        self.learners, self.taken = self._trained_parts(), 0
 
     def _read(self) -> tuple[Tensors, Tensors]:
         tensors, held, (host, seeds) = {}, {}, (self.state.host.params, self.state.seeds.params)
@@ -95,18 +95,20 @@ class Single:
                 held["seed", number] = layout.views(kept[:, : layout.size])
         return tensors, held
 
-    def _learners(self) -> list[Learner]:
+    def _trained_parts(self) -> list[TrainedPart]:
         config, steps = self.structure.config, self.state.seeds.steps[0].tolist()
         blocks = [self.tensors["block", number] for number in range(len(self.structure.host.blocks))]
-        found = [self._learner("host", blocks, config.host_optimizer, int(self.state.host.steps))]
+        found = [self._trained_part("host", blocks, config.host_optimizer, int(self.state.host.steps))]
         for number, stage in enumerate(self.stages):
             opens = stage in MERGED or config.isolation is Isolation.OBJECTIVE
             names = ["seed", *(["gate"] if self.gated[number] and opens else [])] if stage in ACTIVE else []
             for name in names:
-                found.append(self._learner("seed", [self.tensors[name, number]], config.seed_optimizer, steps[number]))
+                found.append(
+                    self._trained_part("seed", [self.tensors[name, number]], config.seed_optimizer, steps[number])
+                )
         return found
 
-    def _learner(self, role: str, parts: list[Params], rule: str, steps: int) -> Learner:
+    def _trained_part(self, role: str, parts: list[Params], rule: str, steps: int) -> TrainedPart:
         numbers = self.numbers
         params = [tensor for part in parts for tensor in part.values()]
         decay = numbers[f"{role}_weight_decay"]
@@ -117,7 +119,7 @@ class Single:
         if rule != "sgd":
             options = {"betas": (numbers["adam_beta1"], numbers["adam_beta2"]), "eps": numbers["adam_epsilon"]}
         made = RULES[rule](groups, lr=1.0, **options)
-        return Learner(params, made, numbers[f"{role}_lr"], numbers[f"{role}_clip"], steps)
+        return TrainedPart(params, made, numbers[f"{role}_lr"], numbers[f"{role}_clip"], steps)
 
     def outputs(
         self, x: Tensor, alphas: list[float], batch: Batch | None = None, alone: int | None = None
@@ -236,10 +238,10 @@ def validate(engine: Engine, state: State, env: int) -> Validation:
     """Validate one environment, and again with every active slot switched by hand."""
     one = Single(engine, state, env)
     measured = [slot for slot, stage in enumerate(one.stages) if stage in ACTIVE]
-    targets, objective = one.data.val_targets.unsqueeze(0), one.structure.objective
+    targets, objective = one.data.validation.targets.unsqueeze(0), one.structure.objective
 
     def through(alphas: list[float]) -> Tensor:
-        return one.outputs(one.data.val_inputs.unsqueeze(0), alphas)[0]
+        return one.outputs(one.data.validation.inputs.unsqueeze(0), alphas)[0]
 
     def per_sample(values: Tensor) -> Tensor:
         return values[0].reshape(values.shape[1], -1).mean(1)

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-import esper
 from esper.bench.fresh import Probe
 from esper.bench.measure import percentile
 from esper.utils.settings import SettingsError
+from esper.version import __version__
 
 FORMAT = 2
 """Version of the file's structure."""
@@ -71,8 +71,8 @@ def machine(device: torch.device) -> dict[str, Any]:
     """What the figures were taken on."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        "esper": esper.__version__,
-        "commit": commit(Path(esper.__file__).parents[1]),
+        "esper": __version__,
+        "commit": commit(Path(__file__).parents[2]),
         "python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
         "platform": platform.platform(),

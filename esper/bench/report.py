@@ -1,12 +1,14 @@
 """Results as text for a terminal of 120 columns."""
 
 from collections.abc import Iterable
+from textwrap import fill
 from typing import Any
 
 from esper.bench.case import Case
 from esper.bench.ratios import Finding, findings
 from esper.bench.record import Result, summary
 
+COLUMNS = 120
 NAME = 20
 """Columns of a case's name."""
 
@@ -41,7 +43,7 @@ def header(facts: dict[str, Any], settings: dict[str, Any]) -> str:
         f"esper {facts['esper']} at {facts['commit'] or 'no commit'}, {versions}\n"
         f"{facts['processor']}, device {facts['device']}, {facts['threads']} threads on {facts['cores']} cores\n"
         f"{settings['task']}: {settings['host']}, {sizes}, {settings['dtype']}, {how}\n"
-        + "".join(f"{line}\n" for line in settings["runs"])
+        + "".join(f"{fill(line, COLUMNS, subsequent_indent='  ')}\n" for line in settings["runs"])
     )
 
 

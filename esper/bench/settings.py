@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,7 +13,7 @@ from esper.bench.case import Bench, Case
 from esper.leyline.config import Precision
 from esper.runtime.tasks import TASKS
 from esper.tezzeret.choose import CHOICES
-from esper.utils.settings import SettingsError
+from esper.utils.settings import Parser, SettingsError
 
 MOST_ENVS = 1 << 20
 REPEAT, QUICK_REPEAT = 21, 3
@@ -42,7 +41,7 @@ class Asked:
     dtype: str = Precision.FLOAT32.value
     backend: str = "auto"
     repeat: int = REPEAT
-    task: str = "digits"
+    task: str = "digits_v1"
     quick: bool = False
     probe: bool = True
     json: Path | None = None
@@ -54,11 +53,6 @@ class Asked:
           SettingsError: the device is not there.
         """
         return Bench(TASKS[self.task](), _device(self.device), Precision(self.dtype), self.backend, self.quick)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise SettingsError(" ".join(message.split()))
 
 
 def read_arguments(words: Sequence[str]) -> Asked:
@@ -83,11 +77,11 @@ def read_arguments(words: Sequence[str]) -> Asked:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="esper.bench", description="Measure what Esper costs.", allow_abbrev=False)
+    parser = Parser(prog="esper.bench", description="Measure what Esper costs.", allow_abbrev=False)
     actions = parser.add_subparsers(dest="action", required=True, metavar="list | run | compare")
     for name, text in (("list", "name the cases and their units of work"), ("run", "check and time cases")):
         each = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
-        each.add_argument("--task", choices=tuple(TASKS), default="digits", help="preset (default: digits)")
+        each.add_argument("--task", choices=tuple(TASKS), default="digits_v1", help="preset (default: digits_v1)")
         if name == "run":
             _add_run_flags(each)
     both = actions.add_parser("compare", help="two files of run --json", allow_abbrev=False)

@@ -8,6 +8,7 @@ and roll back are row writes.
 import torch
 from torch import Tensor
 
+from esper.kasmina.host import Host
 from esper.kasmina.layout import Layout
 from esper.kasmina.slot import Slot
 from esper.kasmina.slot_table import SlotTable
@@ -18,34 +19,34 @@ from esper.leyline.streams import Stream
 from esper.utils import rng
 
 
-def split_blocks(structure: Structure, flat: Tensor) -> tuple[Tensor, ...]:
+def split_blocks(host: Host, flat: Tensor) -> tuple[Tensor, ...]:
     """Host rows [E, P] -> per block the row it reads [E, P_i]: a view of its own numbers, then what is tied to it.
 
     Differentiable: the gradient with respect to ``flat`` sums over all uses of a tied tensor.
     """
-    blocks = structure.host.blocks
+    blocks = host.blocks
     own = flat.split([block.layout.size for block in blocks], dim=-1)
     tied = [[own[tie.block][:, blocks[tie.block].layout.columns(tie.param.name)] for tie in b.ties] for b in blocks]
     return tuple(torch.cat((row, *more), dim=-1) if more else row for row, more in zip(own, tied, strict=True))
 
 
-def split_buffers(structure: Structure, flat: Tensor) -> tuple[Tensor, ...]:
+def split_buffers(host: Host, flat: Tensor) -> tuple[Tensor, ...]:
     """Buffer rows [E, N] -> per block [E, N_i], views."""
-    return flat.split([block.buffer_layout.size for block in structure.host.blocks], dim=-1)
+    return flat.split([block.buffer_layout.size for block in host.blocks], dim=-1)
 
 
-def init_host(structure: Structure, key: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def init_host(host: Host, key: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Fresh hosts.
 
     Args:
-      structure: the host.
+      host: its blocks.
       key: int64 [E, 2]; one per environment.
       dtype: floating type.
 
     Returns:
       parameters [E, P] and buffers [E, N]. Block i draws from ``fold_in(key, HOST, i)``.
     """
-    blocks = structure.host.blocks
+    blocks = host.blocks
     params = [b.layout.init(rng.fold_in(key, int(Stream.HOST), i), dtype) for i, b in enumerate(blocks)]
     buffers = [b.buffer_layout.init(key, dtype) for b in blocks]
     return torch.cat(params, dim=1), torch.cat(buffers, dim=1)

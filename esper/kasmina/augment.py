@@ -1,6 +1,6 @@
 """Augmentation of images on the device, from keys: a random crop of the padded image, and a mirror image.
 
-What is random (:func:`draw_placement`) is apart from what is done with it (:func:`place`). Pixels are moved, never
+What is random (``draw_placement``) is apart from what is done with it (``place``). Pixels are moved, never
 computed with: an output's values are input values, or zeros of the padding, bit for bit. Everything is traceable and
 works row by row, so an environment's images depend on its own key alone.
 
@@ -30,9 +30,9 @@ class Placement(NamedTuple):
     """Where the crops are.
 
     Attributes:
-        top, left: int64 ``[n, B]``; the crop's first row and column in the padded image, 0 to 2 * padding. The middle
-            one, ``padding``, is the image itself.
-        mirrored: bool ``[n, B]``; whether the crop's columns are reversed.
+      top, left: int64 [n, B]; the crop's first row and column in the padded image, 0 to 2 * padding. The middle
+        one, ``padding``, is the image itself.
+      mirrored: bool [n, B]; whether the crop's columns are reversed.
     """
 
     top: Tensor
@@ -46,24 +46,24 @@ def crop_and_flip(
     """Crop every image at random from its padded self and reverse half of them left to right.
 
     Args:
-        key: int64 ``[n, 2]``; used for this draw only.
-        images: ``[n, B, C, H, W]`` of any dtype; may be expanded along n (stride 0): the output is each row's own.
-        padding: pixels on each side, at least 0; below H and W where reflected.
-        mode: what the padding is. Of standardised images, zero is the mean colour.
-        flip: whether to mirror.
+      key: int64 [n, 2]; used for this draw only.
+      images: [n, B, C, H, W] of any dtype; may be expanded along n (stride 0): the output is each row's own.
+      padding: pixels on each side, at least 0; below H and W where reflected.
+      mode: what the padding is. Of standardised images, zero is the mean colour.
+      flip: whether to mirror.
 
     Returns:
-        ``[n, B, C, H, W]``. Image b of row i depends on ``key[i]``, b and ``images[i, b]`` alone.
+      [n, B, C, H, W]. Image b of row i depends on ``key[i]``, b and ``images[i, b]`` alone.
 
     Raises:
-        ValueError: shapes or padding that do not fit.
+      ValueError: shapes or padding that do not fit.
     """
     _check(key, images, padding, mode)
     return place(images, draw_placement(key, images.shape[1], padding, flip), padding, mode)
 
 
 def draw_placement(key: Tensor, count: int, padding: int, flip: bool) -> Placement:
-    """Draw placements: key int64 ``[n, 2]`` to ``[n, count]`` each.
+    """Draw placements: key int64 [n, 2] to [n, count] each.
 
     Offsets are uniform on 0 .. 2 * padding (from 32 bits: no probability is off by more than 2**-32), mirrors have
     probability 1/2 (never, unless ``flip``); all independent. Image b's placement does not depend on ``count``, and
@@ -76,7 +76,7 @@ def draw_placement(key: Tensor, count: int, padding: int, flip: bool) -> Placeme
 
 
 def place(images: Tensor, placement: Placement, padding: int, mode: Padding) -> Tensor:
-    """Cut the crops: images ``[n, B, C, H, W]`` and placements ``[n, B]`` to ``[n, B, C, H, W]``, by one gather."""
+    """Cut the crops: images [n, B, C, H, W] and placements [n, B] to [n, B, C, H, W], by one gather."""
     height, width = images.shape[-2:]
     rows = torch.arange(height, device=images.device) + placement.top.unsqueeze(-1) - padding
     columns = torch.arange(width, device=images.device)

@@ -17,7 +17,7 @@ class Blueprint(NamedTuple):
 
     Attributes:
       name: lower-case identifier, unique in its tuple.
-      fits: (source, target) -> whether it can be a seed between these sites; equal sites may still be two points.
+      fits: (source, target) -> whether it can be a seed between these sites; see ``suits``.
       params: (source, target) -> its trained tensors.
       train: (params, buffers, x, key) -> (y, new buffers), params and buffers name -> [n, *shape], x [n, B,
         *source.shape], y [n, B, *target.shape], key int64 [n, 2] if it ``draws``, else None; pure, differentiable, rows
@@ -28,6 +28,7 @@ class Blueprint(NamedTuple):
       identity_bound: largest |y - x| at initialisation, or |y| of a bypass, in units of the input's RMS.
       buffers: (source, target) -> tensors that are not trained; ``init`` must be "constant".
       draws: whether training draws random numbers.
+      is_bypass: whether it acts at another point than it reads from, whose features may well have the same shape.
     """
 
     name: str
@@ -39,6 +40,11 @@ class Blueprint(NamedTuple):
     identity_bound: float
     buffers: Callable[[Site, Site], tuple[Param, ...]] = lambda source, target: ()
     draws: bool = False
+    is_bypass: bool = False
+
+    def suits(self, source: Site, target: Site, is_bypass: bool) -> bool:
+        """Whether it can be a seed between two points with these sites, or at one point."""
+        return self.is_bypass == is_bypass and self.fits(source, target)
 
     def layout(self, source: Site, target: Site | None = None) -> Layout:
         """The flat row of its trained tensors; without a target at one point."""

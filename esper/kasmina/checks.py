@@ -100,7 +100,7 @@ def _apply(case: _Case, flat: Tensor, x: Tensor, train: bool = False) -> Tensor:
 
 def _check_layout(case: _Case) -> None:
     blueprint, source, target, _ = case
-    fits = blueprint.fits(source, target)
+    fits = blueprint.suits(source, target, case.is_bypass)
     _expect(case, fits, f"that it does not fit {source.kind!r} to {target.kind!r}", "a blueprint that does")
     names = [param.name for param in blueprint.params(source, target)]
     _expect(case, len(set(names)) == len(names), f"parameters {names}", "distinct names")

@@ -1,7 +1,7 @@
 """The convolutional host: blocks of convolution, batch norm, relu and pooling, then mean and a linear head.
 
-SEMANTICS of the December 2025 system, 2.8: block i has base * 2**i channels; order within a block is convolution,
-norm, relu, pool, site (a slot sees the pooled map).
+Block i has base * 2**i channels; order within a block is convolution, norm, relu, pool, site (a slot sees the pooled
+map). Source: the host of esper-lite.
 """
 
 import torch

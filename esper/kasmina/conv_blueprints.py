@@ -1,6 +1,6 @@
 """Blueprints for convolutional sites: shape-preserving modules that start at or near the identity.
 
-Compositions and parameter counts follow SEMANTICS of the December 2025 system (2.6), C channels:
+Compositions are esper-lite's, for C channels:
 
 | name        | composition                                         | parameters         |
 |-------------|-----------------------------------------------------|--------------------|
@@ -12,7 +12,7 @@ Compositions and parameter counts follow SEMANTICS of the December 2025 system (
 | conv_heavy  | x + two of (3x3, GN, relu)                          | 18C^2 + 4C         |
 | bottleneck  | x + 1x1(relu(GN(3x3(relu(GN(1x1(x))))))), b wide    | 2Cb + 9b^2 + 4b    |
 
-with b = max(8, C//4). Deviations, so that a seed starts harmless *and* learns: ``norm`` starts at tanh(0) = 0;
+with b = max(8, C//4). Initial values let a seed start harmless *and* learn: ``norm`` starts at tanh(0) = 0;
 ``attention`` doubles the sigmoid, so that zero weights are the identity without a bias; tails that end in a linear
 map start at zero; tails that end in relu(GN(.)) start with a norm weight of TAIL, because a zero tail before a relu
 has no gradient and never would. ``attention``'s first weights start positive: features behind a relu are positive,
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from esper.kasmina.blueprint import preserving
-from esper.kasmina.layers import conv2d, fade, group_norm, linear
+from esper.kasmina.layers import conv2d, group_norm, linear, tanh_mix
 from esper.kasmina.layout import Param, Params, constant, fan_in_uniform
 from esper.kasmina.site import Site
 
@@ -68,7 +68,7 @@ def _norm_params(site: Site) -> tuple[Param, ...]:
 def _norm_apply(params: Params, x: Tensor) -> Tensor:
     channels = x.shape[2]
     groups = max(g for g in range(1, min(32, channels) + 1) if channels % g == 0)
-    return fade(x, group_norm(x, params["norm.weight"], params["norm.bias"], groups), params["scale"])
+    return tanh_mix(x, group_norm(x, params["norm.weight"], params["norm.bias"], groups), params["scale"])
 
 
 def _attention_width(channels: int) -> int:

@@ -33,6 +33,11 @@ def with_trunk(wanted: Counterfactuals, num_envs: int) -> Counterfactuals:
     return Counterfactuals(np.append(np.arange(num_envs), wanted.env), np.concatenate((as_is, wanted.change)))
 
 
+def no_changes(num_slots: int) -> Counterfactuals:
+    """None: the environments as they are, alone."""
+    return Counterfactuals(np.zeros(0, dtype=np.int64), np.zeros((0, num_slots), dtype=np.int64))
+
+
 def single_changes(table: SlotTable) -> Counterfactuals:
     """One network per active slot: merged seeds off, seeds in TRAINING on; slot by slot."""
     merged, training = table.within(MERGED), table.within((Stage.TRAINING,))

@@ -1,9 +1,8 @@
 """The learned gate of a gated blend: one weight per sample, from the features the seed sees.
 
 sigmoid(W2 relu(W1 mean(x) + b1) + b2), hidden width max(8, C // 4); its parameters belong to the seed and are
-trained with it. It starts at sigmoid(OPEN) for every sample (the source systems never trained theirs). Where the site
-has an axis of time there is one weight per position, from that position alone: a mean over time would tell a position
-what comes after it.
+trained with it. It starts at sigmoid(OPEN) for every sample. Where the site has an axis of time there is one weight
+per position, from that position alone: a mean over time would tell a position what comes after it.
 """
 
 from collections.abc import Callable
@@ -17,6 +16,18 @@ from esper.kasmina.site import Site
 
 OPEN = 2.0
 """Initial bias: the gate starts at sigmoid(2) = 0.88, open but not saturated."""
+
+
+def can_weigh(reads: Site, acts: Site) -> bool:
+    """Whether a gate that sees one site can weigh what a seed gives at another.
+
+    It averages features, which tokens are not; and a weight per position needs the same positions there.
+    """
+    if reads.kind == "tokens":
+        return False
+    if reads.time_axis is None:
+        return True
+    return reads.time_axis == acts.time_axis == 0 and reads.shape[0] == acts.shape[0]
 
 
 def layout(site: Site) -> Layout:

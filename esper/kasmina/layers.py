@@ -19,7 +19,6 @@ __all__ = [
     "causal_attention",
     "conv2d",
     "embed",
-    "fade",
     "group_norm",
     "layer_norm",
     "linear",
@@ -27,6 +26,7 @@ __all__ = [
     "normalise",
     "per_channel",
     "standardise",
+    "tanh_mix",
     "track",
 ]
 
@@ -195,7 +195,7 @@ def track(running: Tensor, statistic: Tensor) -> Tensor:
 
 
 @layer
-def fade(x: Tensor, y: Tensor, openness: Tensor) -> Tensor:
+def tanh_mix(x: Tensor, y: Tensor, openness: Tensor) -> Tensor:
     """The way from x to y: x + tanh(openness) (y - x), like both; openness [n, 1]."""
     return x + torch.tanh(openness).reshape(-1, *(1,) * (x.dim() - 1)) * (y - x)
 

@@ -34,6 +34,11 @@ def fan_in_uniform(name: str, shape: tuple[int, ...], fan_in: int) -> Param:
     return Param(name, shape, "uniform", fan_in**-0.5)
 
 
+def zero_affine(name: str, out: int, into: int) -> tuple[Param, Param]:
+    """Weight [out, into] and bias [out] of a linear layer, 0."""
+    return constant(f"{name}.weight", (out, into), 0.0), constant(f"{name}.bias", (out,), 0.0)
+
+
 def constant(name: str, shape: tuple[int, ...], value: float) -> Param:
     """A tensor that starts at one value."""
     return Param(name, shape, "constant", value)

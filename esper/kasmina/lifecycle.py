@@ -1,6 +1,6 @@
 """The life cycle, element by element on [E, S]: decisions, the clock, and removal by the governor.
 
-Only lifecycle fields change here; parameters follow in ``arena.sow``. What happens is read from the tables of
+Only lifecycle fields change here; parameters follow in ``arena.init_seeds``. What happens is read from the tables of
 ``leyline.stages``: code loops over edges and asks stages for their traits; it names none.
 """
 
@@ -12,7 +12,8 @@ from esper.kasmina.quality_gates import CANDIDATE_GATES, GATES, failed_gate, is_
 from esper.kasmina.structure import Structure, seed_sizes
 from esper.leyline.actions import NONE, Op
 from esper.leyline.codes import Refusal
-from esper.leyline.events import Deed, Life
+from esper.leyline.config import Config
+from esper.leyline.events import ActionResult, Life
 from esper.leyline.hypers import HyperParams, over
 from esper.leyline.stages import (
     CLIMBING,
@@ -48,7 +49,7 @@ BLANK: dict[str, float | int | bool] = {
     **dict.fromkeys(("alpha", "contribution", "contribution_error", "prospect", "prospect_error"), 0.0),
     **dict.fromkeys(("birth_accuracy", "stage_accuracy", "improvement", "gradient_norm", "gradient_ratio"), 0.0),
     "measured": False,
-    "banked": False,
+    "in_snapshot": False,
     "healthy": True,
 }
 """Every field of an empty slot."""
@@ -182,7 +183,7 @@ def _stage_refusal(op: Op, stage: Tensor) -> Tensor:
 
 def apply_action(
     structure: Structure, hypers: HyperParams, slots: Slots, action: Tensor, accuracy: Tensor
-) -> tuple[Slots, Deed]:
+) -> tuple[Slots, ActionResult]:
     """Carry out one decision per environment.
 
     Args:
@@ -207,24 +208,24 @@ def apply_action(
     def chosen(which: Op) -> Tensor:
         return here & (op == int(which)).unsqueeze(1)
 
-    sown = torch.zeros_like(here)
+    placed = torch.zeros_like(here)
     for each in PLACING:
-        sown = sown | chosen(each)
-    slots = _germinate(slots, sown, codec.blueprint[index], codec.blend[index], accuracy)
+        placed = placed | chosen(each)
+    slots = _germinate(slots, placed, codec.blueprint[index], codec.blend[index], accuracy)
     for each, cause in OP_CAUSE.items():
         if each not in PLACING:
             slots = _follow(hypers, slots, chosen(each), cause, accuracy)
-    return slots, Deed(action, op, slot, refusal, failed)
+    return slots, ActionResult(action, op, slot, refusal, failed)
 
 
-def tick(structure: Structure, hypers: HyperParams, slots: Slots, accuracy: Tensor) -> tuple[Slots, Life]:
+def tick(config: Config, hypers: HyperParams, slots: Slots, accuracy: Tensor) -> tuple[Slots, Life]:
     """Let one epoch pass in every slot.
 
     Ages grow, alpha takes one step of its ramp, and the clock's edges are taken where their gates are open and their
     timers have run out; those that a decision may take too, only under ``auto_advance``.
 
     Args:
-      structure: for ``auto_advance`` and the horizon.
+      config: for ``auto_advance`` and the horizon.
       hypers: lengths and thresholds.
       slots: [E, S].
       accuracy: [E], pp; validation accuracy of this epoch.
@@ -241,9 +242,9 @@ def tick(structure: Structure, hypers: HyperParams, slots: Slots, accuracy: Tens
     slots = aged = _step_ramp(hypers, slots, is_in(before, CLIMBING))
     emptied = before
     for edge in edges(Cause.CLOCK):
-        if Cause.ADVANCE in edge.causes and not structure.config.auto_advance:
+        if Cause.ADVANCE in edge.causes and not config.auto_advance:
             continue
-        due = is_due(structure.config.horizon, hypers, aged, edge)
+        due = is_due(config.horizon, hypers, aged, edge)
         if edge.target in HELD:
             slots = _arrive(hypers, slots, due, edge.target, accuracy)
         else:

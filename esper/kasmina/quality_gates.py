@@ -69,7 +69,7 @@ def probation_gate(hypers: HyperParams, slots: Slots) -> Tensor:
 
 
 def fossilization_gate(hypers: HyperParams, slots: Slots) -> Tensor:
-    """G5: a measured contribution that is large enough, healthy gradients, and a copy in the vault.
+    """G5: a measured contribution that is large enough, healthy gradients, and a copy in the snapshot.
 
     The copy is what a rollback restores; without it a permanent seed could be lost. Returns int64 [E, S].
     """
@@ -77,7 +77,7 @@ def fossilization_gate(hypers: HyperParams, slots: Slots) -> Tensor:
         _bits(~slots.measured, Check.NOT_MEASURED)
         + _bits(~(slots.contribution >= over(hypers.min_contribution, 1)), Check.LOW_CONTRIBUTION)
         + _bits(~slots.healthy, Check.UNHEALTHY)
-        + _bits(~slots.banked, Check.NOT_BANKED)
+        + _bits(~slots.in_snapshot, Check.NOT_IN_SNAPSHOT)
     )
 
 

@@ -22,7 +22,7 @@ SEEDING = 0x5EED
 """Folded into keys, apart from the engine's streams."""
 
 HALFWAY = 0.5
-"""Alpha that a seed in BLENDING is dealt."""
+"""Alpha that a seed in BLENDING has when drawn."""
 
 
 class Seeds(NamedTuple):
@@ -72,7 +72,7 @@ def own_columns(structure: Structure, blueprint: Tensor) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
-def deal_seeds(
+def draw_seeds(
     structure: Structure,
     share: float,
     kinds: tuple[int, ...],
@@ -80,14 +80,14 @@ def deal_seeds(
     blends: tuple[Blend, ...],
     seed: int,
 ) -> Seeds:
-    """Deal seeds at random over environments and slots.
+    """Draw seeds at random over environments and slots.
 
     Args:
       structure: environments, slots, and which blueprints fit.
-      share: of all slots, 0 to 1; round(share E S) seeds are dealt.
+      share: of all slots, 0 to 1; round(share E S) seeds are drawn.
       kinds: blueprints; one that does not fit its slot is replaced by one that does.
-      stages, blends: like ``kinds`` dealt each by itself, every entry as often as any other.
-      seed: which deal.
+      stages, blends: like ``kinds`` drawn each by itself, every entry as often as any other.
+      seed: of the draw.
 
     Returns:
       seeds; alpha is 1, ``HALFWAY`` in BLENDING, and 0 in stages that change no output.
@@ -96,16 +96,16 @@ def deal_seeds(
     key, count = rng.fold_in(rng.key(seed), SEEDING).to(device), round(share * shape[0] * shape[1])
     place = rng.permutation(rng.fold_in(key, 0), shape[0] * shape[1]).reshape(shape).clamp(max=count)
 
-    def dealt(number: int, choices: tuple[int, ...], empty: int) -> Tensor:
+    def drawn(number: int, choices: tuple[int, ...], empty: int) -> Tensor:
         order = rng.permutation(rng.fold_in(key, number), count) % len(choices)
         table = torch.tensor([*map(int, choices), empty], device=device)
         return table[torch.cat((order, order.new_full((1,), len(choices))))[place]]
 
-    stage = dealt(1, stages, int(Stage.DORMANT))
+    stage = drawn(1, stages, int(Stage.DORMANT))
     alpha = torch.where(
         stage == int(Stage.BLENDING), HALFWAY, is_in(stage, MERGED).to(structure.config.precision.dtype)
     )
-    return Seeds(stage, _fitting(structure, dealt(2, kinds, NONE)), dealt(3, blends, NONE), alpha)
+    return Seeds(stage, _fitting(structure, drawn(2, kinds, NONE)), drawn(3, blends, NONE), alpha)
 
 
 def _fitting(structure: Structure, kinds: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ import torch
 from esper.leyline.actions import BLENDS
 from esper.leyline.stages import ACTIVE, Stage
 from esper.leyline.state import Slots
-from esper.utils.transforms import below_transforms, is_mapped, unwrapped
+from esper.utils.torch_private import below_transforms
+from esper.utils.transforms import is_mapped, unwrapped
 
 IntArray = np.ndarray
 BoolArray = np.ndarray

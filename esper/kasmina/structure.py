@@ -92,6 +92,14 @@ class Structure:
         """Slots that act behind a block, in order."""
         return tuple(number for number, slot in enumerate(self.slots) if slot.target == block + 1)
 
+    @property
+    def slot_names(self) -> tuple[str, ...]:
+        """Per slot its point, such as ``block0``, or its source and target, such as ``input:logits``."""
+        points = tuple(self.host.points)
+        blocks = {_number(self.host, point): point for point in points}
+        pairs = [(blocks[slot.source], blocks[slot.target]) for slot in self.slots]
+        return tuple(source if source == target else f"{source}:{target}" for source, target in pairs)
+
 
 def _route(host: Host, slots: tuple[Slot, ...]) -> tuple[Place, ...]:
     at: dict[int, list[Place]] = {point: [] for point in range(len(host.blocks) + 1)}
@@ -148,7 +156,7 @@ def _slots(config: Config, host: Host, blueprints: tuple[Blueprint, ...], device
         sites = list(host.points.values())
         order = list(host.points)
         reads, acts = sites[order.index(source)], sites[order.index(target)]
-        fitting = [blueprint.fits(reads, acts) for blueprint in blueprints]
+        fitting = [blueprint.suits(reads, acts, source != target) for blueprint in blueprints]
         if not any(fitting):
             found = f"a {reads.kind!r} site" if source == target else f"{reads.kind!r} to {acts.kind!r}"
             raise ConfigError(f"config.slots[{number}]: no blueprint fits {found}; have {_names(blueprints)}")
@@ -156,8 +164,11 @@ def _slots(config: Config, host: Host, blueprints: tuple[Blueprint, ...], device
         buffers = tuple(
             b.buffer_layout(reads, acts) if fits else None for b, fits in zip(blueprints, fitting, strict=True)
         )
-        if gated and reads.kind == "tokens":
-            raise ConfigError(f"config.slots[{number}] = {written!r}: reads tokens, which no gated blend can weigh")
+        if gated and not gate.can_weigh(reads, acts):
+            raise ConfigError(
+                f"config.slots[{number}] = {written!r}: no gate can weigh {acts.kind!r} by {reads.kind!r}; expected "
+                "blends without a gate"
+            )
         opening = gate.layout(reads) if gated else Layout(())
         width = max(layout.size for layout in layouts if layout) + opening.size
         buffer_width = max(layout.size for layout in buffers if layout is not None)

@@ -2,7 +2,7 @@
 
 All but ``attention`` act on each position by itself and fit vector sites as well.
 
-Compositions and parameter counts follow SEMANTICS of the December 2025 system (2.7), D channels:
+Compositions are esper-lite's with N added, for D channels:
 
 | name        | composition                                   | parameters   |
 |-------------|-----------------------------------------------|--------------|
@@ -14,9 +14,9 @@ Compositions and parameter counts follow SEMANTICS of the December 2025 system (
 | mlp         | x + contract(GELU(expand(N(x)))), 4D hidden   | 8D^2 + 5D    |
 
 LN is a layer norm, N one without weights. What ends a branch starts at zero, and so does the scale of ``norm``.
-``attention`` has the first of 4, 2, 1 heads that divides D. Deviation: that system had no N. A slot sees the
-residual stream, whose scale is the host's affair (0.1 behind the embedding); unnormalised, attention over it is
-nearly uniform and an MLP nearly linear.
+``attention`` has the first of 4, 2, 1 heads that divides D. N is there because a slot sees the residual stream, whose
+scale is the host's affair (0.1 behind the embedding); unnormalised, attention over it is nearly uniform and an MLP
+nearly linear.
 """
 
 from functools import partial
@@ -28,9 +28,9 @@ from torch.nn import functional as F
 
 from esper.kasmina.blueprint import Blueprint, preserving
 from esper.kasmina.layers import causal_attention, layer_norm, linear, standardise
-from esper.kasmina.layout import Param, Params, constant, fan_in_uniform
+from esper.kasmina.layout import Param, Params, constant, fan_in_uniform, zero_affine
 from esper.kasmina.site import Site
-from esper.kasmina.transformer import affine, apply_affine, norm
+from esper.kasmina.transformer import affine, apply_affine, heads_of, norm
 
 POSITIONWISE = frozenset({"token", "vector"})
 
@@ -53,21 +53,13 @@ def _lora_apply(params: Params, x: Tensor) -> Tensor:
     return x + linear(linear(x, params["down"]), params["up"])
 
 
-def _zero_affine(name: str, out: int, into: int) -> tuple[Param, Param]:
-    return constant(f"{name}.weight", (out, into), 0.0), constant(f"{name}.bias", (out,), 0.0)
-
-
-def _heads(width: int) -> int:
-    return next(heads for heads in (4, 2, 1) if width % heads == 0)
-
-
 def _attention_params(site: Site) -> tuple[Param, ...]:
     width = site.channels
-    return *affine("qkv", 3 * width, width), *_zero_affine("project", width, width)
+    return *affine("qkv", 3 * width, width), *zero_affine("project", width, width)
 
 
 def _attention_apply(params: Params, x: Tensor) -> Tensor:
-    mixed = causal_attention(apply_affine(params, "qkv", standardise(x)), _heads(x.shape[-1]))
+    mixed = causal_attention(apply_affine(params, "qkv", standardise(x)), heads_of(x.shape[-1]))
     return x + apply_affine(params, "project", mixed)
 
 
@@ -78,7 +70,7 @@ def _attention_flops(site: Site) -> int:
 
 def _mlp_params(expansion: int, site: Site) -> tuple[Param, ...]:
     width, hidden = site.channels, expansion * site.channels
-    return *affine("expand", hidden, width), *_zero_affine("contract", width, hidden)
+    return *affine("expand", hidden, width), *zero_affine("contract", width, hidden)
 
 
 def _mlp_apply(params: Params, x: Tensor) -> Tensor:

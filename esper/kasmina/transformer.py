@@ -1,10 +1,9 @@
 """The transformer host: token and position embeddings, pre-norm causal blocks, and a head tied to the embedding.
 
-SEMANTICS of the December 2025 system, 2.8: a block is x + attention(LN(x)), then x + mlp(LN(x)) with exact GELU and an
-expansion of 4, biases everywhere, no dropout; then a last LN and logits = LN(x) E^T with the embedding E. Deviation:
-that system drew the embedding from N(0, 1), which, tied, gives logits of standard deviation sqrt(D) and a first loss
-far above ln V. Here every logit starts with standard deviation LOGIT_STD, so the first loss is close to
-ln V + LOGIT_STD**2 / 2.
+A block is x + attention(LN(x)), then x + mlp(LN(x)) with exact GELU and an expansion of 4, biases everywhere, no
+dropout; then a last LN and logits = LN(x) E^T with the embedding E (Press & Wolf 2017). An embedding drawn from N(0, 1)
+would give tied logits of standard deviation sqrt(D) and a first loss far above ln V; here every logit starts with
+standard deviation LOGIT_STD, so the first loss is close to ln V + LOGIT_STD**2 / 2.
 """
 
 from functools import partial
@@ -40,23 +39,48 @@ def apply_affine(params: Params, name: str, x: Tensor) -> Tensor:
     return linear(x, params[f"{name}.weight"], params[f"{name}.bias"])
 
 
-def _apply_norm(params: Params, name: str, x: Tensor) -> Tensor:
+def apply_norm(params: Params, name: str, x: Tensor) -> Tensor:
+    """The layer norm of ``norm``."""
     return layer_norm(x, params[f"{name}.weight"], params[f"{name}.bias"])
 
 
-def _embedded(params: Params, tokens: Tensor) -> Tensor:
+def embedded(params: Params, tokens: Tensor) -> Tensor:
+    """Token plus position: int64 [n, B, T] -> [n, B, T, D]."""
     return embed(tokens, params["token"]) + params["position"].unsqueeze(1)
 
 
-def _block(heads: int, params: Params, x: Tensor) -> Tensor:
-    mixed = causal_attention(apply_affine(params, "qkv", _apply_norm(params, "norm1", x)), heads)
-    x = x + apply_affine(params, "project", mixed)
-    hidden = F.gelu(apply_affine(params, "expand", _apply_norm(params, "norm2", x)))
-    return x + apply_affine(params, "contract", hidden)
+def heads_of(width: int) -> int:
+    """Attention heads of a seed: the first of 4, 2, 1 that divides the width."""
+    return next(heads for heads in (4, 2, 1) if width % heads == 0)
+
+
+def block_params(width: int, prefix: str = "") -> tuple[Param, ...]:
+    """Tensors of a block, their names behind a prefix: 12 width^2 + 13 width numbers."""
+    return (
+        *norm(f"{prefix}norm1", width),
+        *affine(f"{prefix}qkv", 3 * width, width),
+        *affine(f"{prefix}project", width, width),
+        *norm(f"{prefix}norm2", width),
+        *affine(f"{prefix}expand", EXPANSION * width, width),
+        *affine(f"{prefix}contract", width, EXPANSION * width),
+    )
+
+
+def apply_block(heads: int, params: Params, x: Tensor, prefix: str = "") -> Tensor:
+    """A block: x + attention(LN(x)), then x + mlp(LN(x)); x [n, B, T, D]."""
+    mixed = causal_attention(apply_affine(params, f"{prefix}qkv", apply_norm(params, f"{prefix}norm1", x)), heads)
+    x = x + apply_affine(params, f"{prefix}project", mixed)
+    hidden = F.gelu(apply_affine(params, f"{prefix}expand", apply_norm(params, f"{prefix}norm2", x)))
+    return x + apply_affine(params, f"{prefix}contract", hidden)
+
+
+def block_flops(length: int, width: int) -> int:
+    """Multiply-adds of a block per sequence."""
+    return length * (4 + 2 * EXPANSION) * width**2 + 2 * length**2 * width
 
 
 def _head(params: Params, x: Tensor) -> Tensor:
-    return linear(_apply_norm(params, "norm", x), params["token"])
+    return linear(apply_norm(params, "norm", x), params["token"])
 
 
 def transformer_host(vocabulary: int, block: int, num_layers: int = 2, num_heads: int = 4, width: int = 64) -> Host:
@@ -87,18 +111,10 @@ def transformer_host(vocabulary: int, block: int, num_layers: int = 2, num_heads
     site, scale = token_site(block, width), LOGIT_STD * width**-0.5
     token = Param("token", (vocabulary, width), "normal", scale)
     embedding = (token, Param("position", (block, width), "normal", scale))
-    layer = (
-        *norm("norm1", width),
-        *affine("qkv", 3 * width, width),
-        *affine("project", width, width),
-        *norm("norm2", width),
-        *affine("expand", EXPANSION * width, width),
-        *affine("contract", width, EXPANSION * width),
-    )
-    layer_flops = block * (4 + 2 * EXPANSION) * width**2 + 2 * block**2 * width
+    layer, cost = block_params(width), block_flops(block, width)
     blocks = (
-        plain_block(embedding, _embedded, site, 0),
-        *(plain_block(layer, partial(_block, num_heads), site, layer_flops) for _ in range(num_layers)),
+        plain_block(embedding, embedded, site, 0),
+        *(plain_block(layer, partial(apply_block, num_heads), site, cost) for _ in range(num_layers)),
         plain_block(norm("norm", width), _head, None, block * width * vocabulary, (Tie(0, token),)),
     )
     return Host(f"transformer {num_layers}x{width}", (block,), vocabulary, blocks, takes_tokens=True)

@@ -1,4 +1,4 @@
-"""Kernels: the operations that are worth writing by hand, each beside its plain-torch form.
+"""The front door of hand-written kernels, whose sources are in other languages.
 
 In a checkout the C++ sources are in ``<repository>/kernels``; in a wheel they are beside this file.
 The guard keeps an installed wheel from adopting another project's top-level ``kernels`` package.

@@ -19,7 +19,7 @@ class Check(IntFlag):
     LOW_ALPHA = 64
     NOT_MEASURED = 128
     LOW_CONTRIBUTION = 256
-    NOT_BANKED = 512
+    NOT_IN_SNAPSHOT = 512
 
 
 class Gate(IntEnum):
@@ -39,7 +39,7 @@ GATE_CHECKS: dict[Gate, Check] = {
     Gate.G2: Check.TOO_YOUNG | Check.LOW_GRADIENT | Check.UNHEALTHY | Check.NO_IMPROVEMENT,
     Gate.G3: Check.TOO_YOUNG | Check.LOW_ALPHA,
     Gate.G4: Check.NOT_MEASURED,
-    Gate.G5: Check.NOT_MEASURED | Check.LOW_CONTRIBUTION | Check.UNHEALTHY | Check.NOT_BANKED,
+    Gate.G5: Check.NOT_MEASURED | Check.LOW_CONTRIBUTION | Check.UNHEALTHY | Check.NOT_IN_SNAPSHOT,
 }
 """Which checks each gate makes. That the slot is empty is a matter of the stage (``Refusal.OCCUPIED``); that the
 blueprint is known at its site is settled at build time: the action codec lists no other combination.
@@ -55,7 +55,7 @@ CHECK_TEXT: dict[Check, str] = {
     Check.LOW_ALPHA: "alpha is not near its target",
     Check.NOT_MEASURED: "the contribution was not measured often enough",
     Check.LOW_CONTRIBUTION: "the measured contribution is too small",
-    Check.NOT_BANKED: "the vault holds no copy of this seed yet",
+    Check.NOT_IN_SNAPSHOT: "the snapshot holds no copy of this seed yet",
 }
 
 

@@ -58,7 +58,10 @@ class Config:
       blends: blends on offer, without repeats.
       batch_size: samples B per SGD step and environment, >= 1.
       steps_per_epoch: SGD steps k per environment step, >= 1.
-      eval_batch_size: validation samples per forward pass, >= 1 (memory only; results do not depend on it).
+      val_samples: validation samples V that decisions are made on, >= 1: a subset by a fixed key, chosen when an engine
+        is made; None = at most twice an epoch's training samples, 2 k B, so that validation costs no more than training
+        (a forward pass is a third of a step, and contributions add to it). All, where the dataset has fewer.
+      eval_batch_size: samples per forward pass of an evaluation, >= 1 (memory only; results do not depend on it).
       horizon: decisions T per episode, >= 1.
       sample_order: shared or independent minibatches.
       crop_padding: pixels of zeros around a training image, of which a random crop of its own size is taken; 0 = none.
@@ -76,6 +79,7 @@ class Config:
     blends: tuple[Blend, ...] = (Blend.LINEAR, Blend.SIGMOID, Blend.GATED)
     batch_size: int = 64
     steps_per_epoch: int = 16
+    val_samples: int | None = None
     eval_batch_size: int = 512
     horizon: int = 25
     sample_order: SampleOrder = SampleOrder.SHARED
@@ -97,6 +101,8 @@ class Config:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
                 raise ConfigError(f"config.{name} = {value!r}: expected an integer >= {low}")
+        if self.val_samples is not None and (type(self.val_samples) is not int or self.val_samples < 1):
+            raise ConfigError(f"config.val_samples = {self.val_samples!r}: expected an integer >= 1, or None")
         kinds = {"sample_order": SampleOrder, "host_optimizer": str, "seed_optimizer": str, "isolation": Isolation}
         for name, kind in (kinds | {"precision": Precision, "auto_advance": bool, "mirror": bool}).items():
             value = getattr(self, name)
@@ -116,6 +122,11 @@ class Config:
         good = isinstance(self.blends, tuple) and self.blends and all(isinstance(b, Blend) for b in self.blends)
         if not good or len(set(self.blends)) != len(self.blends):
             raise ConfigError(f"config.blends = {self.blends!r}: expected a non-empty tuple of distinct Blend members")
+
+    @property
+    def most_val_samples(self) -> int:
+        """Validation samples at most."""
+        return 2 * self.batch_size * self.steps_per_epoch if self.val_samples is None else self.val_samples
 
     @property
     def num_slots(self) -> int:

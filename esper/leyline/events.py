@@ -5,7 +5,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 
-class Deed(NamedTuple):
+class ActionResult(NamedTuple):
     """What became of the decisions."""
 
     action: Tensor  # int64 [E]; as requested
@@ -47,6 +47,13 @@ class Evaluation(NamedTuple):
     measured: Tensor  # bool [E, S]
 
 
+class Performance(NamedTuple):
+    """How well networks do on samples."""
+
+    loss: Tensor  # [E]; nats
+    accuracy: Tensor  # [E]; pp
+
+
 class Life(NamedTuple):
     """Stages before and after the clock."""
 
@@ -65,7 +72,7 @@ class Judgement(NamedTuple):
 class Transition(NamedTuple):
     """Everything one environment step reports."""
 
-    deed: Deed
+    result: ActionResult
     epoch: Epoch
     evaluation: Evaluation
     life: Life

@@ -1,7 +1,7 @@
 """HyperParams: every number that may vary. Tensors, each [] or [E]; a new value never recompiles anything.
 
 The class body below is the one table: name, default, unit, range and source of every number.
-Sources: S2, S4 = the November and December 2025 versions of the predecessor; A = this project's design.
+Sources: a paper; esper-lite (github.com/tachyon-beep/esper-lite, December 2025, "head" its latest); ours = chosen here.
 """
 
 from typing import Annotated, NamedTuple
@@ -26,51 +26,51 @@ class Number(NamedTuple):
 class HyperParams(TypedTensorDict):
     """All numbers of the functional core; each leaf has shape [] or [E] and the configured precision."""
 
-    host_lr: Annotated[Tensor, Number(0.01, "1 per SGD step", 0.0, 100.0, "S4 task constants")]
-    seed_lr: Annotated[Tensor, Number(0.01, "1 per SGD step", 0.0, 100.0, "S4 task constants")]
-    host_weight_decay: Annotated[Tensor, Number(5e-4, "1", 0.0, 1.0, "S4 optimizers")]
-    seed_weight_decay: Annotated[Tensor, Number(0.0, "1", 0.0, 1.0, "S4 optimizers")]
-    momentum: Annotated[Tensor, Number(0.9, "1", 0.0, 1.0, "S4 optimizers; SGD")]
+    host_lr: Annotated[Tensor, Number(0.01, "1 per SGD step", 0.0, 100.0, "esper-lite: task constants")]
+    seed_lr: Annotated[Tensor, Number(0.01, "1 per SGD step", 0.0, 100.0, "esper-lite: task constants")]
+    host_weight_decay: Annotated[Tensor, Number(5e-4, "1", 0.0, 1.0, "esper-lite: optimizers")]
+    seed_weight_decay: Annotated[Tensor, Number(0.0, "1", 0.0, 1.0, "esper-lite: optimizers")]
+    momentum: Annotated[Tensor, Number(0.9, "1", 0.0, 1.0, "esper-lite: optimizers; SGD")]
     adam_beta1: Annotated[Tensor, Number(0.9, "1", 0.0, 1.0, "Kingma & Ba 2015")]
     adam_beta2: Annotated[Tensor, Number(0.999, "1", 0.0, 1.0, "Kingma & Ba 2015")]
     adam_epsilon: Annotated[Tensor, Number(1e-8, "1", 1e-16, 1.0, "Kingma & Ba 2015; 0 would make 0 / 0 of padding")]
-    host_clip: Annotated[Tensor, Number(1.0, "gradient L2 norm", 0.0, float("inf"), "S4 at its HEAD; inf = off")]
-    seed_clip: Annotated[Tensor, Number(1.0, "gradient L2 norm", 0.0, float("inf"), "S4 at its HEAD; inf = off")]
-    warmup_epochs: Annotated[Tensor, Number(0.0, "epochs", 0.0, 1e6, "A; linear warm-up, 0 = none")]
-    final_lr_fraction: Annotated[Tensor, Number(1.0, "1", 0.0, 1.0, "A; cosine decay's floor, 1 = constant rate")]
+    host_clip: Annotated[Tensor, Number(1.0, "gradient L2 norm", 0.0, float("inf"), "esper-lite, head; inf = off")]
+    seed_clip: Annotated[Tensor, Number(1.0, "gradient L2 norm", 0.0, float("inf"), "esper-lite, head; inf = off")]
+    warmup_epochs: Annotated[Tensor, Number(0.0, "epochs", 0.0, 1e6, "ours; linear warm-up, 0 = none")]
+    final_lr_fraction: Annotated[Tensor, Number(1.0, "1", 0.0, 1.0, "ours; cosine decay's floor, 1 = constant rate")]
 
-    min_training_epochs: Annotated[Tensor, Number(3, "epochs", 0, 1e6, "S4 gate G2")]
-    min_gradient_ratio: Annotated[Tensor, Number(0.05, "seed/host norm per parameter", 0.0, 1e6, "S4 gate G2")]
-    min_improvement: Annotated[Tensor, Number(0.5, "pp", -100.0, 100.0, "S4 gate G2")]
-    blend_epochs: Annotated[Tensor, Number(5, "epochs", 1, 1e6, "S4 blending steps")]
-    alpha_target: Annotated[Tensor, Number(1.0, "1", 0.0, 1.0, "S4 at its HEAD")]
-    sigmoid_steepness: Annotated[Tensor, Number(12.0, "1", 0.1, 1e3, "S4 blending; near 0 = linear")]
-    min_blending_epochs: Annotated[Tensor, Number(3, "epochs", 0, 1e6, "S4 gate G3")]
-    alpha_complete: Annotated[Tensor, Number(0.95, "fraction of the target", 0.0, 1.0, "S4 gate G3")]
-    shadowing_epochs: Annotated[Tensor, Number(1, "evaluations", 0, 1e6, "A gate G4; 0 = pass straight through")]
-    min_contribution: Annotated[Tensor, Number(1.0, "pp", -100.0, 100.0, "S4 gate G5")]
-    probation_epochs: Annotated[Tensor, Number(5, "epochs", 1, 1e6, "S4 probation timeout, lower bound")]
-    probation_fraction: Annotated[Tensor, Number(0.1, "fraction of the horizon", 0.0, 1.0, "S4 probation timeout")]
-    embargo_epochs: Annotated[Tensor, Number(5, "epochs", 0, 1e6, "S4 at its HEAD, in the slot itself")]
-    seed_budget: Annotated[Tensor, Number(1e9, "parameters in all seeds", 0, 1e12, "S4 gate G0; 1e9 = no limit")]
+    min_training_epochs: Annotated[Tensor, Number(3, "epochs", 0, 1e6, "esper-lite: gate G2")]
+    min_gradient_ratio: Annotated[Tensor, Number(0.05, "seed/host norm per parameter", 0.0, 1e6, "esper-lite: gate G2")]
+    min_improvement: Annotated[Tensor, Number(0.5, "pp", -100.0, 100.0, "esper-lite: gate G2")]
+    blend_epochs: Annotated[Tensor, Number(5, "epochs", 1, 1e6, "esper-lite: blending steps")]
+    alpha_target: Annotated[Tensor, Number(1.0, "1", 0.0, 1.0, "esper-lite, head")]
+    sigmoid_steepness: Annotated[Tensor, Number(12.0, "1", 0.1, 1e3, "esper-lite: blending; near 0 = linear")]
+    min_blending_epochs: Annotated[Tensor, Number(3, "epochs", 0, 1e6, "esper-lite: gate G3")]
+    alpha_complete: Annotated[Tensor, Number(0.95, "fraction of the target", 0.0, 1.0, "esper-lite: gate G3")]
+    shadowing_epochs: Annotated[Tensor, Number(1, "evaluations", 0, 1e6, "ours: gate G4; 0 = pass straight through")]
+    min_contribution: Annotated[Tensor, Number(1.0, "pp", -100.0, 100.0, "esper-lite: gate G5")]
+    probation_epochs: Annotated[Tensor, Number(5, "epochs", 1, 1e6, "esper-lite: probation")]
+    probation_fraction: Annotated[Tensor, Number(0.1, "fraction of the horizon", 0.0, 1.0, "esper-lite: probation")]
+    embargo_epochs: Annotated[Tensor, Number(5, "epochs", 0, 1e6, "esper-lite, head: in the slot")]
+    seed_budget: Annotated[Tensor, Number(1e9, "parameters in all seeds", 0, 1e12, "esper-lite: G0; 1e9 = no limit")]
 
-    gradient_memory: Annotated[Tensor, Number(0.9, "1 per epoch", 0.0, 1.0, "S4 gradient EMA decay")]
-    vanishing_norm: Annotated[Tensor, Number(1e-7, "gradient L2 norm", 0.0, 1.0, "S4 gradient statistics")]
-    exploding_norm: Annotated[Tensor, Number(100.0, "gradient L2 norm", 0.0, 1e12, "S4 gradient statistics")]
+    gradient_memory: Annotated[Tensor, Number(0.9, "1 per epoch", 0.0, 1.0, "esper-lite: gradient EMA decay")]
+    vanishing_norm: Annotated[Tensor, Number(1e-7, "gradient L2 norm", 0.0, 1.0, "esper-lite: gradient statistics")]
+    exploding_norm: Annotated[Tensor, Number(100.0, "gradient L2 norm", 0.0, 1e12, "esper-lite: gradient statistics")]
 
-    loss_limit: Annotated[Tensor, Number(12.0, "nats", 0.0, 1e12, "S4 governor")]
-    loss_sigmas: Annotated[Tensor, Number(6.0, "standard deviations", 0.0, 1e6, "S4 governor")]
-    loss_multiple: Annotated[Tensor, Number(3.0, "window means", 0.0, 1e6, "S4 governor")]
-    spikes_in_a_row: Annotated[Tensor, Number(3, "epochs", 1, 1e6, "S4 governor")]
-    min_history: Annotated[Tensor, Number(10, "epochs", 1, 1e6, "S4 governor at its HEAD")]
-    guess_fraction: Annotated[Tensor, Number(0.6, "random-guess losses", 0.0, 1.0, "S4 governor")]
-    guess_tolerance: Annotated[Tensor, Number(0.065, "random-guess losses", 0.0, 1.0, "S4 governor")]
-    snapshot_epochs: Annotated[Tensor, Number(5, "epochs", 1, 1e6, "S4 loop: a snapshot every 5 epochs")]
+    loss_limit: Annotated[Tensor, Number(12.0, "nats", 0.0, 1e12, "esper-lite: governor")]
+    loss_sigmas: Annotated[Tensor, Number(6.0, "standard deviations", 0.0, 1e6, "esper-lite: governor")]
+    loss_multiple: Annotated[Tensor, Number(3.0, "window means", 0.0, 1e6, "esper-lite: governor")]
+    spikes_in_a_row: Annotated[Tensor, Number(3, "epochs", 1, 1e6, "esper-lite: governor")]
+    min_history: Annotated[Tensor, Number(10, "epochs", 1, 1e6, "esper-lite, head: governor")]
+    guess_fraction: Annotated[Tensor, Number(0.6, "random-guess losses", 0.0, 1.0, "esper-lite: governor")]
+    guess_tolerance: Annotated[Tensor, Number(0.065, "random-guess losses", 0.0, 1.0, "esper-lite: governor")]
+    snapshot_epochs: Annotated[Tensor, Number(5, "epochs", 1, 1e6, "esper-lite: loop: a snapshot every 5 epochs")]
 
-    plateau_gain: Annotated[Tensor, Number(0.5, "pp", 0.0, 100.0, "S4 tracker")]
-    stable_gain: Annotated[Tensor, Number(0.03, "relative loss", 0.0, 1.0, "S4 host stabilisation")]
-    stable_loss: Annotated[Tensor, Number(0.05, "relative loss", 0.0, 1.0, "S4 at its HEAD: regression guard")]
-    stable_epochs: Annotated[Tensor, Number(3, "epochs", 1, 1e6, "S4 host stabilisation")]
+    plateau_gain: Annotated[Tensor, Number(0.5, "pp", 0.0, 100.0, "esper-lite: tracker")]
+    stable_gain: Annotated[Tensor, Number(0.03, "relative loss", 0.0, 1.0, "esper-lite: host stabilisation")]
+    stable_loss: Annotated[Tensor, Number(0.05, "relative loss", 0.0, 1.0, "esper-lite, head: regression guard")]
+    stable_epochs: Annotated[Tensor, Number(3, "epochs", 1, 1e6, "esper-lite: host stabilisation")]
 
 
 def numbers(table: type[TypedTensorDict] = HyperParams) -> dict[str, Number]:

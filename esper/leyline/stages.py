@@ -1,7 +1,7 @@
 """The life cycle of a seed, as two tables: ``STAGES``, a row per stage, and ``TRANSITIONS``, a row per legal edge.
 
 Everything else that knows the life cycle (masks, clock, gates, potentials, colours, legends) derives from them. The
-rows of ``STAGES`` stand in the order of life. Names and numbers are those of the source systems.
+rows of ``STAGES`` stand in the order of life. Names and numbers of stages are esper-lite's.
 """
 
 from collections.abc import Iterable
@@ -77,7 +77,7 @@ class Colour(NamedTuple):
     letter: str = "#10151b"
 
 
-class Row(NamedTuple):
+class StageRow(NamedTuple):
     """A stage: what it is, in words, its potential on entering (for shaping), its colour (None: not drawn), alpha."""
 
     traits: Trait
@@ -89,20 +89,22 @@ class Row(NamedTuple):
 
 _BEHIND = Trait.LIVE | Trait.ACTIVE | Trait.ISOLATED
 _MERGED = Trait.ACTIVE | Trait.MERGED
-STAGES: dict[Stage, Row] = {
-    Stage.UNKNOWN: Row(Trait(0), "not begun"),
-    Stage.DORMANT: Row(Trait(0), "the slot is empty"),
-    Stage.GERMINATED: Row(Trait.LIVE, "the seed has just been placed", 1.0, Colour("#f0e442")),
-    Stage.TRAINING: Row(_BEHIND, "the seed trains behind the host", 2.0, Colour("#e69f00")),
-    Stage.BLENDING: Row(_BEHIND | Trait.MERGED, "the seed is blended in", 3.5, Colour("#56b4e9"), Alpha.RAMP),
-    Stage.SHADOWING: Row(
+STAGES: dict[Stage, StageRow] = {
+    Stage.UNKNOWN: StageRow(Trait(0), "not begun"),
+    Stage.DORMANT: StageRow(Trait(0), "the slot is empty"),
+    Stage.GERMINATED: StageRow(Trait.LIVE, "the seed has just been placed", 1.0, Colour("#f0e442")),
+    Stage.TRAINING: StageRow(_BEHIND, "the seed trains behind the host", 2.0, Colour("#e69f00")),
+    Stage.BLENDING: StageRow(_BEHIND | Trait.MERGED, "the seed is blended in", 3.5, Colour("#56b4e9"), Alpha.RAMP),
+    Stage.SHADOWING: StageRow(
         Trait.LIVE | _MERGED, "the seed waits to be measured", 4.5, Colour("#8fa3c8", "#9fb2d6"), Alpha.FULL
     ),
-    Stage.PROBATIONARY: Row(Trait.LIVE | _MERGED, "the seed proves what it contributes", 5.5, Colour("#cc79a7")),
-    Stage.FOSSILIZED: Row(_MERGED | Trait.TERMINAL, "the seed is permanent", 6.0, Colour("#009e73", letter="#ffffff")),
-    Stage.CULLED: Row(Trait.FAILURE, "the seed was removed", colour=Colour("#c44e00", "#e0702a", "#ffffff")),
-    Stage.EMBARGOED: Row(Trait.FAILURE, "the slot is blocked for a while", colour=Colour("#8c959f")),
-    Stage.RESETTING: Row(Trait.FAILURE, "the slot is about to be free", colour=Colour("#c5ccd3")),
+    Stage.PROBATIONARY: StageRow(Trait.LIVE | _MERGED, "the seed proves what it contributes", 5.5, Colour("#cc79a7")),
+    Stage.FOSSILIZED: StageRow(
+        _MERGED | Trait.TERMINAL, "the seed is permanent", 6.0, Colour("#009e73", letter="#ffffff")
+    ),
+    Stage.CULLED: StageRow(Trait.FAILURE, "the seed was removed", colour=Colour("#c44e00", "#e0702a", "#ffffff")),
+    Stage.EMBARGOED: StageRow(Trait.FAILURE, "the slot is blocked for a while", colour=Colour("#8c959f")),
+    Stage.RESETTING: StageRow(Trait.FAILURE, "the slot is about to be free", colour=Colour("#c5ccd3")),
 }
 """All stages in the order of life. Potentials rise along it; they are 0 where there is no seed, so that a removed seed
 forfeits them.

@@ -42,7 +42,7 @@ class Slots(TypedTensorDict):
     gradient_norm: Tensor  # L2 norm of the seed's gradient
     gradient_ratio: Tensor  # seed/host gradient norm per parameter, moving average
     healthy: Tensor  # bool; gradients finite and not exploding
-    banked: Tensor  # bool; the vault holds a copy of this seed
+    in_snapshot: Tensor  # bool; the snapshot holds a copy of this seed
 
 
 class Signals(TypedTensorDict):
@@ -100,7 +100,7 @@ class State(TypedTensorDict):
     seed_buffers: Tensor  # [E, R]; normalisation statistics of the seeds, slot by slot
     signals: Signals
     governor: Governor
-    vault: Snapshot
+    snapshot: Snapshot
 
 
 Tree = TypeVar("Tree", bound=TypedTensorDict)

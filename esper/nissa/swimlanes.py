@@ -94,7 +94,7 @@ def _curve(frame: Frame, accuracy: list[float]) -> Markup:
     """The accuracy after each decision."""
     axis = span("", accuracy)
     inner = Frame(frame.x, axis, WIDTH, CURVE + 26, left=LEFT)
-    parts = [text(13, CURVE / 2, "accuracy, %", transform=f"rotate(-90 13 {plain(CURVE / 2)})", class_="name")]
+    parts = [text(13, CURVE / 2, "validation, %", transform=f"rotate(-90 13 {plain(CURVE / 2)})", class_="name")]
     for value in ticks(axis, 4):
         y = inner.at_y(value)
         parts.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid"))

@@ -18,8 +18,8 @@ ALTERNATIVES = 4
 """How many of a decision's likeliest actions a trace keeps."""
 
 
-class Thoughts(NamedTuple):
-    """What a learned player thought at its decisions. Probabilities count legal actions only; entropy is in nats."""
+class DiagnosticsTrace(NamedTuple):
+    """What a learned policy computed at its decisions. Probabilities count legal actions only; entropy is in nats."""
 
     value: Tensor  # float32 [T, E]; predicted discounted return-to-go
     probability: Tensor  # float32 [T, E]; of the action taken
@@ -54,7 +54,7 @@ class Trace(NamedTuple):
     reward: Tensor  # float32 [T, E]
     terms: Tensor  # float32 [T, E, R]; what the reward is made of
     term_names: tuple[str, ...]  # R names
-    thoughts: Thoughts | None  # of a player that has any
+    diagnostics: DiagnosticsTrace | None  # of a policy that has any
 
     @property
     def length(self) -> int:
@@ -73,10 +73,10 @@ def record(codec: Codec, state: State, event: Transition, terms: dict[str, Tenso
       total: [E]; the reward.
 
     Returns:
-      the fields of ``Trace`` without T, except names and thoughts; on the state's device.
+      the fields of ``Trace`` without T, except names and diagnostics; on the state's device.
     """
-    deed, slots, signals = event.deed, state.slots, state.signals
-    idle, action = deed.op == int(Op.WAIT), deed.action.clamp(0, codec.size - 1)
+    result, slots, signals = event.result, state.slots, state.signals
+    idle, action = result.op == int(Op.WAIT), result.action.clamp(0, codec.size - 1)
 
     def argument(column: Tensor) -> Tensor:
         return torch.where(idle, NONE, column.to(idle.device)[action])
@@ -85,13 +85,13 @@ def record(codec: Codec, state: State, event: Transition, terms: dict[str, Tenso
     effect = torch.where(slots.measured, slots.contribution, torch.where(training, slots.prospect, torch.nan))
     error = torch.where(slots.measured, slots.contribution_error, slots.prospect_error)
     return {
-        "action": deed.action.int(),
-        "op": deed.op.to(torch.int8),
+        "action": result.action.int(),
+        "op": result.op.to(torch.int8),
         "slot": argument(codec.slot).short(),
         "kind": argument(codec.blueprint).short(),
         "blend": argument(codec.blend).to(torch.int8),
-        "refusal": deed.refusal.to(torch.int8),
-        "failed": deed.failed.short(),
+        "refusal": result.refusal.to(torch.int8),
+        "failed": result.failed.short(),
         "verdict": event.judgement.verdict.to(torch.int8),
         "rolled_back": event.judgement.rolled_back,
         "during": event.life.before.to(torch.int8),
@@ -107,8 +107,8 @@ def record(codec: Codec, state: State, event: Transition, terms: dict[str, Tenso
     }
 
 
-def think(action: Tensor, value: Tensor, log_probs: Tensor) -> dict[str, Tensor]:
-    """One decision's part of ``Thoughts``.
+def record_diagnostics(action: Tensor, value: Tensor, log_probs: Tensor) -> dict[str, Tensor]:
+    """One decision's part of ``DiagnosticsTrace``.
 
     Args:
       action: int64 [E].
@@ -127,16 +127,16 @@ def think(action: Tensor, value: Tensor, log_probs: Tensor) -> dict[str, Tensor]
     }
 
 
-def stack(frames: list[dict[str, Tensor]], term_names: tuple[str, ...], thoughts: list[dict[str, Tensor]]) -> Trace:
+def stack(frames: list[dict[str, Tensor]], term_names: tuple[str, ...], diagnostics: list[dict[str, Tensor]]) -> Trace:
     """Put decisions together, on the CPU.
 
     Args:
       frames: T of ``record``.
       term_names: R names.
-      thoughts: T of ``think``, or none at all.
+      diagnostics: T of ``record_diagnostics``, or none at all.
     """
     whole = {name: torch.stack([frame[name] for frame in frames]).cpu() for name in frames[0]}
-    if not thoughts:
-        return Trace(**whole, term_names=term_names, thoughts=None)
-    kept = Thoughts(**{name: torch.stack([thought[name] for thought in thoughts]).cpu() for name in thoughts[0]})
-    return Trace(**whole, term_names=term_names, thoughts=kept)
+    if not diagnostics:
+        return Trace(**whole, term_names=term_names, diagnostics=None)
+    fields = {name: torch.stack([row[name] for row in diagnostics]).cpu() for name in diagnostics[0]}
+    return Trace(**whole, term_names=term_names, diagnostics=DiagnosticsTrace(**fields))

@@ -13,6 +13,7 @@ from esper.leyline.hypers import build_hypers, numbers
 from esper.runtime.tasks import Task, named
 from esper.tezzeret.choose import build_backend
 from esper.tolaria.data import validate
+from esper.tolaria.split import limit_validation
 
 
 def make(
@@ -36,7 +37,8 @@ def make(
       **overrides: fields of ``Config`` and ``HyperParams`` by name; a hyperparameter may be an [E] tensor.
 
     Returns:
-      the engine: ``config, hypers, data, codec, init(seed), step(state, action), mask(state), describe()``.
+      the engine: ``config, hypers, data, codec, init(seed), step(state, action), mask(state), test(state)``,
+      ``describe()``. Its ``data`` holds those validation samples that are used.
 
     Raises:
       ConfigError, DatasetError: one line with the place, the value and what is allowed.
@@ -58,7 +60,7 @@ def make(
     place = torch.device(device)
     dtype = config.precision.dtype
     hypers = build_hypers({k: v for k, v in settings.items() if k in table}, num_envs, dtype, place)
-    dataset = validate(task.data, task.host.input_shape).to(place, dtype)
+    dataset = limit_validation(validate(task.data, task.host.input_shape), config.most_val_samples).to(place, dtype)
     if dataset.num_classes != task.host.num_outputs:
         raise ConfigError(
             f"make({task.name!r}): dataset {dataset.name} has {dataset.num_classes} classes, "

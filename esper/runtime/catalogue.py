@@ -3,11 +3,15 @@
 import json
 import sys
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any, TextIO
 
 from esper.kasmina.structure import find_points
 from esper.runtime.tasks import SOURCES, TASKS, Task, named
 from esper.utils.settings import setting
+
+WIDTH = 110
+"""Columns of a line of prose."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ def describe(task: Task) -> dict[str, Any]:
     for number, written in enumerate(task.settings.get("slots", ())):
         source, target = find_points(task.host, number, written)
         reads, acts = task.host.points[source], task.host.points[target]
-        fitting = {b.name: b.layout(reads, acts).size for b in task.blueprints if b.fits(reads, acts)}
+        suiting = [blueprint for blueprint in task.blueprints if blueprint.suits(reads, acts, source != target)]
+        fitting = {blueprint.name: blueprint.layout(reads, acts).size for blueprint in suiting}
         points = {"source": source, "target": target}
         slots.append({**points, "site": reads.kind, "shape": list(reads.shape), "blueprints": fitting})
     return {
@@ -49,8 +54,7 @@ def describe(task: Task) -> dict[str, Any]:
         "host": task.host.name,
         "parameters": task.host.num_params,
         "input_shape": list(task.data.input_shape),
-        "training_samples": len(task.data.train_targets),
-        "validation_samples": len(task.data.val_targets),
+        "data": task.data.record(),
         "classes": task.data.num_classes,
         "settings": {name: getattr(value, "value", value) for name, value in task.settings.items() if name != "slots"},
         "rewards": dict(task.rewards),
@@ -60,11 +64,12 @@ def describe(task: Task) -> dict[str, Any]:
 
 def _text(fact: dict[str, Any]) -> str:
     shape = "x".join(map(str, fact["input_shape"]))
+    samples = " + ".join(f"{size:,} {part}" for part, size in fact["data"]["samples"].items())
     lines = [
         f"{fact['name']}",
         f"  host    {fact['host']}, {fact['parameters']:,} parameters",
-        f"  data    {fact['training_samples']:,} training and {fact['validation_samples']:,} validation samples "
-        f"of {shape}, {fact['classes']} classes",
+        f"  data    {samples} samples of {shape}, {fact['classes']} classes",
+        *wrap(fact["data"]["split"], WIDTH, initial_indent=" " * 10, subsequent_indent=" " * 10),
     ]
     for number, slot in enumerate(fact["slots"]):
         grown = ", ".join(f"{name} {size:,}" for name, size in slot["blueprints"].items())

@@ -8,13 +8,13 @@ from esper.nissa import calibration
 from esper.nissa.actions import by_third, mix_entropy, shares
 from esper.nissa.seeds import survival
 from esper.nissa.trace import Trace
-from esper.runtime.play import Outcome, play
+from esper.runtime.rollout import Outcome, rollout
 from esper.runtime.scene import Scene
-from esper.tamiyo.players import Player
+from esper.tamiyo.policies import Policy
 from esper.utils.stats import mean_interval
 
 
-class Column(NamedTuple):
+class TableColumn(NamedTuple):
     """A number of an outcome: its heading in tables, its unit, and how many decimals are worth printing."""
 
     head: str
@@ -24,48 +24,53 @@ class Column(NamedTuple):
 
 
 COLUMNS = {
-    "accuracy": Column("accuracy %", "pp, final validation accuracy", 1),
-    "best": Column("best %", "pp, best validation accuracy", 1, of_tokens=False),
-    "bits": Column("bits", "bits per token, final validation", 3, of_tokens=True),
-    "perplexity": Column("perplexity", "final validation", of_tokens=True),
-    "total_reward": Column("return", "undiscounted"),
-    "added": Column("added", "parameters in seeds at the end", 0),
-    "germinated": Column("germinated", "seeds"),
-    "fossilized": Column("fossilized", "seeds"),
-    "culled": Column("culled", "seeds"),
-    "rollbacks": Column("rollbacks", "count"),
+    "test_accuracy": TableColumn("test %", "pp, accuracy at the end on the test part", 1),
+    "val_accuracy": TableColumn("validation %", "pp, last validation accuracy", 1),
+    "test_bits": TableColumn("test bits", "bits per token at the end on the test part", 3, of_tokens=True),
+    "val_bits": TableColumn("val. bits", "bits per token, last validation", 3, of_tokens=True),
+    "test_perplexity": TableColumn("perplexity", "at the end on the test part", of_tokens=True),
+    "total_reward": TableColumn("return", "undiscounted"),
+    "added": TableColumn("added", "parameters in seeds at the end", 0),
+    "germinated": TableColumn("germinated", "seeds"),
+    "fossilized": TableColumn("fossilized", "seeds"),
+    "culled": TableColumn("culled", "seeds"),
+    "rollbacks": TableColumn("rollbacks", "count"),
 }
-"""Fields of ``Outcome`` that are averaged and compared, in the order of the tables."""
+"""Fields of ``Outcome`` that are averaged and compared, in the order of the tables; also their names in the JSON
+reports. What is reported comes first: the test part's figures. Decisions were made on the validation's beside them.
+"""
 
 DOMINANT, COLLAPSED = 0.9, 0.05
 """Share of one operation, and entropy in nats of the mix of operations, beyond which a reader is warned."""
 
 
 def compare(
-    scene: Scene, players: list[Player], seed: int, note: Callable[[str], None]
+    scene: Scene, policies: list[Policy], seed: int, note: Callable[[str], None]
 ) -> tuple[dict[str, Any], list[Outcome]]:
-    """Play every policy on the same environments.
+    """Run every policy on the same environments.
 
     Args:
-      scene: what is played.
-      players: the one the others are compared with comes first.
-      seed: of the environments and of the players' draws.
+      scene: task and reward.
+      policies: the one the others are compared with comes first.
+      seed: of the environments and of the policies' draws.
       note: told what is going on.
 
     Returns:
-      the report, JSON-able, and the outcomes. Per player the report holds the mean and 95 % half-width of every
-      column, its shares of the operations as a whole and by third of the episode, the entropy of that mix and of the
-      policy itself, the survival of its seeds, the calibration of its values, and red flags; per other player the
-      paired differences of the first player to it. None stands for what is undefined.
+      the report, JSON-able, and the outcomes. Of the data it holds name, sizes and split. Per policy it holds the mean
+      and 95 % half-width of every column (``COLUMNS`` has names and units), its shares of the operations as a whole and
+      by third of the episode, the entropy of that mix and of the policy itself, the survival of its seeds, the
+      calibration of its values, and red flags; per other policy the paired differences of the first policy to it. None
+      stands for what is undefined.
     """
     outcomes, tokens = [], scene.engine.data.has_tokens
     names = [name for name, column in COLUMNS.items() if column.of_tokens in (None, tokens)]
-    for number, player in enumerate(players, start=1):
-        note(f"playing {player.name} in {scene.engine.config.num_envs} environments ({number}/{len(players)})")
-        outcomes.append(play(scene.engine, player, seed, scene.mode, scene.params)[1])
+    for number, policy in enumerate(policies, start=1):
+        note(f"playing {policy.name} in {scene.engine.config.num_envs} environments ({number}/{len(policies)})")
+        outcomes.append(rollout(scene.engine, policy, seed, scene.mode, scene.params)[1])
     rules = scene.rules
     report = {
         "task": rules.task,
+        "data": scene.engine.data.record(),
         "num_envs": scene.engine.config.num_envs,
         "horizon": scene.engine.config.horizon,
         "seed": seed,
@@ -73,29 +78,29 @@ def compare(
         "gamma": rules.gamma,
         "rewards": dict(rules.rewards),
         "engine": dict(rules.engine),
-        "players": {outcome.player: summary(outcome, names, rules.gamma) for outcome in outcomes},
-        "first_minus": {other.player: differences(outcomes[0], other, names) for other in outcomes[1:]},
+        "policies": {outcome.policy: summary(outcome, names, rules.gamma) for outcome in outcomes},
+        "first_minus": {other.policy: differences(outcomes[0], other, names) for other in outcomes[1:]},
     }
     return report, outcomes
 
 
 def columns_of(report: dict[str, Any]) -> list[str]:
     """Names of the columns that a report has, in the order of the tables."""
-    row = next(iter(report["players"].values()))
+    row = next(iter(report["policies"].values()))
     return [name for name in COLUMNS if name in row]
 
 
 def summary(outcome: Outcome, names: Sequence[str], gamma: float) -> dict[str, Any]:
-    """One player's part of the report."""
+    """One policy's part of the report."""
     columns = {name: mean_interval(getattr(outcome, name)) for name in names}
     thirds = by_third(outcome.operations)
-    thoughts = outcome.trace.thoughts
+    diagnostics = outcome.trace.diagnostics
     return {
         **{name: {"mean": mean, "half_width": half} for name, (mean, half) in columns.items()},
         "operations": shares(outcome.operations),
         "operations_by_third": [shares(part) for part in thirds],
         "entropy_by_third": [mix_entropy(part) for part in thirds],
-        "policy_entropy_by_third": thoughts and [float(part.mean()) for part in by_third(thoughts.entropy)],
+        "policy_entropy_by_third": diagnostics and [float(part.mean()) for part in by_third(diagnostics.entropy)],
         "survival": survival(outcome.seeds),
         "calibration": value_calibration(outcome.trace, gamma),
         "seconds": outcome.seconds,
@@ -104,10 +109,10 @@ def summary(outcome: Outcome, names: Sequence[str], gamma: float) -> dict[str, A
 
 
 def value_calibration(trace: Trace, gamma: float) -> dict[str, Any] | None:
-    """Predicted values beside realised returns-to-go (see ``calibrate``); None for a player without values."""
-    if trace.thoughts is None:
+    """Predicted values beside realised returns-to-go (see ``calibrate``); None for a policy without values."""
+    if trace.diagnostics is None:
         return None
-    return calibration.calibrate(trace.thoughts.value, calibration.returns_to_go(trace.reward, gamma))
+    return calibration.calibrate(trace.diagnostics.value, calibration.returns_to_go(trace.reward, gamma))
 
 
 def red_flags(outcome: Outcome) -> list[str]:

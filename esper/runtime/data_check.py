@@ -9,31 +9,26 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from esper.tolaria.data import DatasetError
-from esper.tolaria.formats.detect import PartReport, Report, check, detect
+from esper.tolaria.formats.detect import DatasetReport, PartReport, check, detect
 from esper.tolaria.formats.files import Listed, as_path, listing
-from esper.utils.settings import SettingsError
+from esper.utils.settings import Parser
 
 MAX_CLASSES_SHOWN = 26
 """With more classes, the counts are summed up in a line."""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise SettingsError(" ".join(f"{self.prog}: {message}".split()))
 
 
 def data_check(arguments: Sequence[str], out: TextIO = sys.stdout) -> None:
     """Run ``check PATH [--classes N] [--json]``: list the files, load the dataset as training would, report it.
 
     Args:
-        arguments: words after ``esper data``.
-        out: where the report goes: lines, or one JSON object with ``path``, ``files``, ``format``, ``ok``, ``error``
-            and ``report`` (the fields of :class:`~esper.tolaria.formats.detect.Report`, or null).
+      arguments: words after ``esper data``.
+      out: where the report goes: lines, or one JSON object with ``path``, ``files``, ``format``, ``ok``, ``error``
+        and ``report`` (the fields of ``DatasetReport``, or null).
 
     Raises:
-        SettingsError: the words are not as above.
-        DatasetError: the dataset does not load. What was found is reported before.
-        SystemExit: ``--help``.
+      SettingsError: the words are not as above.
+      DatasetError: the dataset does not load. What was found is reported before.
+      SystemExit: ``--help``.
     """
     given = _parse(arguments)
     facts: dict[str, Any] = {"path": given.path, "files": [], "format": None}
@@ -56,9 +51,7 @@ def data_check(arguments: Sequence[str], out: TextIO = sys.stdout) -> None:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
-        prog="esper data", description="Say what a dataset holds and whether it loads.", allow_abbrev=False
-    )
+    parser = Parser(prog="esper data", description="Say what a dataset holds and whether it loads.", allow_abbrev=False)
     parser.add_argument("action", choices=("check",))
     parser.add_argument("path", help="folder of a cifar10 or idx dataset, .npz file, or UTF-8 text")
     text = "number of classes (default: 10 for cifar10 and idx; of npz, its num_classes or the largest target + 1)"
@@ -77,19 +70,20 @@ def _show_files(path: Path, files: tuple[Listed, ...]) -> list[str]:
     return [str(path), *(f"  {entry.name:<{width}}  {entry.size:>13,} bytes" for entry in files)]
 
 
-def _show_report(report: Report) -> list[str]:
+def _show_report(report: DatasetReport) -> list[str]:
     lines = [f"format {report.format}, read: {', '.join(report.used)}"]
+    lines += [f"split       {report.split}"] if report.split else []
     for part in report.parts:
         shape = "x".join(map(str, part.shape))
         unit = f"records of {part.dtype} {shape}" if part.counts else f"characters, {report.num_classes} different"
         values = f"values {part.low:g} to {part.high:g}" if part.counts else f"U+{part.low:04X} to U+{part.high:04X}"
-        lines.append(f"{part.name:<5}  {part.records:,} {unit}, {values}")
+        lines.append(f"{part.name:<10}  {part.records:,} {unit}, {values}")
         if part.counts:
-            lines.append(f"       {report.num_classes} classes: {_show_counts(report, part)}")
+            lines.append(f"{'':<10}  {report.num_classes} classes: {_show_counts(report, part)}")
     return lines
 
 
-def _show_counts(report: Report, part: PartReport) -> str:
+def _show_counts(report: DatasetReport, part: PartReport) -> str:
     """Targets of each class, or of how many classes there are how many."""
     if report.num_classes > MAX_CLASSES_SHOWN:
         absent = sum(count == 0 for count in part.counts)

@@ -23,7 +23,7 @@ from esper.utils.purity import pure
 WATCHED: tuple[Callable[..., Any], ...] = (
     *(engine.init, engine.step, engine.reset),
     *(lifecycle.refusals, lifecycle.apply_action, lifecycle.tick),
-    *(arena.init_seeds, training.train_epoch, evaluation.evaluate, evaluation.shapley_values),
+    *(arena.init_seeds, training.train_epoch, evaluation.evaluate, evaluation.measure, evaluation.shapley_values),
     *(metrics.record, governor.govern, signals.update_signals),
     *(observation.observe, rewards.reward),
     *(environments.select, environments.concatenate, environments.replace),

@@ -7,8 +7,8 @@ from typing import TextIO
 import torch
 
 from esper.runtime.build import make
-from esper.runtime.play import Outcome, play
-from esper.tamiyo.players import from_mask
+from esper.runtime.rollout import Outcome, rollout
+from esper.tamiyo.policies import from_mask
 from esper.tamiyo.scripted import grow, wait
 from esper.tezzeret.choose import CHOICES
 from esper.utils.settings import SettingsError, setting
@@ -21,15 +21,17 @@ class DemoSettings:
 
     num_envs: int = setting(32, "environments, each a host with its own initial numbers", low=6, high=65536)
     seed: int = setting(0, "seed of the environments", low=0, high=2**40)
-    blueprint: str = setting("bottleneck", "what the growing policy grows")
+    blueprint: str = setting("conv8x2", "what the growing policy grows")
     backend: str = setting("auto", "how networks are run", choices=CHOICES)
 
 
 def _row(outcome: Outcome) -> str:
-    mean, half = mean_interval(outcome.accuracy)
-    best, added, fossilized = (float(v.double().mean()) for v in (outcome.best, outcome.added, outcome.fossilized))
+    mean, half = mean_interval(outcome.test_accuracy)
+    means = (float(v.double().mean()) for v in (outcome.val_accuracy, outcome.added, outcome.fossilized))
+    validation, added, fossilized = means
     return (
-        f"{outcome.player:<28}{mean:7.1f} ± {half:3.1f}{best:9.1f}{added:10.0f}{fossilized:12.2f}{outcome.seconds:9.0f}"
+        f"{outcome.policy:<28}{mean:7.1f} ± {half:3.1f}{validation:15.1f}{added:10.0f}{fossilized:12.2f}"
+        f"{outcome.seconds:9.0f}"
     )
 
 
@@ -55,17 +57,20 @@ def demonstrate(settings: DemoSettings, out: TextIO = sys.stdout) -> tuple[Outco
     out.write(
         f"digits: {settings.num_envs} hosts ({host.name}, {host.num_params} parameters), {config.num_slots} slots "
         f"each, {config.horizon} epochs of {config.steps_per_epoch} SGD steps, {torch.get_num_threads()} threads\n"
+        f"{engine.data.describe()}\n"
     )
-    players = (from_mask("static (wait)", wait(engine.codec)), from_mask(f"grown ({settings.blueprint})", growing))
+    policies = (from_mask("static (wait)", wait(engine.codec)), from_mask(f"grown ({settings.blueprint})", growing))
     outcomes = []
-    for player in players:
-        out.write(f"{player.name}\n")
-        outcomes.append(play(engine, player, settings.seed, progress=out)[1])
-    out.write(f"\n{'policy':<28}{'final accuracy %':>13}{'best %':>8}{'added':>10}{'fossilized':>12}{'seconds':>9}\n")
-    out.writelines(_row(outcome) + "\n" for outcome in outcomes)
-    mean, half = mean_interval(outcomes[1].accuracy - outcomes[0].accuracy)
+    for policy in policies:
+        out.write(f"{policy.name}\n")
+        outcomes.append(rollout(engine, policy, settings.seed, progress=out)[1])
     out.write(
-        f"\ngrowing adds {mean:.1f} ± {half:.1f} percentage points of final validation accuracy "
+        f"\n{'policy':<28}{'test accuracy %':>13}{'validation %':>13}{'added':>10}{'fossilized':>12}{'seconds':>9}\n"
+    )
+    out.writelines(_row(outcome) + "\n" for outcome in outcomes)
+    mean, half = mean_interval(outcomes[1].test_accuracy - outcomes[0].test_accuracy)
+    out.write(
+        f"\ngrowing adds {mean:.1f} ± {half:.1f} percentage points of test accuracy "
         f"(paired over {settings.num_envs} environment seeds, 95 % confidence)\n"
     )
     return outcomes[0], outcomes[1]

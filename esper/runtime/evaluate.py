@@ -7,10 +7,10 @@ from typing import Any, TextIO
 
 from esper.nissa.progress import is_terminal, make_progress
 from esper.runtime.compare import compare
-from esper.runtime.scene import SceneSettings, build_scene, gradient_of, players_of
+from esper.runtime.scene import SceneSettings, build_scene, gradient_of, policies_of
 from esper.runtime.table import table
 from esper.tamiyo import scripted
-from esper.tamiyo.players import from_mask
+from esper.tamiyo.policies import from_mask
 from esper.tezzeret.choose import CHOICES
 from esper.utils.settings import SettingsError, setting
 
@@ -27,7 +27,7 @@ class EvaluateSettings(SceneSettings):
 
 
 def evaluate(settings: EvaluateSettings, out: TextIO = sys.stdout) -> dict[str, Any]:
-    """Play every policy on the same environments and report.
+    """Run every policy on the same environments and report.
 
     Args:
       settings: everything.
@@ -41,16 +41,16 @@ def evaluate(settings: EvaluateSettings, out: TextIO = sys.stdout) -> dict[str, 
     """
     loaded = settings.loaded()
     scene = build_scene(settings.rules(loaded), settings.num_envs, settings.backend)
-    players = players_of(scene, loaded, settings.greedy)
+    policies = policies_of(scene, loaded, settings.greedy)
     if settings.grow:
         try:
             growing = scripted.grow(scene.engine.codec, settings.grow)
         except ValueError as error:
             raise SettingsError(f"--grow: {error}") from None
-        players.append(from_mask(f"grow {settings.grow}", growing))
-    players += [gradient_of(scene)] if settings.gradient else []
+        policies.append(from_mask(f"grow {settings.grow}", growing))
+    policies += [gradient_of(scene)] if settings.gradient else []
     progress = make_progress("bar" if is_terminal(sys.stderr) else "off", "policy", sys.stderr)
-    report, _ = compare(scene, players, settings.seed, progress.note)
+    report, _ = compare(scene, policies, settings.seed, progress.note)
     progress.close()
     out.write(json.dumps(report) + "\n" if settings.json else table(report))
     return report

@@ -10,8 +10,8 @@ from esper.leyline.actions import Codec
 from esper.leyline.codes import CHECK_TEXT, REFUSAL_TEXT, VERDICT_TEXT, Check, Refusal, Verdict
 from esper.leyline.stages import Stage
 from esper.nissa.trace import Trace
-from esper.runtime.play import play
-from esper.runtime.scene import Scene, SceneSettings, build_scene, gradient_of, players_of
+from esper.runtime.rollout import rollout
+from esper.runtime.scene import Scene, SceneSettings, build_scene, gradient_of, policies_of
 from esper.tezzeret.choose import CHOICES
 from esper.urza.checkpoint import Checkpoint
 from esper.utils.settings import SettingsError, setting
@@ -53,12 +53,15 @@ def inspect(settings: InspectSettings, out: TextIO = sys.stdout) -> dict[str, An
     if name == "learned" and loaded is None:
         raise SettingsError("--policy learned: needs a run; expected --run DIRECTORY")
     scene = build_scene(settings.rules(loaded), settings.env + 1, settings.backend)
-    players = [*players_of(scene, loaded, settings.greedy), gradient_of(scene)]
-    player = next(player for player in players if player.name == name)
-    trace = play(scene.engine, player, settings.seed, scene.mode, scene.params)[1].trace
+    policies = [*policies_of(scene, loaded, settings.greedy), gradient_of(scene)]
+    policy = next(policy for policy in policies if policy.name == name)
+    outcome = rollout(scene.engine, policy, settings.seed, scene.mode, scene.params)[1]
+    trace = outcome.trace
+    tested = {"test_accuracy": outcome.test_accuracy, "test_loss": outcome.test_loss}
     story = _heading(settings, scene, loaded, name) | {
         "decisions": [decision(trace, scene.engine.codec, t, settings.env) for t in range(trace.length)],
-        "end": situation(trace, scene.engine.codec, trace.length, settings.env),
+        "end": situation(trace, scene.engine.codec, trace.length, settings.env)
+        | {name: float(column[settings.env]) for name, column in tested.items()},
     }
     out.write(json.dumps(story) + "\n" if settings.json else tell(story))
     return story
@@ -74,6 +77,7 @@ def _heading(settings: InspectSettings, scene: Scene, loaded: Checkpoint | None,
         "round": None if loaded is None else loaded.table["done"],
         "reward": scene.rules.reward,
         "horizon": scene.engine.config.horizon,
+        "slots": list(scene.engine.structure.slot_names),
     }
 
 
@@ -83,10 +87,10 @@ def situation(trace: Trace, codec: Codec, decision: int, env: int) -> dict[str, 
     if t < 0:
         empty = {"stage": Stage.DORMANT.name, "blueprint": None, "alpha": 0.0, "effect": None, "effect_error": None}
         slots = [{"slot": slot, **empty} for slot in range(num_slots)]
-        return {"accuracy": None, "loss": None, "slots": slots}
+        return {"val_accuracy": None, "val_loss": None, "slots": slots}
     return {
-        "accuracy": float(trace.accuracy[t, env]),
-        "loss": float(trace.loss[t, env]),
+        "val_accuracy": float(trace.accuracy[t, env]),
+        "val_loss": float(trace.loss[t, env]),
         "slots": [_slot(trace, codec, t, env, slot) for slot in range(num_slots)],
     }
 
@@ -114,27 +118,27 @@ def decision(trace: Trace, codec: Codec, t: int, env: int) -> dict[str, Any]:
         "epoch": t + 1,
         "before": situation(trace, codec, t, env),
         "action": codec.describe(int(trace.action[here])),
-        "thoughts": _thoughts(trace, codec, t, env),
+        "diagnostics": _diagnostics(trace, codec, t, env),
         "refused": None if refusal is Refusal.NONE else REFUSAL_TEXT[refusal],
         "failed_checks": [CHECK_TEXT[check] for check in Check if failed & check],
         "verdict": None if verdict is Verdict.CALM else VERDICT_TEXT[verdict],
         "rolled_back": bool(trace.rolled_back[here]),
-        "accuracy": float(trace.accuracy[here]),
-        "loss": float(trace.loss[here]),
+        "val_accuracy": float(trace.accuracy[here]),
+        "val_loss": float(trace.loss[here]),
         "reward": float(trace.reward[here]),
         "terms": dict(zip(trace.term_names, trace.terms[here].tolist(), strict=True)),
     }
 
 
-def _thoughts(trace: Trace, codec: Codec, t: int, env: int) -> dict[str, Any] | None:
-    if trace.thoughts is None:
+def _diagnostics(trace: Trace, codec: Codec, t: int, env: int) -> dict[str, Any] | None:
+    if trace.diagnostics is None:
         return None
-    taken, thoughts = int(trace.action[t, env]), trace.thoughts
-    ranked = zip(thoughts.likeliest[t, env].tolist(), thoughts.likelihood[t, env].tolist(), strict=True)
+    taken, diagnostics = int(trace.action[t, env]), trace.diagnostics
+    ranked = zip(diagnostics.likeliest[t, env].tolist(), diagnostics.likelihood[t, env].tolist(), strict=True)
     return {
-        "value": float(thoughts.value[t, env]),
-        "probability": float(thoughts.probability[t, env]),
-        "entropy": float(thoughts.entropy[t, env]),
+        "value": float(diagnostics.value[t, env]),
+        "probability": float(diagnostics.probability[t, env]),
+        "entropy": float(diagnostics.entropy[t, env]),
         "alternatives": [
             {"action": codec.describe(action), "probability": chance}
             for action, chance in ranked
@@ -151,6 +155,9 @@ def tell(story: dict[str, Any]) -> str:
     ]
     if story["policy"] == "learned":
         lines.append(f"policy of {story['run']} after round {story['round']}")
+    if story["slots"]:
+        words = f"slots: {', '.join(f'{slot} {name}' for slot, name in enumerate(story['slots']))}"
+        lines += wrap(words, COLUMNS, subsequent_indent="  ")
     for row in story["decisions"]:
         lines += ["", *_tell_before(f"decision {row['epoch']}", row["before"]), *_tell_decision(row)]
     total = sum(row["reward"] for row in story["decisions"])
@@ -159,10 +166,14 @@ def tell(story: dict[str, Any]) -> str:
 
 
 def _tell_before(title: str, row: dict[str, Any]) -> list[str]:
-    seen = "" if row["accuracy"] is None else f"accuracy {row['accuracy']:.1f} %   loss {row['loss']:.3f}"
+    seen = (
+        [] if row["val_accuracy"] is None else [f"validation {row['val_accuracy']:.1f} %   loss {row['val_loss']:.3f}"]
+    )
+    if "test_accuracy" in row:
+        seen.insert(0, f"test {row['test_accuracy']:.1f} %   loss {row['test_loss']:.3f}")
     dormant = [str(slot["slot"]) for slot in row["slots"] if slot["stage"] == Stage.DORMANT.name]
     empty = f"dormant: slot {', '.join(dormant)}" if dormant else ""
-    lines = [f"{title:<14}{'   '.join(word for word in (seen, empty) if word)}".rstrip()]
+    lines = [f"{title:<14}{'   '.join(word for word in (*seen, empty) if word)}".rstrip()]
     for slot in row["slots"]:
         if slot["stage"] == Stage.DORMANT.name:
             continue
@@ -176,12 +187,12 @@ def _tell_before(title: str, row: dict[str, Any]) -> list[str]:
 
 
 def _tell_decision(row: dict[str, Any]) -> list[str]:
-    thoughts, chance, lines = row["thoughts"], "", []
-    if thoughts is not None:
-        chance = f"   (probability {thoughts['probability']:.2f}, value {thoughts['value']:+.2f})"
+    diagnostics, chance, lines = row["diagnostics"], "", []
+    if diagnostics is not None:
+        chance = f"   (probability {diagnostics['probability']:.2f}, value {diagnostics['value']:+.2f})"
     lines.append(f"  chose    {row['action']}{chance}")
-    if thoughts is not None and thoughts["alternatives"]:
-        others = [f"{other['action']} {other['probability']:.2f}" for other in thoughts["alternatives"]]
+    if diagnostics is not None and diagnostics["alternatives"]:
+        others = [f"{other['action']} {other['probability']:.2f}" for other in diagnostics["alternatives"]]
         indent = " " * 11
         lines += wrap(f"rather than {', '.join(others)}", COLUMNS, initial_indent=indent, subsequent_indent=indent)
     if row["refused"]:

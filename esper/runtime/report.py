@@ -9,9 +9,9 @@ from esper.nissa import page
 from esper.nissa.charts import Series, colour, line_chart, smooth, stacked_chart
 from esper.nissa.markup import Markup
 from esper.nissa.sinks import METRICS, read_rows, write_text
-from esper.runtime.play import Outcome
 from esper.runtime.report_episodes import action_section, episode_section, seed_section
 from esper.runtime.report_evaluation import evaluation_section, headline, value_section
+from esper.runtime.rollout import Outcome
 from esper.runtime.runs import BEST, SMOOTHING
 from esper.urza import checkpoint
 
@@ -20,7 +20,7 @@ ROWS = 200
 
 CURVES = {
     "return": ("Return of an episode, training", "undiscounted return", ()),
-    "final_accuracy": ("Final accuracy, training", "validation accuracy, %", ()),
+    "val_accuracy": ("Validation accuracy at the end, training", "validation accuracy, %", ()),
     "entropy": ("Entropy of the policy", "nats", (0.0,)),
     "kl": ("Change of the policy by an update", "approximate KL, nats", (0.0,)),
     "explained_variance": ("Explained variance of the critic", "share of the variance", (1.0,)),
@@ -31,7 +31,12 @@ CURVES = {
 LISTED = (*CURVES, "refused", "rolled_back", "seconds")
 """Columns of the table of rounds."""
 
-TIMES = {"hosts": "training and evaluating hosts", "collecting": "the rest of collecting", "learning": "learning"}
+TIMES = {
+    "hosts": "training hosts",
+    "validation": "validating them",
+    "collecting": "the rest of collecting",
+    "learning": "learning",
+}
 
 OP_COLOURS = {Op.WAIT: 7, Op.GERMINATE: 4, Op.ADVANCE: 5, Op.CULL: 1, Op.FOSSILIZE: 2, Op.CHANGE_BLUEPRINT: 3}
 
@@ -41,13 +46,15 @@ class Findings(NamedTuple):
 
     Attributes:
       evaluation: report of ``compare``.
-      outcomes: of the same players, the learned one first.
+      outcomes: of the same policies, the learned one first.
       blueprints: names.
+      slots: where they are, such as ``block0`` and ``input:logits``.
     """
 
     evaluation: dict[str, Any] | None = None
     outcomes: tuple[Outcome, ...] = ()
     blueprints: tuple[str, ...] = ()
+    slots: tuple[str, ...] = ()
 
 
 def write_report(folder: Path, findings: Findings) -> None:
@@ -88,11 +95,11 @@ def report(
         )
     ]
     if findings.evaluation is not None:
-        mixes = [(outcome.player, operation_series(outcome.operations)) for outcome in findings.outcomes]
+        mixes = [(outcome.policy, operation_series(outcome.operations)) for outcome in findings.outcomes]
         sections += [
             headline(findings.evaluation),
             evaluation_section(findings.evaluation),
-            episode_section(findings.outcomes[0], findings.blueprints),
+            episode_section(findings.outcomes[0], findings.blueprints, findings.slots),
             action_section(mixes, operation_legend()),
             seed_section(findings.outcomes, findings.blueprints),
             value_section(findings.evaluation),
@@ -122,7 +129,7 @@ def learning_section(rows: list[dict[str, Any]]) -> Markup:
     for name, (title, unit, include) in CURVES.items():
         values = [float(row[name]) for row in rows]
         lines, legend = [Series("round", values, 0)], None
-        if name in ("return", "final_accuracy") and len(rows) >= 2 * SMOOTHING:
+        if name in ("return", "val_accuracy") and len(rows) >= 2 * SMOOTHING:
             lines.append(Series(f"mean of {SMOOTHING} rounds", smooth(values, SMOOTHING), 1))
             legend = page.legend([(colour(line, 0), line.name) for line in lines])
         charts.append(page.figure(title, line_chart(title, "round", unit, lines, include), legend))
@@ -143,7 +150,8 @@ def _rounds(rows: list[dict[str, Any]]) -> Markup:
 def split(row: dict[str, Any]) -> dict[str, float]:
     """Seconds of a round by what they were spent on; they add up to the round."""
     return {
-        "hosts": row["host_seconds"],
+        "hosts": row["host_seconds"] - row["validation_seconds"],
+        "validation": row["validation_seconds"],
         "collecting": max(row["collect_seconds"] - row["host_seconds"], 0.0),
         "learning": row["learn_seconds"],
     }

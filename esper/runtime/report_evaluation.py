@@ -6,10 +6,10 @@ from esper.nissa import page
 from esper.nissa.charts import Interval, identity_chart, interval_chart
 from esper.nissa.markup import Markup
 from esper.runtime.compare import COLUMNS, columns_of, with_error
-from esper.runtime.table import number
+from esper.runtime.table import number, samples
 
 CHARTED = {
-    "accuracy": ("Final accuracy", "validation accuracy, %", "percentage points"),
+    "test_accuracy": ("Test accuracy at the end", "test accuracy, %", "percentage points"),
     "total_reward": ("Return", "undiscounted return", "undiscounted return"),
 }
 """Columns that are drawn: title, unit, and unit of a difference."""
@@ -17,42 +17,47 @@ CHARTED = {
 
 def headline(evaluation: dict[str, Any]) -> Markup:
     """What a reader wants to know first, and what to be wary of."""
-    players, others = evaluation["players"], evaluation["first_minus"]
-    first = next(iter(players))
+    policies, others = evaluation["policies"], evaluation["first_minus"]
+    first = next(iter(policies))
     entries = [
-        ("final accuracy, " + first, with_error("accuracy", players[first]["accuracy"]) + " %", "mean, 95 % interval")
+        (f"test accuracy, {first}", _shown("test_accuracy", policies[first]) + " %", "mean, 95 % interval"),
+        (f"validation accuracy, {first}", _shown("val_accuracy", policies[first]) + " %", "mean, 95 % interval"),
     ]
     for name, row in others.items():
-        remark = f"percentage points of final accuracy; return {with_error('total_reward', row['total_reward'], '+')}"
-        entries.append((f"{first} minus {name}", with_error("accuracy", row["accuracy"], "+"), remark))
-    flags = players[first]["red_flags"]
+        remark = f"percentage points of test accuracy; return {_shown('total_reward', row, '+')}"
+        entries.append((f"{first} minus {name}", _shown("test_accuracy", row, "+"), remark))
+    flags = policies[first]["red_flags"]
     warned = page.bullets([f"{first}: {flag}" for flag in flags], kind="flags") if flags else Markup("")
-    theirs = "; ".join(f"{name}: {flag}" for name in others for flag in players[name]["red_flags"])
+    theirs = "; ".join(f"{name}: {flag}" for name in others for flag in policies[name]["red_flags"])
     remark = f"{'' if flags else f'No red flags for {first}. '}Of the baselines: {theirs or 'none'}."
     return Markup(page.tiles(entries) + warned + page.paragraph(remark, kind="remark"))
 
 
+def _shown(name: str, row: dict[str, Any], sign: str = "") -> str:
+    return with_error(name, row[name], sign)
+
+
 def evaluation_section(evaluation: dict[str, Any]) -> Markup:
     """Every policy's outcomes, and the paired differences."""
-    players, others = evaluation["players"], evaluation["first_minus"]
-    first, charts = next(iter(players)), []
+    policies, others = evaluation["policies"], evaluation["first_minus"]
+    first, charts = next(iter(policies)), []
     for name, (title, unit, gap) in CHARTED.items():
         means = [
-            Interval(player, row[name]["mean"], row[name]["half_width"], 0 if player == first else 7)
-            for player, row in players.items()
+            Interval(policy, row[name]["mean"], row[name]["half_width"], 0 if policy == first else 7)
+            for policy, row in policies.items()
         ]
         charts.append(page.figure(title, interval_chart(title, unit, means)))
-        gaps = [Interval(player, row[name]["mean"], row[name]["half_width"]) for player, row in others.items()]
+        gaps = [Interval(policy, row[name]["mean"], row[name]["half_width"]) for policy, row in others.items()]
         paired = f"{title}, {first} minus the other, paired"
         charts.append(page.figure(paired, interval_chart(paired, f"difference, {gap}", gaps, mark=0.0)))
     columns = columns_of(evaluation)
     heads = ["policy", *(COLUMNS[name].head for name in columns)]
-    means_table = [[player, *(with_error(name, row[name]) for name in columns)] for player, row in players.items()]
-    gaps_table = [[player, *(with_error(name, row[name], "+") for name in columns)] for player, row in others.items()]
+    means_table = [[policy, *(_shown(name, row) for name in columns)] for policy, row in policies.items()]
+    gaps_table = [[policy, *(_shown(name, row, "+") for name in columns)] for policy, row in others.items()]
     remark = (
         f"{evaluation['num_envs']} environments from seed {evaluation['seed']}, {evaluation['horizon']} decisions "
         "each. Training never used these seeds, and every policy met the same hosts and the same data, so "
-        "differences are paired."
+        f"differences are paired. Networks at the end were {samples(evaluation)}."
     )
     return page.section(
         "Against the baselines",
@@ -66,10 +71,10 @@ def evaluation_section(evaluation: dict[str, Any]) -> Markup:
 def value_section(evaluation: dict[str, Any]) -> Markup:
     """How well the critic foresees returns."""
     parts = []
-    for player, row in evaluation["players"].items():
+    for policy, row in evaluation["policies"].items():
         found = row["calibration"]
         if found is not None:
-            parts.append(_calibration(player, found))
+            parts.append(_calibration(policy, found))
     if not parts:
         return Markup("")
     remark = (
@@ -79,10 +84,10 @@ def value_section(evaluation: dict[str, Any]) -> Markup:
     return page.section("Value calibration", page.paragraph(remark, kind="remark"), *parts)
 
 
-def _calibration(player: str, found: dict[str, Any]) -> Markup:
+def _calibration(policy: str, found: dict[str, Any]) -> Markup:
     groups = found["bins"]
     points = [(group["predicted"], group["realised"], group["half_width"]) for group in groups]
-    title = f"Predicted and realised return-to-go, {player}"
+    title = f"Predicted and realised return-to-go, {policy}"
     chart = identity_chart(title, "predicted value", "realised return-to-go", points)
     cells = [
         [str(place), str(group["count"]), *(number(group[name]) for name in ("predicted", "realised", "half_width"))]

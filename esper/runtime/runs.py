@@ -1,8 +1,9 @@
 """Run directories: what a training run leaves behind, and how it is taken up again.
 
-``config.json`` holds the settings, ``resolved.json`` every number in force by task, ``versions.json`` what it ran on,
-``metrics.jsonl`` a line per round, ``checkpoint.npz`` the learner after the last round, ``best.npz`` the learner after
-the round that ended the best ``SMOOTHING`` rounds in a row, ``evaluation.json`` and ``report.html`` what came of it.
+``config.json`` holds the settings, ``resolved.json`` every number in force and the parts of the data by task,
+``versions.json`` what it ran on, ``metrics.jsonl`` a line per round (validation accuracies and losses: no round reads
+the test part), ``checkpoint.npz`` the learner after the last round, ``best.npz`` the learner after the round that ended
+the best ``SMOOTHING`` rounds in a row, ``evaluation.json`` and ``report.html`` what came of it, on the test part.
 """
 
 import json
@@ -16,9 +17,8 @@ from typing import Any
 
 from tensordict import TensorDictBase
 
-import esper
 from esper.nissa.sinks import METRICS, Metrics, read_rows, write_text
-from esper.runtime.policies import CHECKPOINTS, learner_tensors, load_run, restore_learner
+from esper.runtime.policy_checkpoint import CHECKPOINTS, learner_tensors, load_run, restore_learner
 from esper.runtime.scene import Scene
 from esper.runtime.train_settings import TrainSettings
 from esper.simic.ppo import Learner
@@ -26,6 +26,7 @@ from esper.tamiyo.interface import Interface, to_table
 from esper.urza import checkpoint
 from esper.urza.checkpoint import Checkpoint
 from esper.utils.settings import SettingsError
+from esper.version import __version__
 
 SMOOTHING = 5
 """Rounds whose mean return decides which policy is best: one round's return is luck in part."""
@@ -159,7 +160,8 @@ def resolved(scene: Scene) -> dict[str, Any]:
     return {
         "host": {"name": structure.host.name, "parameters": structure.host.num_params},
         "blueprints": [blueprint.name for blueprint in structure.blueprints],
-        "backend": list(scene.engine.describe()),
+        "backend": list(scene.engine.backend.describe()),
+        "data": scene.engine.data.record(),
         "config": json.loads(json.dumps(config, default=lambda member: member.value)),
         "hypers": leaves(scene.engine.hypers),
         "rewards": leaves(scene.params),
@@ -169,7 +171,7 @@ def resolved(scene: Scene) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """What the run ran on."""
     packages = {name: version(name) for name in ("torch", "tensordict", "torchrl", "numpy")}
-    return {"esper": esper.__version__, **packages, "python": platform.python_version(), "machine": platform.machine()}
+    return {"esper": __version__, **packages, "python": platform.python_version(), "machine": platform.machine()}
 
 
 def _taken_up(source: Path, wanted: dict[str, Any]) -> Checkpoint:

@@ -11,16 +11,17 @@ from typing import Any, NamedTuple, get_type_hints
 from torch import Tensor
 
 from esper.engine import Engine
+from esper.leyline.actions import Blend
 from esper.leyline.config import Config, ConfigError
 from esper.leyline.hypers import numbers
 from esper.leyline.state import State
 from esper.runtime.build import make
-from esper.runtime.policies import CHECKPOINTS, load_player, load_run
+from esper.runtime.policy_checkpoint import CHECKPOINTS, load_policy, load_run
 from esper.runtime.tasks import named
 from esper.simic.rewards import RewardMode, RewardParams, build_reward_params
 from esper.tamiyo import scripted
-from esper.tamiyo.gradient import gradient_player
-from esper.tamiyo.players import Player, from_mask, heuristic_player, random_player
+from esper.tamiyo.gradient import gradient_policy
+from esper.tamiyo.policies import Policy, from_mask, heuristic_policy, random_policy
 from esper.tolaria.slopes import birth_norms
 from esper.urza.checkpoint import Checkpoint
 from esper.utils.settings import SettingsError, Value, setting
@@ -41,7 +42,8 @@ class Rules:
     Attributes:
       task: name of a preset, or a kind of dataset and its path.
       horizon: decisions per episode; 0 = the preset's.
-      engine: values of ``Config`` and ``HyperParams`` by name; enumerations by their words.
+      engine: values of ``Config`` and ``HyperParams`` by name; enumerations by their words, and tuples of words or
+        numbers with + between them, such as ``slots=0+input:logits``.
       reward: mode.
       rewards: values of ``RewardParams`` by name, but for gamma.
       gamma: discount per decision, of learner and shaping alike.
@@ -96,7 +98,7 @@ def build_scene(rules: Rules, num_envs: int, backend: str) -> Scene:
     engine_numbers, reward_numbers = dict(rules.engine), dict(rules.rewards)
     if "gamma" in reward_numbers:
         raise SettingsError("--rewards: gamma: is a setting of its own (--gamma), which learner and shaping share")
-    overrides = _enumerations(engine_numbers) | ({"horizon": rules.horizon} if rules.horizon else {})
+    overrides = _meant(engine_numbers) | ({"horizon": rules.horizon} if rules.horizon else {})
     try:
         task = named(rules.task)
         engine = make(task, num_envs, backend=backend, **overrides)
@@ -109,8 +111,10 @@ def build_scene(rules: Rules, num_envs: int, backend: str) -> Scene:
     return Scene(rules, engine, RewardMode(rules.reward), params)
 
 
-def _enumerations(given: dict[str, Value]) -> dict[str, Any]:
-    """Words of ``Config``'s enumerations as their members; the other values as they are."""
+def _meant(given: dict[str, Value]) -> dict[str, Any]:
+    """Words of ``Config``'s enumerations as their members, lists such as ``0+input:logits`` as tuples of theirs; the
+    other values as they are.
+    """
     hints, found = get_type_hints(Config), dict[str, Any]()
     for name, value in given.items():
         if name in OWN_FLAGS or name == "device":
@@ -121,9 +125,20 @@ def _enumerations(given: dict[str, Value]) -> dict[str, Any]:
             if value not in words:
                 raise SettingsError(f"--engine: {name} = {value!r}: expected {' or '.join(words)}")
             found[name] = kind(value)
+        elif name == "slots":
+            found[name] = tuple(int(word) if word.isdecimal() else word for word in str(value).split("+"))
+        elif name == "blends":
+            found[name] = tuple(_blend(word) for word in str(value).split("+"))
         else:
             found[name] = value
     return found
+
+
+def _blend(word: str) -> Blend:
+    known = {blend.name.lower(): blend for blend in Blend}
+    if word not in known:
+        raise SettingsError(f"--engine: blends: {word!r}: expected some of {', '.join(known)}, with + between")
+    return known[word]
 
 
 @dataclass(frozen=True)
@@ -171,23 +186,23 @@ class SceneSettings:
         )
 
 
-def players_of(scene: Scene, loaded: Checkpoint | None, greedy: bool) -> list[Player]:
-    """The players to compare, the learned one first: a run's policy if there is one, heuristic, random and wait.
+def policies_of(scene: Scene, loaded: Checkpoint | None, greedy: bool) -> list[Policy]:
+    """The policies to compare, the learned one first: a run's policy if there is one, heuristic, random and wait.
 
     Raises:
       CheckpointError: the run's policy cannot be restored.
     """
     codec = scene.engine.codec
-    learned = [] if loaded is None else [load_player(loaded, scene.engine.interface, greedy)]
-    return [*learned, heuristic_player(codec), random_player(codec), from_mask("wait", scripted.wait(codec))]
+    learned = [] if loaded is None else [load_policy(loaded, scene.engine.interface, greedy)]
+    return [*learned, heuristic_policy(codec), random_policy(codec), from_mask("wait", scripted.wait(codec))]
 
 
-def gradient_of(scene: Scene) -> Player:
-    """The player that grows what the gradient of the validation loss is largest for; see ``birth_norms``."""
+def gradient_of(scene: Scene) -> Policy:
+    """The policy that grows what the gradient of the validation loss is largest for; see ``birth_norms``."""
     engine = scene.engine
-    samples = engine.data.val_inputs, engine.data.val_targets
+    samples = (engine.data.validation.inputs, engine.data.validation.targets)
 
     def promise(state: State, index: int) -> Tensor:
         return birth_norms(engine.structure, engine.hypers, state, engine.codec.actions[index], samples)
 
-    return gradient_player(engine.codec, promise)
+    return gradient_policy(engine.codec, promise)

@@ -41,10 +41,10 @@ def _aligned(rows: list[list[str]]) -> str:
 
 def _outcomes(report: dict[str, Any]) -> str:
     """Means and paired differences in one table, so that they stand below each other."""
-    first, *_ = report["players"]
+    first, *_ = report["policies"]
     columns = columns_of(report)
     rows = [["policy", *(COLUMNS[key].head for key in columns)]]
-    for name, row in report["players"].items():
+    for name, row in report["policies"].items():
         rows.append([name, *(with_error(key, row[key]) for key in columns)])
     count = len(rows)
     for name, row in report["first_minus"].items():
@@ -54,15 +54,22 @@ def _outcomes(report: dict[str, Any]) -> str:
         f"{report['task']}, {report['num_envs']} environments from seed {report['seed']}, {report['horizon']} decisions"
         f", reward {report['reward']}; mean ± 95 % half-width\n"
     )
+    heading += samples(report) + "\n"
     return "".join([heading, *lines[:count], f"\npaired differences, {first} minus\n", *lines[count:]])
+
+
+def samples(report: dict[str, Any]) -> str:
+    """Which samples the accuracies are of."""
+    sizes = report["data"]["samples"]
+    return f"tested on {sizes['test']:,} samples that nothing else reads; decisions saw {sizes['validation']:,} others"
 
 
 def _actions(report: dict[str, Any]) -> str:
     rows = [["", *OPS.values(), "entropy of the mix", "of the policy"]]
-    for name, player in report["players"].items():
-        thirds = player["operations_by_third"]
+    for name, policy in report["policies"].items():
+        thirds = policy["operations_by_third"]
         cells = [" ".join(f"{percent(third[op.name]):>3}" for third in thirds) for op in Op]
-        mix, own = (player[f"{key}entropy_by_third"] for key in ("", "policy_"))
+        mix, own = (policy[f"{key}entropy_by_third"] for key in ("", "policy_"))
         rows.append([name, *cells, *(" ".join(f"{value:.2f}" for value in values or []) for values in (mix, own))])
     return f"operations carried out, % of the {', '.join(PHASES)} third of the episode; entropy, nats\n" + _aligned(
         rows
@@ -71,8 +78,8 @@ def _actions(report: dict[str, Any]) -> str:
 
 def _survival(report: dict[str, Any]) -> str:
     rows = [["", "seeds", *(stage.name.lower() for stage in COURSE[1:]), "culled", "alive", "age at cull"]]
-    for name, player in report["players"].items():
-        row = player["survival"]
+    for name, policy in report["policies"].items():
+        row = policy["survival"]
         reached = [percent(row["reached"][stage.name]) for stage in COURSE[1:]]
         ends = [percent(culled_share(row)), percent(row["fate"]["ALIVE"]), number(row["median_cull_age"], "d")]
         rows.append([name, str(row["count"]), *reached, *ends])
@@ -88,8 +95,8 @@ def culled_share(survival: dict[str, Any]) -> float | None:
 
 def _calibration(report: dict[str, Any]) -> str:
     lines = []
-    for name, player in report["players"].items():
-        found = player["calibration"]
+    for name, policy in report["policies"].items():
+        found = policy["calibration"]
         if found is None:
             continue
         lines.append(
@@ -103,5 +110,5 @@ def _calibration(report: dict[str, Any]) -> str:
 
 
 def _flags(report: dict[str, Any]) -> str:
-    flags = [f"  {name}: {flag}\n" for name, row in report["players"].items() for flag in row["red_flags"]]
+    flags = [f"  {name}: {flag}\n" for name, row in report["policies"].items() for flag in row["red_flags"]]
     return "".join(["red flags\n", *flags]) if flags else ""

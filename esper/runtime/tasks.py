@@ -9,21 +9,23 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from esper.kasmina.blueprint import Blueprint
+from esper.kasmina.bypass_blueprints import CONV4X2, CONV8X2, CONV16X2
 from esper.kasmina.cnn import cnn_host
-from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
+from esper.kasmina.conv_blueprints import BOTTLENECK, CONV_BLUEPRINTS, CONV_HEAVY, NORM
 from esper.kasmina.host import Host
 from esper.kasmina.objectives import Objective, cross_entropy
 from esper.kasmina.token_blueprints import TOKEN_BLUEPRINTS
 from esper.kasmina.transformer import transformer_host
-from esper.leyline.config import ConfigError
-from esper.tolaria import data
+from esper.leyline.config import ConfigError, Isolation
 from esper.tolaria.characters import characters, python_topics
 from esper.tolaria.data import Dataset
+from esper.tolaria.digits import digits as read_digits
 from esper.tolaria.formats.cifar10 import cifar10 as read_cifar10
 from esper.tolaria.formats.idx import idx as read_idx
 from esper.tolaria.formats.npz import npz as read_npz
 from esper.tolaria.formats.text import text as read_text
 from esper.tolaria.markov import draw_chain, markov
+from esper.tolaria.synthetic import synthetic as draw_clusters
 
 
 class Task(NamedTuple):
@@ -49,19 +51,42 @@ class Task(NamedTuple):
     objective: Objective = cross_entropy()
 
 
+DIGITS_BLUEPRINTS = (NORM, CONV_HEAVY, BOTTLENECK, CONV4X2, CONV8X2, CONV16X2)
+"""Three kinds behind the host's block, and networks beside it of three sizes."""
+
+PARAMETER_PRICE = 0.08
+"""Rent per step and e-fold of parameters: over 25 steps as much as 2 pp of final accuracy."""
+
+
 def digits() -> Task:
-    """Optical digits, 8x8. One narrow block sees too little of them; three slots behind it let the host grow deeper
-    and wider where it matters.
+    """Optical digits, 8x8, for a host that is starved on purpose: its one block of 4 channels reaches 58 %.
+
+    Two slots lie behind the block, and one leads from the image to the logits: networks of three sizes can grow beside
+    the host.
     """
-    dataset = data.digits()
+    dataset = read_digits()
+    host = cnn_host(dataset.input_shape, dataset.num_classes, num_blocks=1, base_channels=4)
+    settings = {"slots": (0, 0, "input:logits"), "steps_per_epoch": 16, "horizon": 25, "host_lr": 0.1, "seed_lr": 0.1}
+    settings |= {"isolation": Isolation.OBJECTIVE}
+    rewards = {"loss_target": 0.1, "terminal_accuracy": 1.0, "terminal_fossil": 0.5, "rent_weight": PARAMETER_PRICE}
+    return Task("digits", host, DIGITS_BLUEPRINTS, dataset, settings, rewards)
+
+
+def digits_v1() -> Task:
+    """The digits as they were first, for comparisons of speed.
+
+    Three slots behind the block, for seeds that keep the shape of its narrow maps and train by its output's gradient.
+    """
+    dataset = read_digits()
     host = cnn_host(dataset.input_shape, dataset.num_classes, num_blocks=1, base_channels=4)
     settings = {"slots": (0, 0, 0), "steps_per_epoch": 16, "horizon": 25, "host_lr": 0.1, "seed_lr": 0.1}
-    return Task("digits", host, CONV_BLUEPRINTS, dataset, settings, {"loss_target": 0.2})
+    settings |= {"isolation": Isolation.STRAIGHT_THROUGH}
+    return Task("digits_v1", host, CONV_BLUEPRINTS, dataset, settings, {"loss_target": 0.2})
 
 
 def digits_impaired() -> Task:
     """The digits for a host that is nearly blind: convolutions of one pixel, one channel."""
-    dataset = data.digits()
+    dataset = read_digits()
     host = cnn_host(dataset.input_shape, dataset.num_classes, num_blocks=1, base_channels=1, kernel_size=1)
     settings = {"slots": (0, 0, 0), "steps_per_epoch": 16, "horizon": 25, "host_lr": 0.1, "seed_lr": 0.1}
     return Task("digits_impaired", host, CONV_BLUEPRINTS, dataset, settings)
@@ -69,7 +94,7 @@ def digits_impaired() -> Task:
 
 def digits_deep() -> Task:
     """The digits for five narrow blocks, a slot behind each: where to grow matters."""
-    dataset = data.digits()
+    dataset = read_digits()
     host = cnn_host(dataset.input_shape, dataset.num_classes, num_blocks=5, base_channels=2, pool_blocks=2)
     settings = {"slots": (0, 1, 2, 3, 4), "steps_per_epoch": 16, "horizon": 25, "host_lr": 0.05, "seed_lr": 0.05}
     return Task("digits_deep", host, CONV_BLUEPRINTS, dataset, settings)
@@ -98,7 +123,7 @@ def idx(path: str) -> Task:
 
 
 def npz(path: str) -> Task:
-    """Images or token sequences from an NPZ archive of train_inputs, train_targets, val_inputs and val_targets."""
+    """Images or token sequences from an NPZ archive: train_inputs, train_targets, the same of val or test or both."""
     dataset = read_npz(path)
     if not dataset.has_tokens:
         return images(dataset, "npz")
@@ -109,7 +134,7 @@ def npz(path: str) -> Task:
 
 def synthetic() -> Task:
     """Noisy class prototypes of 1x8x8, for quick trials."""
-    dataset = data.synthetic()
+    dataset = draw_clusters()
     host = cnn_host(dataset.input_shape, dataset.num_classes, num_blocks=3, base_channels=4, pool_blocks=2)
     return Task("synthetic", host, CONV_BLUEPRINTS, dataset, {"slots": (0, 1, 2), "steps_per_epoch": 8})
 
@@ -118,6 +143,7 @@ TOKEN_SETTINGS: dict[str, Any] = {
     "slots": (0, 0, 0),
     "batch_size": 32,
     "steps_per_epoch": 16,
+    "val_samples": 256,
     "eval_batch_size": 64,
     "horizon": 25,
     "host_optimizer": "adam",
@@ -130,6 +156,7 @@ TOKEN_SETTINGS: dict[str, Any] = {
     "min_blending_epochs": 1,
     "min_improvement": 0.3,
     "min_contribution": 0.3,
+    "isolation": Isolation.STRAIGHT_THROUGH,
 }
 """What the language tasks share. A seed behind the host follows the gradient at the host's output, whatever it has
 learned already, and Adam keeps its pace: so it trains slower than the host, and not long before it is blended in.
@@ -169,6 +196,7 @@ def synthetic_tokens() -> Task:
 
 TASKS: dict[str, Callable[[], Task]] = {
     "digits": digits,
+    "digits_v1": digits_v1,
     "digits_impaired": digits_impaired,
     "digits_deep": digits_deep,
     "chars": chars,

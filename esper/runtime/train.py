@@ -18,16 +18,17 @@ from esper.nissa.progress import Progress, make_progress
 from esper.nissa.sinks import METRICS, read_rows, require_tensorboard, write_text
 from esper.runtime.compare import compare
 from esper.runtime.interrupt import Stopped, stoppable, torch_draws_from, undisturbed
-from esper.runtime.policies import load_run
+from esper.runtime.policy_checkpoint import load_run
 from esper.runtime.report import Findings, write_report
 from esper.runtime.runs import LATEST, Run, open_run, places, record
-from esper.runtime.scene import Rules, Scene, build_scene, players_of, tasks_of
+from esper.runtime.scene import Rules, Scene, build_scene, policies_of, tasks_of
+from esper.runtime.stopwatch import Stopwatch
 from esper.runtime.table import table
 from esper.runtime.train_settings import TrainSettings
 from esper.simic.environment import EsperEnv
 from esper.simic.ppo import Learner, make_collector
+from esper.tamiyo.actor_critic import ActorCriticConfig, build_actor_critic
 from esper.tamiyo.interface import Interface, common
-from esper.tamiyo.policy import PolicyConfig, build_policy
 from esper.utils.settings import SettingsError
 
 HELD_OUT = 1
@@ -55,8 +56,8 @@ def train(settings: TrainSettings, out: TextIO = sys.stdout) -> Learner:
     folder, source = places(settings)
     scenes = [build_scene(rules, settings.num_envs, settings.backend) for rules in settings.rules()]
     interface = _interface(settings, scenes)
-    sizes = PolicyConfig(settings.features, settings.lstm, value_scale=settings.value_scale)
-    policy = build_policy(sizes, interface.codec, len(interface.columns), settings.seed)
+    sizes = ActorCriticConfig(settings.features, settings.lstm, value_scale=settings.value_scale)
+    policy = build_actor_critic(sizes, interface.codec, len(interface.columns), settings.seed)
     learner = Learner(policy, settings.ppo(), settings.rounds, settings.seed)
     run = open_run((folder, source), settings, scenes, interface, learner)
     tracks = [_track(scene, interface, learner) for scene in scenes]
@@ -95,6 +96,7 @@ class Track(NamedTuple):
 
     task: str
     env: EsperEnv
+    validation: Stopwatch
     collector: Collector
     batches: Iterator[TensorDictBase]
 
@@ -107,9 +109,10 @@ def _interface(settings: TrainSettings, scenes: Sequence[Scene]) -> Interface:
 
 
 def _track(scene: Scene, interface: Interface, learner: Learner) -> Track:
-    env = EsperEnv(scene.engine, scene.mode, scene.params, interface=interface)
+    watch = Stopwatch(scene.engine)
+    env = EsperEnv(watch.engine, scene.mode, scene.params, interface=interface)
     collector = make_collector(env, learner.policy)
-    return Track(scene.rules.task, env, collector, iter(collector))
+    return Track(scene.rules.task, env, watch, collector, iter(collector))
 
 
 def _learn(settings: TrainSettings, tracks: Sequence[Track], learner: Learner, run: Run, progress: Progress) -> None:
@@ -131,7 +134,7 @@ def _round(settings: TrainSettings, tracks: Sequence[Track], learner: Learner) -
     number, begun = learner.done, time.perf_counter()
     seed, batches = round_seed(settings.seed, number), []
     for track in tracks:
-        track.env.next_seed, track.env.engine_seconds = seed, 0.0
+        track.env.next_seed, track.env.engine_seconds, track.validation.seconds = seed, 0.0, 0.0
         with torch_draws_from(seed):
             batches.append(next(track.batches))
     collected = time.perf_counter()
@@ -145,6 +148,7 @@ def _round(settings: TrainSettings, tracks: Sequence[Track], learner: Learner) -
         "collect_seconds": collected - begun,
         "learn_seconds": ended - collected,
         "host_seconds": sum(track.env.engine_seconds for track in tracks),
+        "validation_seconds": sum(track.validation.seconds for track in tracks),
     }
     if len(tracks) > 1:
         row |= {f"{name}/{track.task}": one[name] for track, one in zip(tracks, told, strict=True) for name in one}
@@ -152,13 +156,13 @@ def _round(settings: TrainSettings, tracks: Sequence[Track], learner: Learner) -
 
 
 def _describe(track: Track, batch: TensorDictBase) -> dict[str, float]:
-    """What came of one task's episodes; counts are per environment."""
+    """What came of one task's episodes; counts are per environment. Of rounds there is validation alone, no test."""
     after, envs = batch["next"], batch.shape[0]
     op = track.env.interface.codec.op[batch["action"]]
     return {
         "return": float(after["reward"].sum(1).mean()),
-        "final_accuracy": float(after["val_accuracy"][:, -1].mean()),
-        "final_loss": float(after["val_loss"][:, -1].mean()),
+        "val_accuracy": float(after["val_accuracy"][:, -1].mean()),
+        "val_loss": float(after["val_loss"][:, -1].mean()),
         "seed_params": float(after["seed_params"][:, -1].mean()),
         "refused": float(after["refused"].sum()) / envs,
         "rolled_back": float(after["rolled_back"].sum()) / envs,
@@ -173,21 +177,25 @@ def round_seed(seed: int, number: int) -> int:
 
 def _line(row: dict[str, float]) -> str:
     return (
-        f"return {row['return']:7.2f}  accuracy {row['final_accuracy']:5.1f} %  "
+        f"return {row['return']:7.2f}  validation {row['val_accuracy']:5.1f} %  "
         f"entropy {row['entropy']:5.2f}  kl {row['kl']:6.4f}  {row['seconds']:5.1f} s"
     )
 
 
 def _time_split(rows: list[dict[str, Any]]) -> str:
-    """What of a round's time the hosts did not take; the first round, which compiles, counts only if it is alone."""
+    """What of a step validation took, and what of a round's time the hosts did not take.
+
+    The first round, which compiles, counts only if it is alone.
+    """
     counted = rows[1:] or rows
     if not counted:
         return ""
     whole, hosts, learning = (sum(row[f"{name}seconds"] for row in counted) for name in ("", "host_", "learn_"))
+    validation = 100 * sum(row["validation_seconds"] for row in counted) / hosts
     share, learned = 100 * (whole - hosts) / whole, 100 * learning / whole
     return (
-        f"other than the hosts: {share:.1f} % of a round ({learned:.1f} % learning), "
-        f"mean of {len(counted)} rounds of {whole / len(counted):.2f} s\n"
+        f"validation: {validation:.1f} % of a step; other than the hosts: {share:.1f} % of a round "
+        f"({learned:.1f} % learning), mean of {len(counted)} rounds of {whole / len(counted):.2f} s\n"
     )
 
 
@@ -200,11 +208,12 @@ def _evaluate(settings: TrainSettings, run: Run, progress: Progress, out: TextIO
     found = []
     for place, rules in enumerate(settings.rules(), start=1):
         scene = build_scene(rules, settings.eval_envs, settings.backend)
-        players = players_of(scene, load_run(run.folder / LATEST), greedy=False)
-        report, outcomes = compare(scene, players, HELD_OUT, progress.note)
+        policies = policies_of(scene, load_run(run.folder / LATEST), greedy=False)
+        report, outcomes = compare(scene, policies, HELD_OUT, progress.note)
         progress.close()
         name = "evaluation.json" if place == 1 else f"evaluation-{place}.json"
         write_text(run.folder / name, json.dumps(report, indent=2) + "\n")
         out.write("\n" + table(report))
-        found.append(Findings(report, tuple(outcomes), scene.engine.codec.blueprint_names))
+        where = scene.engine.structure.slot_names
+        found.append(Findings(report, tuple(outcomes), scene.engine.codec.blueprint_names, where))
     return found[0]

@@ -48,7 +48,7 @@ class EsperEnv(EnvBase):
           seed: of the first episode's environments; every reset takes the next.
           interface: what the policy sees and says; None = the engine's own.
         """
-        config, device = engine.config, engine.data.train_inputs.device
+        config, device = engine.config, engine.data.train.inputs.device
         super().__init__(device=device, batch_size=torch.Size([config.num_envs]))
         self.engine, self.mode = engine, mode
         self.engine_seconds = 0.0
@@ -102,7 +102,7 @@ class EsperEnv(EnvBase):
         self.state, event = self.engine.step(before, self.translation.action(tensordict["action"]))
         self.engine_seconds += time.perf_counter() - start
         earned = reward(self.mode, self.params, self.engine.structure, before, self.state, event)
-        refused = event.deed.refusal != int(Refusal.NONE)
+        refused = event.result.refusal != int(Refusal.NONE)
         out = self._describe(refused, event.judgement.rolled_back)
         over = (self.state.epoch >= self.engine.config.horizon).unsqueeze(1)
         flags = {"done": over, "terminated": torch.zeros_like(over), "truncated": over.clone()}

@@ -143,14 +143,14 @@ def normalise(estimate: TensorDict, values: Tensor) -> TensorDict:
     return TensorDict(kept, batch_size=estimate.batch_size)
 
 
-class Lesson(NamedTuple):
+class PreparedBatch(NamedTuple):
     """A task's episodes, ready to learn from."""
 
     data: TensorDictBase  # [E, T]; what the update needs, with normalised advantages and value targets
     explained: float  # share of the targets' variance that the critic foresaw
 
 
-def prepare(policy: ActorValueOperator, config: PPOConfig, batch: TensorDictBase) -> Lesson:
+def prepare(policy: ActorValueOperator, config: PPOConfig, batch: TensorDictBase) -> PreparedBatch:
     """Judge a task's episodes.
 
     Args:
@@ -163,7 +163,7 @@ def prepare(policy: ActorValueOperator, config: PPOConfig, batch: TensorDictBase
     estimate = advantages(config, values, after["reward"], after["done"], after["done"])
     target = estimate["value_target"]
     explained = 1 - (target - values[:, :-1]).var() / (target.var() + 1e-8)
-    return Lesson(batch.select(*KEPT).update(normalise(estimate, values[:, :-1])), float(explained))
+    return PreparedBatch(batch.select(*KEPT).update(normalise(estimate, values[:, :-1])), float(explained))
 
 
 @dataclass
@@ -217,15 +217,15 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.loss.entropy_coeff.fill_(entropy)
-        lessons = [prepare(self.policy, config, batch) for batch in batches]
-        count = min([config.minibatches, *(len(lesson.data) for lesson in lessons)])
+        prepared = [prepare(self.policy, config, batch) for batch in batches]
+        count = min([config.minibatches, *(len(part.data) for part in prepared)])
         seen: list[dict[str, float]] = []
         epochs = 0
         for epoch in range(config.epochs):
             key = rng.fold_in(rng.key(self.seed), self.done, epoch)
-            parts = [rng.permutation(key, len(lesson.data)).tensor_split(count) for lesson in lessons]
+            parts = [rng.permutation(key, len(part.data)).tensor_split(count) for part in prepared]
             kl = [
-                self._minibatch([lesson.data[rows] for lesson, rows in zip(lessons, share, strict=True)], seen)
+                self._minibatch([part.data[rows] for part, rows in zip(prepared, share, strict=True)], seen)
                 for share in zip(*parts, strict=True)
             ]
             epochs += 1
@@ -233,7 +233,7 @@ class Learner:
                 break
         self.done += 1
         means = {name: sum(row[name] for row in seen) / len(seen) for name in seen[0]}
-        explained = sum(lesson.explained for lesson in lessons) / len(lessons)
+        explained = sum(part.explained for part in prepared) / len(prepared)
         return means | {"epochs": epochs, "lr": lr, "entropy_weight": entropy, "explained_variance": explained}
 
     def _minibatch(self, parts: Sequence[TensorDictBase], seen: list[dict[str, float]]) -> float:

@@ -1,6 +1,6 @@
 """What a reward is made of: its numbers, the potential of a slot, and one function per term.
 
-A term maps a ``Step`` to [E]. Everything is elementwise; selection is ``torch.where``. Terms that pay for what an
+A term maps a ``EnvStep`` to [E]. Everything is elementwise; selection is ``torch.where``. Terms that pay for what an
 epoch measured are 0 where the governor rolled that epoch back: its evaluation says nothing of the restored network.
 Which modes a term counts in and its bounds are in the table of ``rewards``; the terms of the unshaped modes stand
 beside it.
@@ -25,49 +25,49 @@ from esper.leyline.state import Slots, State
 class RewardParams(TypedTensorDict):
     """All numbers of the rewards; each leaf has shape [] or [E]. Weights and costs are positive, terms signed.
 
-    S4, S4H = December 2025 version, and its head; A = this project's design.
+    Sources: esper-lite (github.com/tachyon-beep/esper-lite, December 2025; head = its latest version), or ours.
     """
 
-    gamma: Annotated[Tensor, Number(0.995, "1 per step; equal to the learner's", 0.0, 1.0, "S4")]
-    shaping_weight: Annotated[Tensor, Number(0.3, "1 per potential", 0.0, 1e3, "S4 PBRS")]
-    contribution_weight: Annotated[Tensor, Number(0.05, "1 per pp", 0.0, 1e3, "S4 1.0; A: comparable scales")]
-    contribution_cap: Annotated[Tensor, Number(50.0, "pp per slot", 0.01, 100.0, "A; S4 unbounded")]
-    fossil_share: Annotated[Tensor, Number(1.0, "of a live seed's attribution", 0.0, 1.0, "A; S4 0, S4H drip 0.7")]
-    enough_contribution: Annotated[Tensor, Number(1.0, "pp", 0.01, 100.0, "S4 gate G5 and contributing fossils")]
-    ratio_limit: Annotated[Tensor, Number(5.0, "contribution per improvement", 0.0, 1e6, "S4")]
-    ratio_penalty: Annotated[Tensor, Number(0.3, "1 per slot", 0.0, 1e3, "S4")]
-    warning_base: Annotated[Tensor, Number(0.1, "1 per slot", 0.0, 1e3, "S4 blending, S4H holding")]
-    warning_step: Annotated[Tensor, Number(0.05, "1 per epoch", 0.0, 1e3, "S4 blending, S4H holding")]
-    warning_cap: Annotated[Tensor, Number(0.4, "1 per slot", 0.0, 1e3, "S4 blending; holding S4H 0.3, S4 10")]
-    patience: Annotated[Tensor, Number(2, "epochs in PROBATIONARY", 1, 1e6, "S4 2 for the warning, 5 for the bonus")]
-    rent_weight: Annotated[Tensor, Number(0.1, "1", 0.0, 1e3, "S4 0.5; A: comparable scales")]
-    rent_cap: Annotated[Tensor, Number(1.5, "1", 0.0, 1e3, "S4H; S4 8")]
-    rent_floor: Annotated[Tensor, Number(200, "host parameters", 1, 1e12, "S4H")]
-    germinate_cost: Annotated[Tensor, Number(0.02, "1", 0.0, 1e3, "S4")]
-    advance_cost: Annotated[Tensor, Number(0.01, "1", 0.0, 1e3, "S1 intervention costs")]
-    fossilize_cost: Annotated[Tensor, Number(0.01, "1", 0.0, 1e3, "S4")]
-    cull_cost: Annotated[Tensor, Number(0.005, "1", 0.0, 1e3, "S4")]
-    refusal_cost: Annotated[Tensor, Number(0.02, "1", 0.0, 1e3, "A; S4 0.2 to 1.0, its actions were not masked")]
-    fossil_bonus: Annotated[Tensor, Number(0.5, "1", 0.0, 1e3, "S4; and 0.1 per pp, the contribution weight")]
-    cull_age: Annotated[Tensor, Number(5, "epochs", 1, 1e6, "S4H; S4 1, which no seed is younger than")]
-    cull_young: Annotated[Tensor, Number(0.3, "1", 0.0, 1e3, "S4")]
-    cull_helping: Annotated[Tensor, Number(0.3, "1", 0.0, 1e3, "S4")]
-    cull_helping_slope: Annotated[Tensor, Number(0.05, "1 per pp", 0.0, 1e3, "S4")]
-    rollback_penalty: Annotated[Tensor, Number(2.0, "1", 0.0, 1e3, "A; S4 10")]
-    terminal_accuracy: Annotated[Tensor, Number(0.2, "1 per pp", 0.0, 1e3, "S4 0.05; A: comparable scales")]
-    terminal_fossil: Annotated[Tensor, Number(3.0, "1 per contributing fossil", 0.0, 1e3, "S4")]
-    sparse_scale: Annotated[Tensor, Number(1.0, "1", 0.0, 1e3, "S4")]
-    sparse_rent: Annotated[Tensor, Number(0.1, "1", 0.0, 1e3, "S4, of the logarithm instead of extra/500,000")]
-    minimal_cull: Annotated[Tensor, Number(0.1, "1", 0.0, 1e3, "S4")]
-    loss_weight: Annotated[Tensor, Number(1.0, "1", 0.0, 1e3, "S4 5; A: comparable scales")]
-    loss_scale: Annotated[Tensor, Number(0.1, "nats", 1e-6, 1e6, "S4 default standard deviation")]
-    loss_rent: Annotated[Tensor, Number(0.05, "1", 0.0, 1e3, "S4")]
-    loss_grace: Annotated[Tensor, Number(3, "epochs without rent", 0, 1e6, "S4")]
-    loss_target: Annotated[Tensor, Number(0.0, "nats", 0.0, 1e6, "A; S4 per task")]
-    loss_terminal: Annotated[Tensor, Number(1.0, "1", 0.0, 1e3, "S4")]
+    gamma: Annotated[Tensor, Number(0.995, "1 per step; equal to the learner's", 0.0, 1.0, "esper-lite")]
+    shaping_weight: Annotated[Tensor, Number(0.3, "1 per potential", 0.0, 1e3, "esper-lite: PBRS")]
+    contribution_weight: Annotated[Tensor, Number(0.05, "1 per pp", 0.0, 1e3, "ours: one scale; esper-lite 1")]
+    contribution_cap: Annotated[Tensor, Number(50.0, "pp per slot", 0.01, 100.0, "ours; esper-lite unbounded")]
+    fossil_share: Annotated[Tensor, Number(1.0, "of live attribution", 0.0, 1.0, "ours; esper-lite 0 (head 0.7)")]
+    enough_contribution: Annotated[Tensor, Number(1.0, "pp", 0.01, 100.0, "esper-lite: gate G5, fossils that count")]
+    ratio_limit: Annotated[Tensor, Number(5.0, "contribution per improvement", 0.0, 1e6, "esper-lite")]
+    ratio_penalty: Annotated[Tensor, Number(0.3, "1 per slot", 0.0, 1e3, "esper-lite")]
+    warning_base: Annotated[Tensor, Number(0.1, "1 per slot", 0.0, 1e3, "esper-lite: blending; head: holding")]
+    warning_step: Annotated[Tensor, Number(0.05, "1 per epoch", 0.0, 1e3, "esper-lite: blending; head: holding")]
+    warning_cap: Annotated[Tensor, Number(0.4, "1 per slot", 0.0, 1e3, "esper-lite: blending; holding 10, head 0.3")]
+    patience: Annotated[Tensor, Number(2, "epochs in PROBATIONARY", 1, 1e6, "esper-lite: warning; its bonus 5")]
+    rent_weight: Annotated[Tensor, Number(0.1, "1", 0.0, 1e3, "ours: one scale; esper-lite 0.5")]
+    rent_cap: Annotated[Tensor, Number(1.5, "1", 0.0, 1e3, "esper-lite, head; before 8")]
+    rent_floor: Annotated[Tensor, Number(200, "host parameters", 1, 1e12, "esper-lite, head")]
+    germinate_cost: Annotated[Tensor, Number(0.02, "1", 0.0, 1e3, "esper-lite")]
+    advance_cost: Annotated[Tensor, Number(0.01, "1", 0.0, 1e3, "an earlier Esper: intervention costs")]
+    fossilize_cost: Annotated[Tensor, Number(0.01, "1", 0.0, 1e3, "esper-lite")]
+    cull_cost: Annotated[Tensor, Number(0.005, "1", 0.0, 1e3, "esper-lite")]
+    refusal_cost: Annotated[Tensor, Number(0.02, "1", 0.0, 1e3, "ours; esper-lite 0.2 to 1.0, unmasked")]
+    fossil_bonus: Annotated[Tensor, Number(0.5, "1", 0.0, 1e3, "esper-lite; and contribution_weight per pp")]
+    cull_age: Annotated[Tensor, Number(5, "epochs", 1, 1e6, "esper-lite, head; before 1: younger is none")]
+    cull_young: Annotated[Tensor, Number(0.3, "1", 0.0, 1e3, "esper-lite")]
+    cull_helping: Annotated[Tensor, Number(0.3, "1", 0.0, 1e3, "esper-lite")]
+    cull_helping_slope: Annotated[Tensor, Number(0.05, "1 per pp", 0.0, 1e3, "esper-lite")]
+    rollback_penalty: Annotated[Tensor, Number(2.0, "1", 0.0, 1e3, "ours; esper-lite 10")]
+    terminal_accuracy: Annotated[Tensor, Number(0.2, "1 per pp", 0.0, 1e3, "ours: one scale; esper-lite 0.05")]
+    terminal_fossil: Annotated[Tensor, Number(3.0, "1 per contributing fossil", 0.0, 1e3, "esper-lite")]
+    sparse_scale: Annotated[Tensor, Number(1.0, "1", 0.0, 1e3, "esper-lite")]
+    sparse_rent: Annotated[Tensor, Number(0.1, "1", 0.0, 1e3, "esper-lite, of extra/500,000; here of ln")]
+    minimal_cull: Annotated[Tensor, Number(0.1, "1", 0.0, 1e3, "esper-lite")]
+    loss_weight: Annotated[Tensor, Number(1.0, "1", 0.0, 1e3, "ours: one scale; esper-lite 5")]
+    loss_scale: Annotated[Tensor, Number(0.1, "nats", 1e-6, 1e6, "esper-lite: default standard deviation")]
+    loss_rent: Annotated[Tensor, Number(0.05, "1", 0.0, 1e3, "esper-lite")]
+    loss_grace: Annotated[Tensor, Number(3, "epochs without rent", 0, 1e6, "esper-lite")]
+    loss_target: Annotated[Tensor, Number(0.0, "nats", 0.0, 1e6, "ours; esper-lite: per task")]
+    loss_terminal: Annotated[Tensor, Number(1.0, "1", 0.0, 1e3, "esper-lite")]
 
 
-class Step(NamedTuple):
+class EnvStep(NamedTuple):
     """One environment step as a reward sees it: the state before the decision, and after the epoch."""
 
     params: RewardParams
@@ -88,12 +88,12 @@ class Step(NamedTuple):
 
     def done_to(self, *ops: Op) -> Tensor:
         """Bool [E, S]: the slot that one of these operations was carried out on."""
-        deed = self.event.deed
-        slots = torch.arange(self.structure.config.num_slots, device=deed.slot.device)
-        chosen = torch.zeros_like(deed.op, dtype=torch.bool)
+        result = self.event.result
+        slots = torch.arange(self.structure.config.num_slots, device=result.slot.device)
+        chosen = torch.zeros_like(result.op, dtype=torch.bool)
         for op in ops:
-            chosen = chosen | (deed.op == int(op))
-        return (slots == deed.slot.unsqueeze(1)) & chosen.unsqueeze(1)
+            chosen = chosen | (result.op == int(op))
+        return (slots == result.slot.unsqueeze(1)) & chosen.unsqueeze(1)
 
 
 POTENTIAL = {stage: row.potential for stage, row in STAGES.items() if row.potential > 0}
@@ -148,7 +148,7 @@ def credit(params: RewardParams, state: State) -> Tensor:
     return torch.where(is_in(slots.stage, MERGED) & slots.measured, worth, 0.0)
 
 
-def attribution(step: Step) -> Tensor:
+def attribution(step: EnvStep) -> Tensor:
     """Credit of every merged seed; that of a seed culled by decision is given back: its last credit never counts."""
     params, fossil = step.params, step.after.slots.stage == int(Stage.FOSSILIZED)
     now = credit(params, step.after)
@@ -158,7 +158,7 @@ def attribution(step: Step) -> Tensor:
     return torch.where(step.sane, params.contribution_weight * worth, 0.0)
 
 
-def ratio_penalty(step: Step) -> Tensor:
+def ratio_penalty(step: EnvStep) -> Tensor:
     """For live seeds without which the network would be much worse, though it hardly improved since their birth."""
     params, slots, gain = step.params, step.after.slots, gains(step.after)
     live = is_in(slots.stage, MERGED) & (slots.stage != int(Stage.FOSSILIZED)) & slots.measured
@@ -174,39 +174,39 @@ def _warning(params: RewardParams, epochs: Tensor) -> Tensor:
     return torch.minimum(raised, over(params.warning_cap, 1))
 
 
-def blending_warning(step: Step) -> Tensor:
+def blending_warning(step: EnvStep) -> Tensor:
     """For seeds in BLENDING while the network is worse than at their birth, rising with the epochs there."""
     slots = step.after.slots
     bad = (slots.stage == int(Stage.BLENDING)) & (gains(step.after) < 0) & step.sane.unsqueeze(1)
     return -torch.where(bad, _warning(step.params, slots.stage_age), 0.0).sum(1)
 
 
-def probation_warning(step: Step) -> Tensor:
+def probation_warning(step: EnvStep) -> Tensor:
     """For waiting with a contributing seed in PROBATIONARY that could have been fossilized, from ``patience`` on."""
     params, slots = step.params, step.before.slots
     stays = (slots.stage == int(Stage.PROBATIONARY)) & (step.after.slots.stage == int(Stage.PROBATIONARY))
-    ready = slots.measured & slots.healthy & slots.banked & (credit(params, step.before) > 0)
+    ready = slots.measured & slots.healthy & slots.in_snapshot & (credit(params, step.before) > 0)
     ready = ready & (slots.contribution >= over(params.enough_contribution, 1))
     late = slots.stage_age - over(params.patience, 1)
-    waited = (step.event.deed.op == int(Op.WAIT)).unsqueeze(1) & (late >= 0)
+    waited = (step.event.result.op == int(Op.WAIT)).unsqueeze(1) & (late >= 0)
     return -torch.where(stays & ready & waited, _warning(params, late), 0.0).sum(1)
 
 
-def shaping(step: Step) -> Tensor:
+def shaping(step: EnvStep) -> Tensor:
     """Potential-based: gamma Phi(after) - Phi(before), summed over slots. Telescopes over any trajectory."""
     gained = step.params.gamma * potential(step.after.slots).sum(1) - potential(step.before.slots).sum(1)
     return step.params.shaping_weight * gained
 
 
-def rent(step: Step) -> Tensor:
+def rent(step: EnvStep) -> Tensor:
     """Parameters of all seeds, logarithmically, up to a cap."""
     params = step.params
     return -torch.minimum(params.rent_weight * growth(params, step.structure, step.after.slots), params.rent_cap)
 
 
-def intervention(step: Step) -> Tensor:
+def intervention(step: EnvStep) -> Tensor:
     """A small cost of doing anything."""
-    params, deed = step.params, step.event.deed
+    params, result = step.params, step.event.result
     costs = {
         Op.GERMINATE: params.germinate_cost,
         Op.ADVANCE: params.advance_cost,
@@ -216,17 +216,17 @@ def intervention(step: Step) -> Tensor:
     }
     total = torch.zeros_like(step.after.signals.val_accuracy)
     for op, cost in costs.items():
-        total = torch.where(deed.op == int(op), -cost, total)
+        total = torch.where(result.op == int(op), -cost, total)
     return total
 
 
-def refusal(step: Step) -> Tensor:
+def refusal(step: EnvStep) -> Tensor:
     """An action that could not be carried out."""
-    refused = step.event.deed.refusal != int(Refusal.NONE)
+    refused = step.event.result.refusal != int(Refusal.NONE)
     return torch.where(refused, -step.params.refusal_cost, 0.0)
 
 
-def culling(step: Step) -> Tensor:
+def culling(step: EnvStep) -> Tensor:
     """Removing a seed before it could show anything, or one that helps. Never a bonus: cycles must not earn."""
     params, slots = step.params, step.before.slots
     removed = step.done_to(Op.CULL, Op.CHANGE_BLUEPRINT)
@@ -239,7 +239,7 @@ def culling(step: Step) -> Tensor:
     return -torch.where(removed, cost, 0.0).sum(1)
 
 
-def fossilization(step: Step) -> Tensor:
+def fossilization(step: EnvStep) -> Tensor:
     """Making a seed permanent: a bonus if this epoch still finds it contributing, else a penalty.
 
     The bonus grows over ``patience`` epochs of probation. Worse than at the seed's birth: a penalty, and another if
@@ -258,17 +258,17 @@ def fossilization(step: Step) -> Tensor:
     return torch.where(paid, value, 0.0).sum(1)
 
 
-def rollback(step: Step) -> Tensor:
+def rollback(step: EnvStep) -> Tensor:
     """The governor had to roll the environment back."""
     return torch.where(step.sane, 0.0, -step.params.rollback_penalty)
 
 
-def terminal_accuracy(step: Step) -> Tensor:
+def terminal_accuracy(step: EnvStep) -> Tensor:
     """At the horizon: validation accuracy."""
     return torch.where(step.ends, step.params.terminal_accuracy * step.after.signals.val_accuracy, 0.0)
 
 
-def terminal_fossils(step: Step) -> Tensor:
+def terminal_fossils(step: EnvStep) -> Tensor:
     """At the horizon: every fossilized seed that contributes enough then."""
     params, slots = step.params, step.after.slots
     good = (slots.stage == int(Stage.FOSSILIZED)) & slots.measured

@@ -1,40 +1,37 @@
 """Rewards: one table of named terms; a mode is the set of terms that count in it, and its reward is their sum.
 
-Source: December 2025 version (S4), sections 4.7 and 4.8 of its description. All terms have one scale: a slot's
-contribution, shaping, warnings and costs are of the order of 1 per step, terms at the horizon of the order of an
-episode of them. A reward sees the state before the decision and the state after the epoch that followed it, so a
-decision's own outcome is in it (S4 paid before the action was carried out).
+All terms have one scale: a slot's contribution, shaping, warnings and costs are of the order of 1 per step, terms at
+the horizon of the order of an episode of them. A reward sees the state before the decision and the state after the
+epoch that followed it, so a decision's own outcome is in it. Terms and numbers start from esper-lite's (December
+2025). What is otherwise here, and why:
 
-Deviations from S4, and why:
-
-- Shaping is computed from states. S4 reconstructed the earlier potential, in an order in which entering a stage was
-  never paid and a cull forfeited nothing. Here F = weight (gamma Phi(after) - Phi(before)) over all slots, always.
-  Progress within a stage ends at half of the step to the next stage; with S4's cap of 2.0, advancing after a few
-  epochs and fossilizing *lowered* the potential. SHADOWING has its 4.5 from before its removal.
-- The germination bonus of S4 is gone: it *is* the shaping of that stage entry, which would be paid twice.
-- Attribution counts all merged seeds, not the slot of the sampled action; 0.05 per pp and at most 50 pp per slot
-  (S4: 1 per pp, unbounded below). A cap of 10 pp made a seed worth 3 pp to the final network earn what one worth 30
-  does, once the network leans on both. Improvement since birth and progress since germination, two baselines one epoch
-  apart in S4, are one here; its discount of a falling network is then the rule "no credit without progress".
-- Fossilized seeds keep earning (``fossil_share``; 0 gives S4). Otherwise keeping a seed on probation, or growing and
-  culling seeds in turn, pays more than finishing one, and a fossil costs rent for nothing.
-- A seed that is not merged earns nothing. S4's proxy, 0.3 of the network's gain, credited the host's own learning.
+- Shaping is computed from states: F = weight (gamma Phi(after) - Phi(before)) over all slots, always (Ng, Harada &
+  Russell 1999), so that entering a stage is paid and a cull forfeits it. Progress within a stage ends at half of the
+  step to the next stage: with a cap of 2.0, advancing after a few epochs and fossilizing would *lower* the potential.
+- Germination has no bonus of its own: it *is* the shaping of that stage entry, which would be paid twice.
+- Attribution counts all merged seeds, not the slot of the sampled action; 0.05 per pp and at most 50 pp per slot.
+  A cap of 10 pp would make a seed worth 3 pp to the final network earn what one worth 30 does, once the network leans
+  on both. Improvement since birth is the one baseline; the discount of a falling network is "no credit without
+  progress".
+- Fossilized seeds keep earning (``fossil_share``). Otherwise keeping a seed on probation, or growing and culling seeds
+  in turn, would pay more than finishing one, and a fossil would cost rent for nothing.
+- A seed that is not merged earns nothing: a share of the network's gain would credit the host's own learning.
 - The sign flip of CULL takes back the seed's last credit, which was paid one step before; it does not touch the ratio
-  penalty, a term of its own. S4's bonus for culling a harmful seed is gone: with the flip, growing harmful seeds and
-  culling them earned. "Too young" is below 5 epochs (S4: 1, which no seed is), and the price of culling a helping
-  seed rises from 0. CHANGE_BLUEPRINT is treated as the cull it contains.
-- Waiting on probation: S4's head's linear warning (S4: 3^n, to -10, one scale above everything else), charged only
-  where FOSSILIZE was open, and from the epoch on in which the bonus of fossilizing is full. S4 asked for five epochs
-  and punished, then culled, whoever waited for them.
+  penalty, a term of its own. Culling a harmful seed has no bonus: with the flip, growing harmful seeds and culling
+  them would earn. "Too young" is below 5 epochs, and the price of culling a helping seed rises from 0.
+  CHANGE_BLUEPRINT is treated as the cull it contains.
+- Waiting on probation costs linearly, only where FOSSILIZE was open, and from the epoch on in which the bonus of
+  fossilizing is full: an exponential warning would dwarf everything else, and one that begins before the full bonus
+  would punish whoever waits for it.
 - The bonus of fossilizing uses the contribution measured *after* the decision: not the noise it was selected by.
-- Illegal actions cost a little: masks exclude them. A rollback costs 2 (S4: 10). Rent is 0.1 per unit of log growth,
-  at most 1.5, and a host counts at least 200 parameters (S4: 0.5, to 8; its head: 0.5, to 1.5, 200). Hosts here are
-  tiny: growth by a factor of ten is what helps them, and cost more per step than any accuracy could earn.
-- Final accuracy earns 0.2 per pp (S4: 0.05, a twentieth of an episode's other terms).
+- Illegal actions cost a little: masks exclude them. A rollback costs 2. Rent is 0.1 per unit of log growth, at most
+  1.5, and a host counts at least 200 parameters: hosts here are tiny, growth by a factor of ten is what helps them,
+  and must not cost more per step than any accuracy could earn.
+- Final accuracy earns 0.2 per pp: at 0.05 it would be a twentieth of an episode's other terms.
 - A contributing fossil at the horizon is one whose measured contribution is enough *then*.
-- SIMPLIFIED uses the terms of SHAPED. SPARSE pays for ln(1 + extra/host), not extra/500,000, which is nothing for
-  small hosts. LOSS has positive ``loss_delta`` = improvement (S4's loss reward: the opposite of its own tracker),
-  weight 1, and the common shaping. Terms that reward a measurement are 0 in an epoch that was rolled back.
+- SIMPLIFIED uses the terms of SHAPED. SPARSE pays for ln(1 + extra/host): a fixed 1/500,000 per parameter would be
+  nothing for small hosts. LOSS has positive ``loss_delta`` = improvement, weight 1, and the common shaping. Terms that
+  reward a measurement are 0 in an epoch that was rolled back.
 
 Limit: credit for accuracy a merged seed delivered in earlier epochs is kept when it is culled. A seed culled before
 it merges, or one that never had a positive credit, earns nothing, discounted or not.
@@ -55,7 +52,7 @@ from esper.leyline.hypers import build_leaves, over
 from esper.leyline.stages import Stage
 from esper.leyline.state import State
 from esper.simic import reward_terms as terms
-from esper.simic.reward_terms import POTENTIAL, RewardParams, Step, growth, potential
+from esper.simic.reward_terms import POTENTIAL, EnvStep, RewardParams, growth, potential
 
 __all__ = ("TERMS", "Reward", "RewardMode", "RewardParams", "bound", "build_reward_params", "potential", "reward")
 
@@ -81,12 +78,12 @@ class Term(NamedTuple):
     """One row of the table.
 
     Attributes:
-      value: Step -> [E].
+      value: EnvStep -> [E].
       modes: in which it counts.
       bounds: (params, number of slots S) -> least and greatest value, [] or [E] or a number.
     """
 
-    value: Callable[[Step], Tensor]
+    value: Callable[[EnvStep], Tensor]
     modes: tuple[RewardMode, ...]
     bounds: Callable[[RewardParams, int], tuple[Tensor | float, Tensor | float]]
 
@@ -96,34 +93,34 @@ class Term(NamedTuple):
         return (self.value.__doc__ or "").partition("\n")[0]
 
 
-def sparse(step: Step) -> Tensor:
+def sparse(step: EnvStep) -> Tensor:
     """At the horizon: best accuracy of the episode less the parameters, in [-1, 1]."""
     params, after = step.params, step.after
     worth = after.signals.best_accuracy / 100 - params.sparse_rent * growth(params, step.structure, after.slots)
     return torch.where(step.ends, (params.sparse_scale * worth).clamp(-1.0, 1.0), 0.0)
 
 
-def hasty_cull(step: Step) -> Tensor:
+def hasty_cull(step: EnvStep) -> Tensor:
     """Removing a seed younger than ``cull_age``."""
     young = step.before.slots.age < over(step.params.cull_age, 1)
     hasty = (step.done_to(Op.CULL, Op.CHANGE_BLUEPRINT) & young).any(1)
     return torch.where(hasty, -step.params.minimal_cull, 0.0)
 
 
-def loss(step: Step) -> Tensor:
+def loss(step: EnvStep) -> Tensor:
     """Fall of the validation loss (positive = better) in ``loss_scale``, clipped to +-5; a rise counts half."""
     x = (step.after.signals.loss_delta / step.params.loss_scale).clamp(-5.0, 5.0)
     return torch.where(step.sane, step.params.loss_weight * torch.where(x < 0, x / 2, x), 0.0)
 
 
-def loss_rent(step: Step) -> Tensor:
+def loss_rent(step: EnvStep) -> Tensor:
     """Parameters of the seeds past their grace, logarithmically, up to the cap."""
     params, slots = step.params, step.after.slots
     counted = (slots.age >= over(params.loss_grace, 1)) | (slots.stage == int(Stage.FOSSILIZED))
     return -torch.minimum(params.loss_rent * growth(params, step.structure, slots, counted), params.rent_cap)
 
 
-def loss_terminal(step: Step) -> Tensor:
+def loss_terminal(step: EnvStep) -> Tensor:
     """At the horizon: how far the loss came from random guessing to the target, in [0, 1]."""
     signals, target = step.after.signals, step.params.loss_target
     guess = torch.full_like(signals.val_loss, step.structure.host.num_outputs).log()
@@ -215,12 +212,12 @@ def reward(
       the mode's terms and their sum, [E]. Laws: finite; within ``bound``; the sum of gamma^t shaping_t over an
       episode is shaping_weight (gamma^T Phi_T - Phi_0). The horizon is a truncation: shaping is paid there as anywhere.
     """
-    step = Step(params, structure, before, after, event)
+    step = EnvStep(params, structure, before, after, event)
     values = {name: term.value(step) for name, term in TERMS.items() if mode in term.modes}
     return Reward(values, torch.stack(list(values.values())).sum(0))
 
 
-def bound(mode: RewardMode, params: RewardParams, structure: Structure) -> tuple[Tensor, Tensor]:
+def bound(mode: RewardMode, params: RewardParams, num_slots: int) -> tuple[Tensor, Tensor]:
     """Least and greatest reward of any step, [] or [E]: the sums of the terms' bounds (accuracies in [0, 100]).
 
     With the defaults and S slots: SHAPED [-8.445 - 5.4 S, 23 + 7.291 S], SIMPLIFIED [-2.045 - 1.8 S, 20 + 4.791 S],
@@ -229,6 +226,6 @@ def bound(mode: RewardMode, params: RewardParams, structure: Structure) -> tuple
     low = high = torch.zeros_like(params.gamma)
     for term in TERMS.values():
         if mode in term.modes:
-            least, most = term.bounds(params, structure.config.num_slots)
+            least, most = term.bounds(params, num_slots)
             low, high = low + least, high + most
     return low, high

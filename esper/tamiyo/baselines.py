@@ -1,7 +1,7 @@
 """Policies that do not learn: random among what is legal, and a rule of thumb.
 
-Both are pure functions over the whole batch and wait for no device. The rule of thumb follows SEMANTICS_DEC 3.2, made
-able to pass the gates; where it differs, ``HeuristicConfig`` and ``heuristic`` say so.
+Both are pure functions over the whole batch and wait for no device. The rule of thumb is esper-lite's, made able to
+pass the gates; where it differs, ``HeuristicConfig`` and ``heuristic`` say so.
 """
 
 import math
@@ -43,17 +43,16 @@ def random_legal(codec: Codec) -> KeyedPolicy:
 
 @dataclass(frozen=True)
 class HeuristicConfig:
-    """Numbers of the rule of thumb; defaults are those of SEMANTICS_DEC 3.2 unless stated.
+    """Numbers of the rule of thumb; defaults are esper-lite's unless stated.
 
-    The source's penalties are inert: 2.0 halved every epoch of a 5-epoch embargo is gone before the blueprint can be
-    chosen again, and never reaches 3.0. Here they fade by a tenth and count from 0.5 on: a blueprint culled once is
-    skipped for 14 epochs, which outlasts the embargo of its slot. And every cull is charged, also those of the clock
-    and the governor: the clock culls most seeds that fail, before a decision could.
+    A penalty fades by a tenth per epoch and counts from 0.5 on, so a blueprint culled once is skipped for 14 epochs,
+    which outlasts the embargo of its slot (esper-lite's, halved every epoch, never gets so far). Every cull is charged,
+    also those of the clock and the governor: the clock culls most seeds that fail, before a decision could.
 
     Attributes:
       rotation: names of the blueprints to try, in turn; empty = all of the codec's.
       blend: how to blend in.
-      max_live: seeds growing at once, >= 1 (the source looks at one).
+      max_live: seeds growing at once, >= 1 (esper-lite looks at one).
       plateau_epochs: epochs without gain that make a host ready for a seed, unless it is stable already.
       min_epochs: no germination before this epoch.
       cull_after: epochs in a stage before a seed in TRAINING or BLENDING may be culled for its harm.
@@ -61,8 +60,8 @@ class HeuristicConfig:
       least_contribution: pp; a seed in PROBATIONARY is kept only if it contributes more.
       embargo: epochs after a cull without germination, in any slot.
       penalty: added to a blueprint's penalty when a seed of it is culled, >= 0.
-      decay: a penalty's factor per epoch, in [0, 1] (the source: 0.5).
-      threshold: a blueprint whose penalty reaches this is skipped, > 0 (the source: 3.0).
+      decay: a penalty's factor per epoch, in [0, 1] (esper-lite: 0.5).
+      threshold: a blueprint whose penalty reaches this is skipped, > 0 (esper-lite: 3.0).
     """
 
     rotation: tuple[str, ...] = ()
@@ -152,8 +151,8 @@ def heuristic(
     for score, (op, wish) in enumerate(wishes):
         rank = torch.where(mask & wish & (codec.op == int(op)), score, rank)
     action = rank.argmax(1)  # the first of equals
-    sown = codec.op[action] == int(Op.GERMINATE)
-    return memory.replace(turn=torch.where(sown, turn, memory.turn)), action
+    germinated = codec.op[action] == int(Op.GERMINATE)
+    return memory.replace(turn=torch.where(germinated, turn, memory.turn)), action
 
 
 def _renew(memory: Memory, epoch: Tensor) -> Memory:

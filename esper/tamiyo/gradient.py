@@ -7,14 +7,14 @@ from torch import Tensor
 
 from esper.leyline.actions import Blend, Codec, Op
 from esper.leyline.state import State
-from esper.tamiyo.players import Choice, Player, Sight
+from esper.tamiyo.policies import Decision, Policy, PolicyInput
 from esper.tamiyo.scripted import finish
 
 Promise = Callable[[State, int], Tensor]
 """(state, index of a germination) -> [E]: how promising it is, higher is better; row i by environment i alone."""
 
 
-def gradient_player(codec: Codec, promise: Promise, blend: Blend = Blend.SIGMOID) -> Player:
+def gradient_policy(codec: Codec, promise: Promise, blend: Blend = Blend.SIGMOID) -> Policy:
     """Grow what is most promising wherever there is room: fossilize what may be, else advance, else germinate.
 
     Args:
@@ -29,19 +29,19 @@ def gradient_player(codec: Codec, promise: Promise, blend: Blend = Blend.SIGMOID
     finishing = finish(codec)
     offered = [i for i, a in enumerate(codec.actions) if a.op is Op.GERMINATE and a.blend == int(blend)]
 
-    def act(memory: None, sight: Sight) -> tuple[None, Choice]:
-        action = finishing(sight.mask)
+    def act(memory: None, seen: PolicyInput) -> tuple[None, Decision]:
+        action = finishing(seen.mask)
         free = codec.op[action] == int(Op.WAIT)
-        open_ = sight.mask[:, offered] & free.unsqueeze(1)
+        open_ = seen.mask[:, offered] & free.unsqueeze(1)
         if bool(open_.any()):
             columns = [
-                promise(sight.state, index) if bool(some) else sight.state.slots.alpha.new_zeros(free.shape)
+                promise(seen.state, index) if bool(some) else seen.state.slots.alpha.new_zeros(free.shape)
                 for index, some in zip(offered, open_.any(0), strict=True)
             ]
             scores = torch.stack(columns, dim=1)
             sound = open_ & torch.isfinite(scores)
             best = torch.where(sound, scores, -torch.inf).argmax(1)
             action = torch.where(sound.any(1), torch.tensor(offered, device=best.device)[best], action)
-        return memory, Choice(action)
+        return memory, Decision(action)
 
-    return Player("gradient", lambda num_envs: None, act)
+    return Policy("gradient", lambda num_envs: None, act)

@@ -1,8 +1,7 @@
 """Factored scores to flat logits: one ``Categorical(A)`` over a codec's actions whose log-probabilities factor.
 
 A plain sum of all heads would start with nearly all mass on GERMINATE, which has most combinations. So the operation
-is chosen first: ``log p(action) = log p(op | legal ops) + log p(arguments | op, legal arguments)``. Source:
-ARCHITECTURE.md, section 5.
+is chosen first: ``log p(action) = log p(op | legal ops) + log p(arguments | op, legal arguments)``.
 """
 
 from typing import NamedTuple
@@ -13,7 +12,7 @@ from torch import Tensor
 from esper.leyline.actions import NONE, Codec, Op
 
 
-class Scores(NamedTuple):
+class HeadLogits(NamedTuple):
     """Unnormalised preferences, any finite numbers; the heads of a policy. S and K are at least 1.
 
     The slot's scores differ by operation, so that culling a slot and germinating there can be told apart.
@@ -30,7 +29,7 @@ def num_slots(codec: Codec) -> int:
     return max(action.slot for action in codec.actions) + 1
 
 
-def factored_logits(codec: Codec, scores: Scores, mask: Tensor) -> Tensor:
+def factored_logits(codec: Codec, scores: HeadLogits, mask: Tensor) -> Tensor:
     """Exact log-probabilities of all actions under a factored policy.
 
     Args:
@@ -59,10 +58,10 @@ def uniform_logits(codec: Codec, mask: Tensor, dtype: torch.dtype = torch.float3
     slots, kinds = max(num_slots(codec), 1), len(codec.blueprint_names)
     op = zero.expand(*zero.shape[:-1], len(Op))
     slot = zero.unsqueeze(-1).expand(*zero.shape[:-1], len(Op), slots)
-    return factored_logits(codec, Scores(op, slot, zero.expand(*zero.shape[:-1], max(kinds, 1)), op), mask)
+    return factored_logits(codec, HeadLogits(op, slot, zero.expand(*zero.shape[:-1], max(kinds, 1)), op), mask)
 
 
-def _argument_scores(codec: Codec, scores: Scores) -> Tensor:
+def _argument_scores(codec: Codec, scores: HeadLogits) -> Tensor:
     """Sum of the scores of each action's arguments, [..., A]; 0 where it takes none."""
     op, slot, blueprint, blend = (
         column.to(scores.op.device) for column in (codec.op, codec.slot, codec.blueprint, codec.blend)

@@ -133,7 +133,7 @@ PER_SLOT: tuple[Column, ...] = (
     _slot("gradient_norm", "L2", "x / (1 + x)", lambda s: squash(s.gradient_norm)),
     _slot("gradient_ratio", "seed / host norm", "x / (1 + x)", lambda s: squash(s.gradient_ratio)),
     _slot("healthy", "1", "flag", lambda s: s.healthy.float()),
-    _slot("banked", "1", "flag", lambda s: s.banked.float()),
+    _slot("in_snapshot", "1", "flag", lambda s: s.in_snapshot.float()),
     Column(
         "stage",
         "1",

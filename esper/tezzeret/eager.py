@@ -26,20 +26,30 @@ from esper.tezzeret.backend import Backend
 from esper.tezzeret.batches import Batch, Batches, batch_at
 from esper.tezzeret.gradients import compute_gradients
 from esper.tezzeret.health import SlotGradients, measure_health, rows_finite
-from esper.tezzeret.learn import Gradients, RateTable, Rows, alphas_of, gather, learn, numbers_of, rate_table, scatter
-from esper.tezzeret.plan import Evaluation, Plan, SlotRows, make_plan, plan_evaluation
+from esper.tezzeret.learn import (
+    Gradients,
+    LearnerRows,
+    RateTable,
+    alphas_of,
+    gather,
+    learn,
+    numbers_of,
+    rate_table,
+    scatter,
+)
+from esper.tezzeret.plan import EvaluationPlan, Plan, SlotRows, make_plan, plan_evaluation
 from esper.tezzeret.score import Scores, evaluation_numbers, infer, score_samples
 from esper.tezzeret.units import Call, plain, pulled
-from esper.tezzeret.walk import BlockRecord, Mode, Numbers, Tape, depart, walk
+from esper.tezzeret.walk import BlockRecord, Mode, PassInputs, Tape, depart, walk
 
 plan = make_plan
 """(structure, table, device) -> plan."""
 
 
-class Step(NamedTuple):
+class MinibatchResult(NamedTuple):
     """One minibatch."""
 
-    rows: Rows
+    rows: LearnerRows
     loss: Tensor  # [E]
     score: Tensor  # [E]
     grads: Gradients
@@ -60,13 +70,13 @@ def forward(
     Returns:
       outputs [E, B, ..., C], and the learners with new buffers.
     """
-    rows = gather(structure, plan, learners)
-    blocks = arena.split_blocks(structure, rows.host.params)
+    rows = gather(structure.slots, plan, learners)
+    blocks = arena.split_blocks(structure.host, rows.host.params)
     numbers = numbers_of(structure, blocks, rows, alphas_of(plan, alphas))
     places = range(len(structure.route))
-    start, mode = depart(structure, batch.inputs), Mode(True, plain, batch.key)
+    start, mode = depart(structure.sources, batch.inputs), Mode(True, plain, batch.key)
     flow, tape = walk(structure, plan.slots, numbers, start, places, mode)
-    return flow.h, scatter(structure, plan, learners, _with_buffers(structure, rows, tape))
+    return flow.h, scatter(structure.slots, plan, learners, _with_buffers(structure, rows, tape))
 
 
 def minibatch_step(
@@ -92,10 +102,10 @@ def minibatch_step(
     Returns:
       the learners, and what was seen.
     """
-    rows = gather(structure, plan, learners)
+    rows = gather(structure.slots, plan, learners)
     step = train_rows(structure, call, rate_table(hypers), plan, rows, alphas_of(plan, alphas), batch)
     measures = measure(structure, hypers, plan, step, (step.loss, step.score), 1)
-    return scatter(structure, plan, learners, step.rows), measures
+    return scatter(structure.slots, plan, learners, step.rows), measures
 
 
 def epoch(
@@ -113,13 +123,13 @@ def epoch(
       structure, hypers, plan, learners, alphas, call: as in ``minibatch_step``.
       batches: k minibatches.
     """
-    table, rows, weights = rate_table(hypers), gather(structure, plan, learners), alphas_of(plan, alphas)
+    table, rows, weights = rate_table(hypers), gather(structure.slots, plan, learners), alphas_of(plan, alphas)
     loss = score = torch.zeros_like(alphas[:, :0]).sum(1)
     for number in range(batches.length):
         step = train_rows(structure, call, table, plan, rows, weights, batch_at(structure, batches, number))
         rows, loss, score = step.rows, loss + step.loss, score + step.score
     measures = measure(structure, hypers, plan, step, (loss, score), batches.length)
-    return scatter(structure, plan, learners, rows), measures
+    return scatter(structure.slots, plan, learners, rows), measures
 
 
 def evaluate(
@@ -148,7 +158,7 @@ def evaluate(
 
 def prepare(
     structure: Structure, hypers: HyperParams, plan: Plan, learners: Learners, alphas: Tensor, wanted: Counterfactuals
-) -> tuple[Evaluation, Numbers]:
+) -> tuple[EvaluationPlan, PassInputs]:
     """The lanes of an evaluation, and their numbers."""
     every = with_trunk(wanted, alphas.shape[0])
     tree = plan_evaluation(structure, plan.table, every, alphas.device, plan.padded)
@@ -156,15 +166,21 @@ def prepare(
 
 
 def train_rows(
-    structure: Structure, call: Call, table: RateTable, plan: Plan, rows: Rows, alphas: tuple[Tensor, ...], batch: Batch
-) -> Step:
+    structure: Structure,
+    call: Call,
+    table: RateTable,
+    plan: Plan,
+    rows: LearnerRows,
+    alphas: tuple[Tensor, ...],
+    batch: Batch,
+) -> MinibatchResult:
     """``minibatch_step`` on compact rows; ``call`` is how units are called."""
     grads, (loss, score), tape = compute_gradients(structure, call, table, plan, rows, alphas, batch)
     moved = _with_buffers(structure, rows, tape)
-    return Step(learn(structure, call, table, plan, moved, grads), loss, score, grads)
+    return MinibatchResult(learn(structure, call, table, plan, moved, grads), loss, score, grads)
 
 
-def _with_buffers(structure: Structure, rows: Rows, tape: Tape) -> Rows:
+def _with_buffers(structure: Structure, rows: LearnerRows, tape: Tape) -> LearnerRows:
     """The rows with the buffers that the tape holds."""
     held = list(rows.seed_buffers)
     blocks = []
@@ -177,7 +193,12 @@ def _with_buffers(structure: Structure, rows: Rows, tape: Tape) -> Rows:
 
 
 def measure(
-    structure: Structure, hypers: HyperParams, plan: Plan, step: Step, sums: tuple[Tensor, Tensor], count: int
+    structure: Structure,
+    hypers: HyperParams,
+    plan: Plan,
+    step: MinibatchResult,
+    sums: tuple[Tensor, Tensor],
+    count: int,
 ) -> Epoch:
     """What an epoch of ``count`` minibatches was seen to do; ``sums`` of their losses and scores."""
     loss, score = sums

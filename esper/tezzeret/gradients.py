@@ -12,14 +12,14 @@ from esper.kasmina import arena
 from esper.kasmina.structure import Structure
 from esper.leyline.config import Isolation
 from esper.tezzeret.batches import Batch
-from esper.tezzeret.learn import Gradients, RateTable, Rows, numbers_of, some
+from esper.tezzeret.learn import Gradients, LearnerRows, RateTable, numbers_of, some
 from esper.tezzeret.plan import ObjectivePass, Plan, SlotRows
 from esper.tezzeret.units import Call, loss_unit, mix_unit, per_row
 from esper.tezzeret.walk import (
     BlockRecord,
     Grown,
     Mode,
-    Numbers,
+    PassInputs,
     SlotRecord,
     Tape,
     arrive,
@@ -52,7 +52,13 @@ class Found(NamedTuple):
 
 
 def compute_gradients(
-    structure: Structure, call: Call, table: RateTable, plan: Plan, rows: Rows, alphas: tuple[Tensor, ...], batch: Batch
+    structure: Structure,
+    call: Call,
+    table: RateTable,
+    plan: Plan,
+    rows: LearnerRows,
+    alphas: tuple[Tensor, ...],
+    batch: Batch,
 ) -> tuple[Gradients, tuple[Tensor, Tensor], Tape]:
     """Forward, loss, and the tape read backwards.
 
@@ -68,11 +74,11 @@ def compute_gradients(
     Returns:
       gradients of every network's mean loss; loss and score [E]; and the tape, which holds the new buffers.
     """
-    blocks, pull_blocks = vjp(partial(arena.split_blocks, structure), rows.host.params)  # type: ignore[misc]
+    blocks, pull_blocks = vjp(partial(arena.split_blocks, structure.host), rows.host.params)  # type: ignore[misc]
     numbers, mode = numbers_of(structure, blocks, rows, alphas), Mode(True, call, batch.key)
     places = range(len(structure.route))
-    flow, tape = walk(structure, plan.slots, numbers, depart(structure, batch.inputs), places, mode)
-    loss, score, pull_loss = call(loss_unit(structure), (flow.h, batch.targets), (0,))
+    flow, tape = walk(structure, plan.slots, numbers, depart(structure.sources, batch.inputs), places, mode)
+    loss, score, pull_loss = call(loss_unit(structure.objective), (flow.h, batch.targets), (0,))
     assert pull_loss is not None
     heeds = partial(_heed, Context(structure, mode, table.alpha_target, plan, numbers, tape, batch))
     found = read_back(Pass(structure, plan.slots, places, tape), pull_loss(torch.ones_like(loss))[0], heeds)
@@ -123,7 +129,7 @@ class Context(NamedTuple):
     mode: Mode
     alpha_target: Tensor  # [E, 1] or [1, 1]
     plan: Plan
-    numbers: Numbers
+    numbers: PassInputs
     tape: Tape
     batch: Batch
 
@@ -182,7 +188,7 @@ def _own_objective(context: Context, passage: ObjectivePass, record: SlotRecord,
     flow = arrive(structure, number, given._replace(h=h))
     end, tape = walk(structure, passage.slots, numbers, flow, places, own)
     targets = context.batch.targets.index_select(0, passage.envs)
-    loss, _, pull_loss = mode.call(loss_unit(structure), (end.h, targets), (0,))
+    loss, _, pull_loss = mode.call(loss_unit(structure.objective), (end.h, targets), (0,))
     assert pull_loss is not None and pull_mix is not None
     at_end = pull_loss(passage.alive.to(loss.dtype))[0]
     read = read_back(Pass(structure, passage.slots, places, tape), at_end, lambda place: None)
@@ -197,7 +203,7 @@ def _spread(picks: Tensor, values: Tensor, like: Tensor) -> Tensor:
     return torch.zeros_like(like).index_add(0, picks, values)
 
 
-def _lane_numbers(numbers: Numbers, passage: ObjectivePass) -> Numbers:
+def _lane_numbers(numbers: PassInputs, passage: ObjectivePass) -> PassInputs:
     """The numbers of the networks of an objective pass."""
 
     def lanes(table: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -207,4 +213,4 @@ def _lane_numbers(numbers: Numbers, passage: ObjectivePass) -> Numbers:
         return tuple(part.index_select(0, listed.rows) for part, listed in zip(table, passage.slots, strict=True))
 
     held = (rows(numbers.seeds), rows(numbers.seed_buffers), rows(numbers.alphas))
-    return Numbers(lanes(numbers.blocks), lanes(numbers.buffers), *held)
+    return PassInputs(lanes(numbers.blocks), lanes(numbers.buffers), *held)

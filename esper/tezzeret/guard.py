@@ -9,7 +9,8 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from esper.tezzeret.backend import Backend, BackendError
-from esper.utils.transforms import below_transforms, find_derivative, is_transforming
+from esper.utils.torch_private import below_transforms, is_transforming
+from esper.utils.transforms import find_derivative
 
 Result = TypeVar("Result")
 

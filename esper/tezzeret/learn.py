@@ -1,5 +1,6 @@
 """What learns, in compact rows: collected from the learners once an epoch, stepped, and written back."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,15 +10,15 @@ from esper.kasmina import arena
 from esper.kasmina.optimizers import Rates, clip_rows, schedule
 from esper.kasmina.slot import Slot
 from esper.kasmina.structure import Structure
-from esper.leyline.config import Isolation
+from esper.leyline.config import Config, Isolation
 from esper.leyline.hypers import HyperParams
 from esper.leyline.learners import Learners, Weights
 from esper.tezzeret.plan import Plan, SlotRows
 from esper.tezzeret.units import Call, Unit
-from esper.tezzeret.walk import Numbers, place_rows
+from esper.tezzeret.walk import PassInputs, place_rows
 
 
-class Rows(NamedTuple):
+class LearnerRows(NamedTuple):
     """Learners in compact rows: of the seeds, those that learn."""
 
     host: Weights  # [E, P]
@@ -27,23 +28,23 @@ class Rows(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Gradients of one minibatch, before clipping, in the shapes of ``Rows``."""
+    """Gradients of one minibatch, before clipping, in the shapes of ``LearnerRows``."""
 
     host: Tensor
     seeds: tuple[Tensor, ...]
 
 
-def gather(structure: Structure, plan: Plan, learners: Learners) -> Rows:
+def gather(slots: Sequence[Slot], plan: Plan, learners: Learners) -> LearnerRows:
     """Collect the rows that learn."""
     (params, moments, steps), held = learners.seeds, learners.seed_buffers
     if plan.padded:
         params, moments, steps, held = map(with_sink, (params, moments, steps, held))
     seeds, buffers = [], []
-    for number, (slot, listed) in enumerate(zip(structure.slots, plan.slots, strict=True)):
+    for number, (slot, listed) in enumerate(zip(slots, plan.slots, strict=True)):
         parts = (params[:, slot.columns], moments[:, :, slot.columns], steps[:, number])
         seeds.append(Weights(*(part.index_select(0, listed.rows) for part in parts)))
         buffers.append(held[:, slot.buffer_columns].index_select(0, listed.rows))
-    return Rows(learners.host, learners.buffers, tuple(seeds), tuple(buffers))
+    return LearnerRows(learners.host, learners.buffers, tuple(seeds), tuple(buffers))
 
 
 def with_sink(table: Tensor) -> Tensor:
@@ -51,12 +52,12 @@ def with_sink(table: Tensor) -> Tensor:
     return torch.cat((table, table.new_zeros((1, *table.shape[1:]))))
 
 
-def scatter(structure: Structure, plan: Plan, learners: Learners, rows: Rows) -> Learners:
+def scatter(slots: Sequence[Slot], plan: Plan, learners: Learners, rows: LearnerRows) -> Learners:
     """Write the rows back; what did not learn keeps its bits."""
-    if not structure.slots:
+    if not slots:
         return learners._replace(host=rows.host, buffers=rows.buffers)
     params, moments, steps, buffers = [], [], [], []
-    for number, (slot, listed) in enumerate(zip(structure.slots, plan.slots, strict=True)):
+    for number, (slot, listed) in enumerate(zip(slots, plan.slots, strict=True)):
         own, seeds = rows.seeds[number], learners.seeds
         params.append(_put(listed, seeds.params[:, slot.columns], own.params))
         moments.append(_put(listed, seeds.moments[:, :, slot.columns], own.moments))
@@ -70,10 +71,12 @@ def _put(listed: SlotRows, table: Tensor, values: Tensor) -> Tensor:
     return place_rows(listed, values, table) if listed.groups else table
 
 
-def numbers_of(structure: Structure, blocks: tuple[Tensor, ...], rows: Rows, alphas: tuple[Tensor, ...]) -> Numbers:
+def numbers_of(
+    structure: Structure, blocks: tuple[Tensor, ...], rows: LearnerRows, alphas: tuple[Tensor, ...]
+) -> PassInputs:
     """The numbers of a training pass; ``blocks`` is ``split_blocks`` of the host's parameters."""
     seeds = tuple(weights.params for weights in rows.seeds)
-    return Numbers(blocks, arena.split_buffers(structure, rows.buffers), seeds, rows.seed_buffers, alphas)
+    return PassInputs(blocks, arena.split_buffers(structure.host, rows.buffers), seeds, rows.seed_buffers, alphas)
 
 
 def alphas_of(plan: Plan, alphas: Tensor) -> tuple[Tensor, ...]:
@@ -111,7 +114,9 @@ def some(number: Tensor, envs: Tensor) -> Tensor:
     return number if last == 0 else number.index_select(0, envs.clamp(max=last))
 
 
-def learn(structure: Structure, call: Call, table: RateTable, plan: Plan, rows: Rows, grads: Gradients) -> Rows:
+def learn(
+    structure: Structure, call: Call, table: RateTable, plan: Plan, rows: LearnerRows, grads: Gradients
+) -> LearnerRows:
     """Clip and apply one minibatch's gradients. A seed and its gate are clipped each by its own norm.
 
     Learning rates follow their schedule by the learner's own age: the steps it has taken.
@@ -147,7 +152,7 @@ def host_step_unit(structure: Structure) -> Unit:
 
     def run(grad: Tensor, params: Tensor, moments: Tensor, steps: Tensor, *numbers: Tensor) -> tuple[Weights, Tensor]:
         *rates, warmup, final, decays = numbers
-        scheduled = _scheduled(structure, Rates(*rates), warmup, final, steps)
+        scheduled = _scheduled(structure.config, Rates(*rates), warmup, final, steps)
         clipped, _ = clip_rows(grad, scheduled.clip)
         after = structure.host_optimizer.update(clipped, params, moments, steps, scheduled, decays)
         return Weights(*after), steps[:0]
@@ -162,7 +167,7 @@ def seed_step_unit(structure: Structure, slot: Slot) -> Unit:
 
     def run(grad: Tensor, params: Tensor, moments: Tensor, steps: Tensor, *numbers: Tensor) -> tuple[Weights, Tensor]:
         *rates, warmup, final, decays, opens = numbers
-        scheduled = _scheduled(structure, Rates(*rates), warmup, final, steps)
+        scheduled = _scheduled(structure.config, Rates(*rates), warmup, final, steps)
         parts = [clip_rows(part, scheduled.clip)[0] for part in grad.split((size, opening), dim=1)]
         after, moved, taken = update(torch.cat(parts, dim=1), params, moments, steps, scheduled, decays)
         if opening:
@@ -173,7 +178,6 @@ def seed_step_unit(structure: Structure, slot: Slot) -> Unit:
     return Unit(("seed step", slot.width, slot.gate.size), run)
 
 
-def _scheduled(structure: Structure, rates: Rates, warmup: Tensor, final: Tensor, taken: Tensor) -> Rates:
-    config = structure.config
+def _scheduled(config: Config, rates: Rates, warmup: Tensor, final: Tensor, taken: Tensor) -> Rates:
     begun = taken.unsqueeze(1).to(rates.lr.dtype) / config.steps_per_epoch
     return rates._replace(lr=rates.lr * schedule(warmup, final, begun, 1 / config.steps_per_epoch, config.horizon))

@@ -24,13 +24,13 @@ from esper.tezzeret.backend import Backend
 from esper.tezzeret.batches import Batch, Batches, batch_at
 from esper.tezzeret.guard import without_derivatives
 from esper.tezzeret.health import SlotGradients, measure_health, rows_finite
-from esper.tezzeret.oracle_network import Held, Network, Rows
+from esper.tezzeret.oracle_network import NetworkParams, NetworkPass, SlotContents
 from esper.tezzeret.score import Scores, score_samples
 from esper.utils.transforms import outside_inference
 
 
-def _held(table: SlotTable, device: torch.device) -> Held:
-    return Held(*(torch.as_tensor(column, device=device) for column in table))
+def _held(table: SlotTable, device: torch.device) -> SlotContents:
+    return SlotContents(*(torch.as_tensor(column, device=device) for column in table))
 
 
 class Grads(NamedTuple):
@@ -45,15 +45,15 @@ class Grads(NamedTuple):
 
 
 def gradients(
-    structure: Structure, target: Tensor, held: Held, learners: Learners, alphas: Tensor, batch: Batch
+    structure: Structure, target: Tensor, held: SlotContents, learners: Learners, alphas: Tensor, batch: Batch
 ) -> Grads:
     """Autograd of the summed losses, and of every slot's own objective."""
     host, seeds = (
         part.params.detach().requires_grad_(part.params.numel() > 0) for part in (learners.host, learners.seeds)
     )
-    rows = Rows(host, learners.buffers, seeds, learners.seed_buffers, alphas)
+    rows = NetworkParams(host, learners.buffers, seeds, learners.seed_buffers, alphas)
     with torch.enable_grad():
-        network = Network(structure, held, rows, True, batch.key)
+        network = NetworkPass(structure, held, rows, True, batch.key)
         outputs = network.run(batch.inputs)
         loss = structure.objective.loss(outputs, batch.targets).flatten(1).mean(1)
         total = loss.sum()
@@ -69,7 +69,9 @@ def gradients(
     return Grads(loss.detach(), score, *grads, cut, torch.cat(kept, 1) if kept else learners.seed_buffers)
 
 
-def _own_objective(structure: Structure, target: Tensor, held: Held, rows: Rows, slot: int, batch: Batch) -> Tensor:
+def _own_objective(
+    structure: Structure, target: Tensor, held: SlotContents, rows: NetworkParams, slot: int, batch: Batch
+) -> Tensor:
     """The loss with this slot's seeds in TRAINING on, other seeds in TRAINING absent, and only theirs to learn."""
     mine = held.stage[:, slot] == int(Stage.TRAINING)
     columns = structure.slots[slot].columns
@@ -79,8 +81,8 @@ def _own_objective(structure: Structure, target: Tensor, held: Held, rows: Rows,
     alphas = torch.where(
         mine.unsqueeze(1) & (torch.arange(rows.alphas.shape[1]) == slot), target.unsqueeze(1), rows.alphas
     )
-    given = Rows(rows.host.detach(), rows.buffers, seeds, rows.seed_buffers, alphas)
-    outputs = Network(structure, held, given, True, batch.key).run(batch.inputs, own=slot)
+    given = NetworkParams(rows.host.detach(), rows.buffers, seeds, rows.seed_buffers, alphas)
+    outputs = NetworkPass(structure, held, given, True, batch.key).run(batch.inputs, own=slot)
     loss = structure.objective.loss(outputs, batch.targets).flatten(1).mean(1)
     return torch.where(mine, loss, 0.0).sum()
 
@@ -119,7 +121,9 @@ def _update(
     return Weights(*rule.update(clip_rows(grad, rates.clip)[0], *weights, rates, decays))
 
 
-def _update_seeds(structure: Structure, hypers: HyperParams, held: Held, seeds: Weights, grad: Tensor) -> Weights:
+def _update_seeds(
+    structure: Structure, hypers: HyperParams, held: SlotContents, seeds: Weights, grad: Tensor
+) -> Weights:
     """Every slot's blueprint and gate by itself, kept only where something learns there."""
     params, moments, steps = (leaf.clone() for leaf in seeds)
     gates = is_gated(held.blend) & is_in(held.stage, MERGED)
@@ -140,7 +144,7 @@ def _update_seeds(structure: Structure, hypers: HyperParams, held: Held, seeds: 
     return Weights(params, moments, steps)
 
 
-def _health(structure: Structure, hypers: HyperParams, held: Held, grads: Grads) -> Health:
+def _health(structure: Structure, hypers: HyperParams, held: SlotContents, grads: Grads) -> Health:
     """Each environment's own seed, one after the other."""
     found = []
     for number, slot in enumerate(structure.slots):
@@ -183,15 +187,15 @@ def evaluate(
     num_envs, device = alphas.shape[0], alphas.device
     every = with_trunk(wanted, num_envs)
     env, change = (torch.as_tensor(column, device=device) for column in every)
-    held = Held(*(column[env] for column in _held(plan, device)))
+    held = SlotContents(*(column[env] for column in _held(plan, device)))
     target = hypers.alpha_target.expand(num_envs)[env].unsqueeze(1)
     switched = torch.where(change == OFF, 0.0, torch.where(change == ON, target, alphas[env]))
     learned = (learners.host.params, learners.buffers, learners.seeds.params, learners.seed_buffers)
     own = [part.detach()[env] for part in learned]
-    rows = Rows(own[0], own[1], own[2], own[3], switched)
+    rows = NetworkParams(own[0], own[1], own[2], own[3], switched)
 
     def outputs_of(inputs: Tensor) -> Tensor:
-        return Network(structure, held, rows, False, None).run(inputs[:1].expand(env.shape[0], *inputs.shape[1:]))
+        return NetworkPass(structure, held, rows, False, None).run(inputs[:1].expand(env.shape[0], *inputs.shape[1:]))
 
     return score_samples(structure, outputs_of, samples, num_envs, torch.arange(env.shape[0], device=device))
 
@@ -201,7 +205,7 @@ def forward(
 ) -> tuple[Tensor, Learners]:
     """``forward`` of the definition."""
     learned = (learners.host.params, learners.buffers, learners.seeds.params, learners.seed_buffers)
-    network = Network(structure, _held(plan, alphas.device), Rows(*learned, alphas), True, batch.key)
+    network = NetworkPass(structure, _held(plan, alphas.device), NetworkParams(*learned, alphas), True, batch.key)
     outputs = network.run(batch.inputs)
     kept = torch.cat(network.seed_buffers, 1) if network.seed_buffers else learners.seed_buffers
     return outputs, learners._replace(buffers=torch.cat(network.buffers, 1), seed_buffers=kept)

@@ -14,7 +14,7 @@ from esper.leyline.streams import Stream
 from esper.utils import rng
 
 
-class Held(NamedTuple):
+class SlotContents(NamedTuple):
     """Stage, blueprint and blend of n networks' slots, int64 [n, S] each."""
 
     stage: Tensor
@@ -22,7 +22,7 @@ class Held(NamedTuple):
     blend: Tensor
 
 
-class Rows(NamedTuple):
+class NetworkParams(NamedTuple):
     """The numbers of n networks."""
 
     host: Tensor  # [n, P]
@@ -36,14 +36,16 @@ def _rowwise(vector: Tensor, like: Tensor) -> Tensor:
     return vector.reshape(vector.shape + (1,) * (like.dim() - vector.dim()))
 
 
-class Network:
+class NetworkPass:
     """One pass of n networks, block by block.
 
     ``own`` names a slot whose seeds in TRAINING are on, all else given; their objective is differentiated exactly,
     through later seeds too.
     """
 
-    def __init__(self, structure: Structure, held: Held, rows: Rows, train: bool, key: Tensor | None) -> None:
+    def __init__(
+        self, structure: Structure, held: SlotContents, rows: NetworkParams, train: bool, key: Tensor | None
+    ) -> None:
         self.structure, self.held, self.rows, self.train, self.key = structure, held, rows, train, key
         self.buffers: list[Tensor] = []
         self.seed_buffers: list[Tensor] = [rows.seed_buffers[:, slot.buffer_columns] for slot in structure.slots]

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from torch.utils._pytree import tree_map
 
 from esper.kasmina.counterfactuals import AS_IS, Counterfactuals, takes_part
 from esper.kasmina.slot_table import BoolArray, IntArray, SlotTable
 from esper.kasmina.structure import Structure
 from esper.leyline.config import Isolation
 from esper.leyline.stages import ACTIVE, ISOLATED, MERGED, Stage
+from esper.utils.tree import map_leaves
 
 SINKS = 2
 """Rows more than needed in every group of a padded plan: torch.compile specialises on sizes 0 and 1."""
@@ -75,7 +75,7 @@ class Plan(NamedTuple):
     padded: bool
 
 
-class Evaluation(NamedTuple):
+class EvaluationPlan(NamedTuple):
     """The tree of lanes of an evaluation."""
 
     slots: tuple[SlotRows, ...]
@@ -85,7 +85,7 @@ class Evaluation(NamedTuple):
 
 def upload(tree: Tree, device: torch.device) -> Tree:
     """Every array of a tree as a tensor on the device."""
-    return tree_map(lambda leaf: torch.as_tensor(leaf, device=device) if isinstance(leaf, np.ndarray) else leaf, tree)
+    return map_leaves(lambda leaf: torch.as_tensor(leaf, device=device) if isinstance(leaf, np.ndarray) else leaf, tree)
 
 
 def make_plan(structure: Structure, table: SlotTable, device: torch.device, padded: bool = False) -> Plan:
@@ -170,7 +170,7 @@ def _sink(listed: SlotRows) -> int:
 
 def plan_evaluation(
     structure: Structure, table: SlotTable, wanted: Counterfactuals, device: torch.device, padded: bool = False
-) -> Evaluation:
+) -> EvaluationPlan:
     """Build the tree of lanes.
 
     Args:
@@ -197,4 +197,4 @@ def plan_evaluation(
         listed = list_slot(structure, table, number, envs, part[first, number], sinks)
         slots[number] = listed._replace(parents=parents if forks or padded else None)
     ordered = tuple(slots[number] for number in range(len(structure.slots)))
-    return upload(Evaluation(ordered, tuple(blocks), lane), device)
+    return upload(EvaluationPlan(ordered, tuple(blocks), lane), device)

@@ -10,9 +10,9 @@ from esper.kasmina import arena
 from esper.kasmina.structure import Structure
 from esper.leyline.learners import Learners
 from esper.tezzeret.learn import with_sink
-from esper.tezzeret.plan import Evaluation
+from esper.tezzeret.plan import EvaluationPlan
 from esper.tezzeret.units import Call, plain
-from esper.tezzeret.walk import Mode, Numbers, depart, walk
+from esper.tezzeret.walk import Mode, PassInputs, depart, walk
 
 
 class Scores(NamedTuple):
@@ -24,8 +24,8 @@ class Scores(NamedTuple):
 
 
 def evaluation_numbers(
-    structure: Structure, alpha_target: Tensor, tree: Evaluation, learners: Learners, alphas: Tensor, padded: bool
-) -> Numbers:
+    structure: Structure, alpha_target: Tensor, tree: EvaluationPlan, learners: Learners, alphas: Tensor, padded: bool
+) -> PassInputs:
     """Collect the numbers of all lanes, once per evaluation.
 
     Args:
@@ -37,8 +37,8 @@ def evaluation_numbers(
       padded: whether rows of number E are sinks.
     """
     blocks, buffers = (
-        arena.split_blocks(structure, learners.host.params),
-        arena.split_buffers(structure, learners.buffers),
+        arena.split_blocks(structure.host, learners.host.params),
+        arena.split_buffers(structure.host, learners.buffers),
     )
     seeds, held, weights = [], [], []
     target = alpha_target.expand(alphas.shape[0])
@@ -57,12 +57,14 @@ def evaluation_numbers(
         pairs = zip(table, tree.envs, strict=True)
         return tuple(rows if envs is None else rows.index_select(0, envs) for rows, envs in pairs)
 
-    return Numbers(lanes(blocks), lanes(buffers), tuple(seeds), tuple(held), tuple(weights))
+    return PassInputs(lanes(blocks), lanes(buffers), tuple(seeds), tuple(held), tuple(weights))
 
 
-def infer(structure: Structure, tree: Evaluation, numbers: Numbers, inputs: Tensor, call: Call = plain) -> Tensor:
+def infer(
+    structure: Structure, tree: EvaluationPlan, numbers: PassInputs, inputs: Tensor, call: Call = plain
+) -> Tensor:
     """Outputs [L, B, ..., C] of all lanes; inputs [E, B, *input_shape]."""
-    start = depart(structure, inputs)
+    start = depart(structure.sources, inputs)
     flow, _ = walk(structure, tree.slots, numbers, start, range(len(structure.route)), Mode(False, call))
     return flow.h
 

@@ -13,7 +13,9 @@ from torch.func import vjp
 from torch.nn import functional as F
 
 from esper.kasmina import gate
+from esper.kasmina.host import Host
 from esper.kasmina.layout import Param, Params
+from esper.kasmina.objectives import Objective
 from esper.kasmina.slot import Slot
 from esper.kasmina.structure import Structure
 
@@ -94,9 +96,9 @@ def _flat(params: Sequence[Param], named: Params, held: Tensor) -> Tensor:
     return torch.cat([named[param.name].flatten(1) for param in params], dim=1) if params else held
 
 
-def block_unit(structure: Structure, index: int, train: bool) -> Unit:
+def block_unit(host: Host, index: int, train: bool) -> Unit:
     """A host block: (rows [n, P_i], x, buffers [n, N_i], key if it draws) -> features, new buffers."""
-    block = structure.host.blocks[index]
+    block = host.blocks[index]
     reads, buffers = block.reads, block.buffer_layout
 
     def run(row: Tensor, x: Tensor, held: Tensor, key: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -145,9 +147,8 @@ def mix_unit(slot: Slot) -> Unit:
     return Unit(("mix", slot.acts, slot.is_bypass, bool(slot.gate.size)), run)
 
 
-def loss_unit(structure: Structure) -> Unit:
+def loss_unit(objective: Objective) -> Unit:
     """The objective: (outputs [n, B, ..., C], targets [n, B, ...]) -> every network's mean loss [n], mean score [n]."""
-    objective = structure.objective
 
     def run(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         score = objective.score(outputs, targets).flatten(1).mean(1)

@@ -23,7 +23,7 @@ Grown = tuple[Tensor, ...]
 """What the seeds of a slot give: features, and where gated blends are on offer the openings of their gates."""
 
 
-class Numbers(NamedTuple):
+class PassInputs(NamedTuple):
     """The numbers of a pass over L lanes, row by row."""
 
     blocks: tuple[Tensor, ...]  # per block [L, P_i]
@@ -76,9 +76,9 @@ def place_rows(listed: SlotRows, values: Tensor, elsewhere: Tensor) -> Tensor:
     return torch.where(per_row(listed.present, elsewhere), rows, elsewhere)
 
 
-def depart(structure: Structure, inputs: Tensor) -> Flow:
+def depart(sources: frozenset[int], inputs: Tensor) -> Flow:
     """The features before the first place."""
-    return Flow(inputs, {0: inputs} if 0 in structure.sources else {})
+    return Flow(inputs, {0: inputs} if 0 in sources else {})
 
 
 def arrive(structure: Structure, number: int, flow: Flow) -> Flow:
@@ -94,7 +94,7 @@ def take_lanes(flow: Flow, lanes: Tensor) -> Flow:
 
 
 def walk(
-    structure: Structure, slots: Sequence[SlotRows], numbers: Numbers, flow: Flow, places: range, mode: Mode
+    structure: Structure, slots: Sequence[SlotRows], numbers: PassInputs, flow: Flow, places: range, mode: Mode
 ) -> tuple[Flow, Tape]:
     """Take the features along a part of the route.
 
@@ -133,18 +133,18 @@ def _fold(mode: Mode, stream: Stream, index: int) -> tuple[Tensor, ...]:
 
 
 def _through_block(
-    structure: Structure, numbers: Numbers, flow: Flow, place: Place, mode: Mode
+    structure: Structure, numbers: PassInputs, flow: Flow, place: Place, mode: Mode
 ) -> tuple[Flow, BlockRecord]:
     index = place.number
     drawn = _fold(mode, Stream.BLOCK, index) if structure.host.blocks[index].draws else ()
     arguments = (numbers.blocks[index], flow.h, numbers.buffers[index], *drawn)
     flows = mode.given or structure.learns_before(index)
-    y, buffers, pull = mode.call(block_unit(structure, index, mode.train), arguments, _wrt(mode, flows))
+    y, buffers, pull = mode.call(block_unit(structure.host, index, mode.train), arguments, _wrt(mode, flows))
     return flow._replace(h=y), BlockRecord(buffers, pull)
 
 
 def _through_slot(
-    structure: Structure, listed: SlotRows, numbers: Numbers, flow: Flow, place: Place, mode: Mode
+    structure: Structure, listed: SlotRows, numbers: PassInputs, flow: Flow, place: Place, mode: Mode
 ) -> tuple[Flow, SlotRecord]:
     slot, held = structure.slots[place.number], numbers.seed_buffers[place.number]
     if listed.parents is not None:
@@ -168,7 +168,7 @@ def _through_slot(
 
 
 def _grow(
-    structure: Structure, number: int, listed: SlotRows, numbers: Numbers, x: Tensor, mode: Mode
+    structure: Structure, number: int, listed: SlotRows, numbers: PassInputs, x: Tensor, mode: Mode
 ) -> tuple[Tensor, Tensor, tuple[Pull | None, ...]]:
     """The seeds of a slot, group by group: features [n, B, ...], new buffers [n, R], and the pulls."""
     slot = structure.slots[number]
@@ -189,7 +189,7 @@ def _grow(
     return torch.cat(features), torch.cat(buffers), tuple(pulls)
 
 
-class SlotGradients(NamedTuple):
+class SlotBackward(NamedTuple):
     """What comes back through a slot."""
 
     rows: Tensor | None  # [n, W]; None where numbers are held constant
@@ -204,7 +204,7 @@ def back_through_slot(
     record: SlotRecord,
     grad: Tensor,
     heed: Callable[[Tensor, Grown], Grown] | None,
-) -> SlotGradients:
+) -> SlotBackward:
     """Gradients of a slot's seeds and of what they read.
 
     Args:
@@ -221,12 +221,12 @@ def back_through_slot(
     h, grown = pulled[0], tuple(pulled[1 + part] for part in range(len(record.grown)))
     rows, x = _back_through_seeds(structure, place.number, listed, record, heed(out, grown) if heed else grown)
     if x is None:
-        return SlotGradients(rows, place_rows(listed, h, grad), None)
+        return SlotBackward(rows, place_rows(listed, h, grad), None)
     x = torch.where(per_row(listed.isolated, x), 0.0, x) if heed else x
     if not slot.is_bypass:
-        return SlotGradients(rows, place_rows(listed, h + x, grad), None)
+        return SlotBackward(rows, place_rows(listed, h + x, grad), None)
     source = place_rows(listed, x, torch.zeros_like(record.before.saved[slot.source]))
-    return SlotGradients(rows, place_rows(listed, h, grad), source)
+    return SlotBackward(rows, place_rows(listed, h, grad), source)
 
 
 def _back_through_seeds(

@@ -12,13 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from esper.tolaria.data import Dataset, DatasetError, validate
+from esper.tolaria.data import Dataset, DatasetError, Part, validate
 
 UNKNOWN = "\ufffd"
 """Stands for every character that is too rare for the vocabulary; the last of the vocabulary."""
 
 HELD_OUT = 0.1
-"""Part of a text, at its end, that validates."""
+"""Share of a text, at its end, that does not train: its first half validates, its second half is the test set."""
+
+SPLIT = "the text's last tenth is held out; its first half validates, its second half is the test set"
 
 
 def python_topics() -> str:
@@ -59,19 +61,17 @@ def _code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
 
 
-def characters(
-    text: str, block: int, max_val: int = 256, max_vocabulary: int = 128, name: str = "characters"
-) -> Dataset:
+def characters(text: str, block: int, max_vocabulary: int = 128, name: str = "characters") -> Dataset:
     """Next-character prediction on a text.
 
-    The text's last tenth validates and the rest trains; no character is in both. Either part is cut into windows of
-    ``block`` inputs that do not overlap (a tail too short for one is dropped), so every character of the training
-    part but the first is a target at most once. No randomness.
+    The text's last tenth is held out and the rest trains; of that tenth the first half validates and the second is the
+    test set. No character is in two parts. Every part is cut into windows of ``block`` inputs that do not overlap (a
+    tail too short for one is dropped), so every character of a part but the first is a target at most once. No
+    randomness.
 
     Args:
       text: what to learn.
       block: positions T of a window, >= 1.
-      max_val: validation windows at most; of more, evenly spaced ones are kept.
       max_vocabulary: tokens at most, >= 2; see ``vocabulary_of``.
       name: the dataset's.
 
@@ -81,7 +81,7 @@ def characters(
     Raises:
       DatasetError: a text of one character over and over, a part too short for one window, or a number out of range.
     """
-    for field, value, least in (("block", block, 1), ("max_val", max_val, 1), ("max_vocabulary", max_vocabulary, 2)):
+    for field, value, least in (("block", block, 1), ("max_vocabulary", max_vocabulary, 2)):
         if value < least:
             raise DatasetError(f"dataset {name!r}: {field}: found {value}, expected at least {least}")
     vocabulary = vocabulary_of(text, max_vocabulary)
@@ -89,17 +89,18 @@ def characters(
         raise DatasetError(f"dataset {name!r}: text: found {len(vocabulary)} different characters, expected at least 2")
     tokens = encode(text, vocabulary)
     held_out = int(len(tokens) * HELD_OUT)
-    if held_out <= block:
-        least = int((block + 1) / HELD_OUT)
+    validates = held_out // 2
+    if validates <= block:
+        least = int(2 * (block + 1) / HELD_OUT)
         raise DatasetError(
             f"dataset {name!r}: text: found {len(tokens)} characters, expected about {least} for windows of {block}"
         )
-    train, val = (_windows(part, block) for part in tokens.split([len(tokens) - held_out, held_out]))
-    kept = torch.linspace(0, len(val) - 1, min(max_val, len(val))).round().to(torch.int64)
-    val = val[kept]
-    return validate(Dataset(name, train[:, :-1], train[:, 1:], val[:, :-1], val[:, 1:], len(vocabulary)))
+    cuts = [len(tokens) - held_out, validates, held_out - validates]
+    train, validation, test = (_windows(part, block) for part in tokens.split(cuts))
+    return validate(Dataset(name, train, validation, test, len(vocabulary), SPLIT))
 
 
-def _windows(tokens: Tensor, block: int) -> Tensor:
-    """[windows, block + 1]; the last token of a window is the first of the next."""
-    return tokens.unfold(0, block + 1, block)
+def _windows(tokens: Tensor, block: int) -> Part:
+    """Inputs and targets [windows, block]; the last target of a window is the first input of the next."""
+    windows = tokens.unfold(0, block + 1, block)
+    return Part(windows[:, :-1], windows[:, 1:])

@@ -1,19 +1,19 @@
-"""Validation: loss, accuracy, accuracy per class, and what every slot contributes."""
+"""Validation: loss, accuracy, accuracy per class, and what every slot contributes. And the test, at the end of all."""
 
 from math import factorial, log
 
 import torch
 from torch import Tensor
 
-from esper.kasmina.counterfactuals import ON, coalitions, single_changes
-from esper.kasmina.slot_table import SlotTable
-from esper.leyline.events import Evaluation
+from esper.kasmina.counterfactuals import ON, coalitions, no_changes, single_changes
+from esper.kasmina.slot_table import SlotTable, take_table
+from esper.leyline.events import Evaluation, Performance
 from esper.leyline.hypers import HyperParams
 from esper.leyline.learners import learners_of
 from esper.leyline.stages import MERGED
 from esper.leyline.state import State
 from esper.tezzeret.backend import Backend, Plan
-from esper.tolaria.data import Dataset
+from esper.tolaria.data import Dataset, Part
 
 
 def evaluate(
@@ -34,7 +34,7 @@ def evaluate(
       that slot's alpha at 0; the prospect of a slot in TRAINING is the accuracy with its alpha at the target minus
       the accuracy as it is; same samples, standard error of the paired difference.
     """
-    wanted, samples, num_envs = single_changes(table), (data.val_inputs, data.val_targets), state.key.shape[0]
+    wanted, samples, num_envs = single_changes(table), data.validation, state.key.shape[0]
     found = backend.evaluate(hypers, plan, learners_of(state), state.slots.alpha, samples, wanted)
     own = found.scores[:num_envs]
     effect = own.new_zeros(table.stage.shape)
@@ -61,9 +61,29 @@ def evaluate(
     )
 
 
+def measure(backend: Backend, hypers: HyperParams, state: State, part: Part) -> Performance:
+    """Loss and accuracy of every network as it stands, on any samples: the test part's, where a report is made.
+
+    Args:
+      backend: how the networks are run.
+      hypers: as in ``evaluate``.
+      state: [E]; read only.
+      part: samples.
+
+    Returns:
+      per environment. Law: on the samples that ``evaluate`` sees, its loss and accuracy, as long as slots are those
+      that were validated; a step measures before its clock, which moves the alpha of seeds that blend.
+    """
+    table = take_table(state.slots)
+    plan = backend.plan(table, state.key.device)
+    wanted = no_changes(table.stage.shape[1])
+    found = backend.evaluate(hypers, plan, learners_of(state), state.slots.alpha, part, wanted)
+    return Performance(found.losses.mean(1), 100 * found.scores.mean(1))
+
+
 def _class_accuracy(hits: Tensor, data: Dataset) -> Tensor:
     """Accuracy per class [E, C] in pp; 0 for a class without validation samples."""
-    labels = data.val_targets.flatten()
+    labels = data.validation.targets.flatten()
     members = hits.new_zeros(data.num_classes).index_add(0, labels, hits.new_ones(labels.shape))
     return 100 * hits / members.clamp(min=1)
 
@@ -97,7 +117,7 @@ def shapley_values(
     if num_slots > MAX_SHAPLEY_SLOTS:
         raise ValueError(f"shapley_values: {num_slots} slots; expected at most {MAX_SHAPLEY_SLOTS}")
     wanted, off = coalitions(table)
-    samples = (data.val_inputs, data.val_targets)
+    samples = data.validation
     scores = backend.evaluate(hypers, plan, learners_of(state), state.slots.alpha, samples, wanted).scores
     accuracy = 100 * scores.mean(1)
     value = torch.cat((accuracy[:num_envs].unsqueeze(1), scores.new_zeros(num_envs, 2**num_slots - 1)), dim=1)

@@ -1,7 +1,7 @@
-"""The governor: watches every environment's epoch, rolls back what went wrong, and keeps the vault.
+"""The governor: watches every environment's epoch, rolls back what went wrong, and keeps the snapshot.
 
-Rules and constants: December 2025 system, 5.1. An environment is judged by its own history alone; nothing it does
-touches another.
+Rules and constants are esper-lite's. An environment is judged by its own history alone; nothing it does touches
+another.
 """
 
 import torch
@@ -72,7 +72,7 @@ def govern(
       epoch, evaluation: what was seen.
 
     Returns:
-      state and judgement. Laws: a rolled-back environment has the vault's host, buffers, moments and fossilized
+      state and judgement. Laws: a rolled-back environment has the snapshot's host, buffers, moments and fossilized
       seeds, and no live seed; every other environment keeps its bits (but for the governor's own memory).
     """
     guess_loss = structure.objective.guess_loss(structure.host.num_outputs)
@@ -113,46 +113,46 @@ def _select_params(mask: Tensor, chosen: ParamState, other: ParamState) -> Param
 
 
 def roll_back_host(state: State, bad: Tensor) -> State:
-    """Restore host and buffers of the environments in ``bad`` [E] from the vault."""
+    """Restore host and buffers of the environments in ``bad`` [E] from the snapshot."""
     return state.replace(
-        host=_select_params(bad, state.vault.host, state.host),
-        buffers=_select(bad, state.vault.buffers, state.buffers),
+        host=_select_params(bad, state.snapshot.host, state.host),
+        buffers=_select(bad, state.snapshot.buffers, state.buffers),
     )
 
 
 def roll_back_seeds(structure: Structure, state: State, bad: Tensor) -> State:
-    """Restore fossilized seeds of the environments in ``bad`` [E] from the vault; blank the rest of their arena."""
+    """Restore fossilized seeds of the environments in ``bad`` [E] from the snapshot; blank the rest of their arena."""
     fossil = (state.slots.stage == int(Stage.FOSSILIZED)) & bad.unsqueeze(1)
     lost = ~fossil & bad.unsqueeze(1)
     columns, held = structure.slot_of_column, structure.slot_of_buffer
     keep, wipe = fossil[:, columns], lost[:, columns]
-    seeds, vault = state.seeds, state.vault.seeds
+    seeds, snapshot = state.seeds, state.snapshot.seeds
     restored = ParamState(
-        params=torch.where(keep, vault.params, torch.where(wipe, 0.0, seeds.params)),
-        moments=torch.where(keep.unsqueeze(1), vault.moments, torch.where(wipe.unsqueeze(1), 0.0, seeds.moments)),
-        steps=torch.where(fossil, vault.steps, torch.where(lost, 0, seeds.steps)),
+        params=torch.where(keep, snapshot.params, torch.where(wipe, 0.0, seeds.params)),
+        moments=torch.where(keep.unsqueeze(1), snapshot.moments, torch.where(wipe.unsqueeze(1), 0.0, seeds.moments)),
+        steps=torch.where(fossil, snapshot.steps, torch.where(lost, 0, seeds.steps)),
         batch_size=seeds.batch_size,
     )
     buffers = torch.where(lost[:, held], 0.0, state.seed_buffers)
-    buffers = torch.where(fossil[:, held], state.vault.seed_buffers, buffers)
+    buffers = torch.where(fossil[:, held], state.snapshot.seed_buffers, buffers)
     return state.replace(seeds=restored, seed_buffers=buffers)
 
 
 def take_snapshot(hypers: HyperParams, state: State, calm: Tensor, any_active: bool) -> State:
-    """Store calm environments in the vault: every ``snapshot_epochs`` epochs, and as soon as a seed reaches
+    """Store calm environments in the snapshot: every ``snapshot_epochs`` epochs, and as soon as a seed reaches
     PROBATIONARY without a copy there (gate G5 asks for one). Without active seeds only hosts are stored.
     """
-    waiting = (state.slots.stage == int(Stage.PROBATIONARY)) & ~state.slots.banked
+    waiting = (state.slots.stage == int(Stage.PROBATIONARY)) & ~state.slots.in_snapshot
     due = (state.epoch % hypers.snapshot_epochs.to(torch.int64) == 0) | waiting.any(1)
     take = calm & due
-    vault = Snapshot(
-        host=_select_params(take, state.host, state.vault.host),
-        buffers=_select(take, state.buffers, state.vault.buffers),
-        seeds=_select_params(take, state.seeds, state.vault.seeds) if any_active else state.vault.seeds,
-        seed_buffers=_select(take, state.seed_buffers, state.vault.seed_buffers),
+    snapshot = Snapshot(
+        host=_select_params(take, state.host, state.snapshot.host),
+        buffers=_select(take, state.buffers, state.snapshot.buffers),
+        seeds=_select_params(take, state.seeds, state.snapshot.seeds) if any_active else state.snapshot.seeds,
+        seed_buffers=_select(take, state.seed_buffers, state.snapshot.seed_buffers),
         batch_size=state.batch_size,
     )
     if not any_active:
-        return state.replace(vault=vault)
-    banked = state.slots.banked | (take.unsqueeze(1) & is_in(state.slots.stage, ACTIVE))
-    return state.replace(vault=vault, slots=state.slots.replace(banked=banked))
+        return state.replace(snapshot=snapshot)
+    in_snapshot = state.slots.in_snapshot | (take.unsqueeze(1) & is_in(state.slots.stage, ACTIVE))
+    return state.replace(snapshot=snapshot, slots=state.slots.replace(in_snapshot=in_snapshot))

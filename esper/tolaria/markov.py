@@ -7,11 +7,13 @@ token; one that sees two can reach the entropy rate. Both are sums over the stat
 import torch
 from torch import Tensor
 
-from esper.tolaria.data import Dataset, DatasetError, validate
+from esper.tolaria.data import Dataset, DatasetError, Part, validate
 from esper.utils import rng
 
-_CHAIN, _TRAIN, _VAL = range(3)  # streams folded into the key
+_CHAIN, _TRAIN, _VALIDATION, _TEST = range(4)  # streams folded into the key
 _START = 0xFFFF  # the draw of a sequence's first two tokens; later draws are counted from 0
+
+SPLIT = "every part drawn on its own"
 
 
 def draw_chain(vocabulary: int, sharpness: float, seed: int) -> Tensor:
@@ -64,30 +66,35 @@ def best_losses(chain: Tensor, block: int) -> tuple[float, float]:
     return (one + (block - 1) * two) / block, one
 
 
-def markov(chain: Tensor, block: int, num_train: int = 512, num_val: int = 256, seed: int = 0) -> Dataset:
+def markov(
+    chain: Tensor, block: int, num_train: int = 512, num_val: int = 256, num_test: int = 256, seed: int = 0
+) -> Dataset:
     """Windows of a chain in its stationary state, independent of each other.
 
     Args:
       chain: from ``draw_chain``.
       block: positions T of a window, >= 1.
-      num_train, num_val: windows, >= 1. Asking for more keeps those there were.
+      num_train, num_val, num_test: windows, >= 1. Asking for more keeps those there were.
       seed: of the draws.
 
     Raises:
       DatasetError: a number out of range.
     """
-    for field, value in (("block", block), ("num_train", num_train), ("num_val", num_val)):
+    counts = {"num_train": num_train, "num_val": num_val, "num_test": num_test}
+    for field, value in ({"block": block} | counts).items():
         if value < 1:
             raise DatasetError(f"dataset 'markov': {field}: found {value}, expected at least 1")
     key, first = rng.key(seed), stationary(chain).clamp(min=0).log().flatten()
 
-    def part(stream: int, size: int) -> tuple[Tensor, Tensor]:
+    def part(stream: int, size: int) -> Part:
         keys = rng.fold_in(rng.fold_in(key, stream), torch.arange(size))
         start = rng.categorical(rng.fold_in(keys, _START), first.expand(size, -1))
         tokens = [start // chain.shape[0], start % chain.shape[0]]
         for time in range(block - 1):
             tokens.append(rng.categorical(rng.fold_in(keys, time), chain[tokens[-2], tokens[-1]].log()))
         windows = torch.stack(tokens, dim=1)
-        return windows[:, :-1], windows[:, 1:]
+        return Part(windows[:, :-1], windows[:, 1:])
 
-    return validate(Dataset("markov", *part(_TRAIN, num_train), *part(_VAL, num_val), chain.shape[0]))
+    streams = zip((_TRAIN, _VALIDATION, _TEST), counts.values(), strict=True)
+    train, validation, test = (part(stream, size) for stream, size in streams)
+    return validate(Dataset("markov", train, validation, test, chain.shape[0], SPLIT))

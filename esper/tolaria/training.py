@@ -39,8 +39,8 @@ def sample_indices(config: Config, state: State, num_samples: int) -> Tensor:
 
 def draw_batches(config: Config, state: State, data: Dataset) -> Batches:
     """The minibatches of the epoch that a state is about to begin."""
-    order = sample_indices(config, state, data.train_targets.shape[0])
-    return Batches(data.train_inputs, data.train_targets, order, state.key, state.epoch)
+    order = sample_indices(config, state, data.train.size)
+    return Batches(data.train.inputs, data.train.targets, order, state.key, state.epoch)
 
 
 def train_epoch(

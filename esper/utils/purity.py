@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from esper.utils.transforms import below_transforms, unwrapped
+from esper.utils.torch_private import below_transforms, version_of, without_forward_mode
+from esper.utils.transforms import unwrapped
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -30,7 +30,7 @@ class PurityError(RuntimeError):
     """A function that wrote into an argument; one line with the function, the tensor, and what changed."""
 
 
-class Seen(NamedTuple):
+class LeafCopy(NamedTuple):
     """A tensor or an array as it was."""
 
     leaf: Any
@@ -98,19 +98,19 @@ def _names(function: Callable[..., Any]) -> tuple[str, ...]:
     return code.co_varnames[: code.co_argcount]
 
 
-def _look(leaf: Any) -> Seen:
+def _look(leaf: Any) -> LeafCopy:
     counts = isinstance(leaf, Tensor) and not unwrapped(leaf).is_inference()
-    return Seen(leaf, leaf._version if counts else None, _bits(leaf).clone())
+    return LeafCopy(leaf, version_of(leaf) if counts else None, _bits(leaf).clone())
 
 
 def _bits(leaf: Any) -> Tensor:
     """The bits of a tensor or an array, below all derivatives."""
-    with below_transforms(), torch.no_grad(), forward_ad._set_fwd_grad_enabled(False):
+    with below_transforms(), torch.no_grad(), without_forward_mode():
         bare = unwrapped(leaf).detach() if isinstance(leaf, Tensor) else torch.from_numpy(np.ascontiguousarray(leaf))
         return bare.contiguous().view(WHOLE[bare.element_size()])
 
 
-def _compare(place: str, before: dict[str, Seen], after: dict[str, Any]) -> None:
+def _compare(place: str, before: dict[str, LeafCopy], after: dict[str, Any]) -> None:
     if before.keys() != after.keys():
         odd = ", ".join(sorted(before.keys() ^ after.keys()))
         raise PurityError(f"{place}: added or removed {odd}; expected its arguments untouched")
@@ -120,8 +120,8 @@ def _compare(place: str, before: dict[str, Seen], after: dict[str, Any]) -> None
             raise PurityError(f"{place}: exchanged {path}; expected its arguments untouched")
         if not _same(_bits(now), bits):
             raise PurityError(f"{place}: changed the bits of {path}; expected its arguments untouched")
-        if version is not None and now._version != version:
-            counts = f"version {now._version}, {version} before"
+        if version is not None and version_of(now) != version:
+            counts = f"version {version_of(now)}, {version} before"
             raise PurityError(f"{place}: wrote into {path} ({counts}); expected its arguments untouched")
 
 

@@ -62,7 +62,7 @@ def read_settings(kind: type[Settings], arguments: Sequence[str], program: str) 
         old = word.partition("=")[0].removeprefix("--").replace("-", "_")
         if word.startswith("--") and old in RENAMED:
             raise SettingsError(f"{program}: {word}: unknown setting; --{RENAMED[old]} is meant")
-    parser = _Parser(prog=program, description=(kind.__doc__ or "").split("\n")[0], allow_abbrev=False)
+    parser = Parser(prog=program, description=(kind.__doc__ or "").split("\n")[0], allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", help="TOML or JSON file with any of these settings")
     for entry in fields(kind):  # type: ignore[arg-type]
         text = f"{entry.metadata['help']} ({_allowed(entry)}; default {_default(entry)!r})".replace("%", "%%")
@@ -79,9 +79,12 @@ def read_settings(kind: type[Settings], arguments: Sequence[str], program: str) 
     return kind(**values)
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, instead of the usage and the end of the process."""
+
     def error(self, message: str) -> Any:
-        raise SettingsError(f"{self.prog}: {message}")
+        """Raise ``SettingsError``."""
+        raise SettingsError(" ".join(f"{self.prog}: {message}".split()))
 
 
 def _default(entry: "Field[Any]") -> Any:

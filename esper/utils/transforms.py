@@ -5,47 +5,35 @@ attaches tangents (``torch.autograd.forward_ad``). Code that leaves ATen sees no
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from operator import attrgetter
 from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
 from torch.autograd import forward_ad
-from torch.utils._pytree import tree_map
+
+from esper.utils.torch_private import in_forward_mode, is_batched, is_transforming
+from esper.utils.tree import map_leaves
 
 Tree = TypeVar("Tree")
 
 
-def is_transforming() -> bool:
-    """Whether a transform of ``torch.func`` is running; results are wrapped then, whatever their inputs."""
-    return _functorch.peek_interpreter_stack() is not None
-
-
 def is_wrapped(tensor: Tensor) -> bool:
     """Whether a transform of ``torch.func`` (grad, vjp, jvp, vmap, ...) wraps this tensor."""
-    return _functorch.is_functorch_wrapped_tensor(tensor)
+    return torch.func.debug_unwrap(tensor, recurse=False) is not tensor
 
 
 def unwrapped(tensor: Tensor) -> Tensor:
     """The tensor below all transforms, which holds the bits."""
-    while is_wrapped(tensor):
-        tensor = _functorch.get_unwrapped(tensor)
-    return tensor
-
-
-def below_transforms() -> AbstractContextManager[object]:
-    """A context in which operations act on unwrapped tensors as if no transform ran."""
-    return torch._C._DisableFuncTorch()
+    return torch.func.debug_unwrap(tensor)
 
 
 def is_mapped(tensor: Tensor) -> bool:
     """Whether vmap holds a batch in this tensor, at whatever level."""
     while is_wrapped(tensor):
-        if _functorch.is_batchedtensor(tensor):
+        if is_batched(tensor):
             return True
-        tensor = _functorch.get_unwrapped(tensor)
+        tensor = torch.func.debug_unwrap(tensor, recurse=False)
     return False
 
 
@@ -56,7 +44,7 @@ def outside_inference(tree: Tree) -> Tree:
         return leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf
 
     with torch.inference_mode(False):
-        return tree_map(clone, tree)
+        return map_leaves(clone, tree)
 
 
 _requires_grad = attrgetter("requires_grad")
@@ -78,7 +66,7 @@ def find_derivative(leaves: Sequence[Tensor]) -> tuple[int, str] | None:
                 return number, "belongs to a transform of torch.func"
     if torch.is_grad_enabled() and any(map(_requires_grad, leaves)):
         return list(map(_requires_grad, leaves)).index(True), "requires a gradient"
-    if forward_ad._current_level >= 0:  # asking every tensor costs ten times as much
+    if in_forward_mode():  # asking every tensor costs ten times as much
         for number, leaf in enumerate(leaves):
             if forward_ad.unpack_dual(leaf).tangent is not None:
                 return number, "carries a tangent"

@@ -144,7 +144,10 @@ FAULTS = {
     "slots": ("contributions", lambda t: spoil(t, lambda e: e._replace(effect=e.effect.flip(1) + 40))),
     "own losses": ("validation", lambda t: spoil(t, lambda s: s._replace(losses=s.losses * 1.01))),
     "own scores": ("validation", lambda t: spoil(t, lambda s: s._replace(scores=1 - s.scores))),
-    "a refusal": ("random-walk", lambda t: spoil(t, lambda e: e._replace(deed=e.deed._replace(refusal=e.deed.op + 1)))),
+    "a refusal": (
+        "random-walk",
+        lambda t: spoil(t, lambda e: e._replace(result=e.result._replace(refusal=e.result.op + 1))),
+    ),
     "a loss that is not a number": (
         "random-walk",
         lambda t: spoil(t, lambda e: e._replace(epoch=e.epoch._replace(loss=e.epoch.loss * torch.nan))),
@@ -171,7 +174,7 @@ def test_the_second_opinion_needs_no_backend(bench, table):
     trial = table["env-step-conv_light"].prepare(bench, E)
     silent = replace(trial.engine, backend=None)
     assert plain.epoch_loss(silent, trial.state, 1) == plain.epoch_loss(trial.engine, trial.state, 1)
-    assert plain.validate(silent, trial.state, 1).scores.shape == (4, len(silent.data.val_targets))
+    assert plain.validate(silent, trial.state, 1).scores.shape == (4, silent.data.validation.size)
 
 
 def test_a_red_gate_prints_no_time_and_the_others_go_on(bench, table, tmp_path):

@@ -24,7 +24,7 @@ sys.modules["golden_cases"] = cases
 _spec.loader.exec_module(cases)
 
 
-def play(case: "cases.Case", precision: Precision) -> dict[str, np.ndarray]:
+def record_trajectory(case: "cases.GoldenRun", precision: Precision) -> dict[str, np.ndarray]:
     """A trajectory of drawn actions: its actions, what was seen at each step [T, ...], the leaves at its end."""
     engine = cases.build(case, precision)
     state, actions, rows = engine.init(case.seed), [], []
@@ -32,7 +32,7 @@ def play(case: "cases.Case", precision: Precision) -> dict[str, np.ndarray]:
         action = cases.draw(engine, state, case.seed)
         actions.append(cases.words(engine, action))
         state, event = engine.step(state, action)
-        assert not event.deed.refusal.any()
+        assert not event.result.refusal.any()
         rows.append(cases.seen(state, event))
     stacked = {f"seen.{name}": torch.stack([row[name] for row in rows]).numpy() for name in rows[0]}
     ends = {f"leaf.{name}": value for name, value in cases.leaves(engine, state).items()}
@@ -58,7 +58,7 @@ def main(names: list[str]) -> None:
         for precision in Precision:
             path = case.file(precision)
             if not names or case.name in names:
-                np.savez_compressed(path, **narrow(play(case, precision)))
+                np.savez_compressed(path, **narrow(record_trajectory(case, precision)))
             with np.load(path) as file:
                 met = cases.visited(file["seen.during"], file["seen.stage"])
                 held = {str(file["names"][kind]) for kind in np.unique(file["seen.blueprint"]) if kind >= 0}

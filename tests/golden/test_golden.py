@@ -47,7 +47,7 @@ def test_a_recorded_trajectory_plays_again(case, precision):
     state = engine.init(case.seed)
     for step, row in enumerate(kept["actions"]):
         state, event = engine.step(state, cases.encode(engine, row, names))
-        assert not event.deed.refusal.any(), step
+        assert not event.result.refusal.any(), step
         for name, value in cases.seen(state, event).items():
             recorded = kept[f"seen.{name}"][step]
             if name == "blueprint":

@@ -11,7 +11,7 @@ from esper.kasmina.layers import linear
 from esper.kasmina.layout import Params, constant, fan_in_uniform
 from esper.kasmina.site import vector_site
 from esper.kasmina.token_blueprints import LORA, MLP_SMALL, NORM
-from esper.tolaria.data import synthetic
+from esper.tolaria.synthetic import synthetic
 
 
 def layer(into: int, out: int, hidden: bool) -> HostBlock:

@@ -88,6 +88,7 @@ def bypass(train: Callable[..., tuple[Tensor, Params]], scale: float = 0.0, init
         flops=lambda source, target: source.channels * target.channels,
         identity_bound=0.0,
         buffers=lambda source, target: (Param("count", (2,), init, 1.0),),  # type: ignore[arg-type]
+        is_bypass=True,
     )
 
 
@@ -101,6 +102,7 @@ BROKEN_BYPASSES = {
     r"buffers \{\} after training": bypass(lambda p, b, x, key: (head(p, b, x, key)[0], {})),
     r"buffers \['count'\] drawn at random": bypass(head, init="normal"),
     "does not fit 'conv' to 'vector'": bypass(head)._replace(fits=lambda source, target: False),
+    "does not fit": bypass(head)._replace(is_bypass=False),
 }
 
 

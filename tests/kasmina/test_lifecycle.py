@@ -95,7 +95,7 @@ class ModelSlot:
     gradient_norm: float = 0.0
     gradient_ratio: float = 0.0
     healthy: bool = True
-    banked: bool = False
+    in_snapshot: bool = False
 
     def enter(self, stage: int, accuracy: float) -> None:
         self.stage, self.stage_age, self.evaluations = stage, 0, 0
@@ -149,7 +149,7 @@ class ModelEnv:
         elif op == Op.FOSSILIZE:
             failed = (not seed.measured) * Check.NOT_MEASURED | (not seed.healthy) * Check.UNHEALTHY
             failed |= (not seed.contribution >= MIN_CONTRIBUTION) * Check.LOW_CONTRIBUTION
-            failed |= (not seed.banked) * Check.NOT_BANKED
+            failed |= (not seed.in_snapshot) * Check.NOT_IN_SNAPSHOT
         return (Refusal.GATE_FAILED if failed else Refusal.NONE), int(failed)
 
     def advance_gate(self, seed: ModelSlot) -> int:
@@ -238,7 +238,7 @@ GOOD = {
     "improvement": -1.0,
     "gradient_ratio": 0.05,
     "healthy": True,
-    "banked": True,
+    "in_snapshot": True,
 }
 """Measurements that open every gate, each exactly on its threshold."""
 USELESS = GOOD | {"contribution": 0.0}
@@ -251,7 +251,7 @@ ANY = {
     "improvement": st.sampled_from((-1.0, 0.49, 0.5, 3.0, math.nan)),
     "gradient_ratio": st.sampled_from((0.0, 0.049, 0.05, 2.0, math.nan)),
     "healthy": st.booleans(),
-    "banked": st.booleans(),
+    "in_snapshot": st.booleans(),
 }
 
 
@@ -354,7 +354,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     @rule(choices=choices, accuracy=ACCURACY)
     def decide(self, choices: list[tuple[str, int]], accuracy: list[float]) -> None:
-        codec, causes, deeds = self.structure.codec, {}, []
+        codec, causes, results = self.structure.codec, {}, []
         indices = [self.choose(env, *choice) for env, choice in enumerate(choices)]
         for env, index in enumerate(indices):
             action, verdict = Action(Op.WAIT), (int(Refusal.OUT_OF_RANGE), 0)
@@ -364,18 +364,18 @@ class Lifecycle(RuleBasedStateMachine):
             self.model[env].decide(*action, accuracy[env])
             if action.op != Op.WAIT:
                 causes[env, action.slot] = CAUSES[action.op]
-            deeds.append((index, int(action.op), action.slot, *verdict))
+            results.append((index, int(action.op), action.slot, *verdict))
         requested, val = torch.tensor(indices), self.tensor(accuracy)
         with unwritten(self.slots, requested, val, *self.hypers.values()):
-            slots, deed = lifecycle.apply_action(self.structure, self.hypers, self.slots, requested, val)
-        assert list(zip(*(column.tolist() for column in deed), strict=True)) == deeds
+            slots, result = lifecycle.apply_action(self.structure, self.hypers, self.slots, requested, val)
+        assert list(zip(*(column.tolist() for column in result), strict=True)) == results
         self.arrive(slots, causes)
 
     @rule(accuracy=ACCURACY)
     def tick(self, accuracy: list[float]) -> None:
         val, old = self.tensor(accuracy), self.slots.stage
         with unwritten(self.slots, val, *self.hypers.values()):
-            slots, life = lifecycle.tick(self.structure, self.hypers, self.slots, val)
+            slots, life = lifecycle.tick(self.structure.config, self.hypers, self.slots, val)
         for env, model in enumerate(self.model):
             model.tick(accuracy[env])
         assert torch.equal(life.before, old)

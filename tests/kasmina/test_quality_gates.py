@@ -49,8 +49,8 @@ def seed(stage: Stage, **fields: float) -> Slots:
 
 def decide(slots: Slots, action: Action, net: Structure, numbers: HyperParams) -> tuple[Slots, int, int]:
     index = torch.tensor([net.codec.encode(action)])
-    slots, deed = lifecycle.apply_action(net, numbers, slots, index, ACCURACY)
-    return slots, deed.refusal.item(), deed.failed.item()
+    slots, result = lifecycle.apply_action(net, numbers, slots, index, ACCURACY)
+    return slots, result.refusal.item(), result.failed.item()
 
 
 def stage_of(slots: Slots) -> Stage:
@@ -58,12 +58,12 @@ def stage_of(slots: Slots) -> Stage:
 
 
 def tick(slots: Slots, net: Structure, numbers: HyperParams) -> Slots:
-    return lifecycle.tick(net, numbers, slots, ACCURACY)[0]
+    return lifecycle.tick(net.config, numbers, slots, ACCURACY)[0]
 
 
 TRAINED = {"stage_age": 3, "evaluations": 1, "gradient_ratio": 0.05, "prospect": 0.5}
 BLENDED = {"stage_age": 3, "alpha": 0.95}
-PROVEN = {"measured": True, "contribution": 1.0, "banked": True}
+PROVEN = {"measured": True, "contribution": 1.0, "in_snapshot": True}
 OPEN = [
     (Stage.TRAINING, Op.ADVANCE, TRAINED, Stage.BLENDING),
     (Stage.TRAINING, Op.ADVANCE, TRAINED | {"prospect": -9.0, "improvement": 0.5}, Stage.BLENDING),
@@ -86,7 +86,7 @@ SHUT = [
     (Stage.PROBATIONARY, PROVEN | {"contribution": below(1.0)}, Check.LOW_CONTRIBUTION),
     (Stage.PROBATIONARY, PROVEN | {"contribution": math.nan}, Check.LOW_CONTRIBUTION),
     (Stage.PROBATIONARY, PROVEN | {"healthy": False}, Check.UNHEALTHY),
-    (Stage.PROBATIONARY, PROVEN | {"banked": False}, Check.NOT_BANKED),
+    (Stage.PROBATIONARY, PROVEN | {"in_snapshot": False}, Check.NOT_IN_SNAPSHOT),
 ]
 
 
@@ -182,7 +182,7 @@ def test_changing_the_blueprint_frees_the_old_seeds_parameters() -> None:
         assert (refusal == Refusal.NONE) == legal
     fresh, _, _ = decide(seed(Stage.PROBATIONARY, age=7, **PROVEN), change, network(), hypers())
     assert (stage_of(fresh), fresh.blueprint[0, 0], fresh.age[0, 0], fresh.alpha[0, 0]) == (Stage.GERMINATED, 1, 0, 0)
-    assert not fresh.measured[0, 0] and not fresh.banked[0, 0]
+    assert not fresh.measured[0, 0] and not fresh.in_snapshot[0, 0]
 
 
 def test_changing_to_the_same_blueprint_is_refused_before_the_budget_is_asked() -> None:
@@ -266,7 +266,7 @@ def test_a_network_without_slots_knows_only_waiting(precision: Precision) -> Non
     )
     slots = lifecycle.empty_slots(2, 0, precision.dtype, CPU)
     numbers, val = build_hypers({}, 2, precision.dtype, CPU), torch.zeros(2, dtype=precision.dtype)
-    slots, deed = lifecycle.apply_action(net, numbers, slots, torch.tensor([0, 1]), val)
+    slots, result = lifecycle.apply_action(net, numbers, slots, torch.tensor([0, 1]), val)
     assert net.codec.actions == (WAIT,)
-    assert deed.refusal.tolist() == [Refusal.NONE, Refusal.OUT_OF_RANGE]
-    assert lifecycle.tick(net, numbers, slots, val)[0].batch_size == (2, 0)
+    assert result.refusal.tolist() == [Refusal.NONE, Refusal.OUT_OF_RANGE]
+    assert lifecycle.tick(net.config, numbers, slots, val)[0].batch_size == (2, 0)

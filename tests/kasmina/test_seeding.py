@@ -1,4 +1,4 @@
-"""Seeds are dealt as asked, placed where they belong, and start as the engine would draw them."""
+"""Seeds are drawn as asked, placed where they belong, and start as the engine would draw them."""
 
 from collections import Counter
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import esper
-from esper.kasmina.seeding import Seeds, deal_seeds, own_columns, place_seeds
+from esper.kasmina.seeding import Seeds, draw_seeds, own_columns, place_seeds
 from esper.leyline.actions import NONE, Action, Blend, Op
 from esper.leyline.stages import ACTIVE, MERGED, Stage
 
@@ -21,7 +21,7 @@ def engine(small_task):
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
 def test_seeds_are_dealt_and_placed_as_asked(engine, share):
     structure, kinds = engine.structure, tuple(range(len(engine.structure.blueprints)))
-    seeds = deal_seeds(structure, share, kinds, ACTIVE, BLENDS, 3)
+    seeds = draw_seeds(structure, share, kinds, ACTIVE, BLENDS, 3)
     state = place_seeds(structure, engine.init(3), seeds)
     held = seeds.blueprint != NONE
     assert held.sum() == round(share * E * 3)
@@ -55,5 +55,5 @@ def test_what_does_not_fit_is_replaced(small_task):
     fussy = small_task.blueprints[0]._replace(name="fussy", fits=lambda source, target: source.channels == 4)
     task = small_task._replace(blueprints=(fussy, *small_task.blueprints[1:3]))
     structure = esper.make(task, E, backend="eager").structure
-    seeds = deal_seeds(structure, 1.0, (0,), (Stage.FOSSILIZED,), (Blend.LINEAR,), 0)
+    seeds = draw_seeds(structure, 1.0, (0,), (Stage.FOSSILIZED,), (Blend.LINEAR,), 0)
     assert set(seeds.blueprint[:, 1].tolist()) == {0} and 0 not in seeds.blueprint[:, 0]

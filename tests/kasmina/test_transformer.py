@@ -27,7 +27,8 @@ from esper.leyline.config import Config, ConfigError, Precision
 from esper.leyline.learners import learners_of
 from esper.leyline.stages import Stage
 from esper.tezzeret.batches import Batch
-from esper.tolaria.data import Dataset, synthetic
+from esper.tolaria.data import Dataset, Part
+from esper.tolaria.synthetic import synthetic
 from esper.utils import rng
 
 N, B = 3, 4
@@ -48,7 +49,7 @@ def network_of(host: Host) -> Structure:
 
 def logits_of(network: Structure, flat: Tensor, inputs: Tensor) -> Tensor:
     h = inputs
-    for block, params in zip(network.host.blocks, arena.split_blocks(network, flat), strict=True):
+    for block, params in zip(network.host.blocks, arena.split_blocks(network.host, flat), strict=True):
         h = block.infer(block.reads.views(params), {}, h)
     return h
 
@@ -91,7 +92,7 @@ def test_impossible_hosts_are_refused(kwargs: dict, said: str) -> None:
 def test_the_first_loss_is_close_to_that_of_guessing(vocabulary: int, width: int, layers: int) -> None:
     """ln V + 0.4**2 / 2, from logits of standard deviation 0.4."""
     network = network_of(transformer_host(vocabulary, 16, layers, 4, width))
-    flat, _ = arena.init_host(network, rng.split(rng.key(1), N), torch.float64)
+    flat, _ = arena.init_host(network.host, rng.split(rng.key(1), N), torch.float64)
     logits = logits_of(network, flat, tokens(1, vocabulary, N, 64, 16))
     loss = F.cross_entropy(logits.flatten(0, 2), tokens(2, vocabulary, N * 64 * 16))
     assert loss.item() == pytest.approx(math.log(vocabulary) + 0.08, abs=0.03)
@@ -101,7 +102,7 @@ def test_the_first_loss_is_close_to_that_of_guessing(vocabulary: int, width: int
 @pytest.mark.parametrize("layers", [0, 2])
 def test_cost_is_what_torch_counts(layers: int) -> None:
     network = network_of(transformer_host(11, 6, layers, 2, 8))
-    flat, _ = arena.init_host(network, rng.split(rng.key(1), 1), torch.float32)
+    flat, _ = arena.init_host(network.host, rng.split(rng.key(1), 1), torch.float32)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # fused kernels are not counted
         logits_of(network, flat, tokens(1, 11, 1, B, 6))
     assert counter.get_total_flops() == 2 * B * sum(block.flops for block in network.host.blocks) > 0
@@ -110,12 +111,12 @@ def test_cost_is_what_torch_counts(layers: int) -> None:
 def test_the_tied_gradient_is_the_sum_over_both_uses() -> None:
     """Against a copy of the network whose head has a weight of its own with the same numbers."""
     network = network_of(transformer_host(11, 6, 1, 2, 8))
-    flat, _ = arena.init_host(network, rng.split(rng.key(1), N), torch.float64)
+    flat, _ = arena.init_host(network.host, rng.split(rng.key(1), N), torch.float64)
     flat = flat.requires_grad_()
     inputs, cotangent = tokens(1, 11, N, B, 6), draw(2, N, B, 6, 11)
     (together,) = torch.autograd.grad(logits_of(network, flat, inputs), flat, cotangent)
 
-    rows = [row.detach().clone().requires_grad_() for row in arena.split_blocks(network, flat)]
+    rows = [row.detach().clone().requires_grad_() for row in arena.split_blocks(network.host, flat)]
     h = inputs
     for block, row in zip(network.host.blocks, rows, strict=True):
         h = block.infer(block.reads.views(row), {}, h)
@@ -128,8 +129,8 @@ def test_the_tied_gradient_is_the_sum_over_both_uses() -> None:
 
 def test_a_host_without_ties_is_split_without_copies() -> None:
     network = network_of(cnn_host((1, 8, 8), 10, num_blocks=2, base_channels=2))
-    flat, _ = arena.init_host(network, rng.split(rng.key(1), N), torch.float32)
-    for row in arena.split_blocks(network, flat):
+    flat, _ = arena.init_host(network.host, rng.split(rng.key(1), N), torch.float32)
+    for row in arena.split_blocks(network.host, flat):
         assert row.untyped_storage().data_ptr() == flat.untyped_storage().data_ptr()
 
 
@@ -170,7 +171,7 @@ def test_ties_to_nothing_are_refused(host: Host, said: str) -> None:
 
 def test_a_host_and_a_dataset_of_different_kinds_are_refused() -> None:
     data = synthetic((6,), num_classes=11, num_train=8, num_val=8)
-    text = Dataset("text", *(tokens(n, 11, 8, 6) for n in range(4)), 11)
+    text = Dataset("text", *(Part(tokens(n, 11, 8, 6), tokens(n + 3, 11, 8, 6)) for n in range(3)), 11)
     linear = cnn_host((1, 1, 6), 11, num_blocks=1, pool_blocks=0)._replace(input_shape=(6,))
     for host, given in ((transformer_host(11, 6, 0, 1, 4), data), (linear, text)):
         with pytest.raises(ConfigError, match=r"dataset \S+ has (tokens|floating features), host .* takes"):
@@ -227,7 +228,7 @@ def test_attention_takes_the_fused_kernel_forwards_and_backwards(dtype: torch.dt
 @pytest.mark.parametrize("blend", [Blend.LINEAR, Blend.GATED])
 def test_a_grown_transformer_predicts_from_the_past_alone(blend: Blend) -> None:
     """With every blueprint in every slot, fully blended, gates included: logits before a change keep their bits."""
-    data = Dataset("text", *(tokens(n, 11, 8, 6) for n in range(4)), 11)
+    data = Dataset("text", *(Part(tokens(n, 11, 8, 6), tokens(n + 3, 11, 8, 6)) for n in range(3)), 11)
     host, kinds = transformer_host(11, 6, 1, 2, 8), len(TOKEN_BLUEPRINTS)
     task = esper.Task("grown", host, TOKEN_BLUEPRINTS, data, {"slots": (0, 1)})
     engine = esper.make(task, kinds, backend="eager", precision=Precision.FLOAT64)

@@ -21,15 +21,15 @@ from esper.leyline.learners import learners_of
 from esper.leyline.state import State
 from esper.tamiyo.observation import observe
 from esper.tezzeret.backend import Backend, Plan
-from esper.tolaria.data import Dataset
-from esper.tolaria.evaluation import evaluate, shapley_values
+from esper.tolaria.data import Dataset, Part
+from esper.tolaria.evaluation import evaluate, measure, shapley_values
 from esper.tolaria.governor import govern
 from esper.tolaria.signals import update_signals
 from esper.tolaria.training import train_epoch
 from esper.utils import rng
 
 
-class Scene(NamedTuple):
+class StepArguments(NamedTuple):
     """Arguments for every step function, as they occur in one step of a random legal walk."""
 
     structure: Structure
@@ -47,41 +47,43 @@ class Scene(NamedTuple):
         return self.backend.plan(take_table(self.state.slots), self.state.key.device)
 
 
-def _fresh(scene: Scene) -> Any:
-    state = scene.state
-    return arena.init_seeds(scene.structure, take_table(state.slots), learners_of(state), state.key, state.epoch)
+def _fresh(arguments: StepArguments) -> Any:
+    state = arguments.state
+    return arena.init_seeds(arguments.structure, take_table(state.slots), learners_of(state), state.key, state.epoch)
 
 
-def _evaluated(scene: Scene) -> Any:
-    table = take_table(scene.state.slots)
-    return evaluate(scene.backend, scene.hypers, scene.state, table, scene.plan, scene.data)
+def _evaluated(arguments: StepArguments) -> Any:
+    table = take_table(arguments.state.slots)
+    return evaluate(arguments.backend, arguments.hypers, arguments.state, table, arguments.plan, arguments.data)
 
 
-def _shapley(scene: Scene) -> Any:
-    table = take_table(scene.state.slots)
-    return shapley_values(scene.backend, scene.hypers, scene.state, table, scene.plan, scene.data)
+def _shapley(arguments: StepArguments) -> Any:
+    table = take_table(arguments.state.slots)
+    return shapley_values(arguments.backend, arguments.hypers, arguments.state, table, arguments.plan, arguments.data)
 
 
-def _trained(scene: Scene) -> Any:
-    return train_epoch(scene.structure.config, scene.backend, scene.hypers, scene.state, scene.plan, scene.data)
+def _trained(arguments: StepArguments) -> Any:
+    return train_epoch(
+        arguments.structure.config, arguments.backend, arguments.hypers, arguments.state, arguments.plan, arguments.data
+    )
 
 
-def _observed(scene: Scene) -> Any:
-    growth = seed_sizes(scene.structure, scene.state.slots).sum(1) / scene.structure.host.num_params
-    return observe(scene.structure.config, scene.state, growth, len(scene.structure.blueprints))
+def _observed(arguments: StepArguments) -> Any:
+    growth = seed_sizes(arguments.structure, arguments.state.slots).sum(1) / arguments.structure.host.num_params
+    return observe(arguments.structure.config, arguments.state, growth, len(arguments.structure.blueprints))
 
 
-def _governed(scene: Scene) -> Any:
-    active = take_table(scene.state.slots).any_active
-    return govern(scene.structure, scene.hypers, scene.state, active, scene.epoch, scene.evaluation)
+def _governed(arguments: StepArguments) -> Any:
+    active = take_table(arguments.state.slots).any_active
+    return govern(arguments.structure, arguments.hypers, arguments.state, active, arguments.epoch, arguments.evaluation)
 
 
-CASES: dict[str, Callable[[Scene], Any]] = {
+CASES: dict[str, Callable[[StepArguments], Any]] = {
     "refusals": lambda s: lifecycle.refusals(s.structure, s.hypers, s.state.slots),
     "apply_action": lambda s: lifecycle.apply_action(
         s.structure, s.hypers, s.state.slots, s.action, s.evaluation.accuracy
     ),
-    "tick": lambda s: lifecycle.tick(s.structure, s.hypers, s.state.slots, s.evaluation.accuracy),
+    "tick": lambda s: lifecycle.tick(s.structure.config, s.hypers, s.state.slots, s.evaluation.accuracy),
     "record": lambda s: metrics.record(s.hypers, s.state.slots, s.epoch, s.evaluation),
     "seed_sizes": lambda s: seed_sizes(s.structure, s.state.slots),
     "update_signals": lambda s: update_signals(
@@ -91,6 +93,7 @@ CASES: dict[str, Callable[[Scene], Any]] = {
     "init_seeds": _fresh,
     "train_epoch": _trained,
     "evaluate": _evaluated,
+    "measure": lambda s: measure(s.backend, s.hypers, s.state, s.data.test),
     "shapley_values": _shapley,
     "govern": _governed,
     "step": lambda s: step(s.structure, s.backend, s.hypers, s.state, s.data, s.action),
@@ -99,7 +102,7 @@ CASES: dict[str, Callable[[Scene], Any]] = {
 ELEMENTWISE = ("refusals", "apply_action", "tick", "record", "seed_sizes", "update_signals", "observe")
 """Step functions without a plan: traced whole by torch.compile."""
 
-BACKED = ("train_epoch", "evaluate", "shapley_values", "step")
+BACKED = ("train_epoch", "evaluate", "measure", "shapley_values", "step")
 """Step functions that a backend runs."""
 
 KEEPS_STRUCTURE = {
@@ -118,9 +121,10 @@ KEEPS_STRUCTURE = {
 def token_task(settings: dict[str, Any]) -> esper.Task:
     """A transformer over random tokens: slots after the embedding and after its block, all blueprints."""
     vocabulary, block = 7, 5
-    tokens = (rng.uniform(rng.key(2), (78, block + 1)) * vocabulary).long()
-    inputs, targets = tokens[:, :-1], tokens[:, 1:]
-    data = Dataset("random text", inputs[:48], targets[:48], inputs[48:], targets[48:], vocabulary)
+    tokens = (rng.uniform(rng.key(2), (90, block + 1)) * vocabulary).long()
+    every = Part(tokens[:, :-1], tokens[:, 1:])
+    parts = [every.take(which) for which in (slice(48), slice(48, 78), slice(78, None))]
+    data = Dataset("random text", *parts, vocabulary)
     host = transformer_host(vocabulary, block, num_layers=1, num_heads=2, width=4)
     return esper.Task("small text", host, TOKEN_BLUEPRINTS, data, settings | {"slots": (0, 0, 1)})
 
@@ -150,15 +154,15 @@ def take(tree: Any, rows: Tensor, num_envs: int) -> Any:
     return tree
 
 
-def take_scene(scene: Scene, rows: Tensor) -> Scene:
-    """The scene of some environments only, in the order of ``rows``."""
-    num_envs = scene.structure.config.num_envs
-    config = replace(scene.structure.config, num_envs=len(rows))
+def take_arguments(arguments: StepArguments, rows: Tensor) -> StepArguments:
+    """The arguments of some environments only, in the order of ``rows``."""
+    num_envs = arguments.structure.config.num_envs
+    config = replace(arguments.structure.config, num_envs=len(rows))
     parts = {
-        name: take(getattr(scene, name), rows, num_envs)
+        name: take(getattr(arguments, name), rows, num_envs)
         for name in ("hypers", "state", "action", "epoch", "evaluation")
     }
-    return scene._replace(structure=replace(scene.structure, config=config), **parts)
+    return arguments._replace(structure=replace(arguments.structure, config=config), **parts)
 
 
 OP_PREFERENCE = torch.tensor([1.0, 1.0, 2.0, -2.0, 1.0, -2.0])
@@ -176,16 +180,16 @@ def random_legal(engine: Engine, state: State, key: Tensor) -> Tensor:
     return rng.categorical(rng.fold_in(keys, 1), torch.where(chosen, 0.0, -torch.inf))
 
 
-def walk(engine: Engine, seed: int, length: int) -> list[Scene]:
+def walk(engine: Engine, seed: int, length: int) -> list[StepArguments]:
     """Scenes along a random legal walk. The state of each is taken after the decision, so that fresh seeds occur."""
-    state, scenes = engine.init(seed), []
+    state, steps = engine.init(seed), []
     for _ in range(length):
         action = random_legal(engine, state, rng.key(seed))
         after, event = engine.step(state, action)
         structure, hypers = engine.structure, engine.hypers
         slots, _ = lifecycle.apply_action(structure, hypers, state.slots, action, state.signals.val_accuracy)
         parts = (structure, engine.backend, hypers, engine.data, state.replace(slots=slots), action)
-        scene = Scene(*parts, event.epoch, event.evaluation)
-        scenes.append(scene._replace(action=random_legal(engine, scene.state, rng.key(seed + 1))))
+        arguments = StepArguments(*parts, event.epoch, event.evaluation)
+        steps.append(arguments._replace(action=random_legal(engine, arguments.state, rng.key(seed + 1))))
         state = after
-    return scenes
+    return steps

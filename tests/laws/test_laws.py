@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 import esper
 import esper.engine
 from esper.kasmina.optimizers import OPTIMIZERS
-from esper.kernels.chain import library
 from esper.leyline.config import Precision, SampleOrder
 from esper.leyline.stages import ACTIVE, Stage
+from esper.tezzeret.native.library import library
 
 _spec = importlib.util.spec_from_file_location("laws_cases", Path(__file__).with_name("cases.py"))
 cases = importlib.util.module_from_spec(_spec)
@@ -29,7 +29,7 @@ ROUNDING = {"rtol": 1e-9, "atol": 1e-9}
 """float64 sums may be taken in another order in a batch of another composition."""
 
 
-class Run(NamedTuple):
+class LawRun(NamedTuple):
     """What is walked through."""
 
     task: str
@@ -41,9 +41,9 @@ class Run(NamedTuple):
 
 
 PRECISION = {"eager": Precision.FLOAT64, "native": Precision.FLOAT32}
-RUNS = [Run(task, order, "eager") for task in ("conv", "token") for order in SampleOrder]
-RUNS += [Run("conv", order, "native") for order in SampleOrder] if library() is not None else []
-SHARED = [Run(task, SampleOrder.SHARED, "eager") for task in ("conv", "token")]
+RUNS = [LawRun(task, order, "eager") for task in ("conv", "token") for order in SampleOrder]
+RUNS += [LawRun("conv", order, "native") for order in SampleOrder] if library() is not None else []
+SHARED = [LawRun(task, SampleOrder.SHARED, "eager") for task in ("conv", "token")]
 
 
 def laws(names):
@@ -76,11 +76,11 @@ def walks(tasks):
     return found
 
 
-def once(name, scene, results={}):  # noqa: B006 - a memory: scenes live as long as the module's tests
+def once(name, arguments, results={}):  # noqa: B006 - a memory: steps live as long as the module's tests
     """What a function gives, computed once for all tests."""
-    key = name, id(scene)
+    key = name, id(arguments)
     if key not in results:
-        results[key] = scene, cases.CASES[name](scene)
+        results[key] = arguments, cases.CASES[name](arguments)
     return results[key][1]
 
 
@@ -94,7 +94,7 @@ def assert_same(actual, expected, exact: bool):
 
 @pytest.mark.parametrize("run", RUNS, ids=str)
 def test_the_walk_visits_every_kind_of_stage(run, walks):
-    seen = torch.cat([scene.state.slots.stage.flatten() for scene in walks[run]]).tolist()
+    seen = torch.cat([arguments.state.slots.stage.flatten() for arguments in walks[run]]).tolist()
     assert {Stage.DORMANT, Stage.GERMINATED, Stage.TRAINING, Stage.BLENDING} <= set(seen)
     assert set(seen) & {Stage.PROBATIONARY, Stage.FOSSILIZED, Stage.SHADOWING}
     assert set(seen) & {Stage.CULLED, Stage.EMBARGOED, Stage.RESETTING}
@@ -112,9 +112,9 @@ def test_every_function_of_the_step_is_in_the_table():
 
 @every(cases.KEEPS_STRUCTURE)
 def test_structure_is_kept(run, name, walks):
-    for scene in walks[run]:
-        before = cases.KEEPS_STRUCTURE[name](scene)
-        result = once(name, scene)
+    for arguments in walks[run]:
+        before = cases.KEEPS_STRUCTURE[name](arguments)
+        result = once(name, arguments)
         after = result if isinstance(result, type(before)) else result[0]
         assert type(after) is type(before)
         assert getattr(after, "batch_size", None) == getattr(before, "batch_size", None)
@@ -124,17 +124,17 @@ def test_structure_is_kept(run, name, walks):
 
 @every(cases.CASES)
 def test_inputs_are_unchanged(run, name, walks):
-    for scene in walks[run]:
-        before = [(path, leaf, leaf._version, leaf.clone()) for path, leaf in cases.leaves(scene)]
-        cases.CASES[name](scene)
+    for arguments in walks[run]:
+        before = [(path, leaf, leaf._version, leaf.clone()) for path, leaf in cases.leaves(arguments)]
+        cases.CASES[name](arguments)
         for path, leaf, version, copy in before:
             assert leaf._version == version and torch.equal(leaf.nan_to_num(), copy.nan_to_num()), path
 
 
 @every(cases.CASES)
 def test_same_arguments_give_the_same_bits(run, name, walks):
-    for scene in walks[run]:
-        assert_same(cases.CASES[name](scene), once(name, scene), exact=True)
+    for arguments in walks[run]:
+        assert_same(cases.CASES[name](arguments), once(name, arguments), exact=True)
 
 
 @every(cases.CASES)
@@ -142,18 +142,18 @@ def test_same_arguments_give_the_same_bits(run, name, walks):
 @settings(max_examples=4)
 def test_permuting_environments_permutes_the_result(run, name, walks, order):
     rows = torch.tensor(order)
-    for scene in walks[run]:
-        permuted = cases.CASES[name](cases.take_scene(scene, rows))
-        assert_same(permuted, cases.take(once(name, scene), rows, E), exact=run.backend == "native")
+    for arguments in walks[run]:
+        permuted = cases.CASES[name](cases.take_arguments(arguments, rows))
+        assert_same(permuted, cases.take(once(name, arguments), rows, E), exact=run.backend == "native")
 
 
 @every(cases.CASES)
 @pytest.mark.parametrize("count", [1, 4])
 def test_the_first_environments_do_not_depend_on_the_rest(run, name, count, walks):
     rows = torch.arange(count)
-    for scene in walks[run]:
-        alone = cases.CASES[name](cases.take_scene(scene, rows))
-        assert_same(alone, cases.take(once(name, scene), rows, E), exact=run.backend == "native")
+    for arguments in walks[run]:
+        alone = cases.CASES[name](cases.take_arguments(arguments, rows))
+        assert_same(alone, cases.take(once(name, arguments), rows, E), exact=run.backend == "native")
 
 
 def test_initial_noise_and_order_do_not_depend_on_the_number_of_environments(task):
@@ -167,7 +167,7 @@ def test_what_leaves_the_engine_is_locked(task):
     state = engine.init(1)
     after, _ = engine.step(state, torch.zeros(3, dtype=torch.int64))
     for held in (state, after, engine.reset(after, torch.tensor([True, False, True]), 5)):
-        for part in (held, held.slots, held.host, held.vault.seeds):
+        for part in (held, held.slots, held.host, held.snapshot.seeds):
             name = next(key for key in part.keys() if isinstance(part.get(key), torch.Tensor))  # noqa: SIM118
             with pytest.raises(RuntimeError, match="lock"):
                 part.set(name, part.get(name) * 0)
@@ -180,8 +180,8 @@ def test_padding_of_a_seed_stays_zero(task, optimizer):
     settings = {"seed_optimizer": optimizer, "seed_weight_decay": 0.1, "momentum": 0.5}
     engine = esper.make(task, E, **settings)
     seen, structure = 0, engine.structure
-    for scene in cases.walk(engine, seed=3, length=9):
-        slots, seeds = scene.state.slots, scene.state.seeds
+    for arguments in cases.walk(engine, seed=3, length=9):
+        slots, seeds = arguments.state.slots, arguments.state.seeds
         for env, slot in torch.isin(slots.stage, torch.tensor([int(stage) for stage in ACTIVE])).nonzero().tolist():
             place = structure.slots[slot]
             begin = place.start + place.row(int(slots.blueprint[env, slot])).size
@@ -194,15 +194,15 @@ def test_padding_of_a_seed_stays_zero(task, optimizer):
 @every(cases.ELEMENTWISE)
 def test_elementwise_functions_trace_whole_and_do_not_recompile(run, name, walks):
     torch._dynamo.reset()
-    function, scenes = cases.CASES[name], walks[run]
-    structure, backend = scenes[0][:2]
+    function, steps = cases.CASES[name], walks[run]
+    structure, backend = steps[0][:2]
 
     def bound(hypers, state, action, epoch, evaluation):
-        return function(cases.Scene(structure, backend, hypers, None, state, action, epoch, evaluation))
+        return function(cases.StepArguments(structure, backend, hypers, None, state, action, epoch, evaluation))
 
     options = {"guard_filter_fn": torch.compiler.skip_guard_on_globals_unsafe}
     compiled = torch.compile(bound, fullgraph=True, backend="eager", options=options)
-    compiled(scenes[0].hypers, *scenes[0][4:])
+    compiled(steps[0].hypers, *steps[0][4:])
     with torch.compiler.set_stance("fail_on_recompile"):
-        for scene in scenes[1:]:
-            assert_same(compiled(scene.hypers, *scene[4:]), function(scene), exact=True)
+        for arguments in steps[1:]:
+            assert_same(compiled(arguments.hypers, *arguments[4:]), function(arguments), exact=True)

@@ -39,7 +39,7 @@ def test_no_field_of_config_can_hold_a_float() -> None:
     assert set(hints) == {field.name for field in fields(Config)}
     for name, hint in hints.items():
         for kind in leaves(hint):
-            assert kind in (int, bool, str) or issubclass(kind, Enum), f"{name}: {kind}"
+            assert kind in (int, bool, str, type(None)) or issubclass(kind, Enum), f"{name}: {kind}"
 
 
 def test_equal_configs_are_equal_and_hash_alike() -> None:
@@ -54,6 +54,7 @@ CHANGES = {
     "blends": (Blend.COSINE,),
     "batch_size": 8,
     "steps_per_epoch": 1,
+    "val_samples": 3,
     "eval_batch_size": 1,
     "horizon": 1,
     "sample_order": SampleOrder.INDEPENDENT,
@@ -261,7 +262,7 @@ def test_make_takes_settings_of_both_kinds() -> None:
 def test_make_refuses_an_unknown_task_with_the_known_ones(task: object) -> None:
     with pytest.raises(ConfigError) as error:
         esper.make(task, 2)
-    presets = "digits, digits_impaired, digits_deep, chars, synthetic, synthetic_tokens"
+    presets = "digits, digits_v1, digits_impaired, digits_deep, chars, synthetic, synthetic_tokens"
     expected = f"task {task!r}: expected one of {presets}, cifar10:PATH, idx:PATH, npz:PATH, text:PATH"
     assert message(error) == expected + ("; did you mean 'digits'?" if task == "digit" else "")
 

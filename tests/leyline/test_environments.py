@@ -60,7 +60,7 @@ def test_a_selection_is_rows_of_every_leaf(walked, rows):
     chosen = select(state, rows)
     for path, leaf in leaves(state).items():
         assert torch.equal(leaves(chosen)[path], leaf[rows]), path
-    assert chosen.slots.batch_size == (len(rows), 3) and chosen.vault.host.batch_size == (len(rows),)
+    assert chosen.slots.batch_size == (len(rows), 3) and chosen.snapshot.host.batch_size == (len(rows),)
 
 
 @given(mask=st.lists(st.booleans(), min_size=E, max_size=E).filter(any))

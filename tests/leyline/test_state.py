@@ -10,7 +10,7 @@ from esper.leyline.state import lock
 E = 3
 PARTS = (
     *((), ("host",), ("slots",), ("seeds",), ("signals",), ("governor",)),
-    *(("vault",), ("vault", "host"), ("vault", "seeds")),
+    *(("snapshot",), ("snapshot", "host"), ("snapshot", "seeds")),
 )
 
 
@@ -88,7 +88,7 @@ def test_a_step_takes_an_open_state_and_leaves_it_open(engine, walk):
 
 def test_lock_returns_its_argument(left):
     state = left["init"].replace(epoch=left["init"].epoch)
-    assert lock(state) is state and state.vault.seeds.is_locked
+    assert lock(state) is state and state.snapshot.seeds.is_locked
 
 
 def test_hyperparameters_of_an_engine_are_locked_copies(small_task):

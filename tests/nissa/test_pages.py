@@ -173,7 +173,7 @@ def episode():
         accuracy=torch.tensor([[10.0], [20.0], [30.0], [20.0], [40.0], [50.0]]),
         terms=torch.zeros(6, 1, 1),
         term_names=("x",),
-        thoughts=None,
+        diagnostics=None,
     )
 
 

@@ -23,7 +23,7 @@ BLOCKED = 3
 """Decisions a slot stays blocked after a cull."""
 
 
-class Life(NamedTuple):
+class SeedCourse(NamedTuple):
     gap: int  # decisions before it is placed
     kind: int
     stays: tuple[int, ...]  # decisions in each stage after the first
@@ -35,7 +35,7 @@ def a_life(draw):
     course = draw(st.sampled_from(COURSES))
     stays = tuple(draw(st.integers(1, 3)) for _ in course)
     fate = draw(st.sampled_from([Fate.DECISION, Fate.CLOCK, Fate.GOVERNOR]))
-    return Life(draw(st.integers(0, 3)), draw(st.integers(0, 4)), stays, fate)
+    return SeedCourse(draw(st.integers(0, 3)), draw(st.integers(0, 4)), stays, fate)
 
 
 def blank(length, envs, slots):
@@ -52,7 +52,7 @@ def blank(length, envs, slots):
         blueprint=torch.full(triple, NONE, dtype=torch.int16),
         terms=torch.zeros(*pair, 1),
         term_names=("nothing",),
-        thoughts=None,
+        diagnostics=None,
     )
 
 
@@ -122,8 +122,12 @@ def test_a_refused_germination_places_nothing():
 def test_survival_by_hand():
     """Four seeds: one culled in training after 2 epochs, one in blending after 5, one alive, one fossilized."""
     trace = blank(12, 4, 1)
-    three = (Life(0, 0, (1, 1), Fate.CLOCK), Life(0, 1, (1, 2, 2), Fate.GOVERNOR), Life(0, 1, (1, 30), Fate.CLOCK))
-    for env, life in enumerate((*three, Life(0, 1, (1, 2, 2, 1, 30), Fate.CLOCK))):
+    three = (
+        SeedCourse(0, 0, (1, 1), Fate.CLOCK),
+        SeedCourse(0, 1, (1, 2, 2), Fate.GOVERNOR),
+        SeedCourse(0, 1, (1, 30), Fate.CLOCK),
+    )
+    for env, life in enumerate((*three, SeedCourse(0, 1, (1, 2, 2, 1, 30), Fate.CLOCK))):
         write(trace, env, 0, [life], fossilize=True)
     found = survival(lives(trace))
     assert found["count"] == 4

@@ -1,8 +1,8 @@
 """The second rendering of training and evaluation, and the random states on which both are run.
 
 ``Plain`` is written from the documentation alone, for one environment at a time, with ``torch.nn`` modules, autograd
-and ``torch.optim``, always in float64: the truth for both precisions. ``HANDS`` deals every (stage, blueprint, blend)
-to every slot; each hand has another combination of sites, optimizers and sample order.
+and ``torch.optim``, always in float64: the truth for both precisions. ``CONFIGS`` gives every (stage, blueprint, blend)
+to every slot; each config has another combination of sites, optimizers and sample order.
 """
 
 import importlib.util
@@ -42,7 +42,7 @@ OPTIMIZERS = (("sgd", "sgd"), ("sgd", "adam"), ("adam", "sgd"), ("adamw", "adamw
 """Of hosts and of seeds."""
 
 
-class Card(NamedTuple):
+class SlotSpec(NamedTuple):
     """What one slot of one environment holds."""
 
     stage: Stage
@@ -50,8 +50,8 @@ class Card(NamedTuple):
     blend: int = NONE
 
 
-class Hand(NamedTuple):
-    """A run: its structure, and per slot the cards of all environments."""
+class RunConfig(NamedTuple):
+    """A run: its structure, and per slot the specs of all environments."""
 
     topology: str
     slots: tuple[int, ...]
@@ -59,33 +59,33 @@ class Hand(NamedTuple):
     seed_optimizer: str
     order: SampleOrder
     blends: tuple[Blend, ...]
-    cards: tuple[tuple[Card, ...], ...]
+    specs: tuple[tuple[SlotSpec, ...], ...]
 
 
 EMPTY_STAGES = (Stage.DORMANT, Stage.CULLED, Stage.EMBARGOED, Stage.RESETTING)
-IDLE_CARDS = [Card(Stage.GERMINATED, 4, Blend.GATED), *(Card(stage) for stage in EMPTY_STAGES)]
+IDLE = [SlotSpec(Stage.GERMINATED, 4, Blend.GATED), *(SlotSpec(stage) for stage in EMPTY_STAGES)]
 
 
-def deal(topology: str) -> Iterator[Hand]:
-    """Deal one shuffled deck per slot; then a host without slots, and one that offers no gated blend."""
+def draw_configs(topology: str) -> Iterator[RunConfig]:
+    """One shuffled pool per slot; then a host without slots, and one that offers no gated blend."""
     settings = [
         (slots, *optimizers, order)
         for slots, optimizers, order in product(((0, 1, 2), (0, 0, 2)), OPTIMIZERS, SampleOrder)
     ]
     size = ENVS * len(settings)
-    active = [Card(*card) for card in product(ACTIVE, range(len(TOPOLOGIES[topology].blueprints)), BLENDS)]
-    deck = [*active, *islice(cycle(IDLE_CARDS), size - len(active))]
+    active = [SlotSpec(*spec) for spec in product(ACTIVE, range(len(TOPOLOGIES[topology].blueprints)), BLENDS)]
+    pool = [*active, *islice(cycle(IDLE), size - len(active))]
     orders = [torch.randperm(size, generator=torch.Generator().manual_seed(slot)).tolist() for slot in range(3)]
     for index, setting in enumerate(settings):
         span = slice(index * ENVS, (index + 1) * ENVS)
-        yield Hand(topology, *setting, BLENDS, tuple(tuple(deck[i] for i in order[span]) for order in orders))
-    yield Hand(topology, (), "sgd", "sgd", SampleOrder.SHARED, BLENDS, ())
-    plain = tuple(card for card in active if card.blend == Blend.LINEAR)
-    cards = (plain[:ENVS], plain[-ENVS:])
-    yield Hand(topology, (1, 2), "adam", "adam", SampleOrder.SHARED, (Blend.LINEAR,), cards)
+        yield RunConfig(topology, *setting, BLENDS, tuple(tuple(pool[i] for i in order[span]) for order in orders))
+    yield RunConfig(topology, (), "sgd", "sgd", SampleOrder.SHARED, BLENDS, ())
+    plain = tuple(spec for spec in active if spec.blend == Blend.LINEAR)
+    specs = (plain[:ENVS], plain[-ENVS:])
+    yield RunConfig(topology, (1, 2), "adam", "adam", SampleOrder.SHARED, (Blend.LINEAR,), specs)
 
 
-HANDS = {topology: tuple(deal(topology)) for topology in TOPOLOGIES}
+CONFIGS = {topology: tuple(draw_configs(topology)) for topology in TOPOLOGIES}
 
 
 def random_numbers(generator: torch.Generator) -> dict[str, float | Tensor]:
@@ -121,40 +121,40 @@ def random_part(part: ParamState, optimizer: str, generator: torch.Generator) ->
     )
 
 
-def without_padding(part: ParamState, engine: Engine, hand: Hand) -> ParamState:
-    """0 behind the numbers of every active seed, up to its gate's, as sowing leaves them."""
+def without_padding(part: ParamState, engine: Engine, config: RunConfig) -> ParamState:
+    """0 behind the numbers of every active seed, up to its gate's, as initialisation leaves them."""
     params, moments = part.params.clone(), part.moments.clone()
-    for slot, cards in enumerate(hand.cards):
+    for slot, specs in enumerate(config.specs):
         place = engine.structure.slots[slot]
         end = place.gate_columns.start
-        for env, card in enumerate(cards):
-            if card.stage in ACTIVE:
-                begin = place.blueprint_columns(card.blueprint).stop
+        for env, spec in enumerate(specs):
+            if spec.stage in ACTIVE:
+                begin = place.blueprint_columns(spec.blueprint).stop
                 params[env, begin:end] = moments[env, :, begin:end] = 0
     return part.replace(params=params, moments=moments)
 
 
-def random_state(hand: Hand, index: int, precision: Precision) -> tuple[Engine, State]:
-    """An engine and a state that holds a hand's cards."""
-    topology, generator = TOPOLOGIES[hand.topology], torch.Generator().manual_seed(100 + index)
+def random_state(config: RunConfig, index: int, precision: Precision) -> tuple[Engine, State]:
+    """An engine and a state that holds a config's slots."""
+    topology, generator = TOPOLOGIES[config.topology], torch.Generator().manual_seed(100 + index)
     engine = esper.make(
         esper.Task("oracle", topology.host, topology.blueprints, topology.data, {}),
         num_envs=ENVS,
-        slots=hand.slots,
-        blends=hand.blends,
+        slots=config.slots,
+        blends=config.blends,
         batch_size=BATCH,
         steps_per_epoch=STEPS,
         eval_batch_size=40,
         horizon=HORIZON,
-        sample_order=hand.order,
-        host_optimizer=hand.host_optimizer,
-        seed_optimizer=hand.seed_optimizer,
+        sample_order=config.order,
+        host_optimizer=config.host_optimizer,
+        seed_optimizer=config.seed_optimizer,
         precision=precision,
         **random_numbers(generator),
     )
     state = engine.init(index)
-    table = torch.tensor([[tuple(map(int, card)) for card in cards] for cards in hand.cards], dtype=torch.int64)
-    stage, blueprint, blend = table.reshape(len(hand.slots), ENVS, 3).permute(2, 1, 0)
+    table = torch.tensor([[tuple(map(int, spec)) for spec in specs] for specs in config.specs], dtype=torch.int64)
+    stage, blueprint, blend = table.reshape(len(config.slots), ENVS, 3).permute(2, 1, 0)
     alpha = 0.1 + 0.8 * torch.rand(stage.shape, generator=generator, dtype=precision.dtype)
     merged = torch.isin(stage, torch.tensor(MERGED))
     slots = state.slots.replace(stage=stage, blueprint=blueprint, blend=blend, alpha=torch.where(merged, alpha, 0.0))
@@ -165,20 +165,20 @@ def random_state(hand: Hand, index: int, precision: Precision) -> tuple[Engine, 
         slots=slots,
         epoch=torch.arange(ENVS) // 2 * 3,
         rounds=torch.full((ENVS,), 7),
-        host=random_part(state.host, hand.host_optimizer, generator),
-        seeds=without_padding(random_part(state.seeds, hand.seed_optimizer, generator), engine, hand),
+        host=random_part(state.host, config.host_optimizer, generator),
+        seeds=without_padding(random_part(state.seeds, config.seed_optimizer, generator), engine, config),
         buffers=torch.where(variances, 0.3 + statistics.abs(), 0.3 * statistics),
     )
 
 
-class Slot:
-    """One slot of one environment: a card with its modules."""
+class PlainSlot:
+    """One slot of one environment: its spec with its modules."""
 
-    def __init__(self, topology: NamedTuple, card: Card, site: int) -> None:
-        self.stage, self.site = card.stage, site
-        active, name = card.stage in ACTIVE, topology.blueprints[card.blueprint].name
+    def __init__(self, topology: NamedTuple, spec: SlotSpec, site: int) -> None:
+        self.stage, self.site = spec.stage, site
+        active, name = spec.stage in ACTIVE, topology.blueprints[spec.blueprint].name
         self.seed = topology.seed_module(name, site).double() if active else None
-        self.gate = topology.gate_module(site).double() if active and card.blend == Blend.GATED else None
+        self.gate = topology.gate_module(site).double() if active and spec.blend == Blend.GATED else None
 
     def __call__(self, h: Tensor, alpha: float, training: bool) -> Tensor:
         if self.seed is None:
@@ -191,7 +191,7 @@ class Slot:
         return torch.lerp(h, s, weight if self.gate is None else weight * self.gate(seen))
 
 
-class Trained:
+class PlainTrained:
     """A module with an optimizer and a clip limit of its own: a host, a seed, or the gate of a seed."""
 
     def __init__(self, module: nn.Module, kind: str, numbers: dict[str, float], role: str) -> None:
@@ -209,7 +209,7 @@ class Trained:
             groups = [{"params": [p], "weight_decay": decay if p.dim() > 1 else 0.0} for p in self.params]
             self.optimizer = torch.optim.AdamW(groups, betas=betas, eps=eps)
 
-    def load(self, row: Tensor, moments: Tensor, steps: int) -> "Trained":
+    def load(self, row: Tensor, moments: Tensor, steps: int) -> "PlainTrained":
         """Take over a row of an arena; at 0 steps the optimizer is left to begin by itself."""
         self.taken = steps
         vector_to_parameters(row.double().clone(), self.params)
@@ -246,19 +246,19 @@ class Trained:
         return {"params": parameters_to_vector(self.params).detach()} | moments
 
 
-def seed_spans(engine: Engine, hand: Hand, env: int) -> dict[str, tuple[int, slice]]:
+def seed_spans(engine: Engine, config: RunConfig, env: int) -> dict[str, tuple[int, slice]]:
     """Where the seeds and gates that train in an environment lie in the seed arena: name -> slot, columns."""
     spans = {}
-    for slot, cards in enumerate(hand.cards):
-        if cards[env].stage in ACTIVE:
+    for slot, specs in enumerate(config.specs):
+        if specs[env].stage in ACTIVE:
             place = engine.structure.slots[slot]
-            spans[f"seed {slot}"] = slot, place.blueprint_columns(cards[env].blueprint)
-            if cards[env].blend == Blend.GATED and cards[env].stage != Stage.TRAINING:
+            spans[f"seed {slot}"] = slot, place.blueprint_columns(specs[env].blueprint)
+            if specs[env].blend == Blend.GATED and specs[env].stage != Stage.TRAINING:
                 spans[f"gate {slot}"] = slot, place.gate_columns
     return spans
 
 
-class Report(NamedTuple):
+class PlainEpoch(NamedTuple):
     """What the plain rendering saw in an epoch; norms per tensor are of the last minibatch, before clipping."""
 
     loss: float
@@ -269,20 +269,22 @@ class Report(NamedTuple):
 class Plain:
     """One environment: a host with its seeds, and what trains them (``trained``: host, seeds and gates by name)."""
 
-    def __init__(self, engine: Engine, state: State, hand: Hand, env: int) -> None:
+    def __init__(self, engine: Engine, state: State, config: RunConfig, env: int) -> None:
         self.numbers = {n: (v if v.dim() == 0 else v[env]).item() for n, v in engine.hypers.items()}
         self.alphas = state.slots.alpha[env].tolist()
         with torch.random.fork_rng(devices=[]):  # torch.nn draws initial values; all are overwritten below
-            topology = TOPOLOGIES[hand.topology]
+            topology = TOPOLOGIES[config.topology]
             self.host = topology.host_module().double()
-            self.slots = [Slot(topology, cards[env], site) for cards, site in zip(hand.cards, hand.slots, strict=True)]
+            self.slots = [
+                PlainSlot(topology, specs[env], site) for specs, site in zip(config.specs, config.slots, strict=True)
+            ]
         own = state.host[env]
-        host = Trained(self.host, hand.host_optimizer, self.numbers, "host")
+        host = PlainTrained(self.host, config.host_optimizer, self.numbers, "host")
         self.trained = {"host": host.load(own.params, own.moments, int(own.steps))}
         own = state.seeds[env]
-        for name, (slot, columns) in seed_spans(engine, hand, env).items():
+        for name, (slot, columns) in seed_spans(engine, config, env).items():
             module = self.slots[slot].gate if name.startswith("gate") else self.slots[slot].seed
-            self.trained[name] = Trained(module, hand.seed_optimizer, self.numbers, "seed").load(
+            self.trained[name] = PlainTrained(module, config.seed_optimizer, self.numbers, "seed").load(
                 own.params[columns], own.moments[:, columns], int(own.steps[slot])
             )
         for slot, part in enumerate(self.slots):
@@ -309,7 +311,7 @@ class Plain:
                 x = slot(x, alpha, self.host.training) if slot.site == site else x
         return x
 
-    def train(self, batches: Sequence[tuple[Tensor, Tensor]]) -> Report:
+    def train(self, batches: Sequence[tuple[Tensor, Tensor]]) -> PlainEpoch:
         self.host.train()
         losses, accuracies, norms = [], [], {}
         for inputs, targets in batches:
@@ -321,7 +323,7 @@ class Plain:
                 part.step()
             losses.append(loss.item())
             accuracies.append(100 * (logits.argmax(-1) == targets).double().mean().item())
-        return Report(sum(losses) / len(losses), sum(accuracies) / len(accuracies), norms)
+        return PlainEpoch(sum(losses) / len(losses), sum(accuracies) / len(accuracies), norms)
 
     @torch.no_grad()
     def infer(self, inputs: Tensor, changes: dict[int, float]) -> Tensor:
@@ -330,10 +332,10 @@ class Plain:
         return self.logits(inputs, [changes.get(slot, alpha) for slot, alpha in enumerate(self.alphas)])
 
 
-class Run(NamedTuple):
-    """A hand, trained both ways."""
+class OracleRun(NamedTuple):
+    """A config, trained both ways."""
 
-    hand: Hand
+    config: RunConfig
     engine: Engine
     table: SlotTable
     plan: Plan
@@ -341,15 +343,15 @@ class Run(NamedTuple):
     after: State
     epoch: Epoch
     plains: tuple[Plain, ...]
-    reports: tuple[Report, ...]
+    reports: tuple[PlainEpoch, ...]
 
     def spans(self, env: int) -> dict[str, tuple[int, slice]]:
         """See ``seed_spans``."""
-        return seed_spans(self.engine, self.hand, env)
+        return seed_spans(self.engine, self.config, env)
 
     def trained_plain(self, env: int) -> Plain:
         """The plain rendering of the state that the engine has trained: a fresh start for evaluation."""
-        return Plain(self.engine, self.after, self.hand, env)
+        return Plain(self.engine, self.after, self.config, env)
 
     def assert_small(self, errors: dict[tuple[int, str], float]) -> None:
         """Every error, keyed by environment and name, is within the precision's tolerance; NaN is not.
@@ -363,26 +365,26 @@ class Run(NamedTuple):
         assert errors and len(strays) <= (precision is Precision.FLOAT32), bad
 
 
-RUNS = [(Precision.FLOAT64, name, hand) for name, hands in HANDS.items() for hand in range(len(hands))]
-RUNS += [(Precision.FLOAT32, name, hand) for name in HANDS for hand in (3, 5, 10)]
+RUNS = [(Precision.FLOAT64, name, config) for name, configs in CONFIGS.items() for config in range(len(configs))]
+RUNS += [(Precision.FLOAT32, name, config) for name in CONFIGS for config in (3, 5, 10)]
 
 
 @pytest.fixture(scope="session", params=RUNS, ids=lambda param: f"{param[0].value}-{param[1]}-{param[2]}")
-def run(request: pytest.FixtureRequest) -> Run:
+def run(request: pytest.FixtureRequest) -> OracleRun:
     precision, topology, index = request.param
-    hand = HANDS[topology][index]
-    engine, state = random_state(hand, index, precision)
+    config = CONFIGS[topology][index]
+    engine, state = random_state(config, index, precision)
     table = take_table(state.slots)
     plan = engine.backend.plan(table, torch.device("cpu"))
     after, epoch = train_epoch(engine.config, engine.backend, engine.hypers, state, plan, engine.data)
     data = engine.data.to("cpu", torch.float64)
-    inputs, targets = data.train_inputs, data.train_targets
+    inputs, targets = data.train.inputs, data.train.targets
     order = sample_indices(engine.config, state, len(targets)).expand(ENVS, STEPS, BATCH)
-    plains = tuple(Plain(engine, state, hand, env) for env in range(ENVS))
+    plains = tuple(Plain(engine, state, config, env) for env in range(ENVS))
     reports = tuple(p.train([(inputs[i], targets[i]) for i in rows]) for p, rows in zip(plains, order, strict=True))
-    return Run(hand, engine, table, plan, state, after, epoch, plains, reports)
+    return OracleRun(config, engine, table, plan, state, after, epoch, plains, reports)
 
 
-@pytest.fixture(params=HANDS)
-def hands(request: pytest.FixtureRequest) -> tuple[Hand, ...]:
-    return HANDS[request.param]
+@pytest.fixture(params=CONFIGS)
+def configs(request: pytest.FixtureRequest) -> tuple[RunConfig, ...]:
+    return CONFIGS[request.param]

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from esper.kernels.chain import library
 from esper.leyline.actions import Blend
 from esper.leyline.config import Precision, SampleOrder
 from esper.leyline.stages import ACTIVE, MERGED, Stage
+from esper.tezzeret.native.library import library
 from esper.tolaria.evaluation import evaluate, shapley_values
 from esper.tolaria.training import sample_indices
 
@@ -32,23 +32,23 @@ def relative(ours: Tensor, theirs: Tensor | float) -> float:
 
 
 @pytest.mark.parametrize("slot", range(3))
-def test_hands_cover_everything(hands, slot):
-    held = {card for hand in hands if len(hand.slots) == 3 for card in hand.cards[slot]}
-    kinds = max(card.blueprint for card in held) + 1
-    assert kinds == {"conv": 7, "token": 6}[hands[0].topology]
+def test_configs_cover_everything(configs, slot):
+    held = {spec for config in configs if len(config.slots) == 3 for spec in config.specs[slot]}
+    kinds = max(spec.blueprint for spec in held) + 1
+    assert kinds == {"conv": 7, "token": 6}[configs[0].topology]
     assert held >= set(product(ACTIVE, range(kinds), Blend))
-    assert {card.stage for card in held} == set(Stage) - {Stage.UNKNOWN}
+    assert {spec.stage for spec in held} == set(Stage) - {Stage.UNKNOWN}
 
 
 def test_both_backends_are_held_to_it(run):
-    conv = run.hand.topology == "conv" and run.engine.config.precision is Precision.FLOAT32
+    conv = run.config.topology == "conv" and run.engine.config.precision is Precision.FLOAT32
     assert run.engine.backend.name == ("native" if conv and library() else "eager")
 
 
 def test_minibatches(run):
     """An epoch repeats no sample; shared order is one order, independent orders differ."""
-    order = sample_indices(run.engine.config, run.before, len(run.engine.data.train_targets))
-    shared = run.hand.order is SampleOrder.SHARED
+    order = sample_indices(run.engine.config, run.before, run.engine.data.train.size)
+    shared = run.config.order is SampleOrder.SHARED
     rows = [order.flatten().tolist()] if shared else order.flatten(1).tolist()
     assert all(len(set(row)) == len(row) for row in rows)
     assert len(set(map(tuple, rows))) == (1 if shared else run.engine.config.num_envs)
@@ -92,7 +92,7 @@ def test_health(run):
         errors[env, "host norm"] = relative(health.host_norm[env], host.norm())
         errors[env, "vanishing"] = relative(health.vanishing[env], (host < low).double().mean())
         errors[env, "exploding"] = relative(health.exploding[env], (host > high).double().mean())
-        for slot in range(len(run.hand.slots)):
+        for slot in range(len(run.config.slots)):
             seed = report.norms.get(f"seed {slot}", torch.zeros(1))
             ratio = seed.norm() / host.norm() * (size["host"] / size.get(f"seed {slot}", 1)) ** 0.5
             ratio = ratio if seed.norm() >= TINY else torch.zeros(())
@@ -106,7 +106,7 @@ def test_evaluation(run):
     engine = run.engine
     evaluation = evaluate(engine.backend, engine.hypers, run.after, run.table, run.plan, engine.data)
     data, errors = engine.data.to("cpu", torch.float64), {}
-    inputs, targets = data.val_inputs, data.val_targets
+    inputs, targets = data.validation.inputs, data.validation.targets
 
     def per_sample(logits: Tensor) -> Tensor:
         return (logits.argmax(-1) == targets).double().reshape(len(targets), -1).mean(1)
@@ -120,17 +120,17 @@ def test_evaluation(run):
         errors[env, "accuracy"] = relative(evaluation.accuracy[env], 100 * own.mean())
         by_class = torch.stack([100 * hits[targets == label].mean() for label in range(engine.data.num_classes)])
         errors[env, "class accuracy"] = relative(evaluation.class_accuracy[env], by_class)
-        for slot, cards in enumerate(run.hand.cards):
+        for slot, specs in enumerate(run.config.specs):
             change = torch.zeros_like(own)
-            if cards[env].stage in MERGED:
+            if specs[env].stage in MERGED:
                 change = own - per_sample(plain.infer(inputs, {slot: 0.0}))
-            elif cards[env].stage == Stage.TRAINING:
+            elif specs[env].stage == Stage.TRAINING:
                 target = plain.numbers["alpha_target"]
                 change = per_sample(plain.infer(inputs, {slot: target})) - own
             error = 100 * (change.var(correction=0) / len(targets)).sqrt()
             errors[env, f"effect {slot}"] = relative(evaluation.effect[env, slot], 100 * change.mean())
             errors[env, f"effect error {slot}"] = relative(evaluation.effect_error[env, slot], error)
-            assert evaluation.measured[env, slot] == (cards[env].stage in ACTIVE)
+            assert evaluation.measured[env, slot] == (specs[env].stage in ACTIVE)
     run.assert_small(errors)
     assert evaluation.finite.all()
 
@@ -140,10 +140,10 @@ def test_shapley_values(run):
     engine = run.engine
     values = shapley_values(engine.backend, engine.hypers, run.after, run.table, run.plan, engine.data)
     data = engine.data.to("cpu", torch.float64)
-    inputs, targets = data.val_inputs, data.val_targets
+    inputs, targets = data.validation.inputs, data.validation.targets
     for env in range(engine.config.num_envs):
         plain = run.trained_plain(env)
-        merged = [slot for slot, cards in enumerate(run.hand.cards) if cards[env].stage in MERGED]
+        merged = [slot for slot, specs in enumerate(run.config.specs) if specs[env].stage in MERGED]
 
         @cache
         def accuracy(off: frozenset[int], plain=plain) -> float:

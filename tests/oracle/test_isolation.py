@@ -12,7 +12,6 @@ import esper
 from esper.engine import Engine
 from esper.kasmina import arena
 from esper.kasmina.slot_table import take_table
-from esper.kernels.chain import library
 from esper.leyline.actions import Blend
 from esper.leyline.config import Precision
 from esper.leyline.events import Epoch
@@ -20,6 +19,7 @@ from esper.leyline.learners import learners_of, with_learners
 from esper.leyline.stages import Stage
 from esper.leyline.state import State
 from esper.tezzeret.batches import Batch
+from esper.tezzeret.native.library import library
 from esper.tolaria.training import train_epoch
 
 SLOTS = (0, 0, 1, 2)
@@ -70,7 +70,7 @@ def pass_through(engine: Engine, state: State) -> Passed:
     """One minibatch of plain SGD, whose steps are the gradients."""
     data, learners, alphas = engine.data, learners_of(state), state.slots.alpha
     plan = engine.backend.plan(take_table(state.slots), torch.device("cpu"))
-    batch = Batch(*(part[:32].expand(state.batch_size[0], 32, *part.shape[1:]) for part in data[1:3]))
+    batch = Batch(*(part[:32].expand(state.batch_size[0], 32, *part.shape[1:]) for part in data.train))
     hypers = engine.hypers.replace(**{n: torch.full_like(engine.hypers.host_lr, v) for n, v in PLAIN_SGD.items()})
     logits, _ = engine.backend.forward(plan, learners, alphas, batch)
     after, epoch = engine.backend.minibatch_step(hypers, plan, learners, alphas, batch)
@@ -170,7 +170,7 @@ def test_isolation_ends_with_blending(engine: Engine, seeded: State, stage: Stag
     found = pass_through(engine, seeded.replace(slots=slots))
     blocks = engine.structure.host.blocks
     tied = [(tie.block, tie.param.name) for tie in blocks[-1].ties]
-    rows = zip(blocks[:-1], arena.split_blocks(engine.structure, found.host)[:-1], strict=True)
+    rows = zip(blocks[:-1], arena.split_blocks(engine.structure.host, found.host)[:-1], strict=True)
     upstream = [
         torch.cat([g.flatten(1) for name, g in block.layout.views(row).items() if (index, name) not in tied], dim=1)
         for index, (block, row) in enumerate(rows)

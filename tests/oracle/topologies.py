@@ -15,7 +15,8 @@ from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
 from esper.kasmina.host import Host
 from esper.kasmina.token_blueprints import TOKEN_BLUEPRINTS
 from esper.kasmina.transformer import transformer_host
-from esper.tolaria.data import Dataset, synthetic
+from esper.tolaria.data import Dataset, Part
+from esper.tolaria.synthetic import synthetic
 from esper.utils import rng
 
 CHANNELS, CLASSES = (4, 8, 16), 10
@@ -68,7 +69,7 @@ class SqueezeExcite(nn.Module):
         return x * gate[:, :, None, None]
 
 
-class Gate(nn.Module):
+class GateModule(nn.Module):
     """sigmoid(W2 relu(W1 x + b1) + b2) of the features, averaged over ``dims``; one weight per sample or position."""
 
     def __init__(self, channels: int, dims: tuple[int, ...]) -> None:
@@ -184,9 +185,9 @@ def token_host() -> nn.Sequential:
 
 def random_text(num_train: int, num_val: int) -> Dataset:
     """Uniformly random tokens."""
-    shape = (num_train + num_val, BLOCK + 1)
-    train, val = (rng.uniform(rng.key(8), shape) * VOCABULARY).long().split([num_train, num_val])
-    return Dataset("random text", train[:, :-1], train[:, 1:], val[:, :-1], val[:, 1:], VOCABULARY)
+    counts = [num_train, num_val, 1]
+    windows = (rng.uniform(rng.key(8), (sum(counts), BLOCK + 1)) * VOCABULARY).long().split(counts)
+    return Dataset("random text", *(Part(each[:, :-1], each[:, 1:]) for each in windows), VOCABULARY)
 
 
 TOPOLOGIES = {
@@ -196,7 +197,7 @@ TOPOLOGIES = {
         synthetic((1, 8, 8), num_train=96, num_val=57),
         conv_host,
         conv_seed,
-        lambda site: Gate(CHANNELS[site], (2, 3)),
+        lambda site: GateModule(CHANNELS[site], (2, 3)),
     ),
     "token": Topology(
         transformer_host(VOCABULARY, BLOCK, num_layers=2, num_heads=HEADS, width=WIDTH),
@@ -204,6 +205,6 @@ TOPOLOGIES = {
         random_text(96, 57),
         token_host,
         token_seed,
-        lambda site: Gate(WIDTH, ()),
+        lambda site: GateModule(WIDTH, ()),
     ),
 }

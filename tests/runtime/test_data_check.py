@@ -9,6 +9,7 @@ import pytest
 
 from esper.runtime.data_check import data_check
 from esper.tolaria.data import DatasetError
+from esper.tolaria.split import tenth
 from esper.utils.settings import SettingsError
 
 
@@ -20,7 +21,7 @@ def said(*words):
 
 @pytest.fixture
 def mnist(tmp_path):
-    """Two classes of 2x3 images: four to train on, two to validate with."""
+    """Two classes of 2x3 images: four to train on, of which one validates, two to test with."""
     for name, count in (("train", 4), ("t10k", 2)):
         pixels, labels = bytes(range(6 * count)), bytes(n % 2 for n in range(count))
         images = struct.pack(">4B3I", 0, 0, 8, 3, count, 2, 3) + pixels
@@ -31,6 +32,8 @@ def mnist(tmp_path):
 
 
 def test_a_folder(mnist):
+    taken = int(tenth(4))
+    kept = [record for record in range(4) if record != taken]
     names = "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte"
     assert said(mnist, "--classes", 2).splitlines() == [
         str(mnist),
@@ -40,13 +43,16 @@ def test_a_folder(mnist):
         "  train-images-idx3-ubyte             40 bytes",
         "  train-labels-idx1-ubyte             12 bytes",
         f"format idx, read: {names}",
-        "train  4 records of uint8 1x2x3, values 0 to 23",
-        "       2 classes: 0 2, 1 2",
-        "val    2 records of uint8 1x2x3, values 0 to 11",
-        "       2 classes: 0 1, 1 1",
+        "split       test: its own; validation: a tenth of the training samples, drawn by a fixed key",
+        f"train       3 records of uint8 1x2x3, values {kept[0] * 6} to {kept[-1] * 6 + 5}",
+        f"            2 classes: 0 {sum(n % 2 == 0 for n in kept)}, 1 {sum(n % 2 for n in kept)}",
+        f"validation  1 records of uint8 1x2x3, values {taken * 6} to {taken * 6 + 5}",
+        f"            2 classes: 0 {1 - taken % 2}, 1 {taken % 2}",
+        "test        2 records of uint8 1x2x3, values 0 to 11",
+        "            2 classes: 0 1, 1 1",
         "ok",
     ]
-    assert "       10 classes: 0 2, 1 2, 2 0, 3 0, 4 0, 5 0, 6 0, 7 0, 8 0, 9 0\n" in said(mnist)
+    assert "10 classes: 0 1, 1 1, 2 0, 3 0, 4 0, 5 0, 6 0, 7 0, 8 0, 9 0\n" in said(mnist)
 
 
 def test_a_text(tmp_path):
@@ -54,7 +60,7 @@ def test_a_text(tmp_path):
     path.write_bytes("ab\r\nbä".encode())
     assert said(path).splitlines()[2:] == [
         "format text, read: a.txt",
-        "text   5 characters, 4 different, U+000A to U+00E4",
+        "text        5 characters, 4 different, U+000A to U+00E4",
         "ok",
     ]
 
@@ -63,16 +69,22 @@ def test_many_classes_are_summed_up(tmp_path):
     targets = np.repeat(np.arange(100), 2)
     targets[0] = 1
     inputs = np.linspace(-1.5, 2, 200)[:, None]
-    np.savez(
-        tmp_path / "a.npz", train_inputs=inputs, train_targets=targets, val_inputs=inputs[2:3], val_targets=targets[2:3]
-    )
+    held_out = {
+        f"{part}_{kind}": rows[2:3]
+        for part in ("val", "test")
+        for kind, rows in (("inputs", inputs), ("targets", targets))
+    }
+    np.savez(tmp_path / "a.npz", train_inputs=inputs, train_targets=targets, **held_out)
     report = said(tmp_path / "a.npz").splitlines()
     assert report[2:] == [
-        "format npz, read: train_inputs, train_targets, val_inputs, val_targets",
-        "train  200 records of float32 1, values -1.5 to 2",
-        "       100 classes: 1 to 3 of each, 0 absent",
-        f"val    1 records of float32 1, values {inputs[2, 0]:g} to {inputs[2, 0]:g}",
-        "       100 classes: 0 to 1 of each, 99 absent",
+        "format npz, read: train_inputs, train_targets, val_inputs, val_targets, test_inputs, test_targets",
+        "split       the three parts as the archive names them",
+        "train       200 records of float32 1, values -1.5 to 2",
+        "            100 classes: 1 to 3 of each, 0 absent",
+        f"validation  1 records of float32 1, values {inputs[2, 0]:g} to {inputs[2, 0]:g}",
+        "            100 classes: 0 to 1 of each, 99 absent",
+        f"test        1 records of float32 1, values {inputs[2, 0]:g} to {inputs[2, 0]:g}",
+        "            100 classes: 0 to 1 of each, 99 absent",
         "ok",
     ]
 
@@ -81,14 +93,16 @@ def test_json(mnist):
     answer = json.loads(said(mnist, "--json", "--classes", "2"))
     assert answer["ok"] and answer["error"] is None and answer["format"] == answer["report"]["format"] == "idx"
     assert {"name": "readme", "size": 16} in answer["files"] and answer["path"] == str(mnist)
-    assert answer["report"]["parts"][0] == {
-        "name": "train",
-        "records": 4,
+    assert [part["name"] for part in answer["report"]["parts"]] == ["train", "validation", "test"]
+    assert "a tenth" in answer["report"]["split"]
+    assert answer["report"]["parts"][2] == {
+        "name": "test",
+        "records": 2,
         "shape": [1, 2, 3],
         "dtype": "uint8",
         "low": 0,
-        "high": 23,
-        "counts": [2, 2],
+        "high": 11,
+        "counts": [1, 1],
     }
 
 

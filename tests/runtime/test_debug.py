@@ -97,7 +97,7 @@ def test_a_kernel_that_writes_into_the_dataset_is_caught(engine):
 
     broken = engine.backend._replace(epoch=writes)
     given = (engine.structure, broken, engine.hypers, engine.init(0), engine.data)
-    with debug.watching(), pytest.raises(PurityError, match=r"train_epoch: changed the bits of data.train_inputs;"):
+    with debug.watching(), pytest.raises(PurityError, match=r"train_epoch: changed the bits of data.train.inputs;"):
         esper.engine.step(*given, torch.zeros(E, dtype=torch.int64))
 
 

@@ -13,12 +13,12 @@ def test_growing_beats_waiting():
     """A small edition of the README's table: 6 environments instead of 32."""
     out = io.StringIO()
     static, grown = demonstrate(DemoSettings(num_envs=6), out)
-    mean, half = mean_interval(grown.accuracy - static.accuracy)
+    mean, half = mean_interval(grown.test_accuracy - static.test_accuracy)
     assert mean - half >= 10
     assert (grown.fossilized > 0).all() and (static.added == 0).all()
     text = out.getvalue()
     assert f"growing adds {mean:.1f} ± {half:.1f} percentage points" in text
-    assert "static (wait)" in text and "grown (bottleneck)" in text
+    assert "static (wait)" in text and "grown (conv8x2)" in text
 
 
 @pytest.mark.parametrize("words", [["demo", "--num-envs", "5"], ["demo", "--blueprint", "lore"], ["dance"]])

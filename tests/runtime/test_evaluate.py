@@ -19,7 +19,7 @@ from esper.runtime.inspect import InspectSettings, inspect
 from esper.runtime.train import train
 from esper.runtime.train_settings import TrainSettings
 
-KEYS = ("accuracy", "best", "total_reward", "added")
+KEYS = ("test_accuracy", "val_accuracy", "total_reward", "added")
 NUMBERS = {"engine": {"steps_per_epoch": 1}, "rewards": {"rent_weight": 10.0, "rent_cap": 90.0}}
 
 
@@ -45,32 +45,33 @@ def report(asked):
     return found
 
 
-def without_seconds(players):
-    return {name: {key: value for key, value in row.items() if key != "seconds"} for name, row in players.items()}
+def without_seconds(policies):
+    return {name: {key: value for key, value in row.items() if key != "seconds"} for name, row in policies.items()}
 
 
 def test_evaluation_is_paired_and_repeatable(asked, report):
-    players = report["players"]
-    assert list(players) == ["learned", "heuristic", "random", "wait", "grow conv_light"]
-    assert players["wait"]["added"]["mean"] == 0 and "no seed was ever germinated" in players["wait"]["red_flags"]
-    assert players["wait"]["operations"]["WAIT"] == 1.0 and players["wait"]["entropy_by_third"] == [0.0] * 3
-    assert players["wait"]["survival"]["count"] == 0 and players["wait"]["calibration"] is None
+    policies = report["policies"]
+    assert list(policies) == ["learned", "heuristic", "random", "wait", "grow conv_light"]
+    assert policies["wait"]["added"]["mean"] == 0 and "no seed was ever germinated" in policies["wait"]["red_flags"]
+    assert policies["wait"]["operations"]["WAIT"] == 1.0 and policies["wait"]["entropy_by_third"] == [0.0] * 3
+    assert policies["wait"]["survival"]["count"] == 0 and policies["wait"]["calibration"] is None
     for other, row in report["first_minus"].items():
         for name, cell in row.items():
-            expected = players["learned"][name]["mean"] - players[other][name]["mean"]
+            expected = policies["learned"][name]["mean"] - policies[other][name]["mean"]
             assert cell["mean"] == pytest.approx(expected, abs=1e-4)
-    assert without_seconds(evaluate(asked, io.StringIO())["players"]) == without_seconds(players)
+    assert without_seconds(evaluate(asked, io.StringIO())["policies"]) == without_seconds(policies)
 
 
 def test_evaluation_follows_the_run(run, asked, report):
     """The same horizon, engine and reward as at the end of training, unless asked otherwise."""
     trained = json.loads((run / "evaluation.json").read_text())
-    for name, row in without_seconds(trained["players"]).items():
-        assert without_seconds(report["players"])[name] == row
+    for name, row in without_seconds(trained["policies"]).items():
+        assert without_seconds(report["policies"])[name] == row
+    assert report["data"] == trained["data"] and report["data"]["samples"]["test"] == 256
     assert (report["horizon"], report["engine"], report["rewards"]) == (7, NUMBERS["engine"], NUMBERS["rewards"])
-    free = evaluate(replace(asked, grow="", rewards={"rent_weight": 0.0}), io.StringIO())["players"]
-    assert free["random"]["total_reward"]["mean"] > report["players"]["random"]["total_reward"]["mean"] + 3
-    assert free["random"]["accuracy"] == report["players"]["random"]["accuracy"]
+    free = evaluate(replace(asked, grow="", rewards={"rent_weight": 0.0}), io.StringIO())["policies"]
+    assert free["random"]["total_reward"]["mean"] > report["policies"]["random"]["total_reward"]["mean"] + 3
+    assert free["random"]["test_accuracy"] == report["policies"]["random"]["test_accuracy"]
     other = replace(asked, grow="", task="digits", horizon=2, reward="sparse")
     assert other.rules(other.loaded()).engine == {} and other.rules(other.loaded()).gamma == 0.995
 
@@ -78,7 +79,7 @@ def test_evaluation_follows_the_run(run, asked, report):
 def test_growing_by_the_gradient_can_be_asked_for():
     """By evaluation and by inspection: the same episode."""
     few = {"task": "synthetic", "engine": {"steps_per_epoch": 1}, "horizon": 2}
-    row = evaluate(EvaluateSettings(num_envs=6, gradient=True, **few), io.StringIO())["players"]["gradient"]
+    row = evaluate(EvaluateSettings(num_envs=6, gradient=True, **few), io.StringIO())["policies"]["gradient"]
     story = inspect(InspectSettings(policy="gradient", **few), io.StringIO())
     assert row["germinated"]["mean"] == 2 and row["operations"]["GERMINATE"] == 1
     assert all(step["action"].startswith("GERMINATE") for step in story["decisions"])
@@ -96,13 +97,14 @@ def test_the_table_shows_the_report(asked, report):
     text = out.getvalue()
     assert max(map(len, text.splitlines())) <= 130
     assert text.startswith("synthetic, 6 environments from seed 1, 7 decisions, reward shaped; mean ± 95 % half-width")
-    for name, row in report["players"].items():
+    assert "tested on 256 samples that nothing else reads; decisions saw 128 others\n" in text
+    for name, row in report["policies"].items():
         line = next(line for line in text.splitlines() if line.startswith(name))
         cells = re.findall(r"(-?[\d.]+) ± ([\d.]+)", line)
         assert [float(mean) for mean, _ in cells[:3]] == [
-            round(row[key]["mean"], digits) for key, digits in (("accuracy", 1), ("best", 1), ("total_reward", 2))
+            round(row[key]["mean"], digits) for key, digits in zip(KEYS[:3], (1, 1, 2), strict=True)
         ]
-    learned = report["players"]["learned"]
+    learned = report["policies"]["learned"]
     mix = next(line for line in text.splitlines() if line.startswith("learned") and "±" not in line).split()[1:]
     assert [int(word) for word in mix[:18]] == [
         round(100 * third[op.name]) for op in Op for third in learned["operations_by_third"]
@@ -126,22 +128,24 @@ def stories(run):
 def test_an_inspected_episode_is_the_evaluated_one(stories, report, policy):
     """Six episodes told one by one add up to what evaluation reports of their policy."""
     rewards = [sum(row["reward"] for row in story["decisions"]) for story in stories[policy]]
-    assert sum(rewards) / 6 == pytest.approx(report["players"][policy]["total_reward"]["mean"], rel=1e-4)
-    final = [story["end"]["accuracy"] for story in stories[policy]]
-    assert sum(final) / 6 == pytest.approx(report["players"][policy]["accuracy"]["mean"], rel=1e-4)
+    assert sum(rewards) / 6 == pytest.approx(report["policies"][policy]["total_reward"]["mean"], rel=1e-4)
+    for name in ("test_accuracy", "val_accuracy"):
+        final = [story["end"][name] for story in stories[policy]]
+        assert sum(final) / 6 == pytest.approx(report["policies"][policy][name]["mean"], rel=1e-4)
+    assert all("test_accuracy" not in row["before"] for story in stories[policy] for row in story["decisions"])
     decisions = [row for story in stories[policy] for row in story["decisions"]]
     assert len(decisions) == 42 and all(row["refused"] is None for row in decisions)
     for op in Op:
         share = sum(row["action"].split()[0] == op.name for row in decisions) / 42
-        assert share == pytest.approx(report["players"][policy]["operations"][op.name])
+        assert share == pytest.approx(report["policies"][policy]["operations"][op.name])
     for row in decisions:
         assert sum(row["terms"].values()) == pytest.approx(row["reward"], abs=1e-4)
-        thoughts = row["thoughts"]
-        assert (thoughts is None) == (policy != "learned")
-        if thoughts:
-            assert all(other["action"] != row["action"] for other in thoughts["alternatives"])
-            chances = [other["probability"] for other in thoughts["alternatives"]]
-            assert chances == sorted(chances, reverse=True) and sum(chances) + thoughts["probability"] <= 1 + 1e-5
+        diagnostics = row["diagnostics"]
+        assert (diagnostics is None) == (policy != "learned")
+        if diagnostics:
+            assert all(other["action"] != row["action"] for other in diagnostics["alternatives"])
+            chances = [other["probability"] for other in diagnostics["alternatives"]]
+            assert chances == sorted(chances, reverse=True) and sum(chances) + diagnostics["probability"] <= 1 + 1e-5
 
 
 def test_differences_are_paired(stories, report):
@@ -168,8 +172,11 @@ def test_the_story_is_told_in_order(run):
     blocks = text.split("\n\n")[1:]
     assert [block.split()[:2] for block in blocks[:-1]] == [["decision", str(t)] for t in range(1, 8)]
     for block, row in zip(blocks, story["decisions"], strict=False):
-        assert f"chose    {row['action']}   (probability {row['thoughts']['probability']:.2f}" in block
+        assert f"chose    {row['action']}   (probability {row['diagnostics']['probability']:.2f}" in block
         assert f"reward   {row['reward']:+.2f}" in block
+    assert (
+        f"end           test {story['end']['test_accuracy']:.1f} %   loss {story['end']['test_loss']:.3f}" in blocks[-1]
+    )
     assert f"return   {sum(row['reward'] for row in story['decisions']):+.2f}" in blocks[-1]
 
 
@@ -186,7 +193,7 @@ def test_inspection_needs_a_run_for_its_policy(capsys):
     assert "no such file" in capsys.readouterr().err
 
 
-class Report(HTMLParser):
+class ReportPage(HTMLParser):
     """Tables by their caption, and everything that could reach the network."""
 
     def __init__(self, text):
@@ -228,7 +235,7 @@ class Report(HTMLParser):
 def page(run):
     text = (run / "report.html").read_text()
     assert "url(" not in text and "@import" not in text and "//" not in text.replace("<!--", "")
-    return Report(text)
+    return ReportPage(text)
 
 
 def test_the_report_stands_alone(page):
@@ -238,7 +245,7 @@ def test_the_report_stands_alone(page):
 def test_the_reports_tables_are_the_evaluation(run, page):
     found = json.loads((run / "evaluation.json").read_text())
     for caption, part in (
-        ("Mean ± 95 % half-width", "players"),
+        ("Mean ± 95 % half-width", "policies"),
         ("Paired differences ± 95 % half-width", "first_minus"),
     ):
         for (name, *cells), (wanted, row) in zip(page.tables[caption][1:], found[part].items(), strict=True):
@@ -248,18 +255,18 @@ def test_the_reports_tables_are_the_evaluation(run, page):
                 assert mean == pytest.approx(row[key]["mean"], abs=near)
                 assert half == pytest.approx(row[key]["half_width"], abs=near)
     (calibration,) = (rows for caption, rows in page.tables.items() if caption.startswith("Return-to-go on value"))
-    groups = found["players"]["learned"]["calibration"]["bins"]
+    groups = found["policies"]["learned"]["calibration"]["bins"]
     assert [float(row[2]) for row in calibration[1:]] == [round(group["predicted"], 2) for group in groups]
     (survived,) = (rows for caption, rows in page.tables.items() if caption.startswith("By policy:"))
-    assert [int(row[1]) for row in survived[1:]] == [row["survival"]["count"] for row in found["players"].values()]
+    assert [int(row[1]) for row in survived[1:]] == [row["survival"]["count"] for row in found["policies"].values()]
     (kinds,) = (rows for caption, rows in page.tables.items() if caption.startswith("learned, by blueprint:"))
-    assert sum(int(row[1]) for row in kinds[1:]) == found["players"]["learned"]["survival"]["count"]
+    assert sum(int(row[1]) for row in kinds[1:]) == found["policies"]["learned"]["survival"]["count"]
 
 
 def test_the_reports_rounds_are_the_metrics(run, page):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     shown = page.tables["Every round"]
-    assert shown[0][:3] == ["round", "return", "final accuracy"] and len(shown) == 1 + len(rows)
+    assert shown[0][:3] == ["round", "return", "val accuracy"] and len(shown) == 1 + len(rows)
     for line, row in zip(shown[1:], rows, strict=True):
         assert float(line[1]) == pytest.approx(row["return"], rel=1e-3)
     times = page.tables["All rounds; the first includes compilation"]

@@ -47,7 +47,10 @@ def test_a_cifar_folder_trains_and_evaluates(tmp_path: Path, capsys: pytest.Capt
     report = json.loads(capsys.readouterr().out)
     written = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert report["task"] == task
-    assert report["players"]["learned"]["accuracy"] == written["players"]["learned"]["accuracy"]
+    assert report["policies"]["learned"] == written["policies"]["learned"] | {
+        "seconds": report["policies"]["learned"]["seconds"]
+    }
+    assert report["data"]["samples"] == {"train": 18, "validation": 2, "test": 4}
 
 
 @pytest.mark.parametrize(
@@ -79,9 +82,10 @@ def test_the_listing_says_what_the_host_and_its_slots_are() -> None:
     show_tasks(TasksSettings(json=True), out)
     listing = {fact["name"]: fact for fact in json.loads(out.getvalue())["tasks"]}
     assert list(listing) == list(TASKS)
-    digits = listing["digits"]
+    digits = listing["digits_v1"]
     # cnn 4: 36 weights, 8 of the norm, 40 weights and 10 biases of the head; conv_light: 144 weights, 8 of the norm
-    assert (digits["parameters"], digits["training_samples"], digits["validation_samples"]) == (94, 1437, 360)
+    assert digits["parameters"] == 94
+    assert digits["data"]["samples"] == {"train": 1437, "validation": 180, "test": 180}
     assert digits["slots"][2]["blueprints"]["conv_light"] == 152
     # attention at width 32: query, key, value and output matrices, each 32 x 32, and their four biases
     assert listing["chars"]["slots"][0]["blueprints"]["attention"] == 4 * (32 * 32 + 32)
@@ -125,7 +129,7 @@ def test_one_policy_trains_on_two_tasks_and_plays_a_third(tmp_path: Path, capsys
     again = ["evaluate", "--run", run, "--task", "digits_deep", "--num-envs", "6", "--horizon", "3", "--json", "true"]
     assert esper.__main__.main([*again, "--engine", "steps_per_epoch=1"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["task"] == "digits_deep" and "learned" in report["players"]
+    assert report["task"] == "digits_deep" and "learned" in report["policies"]
 
 
 @pytest.mark.parametrize("task", ["digits,", ",digits", "digits,digits", ""])
@@ -137,9 +141,10 @@ def test_tasks_are_named_once_each(task: str, capsys: pytest.CaptureFixture[str]
 def test_language_tasks_report_bits_and_perplexity(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["evaluate", "--task", "synthetic_tokens", "--num-envs", "6", "--horizon", "2", "--backend", "eager"]
     assert esper.__main__.main([*words, "--engine", "steps_per_epoch=1", "--json", "true"]) == 0
-    wait = json.loads(capsys.readouterr().out)["players"]["wait"]
-    assert "best" not in wait and 1.0 < wait["bits"]["mean"] < 2.2  # four tokens: 2 bits for a host that knows nothing
-    assert wait["perplexity"]["mean"] == pytest.approx(2 ** wait["bits"]["mean"], rel=0.01)
+    wait = json.loads(capsys.readouterr().out)["policies"]["wait"]
+    assert 1.0 < wait["test_bits"]["mean"] < 2.2  # four tokens: 2 bits for a host that knows nothing
+    assert wait["test_perplexity"]["mean"] == pytest.approx(2 ** wait["test_bits"]["mean"], rel=0.01)
+    assert wait["val_bits"]["mean"] == pytest.approx(wait["test_bits"]["mean"], abs=0.1)
 
 
 def test_a_presets_reward_numbers_are_in_force_and_can_be_overridden() -> None:

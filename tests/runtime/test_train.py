@@ -87,7 +87,7 @@ def test_a_resumed_run_ends_in_the_same_bits(settings, whole, tmp_path):
     assert [line["return"] for line in metrics(tmp_path / "other")] == wanted and len(wanted) == ROUNDS
     evaluations = [json.loads((Path(f) / "evaluation.json").read_text()) for f in (settings.out, tmp_path / "other")]
     for report in evaluations:
-        for row in report["players"].values():
+        for row in report["policies"].values():
             del row["seconds"]
     assert evaluations[0] == evaluations[1]
 
@@ -110,12 +110,16 @@ def test_a_run_directory_tells_what_was_run(settings, whole):
     resolved = json.loads((folder / "resolved.json").read_text())["synthetic"]
     assert resolved["config"]["steps_per_epoch"] == 1 and resolved["config"]["sample_order"] == "shared"
     assert resolved["hypers"]["host_lr"] == pytest.approx(0.02) and resolved["rewards"]["rent_weight"] == 0.25
+    told = {"train": 512, "validation": 128, "test": 256}  # twice an epoch's 64 training samples decide
+    assert resolved["data"]["samples"] == told and "of 256 validation samples 128 are used" in resolved["data"]["split"]
     assert json.loads((folder / "versions.json").read_text())["torch"] == torch.__version__
     rows = metrics(folder)
     assert [row["round"] for row in rows] == list(range(1, ROUNDS + 1)) and all(row["refused"] == 0 for row in rows)
     for row in rows:
         assert sum(row[f"share_{op.name.lower()}"] for op in Op) == pytest.approx(1, abs=1e-6)
-        assert row["host_seconds"] <= row["collect_seconds"] and row["learn_seconds"] > 0
+        assert (
+            0 < row["validation_seconds"] < row["host_seconds"] <= row["collect_seconds"] and row["learn_seconds"] > 0
+        )
         assert row["collect_seconds"] + row["learn_seconds"] == pytest.approx(row["seconds"])
 
 
@@ -124,7 +128,10 @@ def test_what_training_prints(settings, whole):
     assert whole.count("round   ") == ROUNDS and "round   7/7" in whole
     counted = rows[1:]
     share = 100 * (1 - sum(r["host_seconds"] for r in counted) / sum(r["seconds"] for r in counted))
+    validation = 100 * sum(r["validation_seconds"] for r in counted) / sum(r["host_seconds"] for r in counted)
+    assert f"validation: {validation:.1f} % of a step; " in whole
     assert f"other than the hosts: {share:.1f} % of a round" in whole
+    assert whole.count("  validation  ") == ROUNDS
     assert "synthetic, 6 environments from seed 1, 4 decisions, reward shaped" in whole
     assert whole.splitlines()[-1] == str(Path(settings.out) / "report.html")
 

@@ -61,7 +61,7 @@ COST = {
 }
 
 
-class Slot(NamedTuple):
+class LensSlot(NamedTuple):
     """A slot between two decisions; ages in epochs, the seed's counted up to the age at which a cull is free."""
 
     stage: str = "dormant"
@@ -84,7 +84,7 @@ class World(NamedTuple):
 
     epoch: int = 0
     accuracy: float = 0.0  # pp; of the last validation, 0 before the first
-    slots: tuple[Slot, Slot] = (Slot(), Slot())
+    slots: tuple[LensSlot, LensSlot] = (LensSlot(), LensSlot())
 
 
 def moves(world: World) -> Iterator[Move]:
@@ -102,21 +102,21 @@ def moves(world: World) -> Iterator[Move]:
             yield Move("change", index, 1 - slot.kind)
 
 
-def decide(slot: Slot, move: Move, accuracy: float) -> Slot:
+def decide(slot: LensSlot, move: Move, accuracy: float) -> LensSlot:
     """Carry out a decision on its slot."""
     if move.op in ("germinate", "change"):
-        return Slot("germinated", move.kind, birth=accuracy)
+        return LensSlot("germinated", move.kind, birth=accuracy)
     if move.op == "cull":
-        return Slot("blocked", stage_age=7)
+        return LensSlot("blocked", stage_age=7)
     return slot._replace(stage="fossil" if move.op == "fossilize" else NEXT[slot.stage], stage_age=0)
 
 
-def pass_epoch(slot: Slot) -> Slot:
+def pass_epoch(slot: LensSlot) -> LensSlot:
     """The clock: births, ages, the end of a blockade, and of a probation that lasted five epochs."""
     if slot.stage == "blocked":
-        return slot._replace(stage_age=slot.stage_age - 1) if slot.stage_age > 1 else Slot()
+        return slot._replace(stage_age=slot.stage_age - 1) if slot.stage_age > 1 else LensSlot()
     if slot.stage == "probation" and slot.stage_age == 4:
-        return Slot("blocked", stage_age=7)
+        return LensSlot("blocked", stage_age=7)
     if slot.stage == "germinated":
         return slot._replace(stage="training", age=1)
     if slot.stage in LIVE:
@@ -124,7 +124,7 @@ def pass_epoch(slot: Slot) -> Slot:
     return slot
 
 
-def phi(slot: Slot) -> float:
+def phi(slot: LensSlot) -> float:
     """Potential of a slot."""
     if slot.stage not in POTENTIAL:
         return 6.0 if slot.stage == "fossil" else 0.0
@@ -132,7 +132,7 @@ def phi(slot: Slot) -> float:
     return level + min(0.3 * slot.stage_age, most)
 
 
-def credit(slot: Slot, accuracy: float) -> float:
+def credit(slot: LensSlot, accuracy: float) -> float:
     """What a merged seed's contribution is worth, pp: half where the birth preceded the first validation."""
     if slot.stage not in MERGED:
         return 0.0
@@ -147,7 +147,7 @@ def warning(epochs: int) -> float:
     return min(price.warning_base + price.warning_step * epochs, price.warning_cap)
 
 
-def removal(before: Slot, accuracy: float) -> float:
+def removal(before: LensSlot, accuracy: float) -> float:
     """Culling: the last credit is given back, and it costs for youth and for help."""
     helped = CONTRIBUTION[before.kind] if before.stage in MERGED else 0.0
     cost = price.cull_young * max(1 - before.age / price.cull_age, 0.0)
@@ -156,7 +156,7 @@ def removal(before: Slot, accuracy: float) -> float:
     return -price.contribution_weight * credit(before, accuracy) - cost
 
 
-def fossilization(before: Slot, gain: float) -> float:
+def fossilization(before: LensSlot, gain: float) -> float:
     """The bonus grows over two epochs of probation; worse than at birth is punished."""
     if gain < 0:
         return -0.5 - min(-0.2 * gain, 1.0) - (0.3 if gain < -0.2 else 0.0)
@@ -164,7 +164,7 @@ def fossilization(before: Slot, gain: float) -> float:
     return bonus * min(before.stage_age / price.patience, 1.0)
 
 
-def dependence(slot: Slot, gain: float) -> float:
+def dependence(slot: LensSlot, gain: float) -> float:
     """The ratio penalty, and the warning of a blend that hurts."""
     if gain < 0:
         return -warning(slot.stage_age) if slot.stage == "blending" else 0.0
@@ -172,7 +172,7 @@ def dependence(slot: Slot, gain: float) -> float:
     return -min(0.02 * max(given / gain - price.ratio_limit, 0.0), most) if gain > 0.1 else -most * min(given / 10, 1.0)
 
 
-def slot_reward(world: World, move: Move, index: int, after: Slot, accuracy: float) -> float:
+def slot_reward(world: World, move: Move, index: int, after: LensSlot, accuracy: float) -> float:
     """What one slot earns in a step."""
     before, own = world.slots[index], move.slot == index
     gain = accuracy - after.birth

@@ -50,5 +50,5 @@ def train(env, actor, critic, batches=16, epochs=4, minibatches=4, lr=1e-3):
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    environment = EsperEnv(esper.make("digits", num_envs=32))
+    environment = EsperEnv(esper.make("digits_v1", num_envs=32))
     print(train(environment, *build(environment)))  # noqa: T201

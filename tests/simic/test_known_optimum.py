@@ -45,8 +45,8 @@ from esper.leyline.config import Precision
 from esper.simic.environment import EsperEnv
 from esper.simic.ppo import Learner, PPOConfig, make_collector
 from esper.simic.rewards import RewardMode, build_reward_params, reward
-from esper.tamiyo.policy import PolicyConfig, build_policy
-from esper.tolaria.data import Dataset
+from esper.tamiyo.actor_critic import ActorCriticConfig, build_actor_critic
+from esper.tolaria.data import Dataset, Part
 from esper.utils import rng
 
 _spec = importlib.util.spec_from_file_location("lens_model", Path(__file__).with_name("lens_model.py"))
@@ -96,7 +96,7 @@ def booster(name, power, size):
 def lens_task():
     hardness = torch.tensor([0.0] * 8 + [1.0, 2.0, 3.0, 4.0] + [9.0] * 8)
     side = torch.tensor([-1.0, 1.0] * 10)
-    inputs, targets = torch.stack((side, hardness), dim=1), (side > 0).long()
+    every = Part(torch.stack((side, hardness), dim=1), (side > 0).long())
     host = Host("guess", (2,), 2, (host_block("gain", without_power, SITE), host_block("scale", guess, None)))
     kinds = tuple(booster(*row) for row in zip(("spark", "lens"), POWER, model.SIZE, strict=True))
     settings = {
@@ -104,6 +104,7 @@ def lens_task():
         "blends": (esper.Blend.LINEAR,),
         "batch_size": 4,
         "steps_per_epoch": 1,
+        "val_samples": 20,
         "horizon": model.HORIZON,
         "auto_advance": False,
         "host_lr": 0.0,
@@ -113,7 +114,7 @@ def lens_task():
         "blend_epochs": 1,
         "min_gradient_ratio": 0.0,
     }
-    return esper.Task("lens", host, kinds, Dataset("lens", inputs, targets, inputs, targets, 2), settings)
+    return esper.Task("lens", host, kinds, Dataset("lens", every, every, every, 2), settings)
 
 
 def named(engine, index):
@@ -224,7 +225,7 @@ def test_ppo_reaches_the_optimum(seed):
     """Actions are drawn, also in the episodes that count, whose environments were never trained on."""
     engine = esper.make(lens_task(), ENVS)
     env = EsperEnv(engine, RewardMode.SHAPED, build_reward_params(model.PRICES, engine.config))
-    policy = build_policy(PolicyConfig(), engine.codec, len(engine.columns), seed)
+    policy = build_actor_critic(ActorCriticConfig(), engine.codec, len(engine.columns), seed)
     learner = Learner(policy, PPOConfig(gamma=model.GAMMA, lr=3e-3), ROUNDS, seed)
     collector = make_collector(env, policy)
     batches = iter(collector)

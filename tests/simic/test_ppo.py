@@ -11,14 +11,14 @@ import esper
 from esper.runtime.train import torch_draws_from
 from esper.simic.environment import EsperEnv
 from esper.simic.ppo import KEPT, Learner, PPOConfig, advantages, make_collector, normalise, values_of
-from esper.tamiyo.policy import PolicyConfig, build_policy
+from esper.tamiyo.actor_critic import ActorCriticConfig, build_actor_critic
 from esper.utils import rng
 
 
 @pytest.fixture(scope="module")
 def rollout(small_task):
     env = EsperEnv(esper.make(small_task, 6, horizon=5))
-    policy = build_policy(PolicyConfig(16, 8, 16), env.engine.codec, len(env.engine.columns), seed=3)
+    policy = build_actor_critic(ActorCriticConfig(16, 8, 16), env.engine.codec, len(env.engine.columns), seed=3)
     collector = make_collector(env, policy)
     with torch_draws_from(5):
         batch = next(iter(collector))

@@ -17,7 +17,7 @@ from esper.kasmina.structure import seed_sizes
 from esper.leyline.actions import Op
 from esper.leyline.codes import Verdict
 from esper.leyline.config import ConfigError, Precision
-from esper.leyline.events import Deed, Judgement, Transition
+from esper.leyline.events import ActionResult, Judgement, Transition
 from esper.leyline.hypers import numbers
 from esper.leyline.stages import FAILURE, LIVE, Stage
 from esper.simic.rewards import TERMS, RewardMode, RewardParams, bound, build_reward_params, potential, reward
@@ -86,11 +86,11 @@ def paid(mode, params, engine, leg):
 
 
 def test_the_walk_holds_what_it_should(legs):
-    causes = {int(op) for leg in legs for op in leg.event.deed.op}
+    causes = {int(op) for leg in legs for op in leg.event.result.op}
     assert causes == set(map(int, Op))
     assert sum(int(leg.event.judgement.rolled_back.sum()) for leg in legs) == 2
     assert any(bool(leg.event.judgement.culled.any()) for leg in legs)
-    assert any(bool((leg.event.deed.refusal != 0).any()) for leg in legs)
+    assert any(bool((leg.event.result.refusal != 0).any()) for leg in legs)
     by_clock = [
         (life.before == int(Stage.PROBATIONARY)) & (life.after == int(Stage.CULLED))
         for life in (leg.event.life for leg in legs)
@@ -135,7 +135,7 @@ def scalar_probation_warning(b, a, op):
     if (b["stage"], a["stage"], op) != (6, 6, 0) or b["stage_age"] < 2:
         return 0.0
     positive = scalar_credit(6, b["measured"], b["c"], b["gain"], b["birth"]) > 0
-    ready = positive and b["c"] >= 1 and b["healthy"] and b["banked"]
+    ready = positive and b["c"] >= 1 and b["healthy"] and b["in_snapshot"]
     return -min(0.1 + 0.05 * (b["stage_age"] - 2), 0.4) if ready else 0.0
 
 
@@ -169,7 +169,7 @@ def scalar_slot(b, a, op, acted, sane):
 
 
 def scalar_fields(state, env, slot):
-    names = ("stage", "stage_age", "age", "measured", "healthy", "banked")
+    names = ("stage", "stage_age", "age", "measured", "healthy", "in_snapshot")
     fields = {name: state.slots[name][env, slot].item() for name in names}
     birth = state.slots.birth_accuracy[env, slot].item()
     gain = state.signals.val_accuracy[env].item() - birth
@@ -181,14 +181,14 @@ def scalar_reward(engine, before, after, event, env):
     host = sum(math.prod(p.shape) for stage in engine.structure.host.blocks for p in stage.params)
     sizes = seed_sizes(engine.structure, after.slots)[env].tolist()
     sane = not event.judgement.rolled_back[env].item()
-    op, where = event.deed.op[env].item(), event.deed.slot[env].item()
+    op, where = event.result.op[env].item(), event.result.slot[env].item()
     pairs = [(scalar_fields(before, env, s), scalar_fields(after, env, s)) for s in range(len(sizes))]
     slots = [scalar_slot(b, a, op, s == where, sane) for s, (b, a) in enumerate(pairs)]
     out = {name: sum(slot[name] for slot in slots) for name in slots[0]}
     size = math.log(1 + sum(sizes) / max(host, 200))
     out["rent"] = -min(0.1 * size, 1.5)
     out["intervention"] = [0.0, -0.02, -0.01, -0.005, -0.01, -0.025][op]
-    out["refusal"] = -0.02 if event.deed.refusal[env].item() else 0.0
+    out["refusal"] = -0.02 if event.result.refusal[env].item() else 0.0
     out["rollback"] = 0.0 if sane else -2.0
     last = after.epoch[env].item() >= engine.config.horizon
     fossils = sum(a["stage"] == 7 and a["measured"] and a["c"] >= 1 for _, a in pairs)
@@ -233,7 +233,7 @@ def check_against_scalar(engine, params, before, after, event):
 def check_bounds(engine, params, before, after, event):
     for mode in RewardMode:
         got = reward(mode, params, engine.structure, before, after, event)
-        low, high = bound(mode, params, engine.structure)
+        low, high = bound(mode, params, engine.config.num_slots)
         assert bool(torch.isfinite(got.total).all())
         assert bool(((got.total >= low - 1e-9) & (got.total <= high + 1e-9)).all()), mode
         torch.testing.assert_close(got.total, sum(got.terms.values()), **EXACT)
@@ -260,7 +260,7 @@ def random_state(engine, draw):
         stage_age=whole(0, 12),
         measured=whole(0, 4) > 0,
         healthy=whole(0, 4) > 0,
-        banked=whole(0, 4) > 0,
+        in_snapshot=whole(0, 4) > 0,
         contribution=contribution,
         birth_accuracy=torch.where(whole(0, 5) == 0, 0.0, near),
     )
@@ -280,8 +280,8 @@ def event_of(op, slot, rolled_back=None, refusal=None):
     zero = torch.zeros_like(op)
     bad = torch.zeros_like(op, dtype=torch.bool) if rolled_back is None else rolled_back
     verdict = torch.where(bad, int(Verdict.SPIKE), int(Verdict.CALM))
-    deed = Deed(zero, op, slot, zero if refusal is None else refusal, zero)
-    return Transition(deed, None, None, None, Judgement(verdict, bad, None))
+    result = ActionResult(zero, op, slot, zero if refusal is None else refusal, zero)
+    return Transition(result, None, None, None, Judgement(verdict, bad, None))
 
 
 def random_event(engine, draw):
@@ -331,7 +331,7 @@ def test_stated_bounds(engine, params):
         RewardMode.LOSS: (-6 - 1.8 * slots, 6 + 1.791 * slots),
     }
     for mode, ends in stated.items():
-        assert tuple(map(float, bound(mode, params, engine.structure))) == pytest.approx(ends, abs=1e-9)
+        assert tuple(map(float, bound(mode, params, engine.config.num_slots))) == pytest.approx(ends, abs=1e-9)
 
 
 # Shaping
@@ -450,7 +450,7 @@ def life(ending, contribution=3.0, epochs=14):
     for stage, length, measured in phases:
         for stage_age in range(length):
             fields = seed | {"stage": stage, "stage_age": stage_age, "age": age + 1, "measured": measured}
-            fields |= {"contribution": c if measured else 0.0, "banked": True}
+            fields |= {"contribution": c if measured else 0.0, "in_snapshot": True}
             rows.append((Op.GERMINATE if age == 0 else Op.WAIT, fields, 50.0 + max(c, 0.0) * measured))
             age += 1
     for index in range(epochs - len(rows)):
@@ -462,7 +462,7 @@ def life(ending, contribution=3.0, epochs=14):
             rows.append((op, fields, 50.0 + max(c, 0.0)))
         elif index < 2:
             fields = seed | {"stage": 6, "stage_age": 3 + index, "age": age + 1, "measured": True, "contribution": c}
-            rows.append((op, fields | {"banked": True}, 50.0 + max(c, 0.0)))
+            rows.append((op, fields | {"in_snapshot": True}, 50.0 + max(c, 0.0)))
         else:
             rows.append((op, {"stage": 9}, 50.0))
     return rows
@@ -555,14 +555,14 @@ def test_fossilizing(engine, params):
 
 def test_waiting_on_probation_costs_only_where_fossilizing_was_open(engine, params):
     def cost(age, op=Op.WAIT, **changes):
-        fields = SUSPECT | {"stage": 6, "stage_age": age, "contribution": 4.0, "banked": True} | changes
+        fields = SUSPECT | {"stage": 6, "stage_age": age, "contribution": 4.0, "in_snapshot": True} | changes
         rows = [(Op.WAIT, fields, 55.0), (op, fields | {"stage_age": age + 1}, 55.0)]
         return float(tale(engine, params, rows)[0].terms["probation_warning"][0])
 
     assert [cost(age) for age in range(5)] == pytest.approx([0, 0, -0.1, -0.15, -0.2])
     assert cost(30) == pytest.approx(-0.4)
     assert cost(4, Op.ADVANCE) == 0
-    assert all(cost(4, **{name: False}) == 0 for name in ("banked", "healthy", "measured"))
+    assert all(cost(4, **{name: False}) == 0 for name in ("in_snapshot", "healthy", "measured"))
     assert cost(4, contribution=0.5) == 0
 
 

@@ -12,7 +12,7 @@ import esper
 from esper.kasmina.cnn import cnn_host
 from esper.kasmina.conv_blueprints import CONV_SMALL, DEPTHWISE
 from esper.simic.environment import EsperEnv
-from esper.tolaria import data
+from esper.tolaria.synthetic import synthetic
 
 ALLOWED = {"esper", "esper.simic.environment", "esper.simic.rewards"}
 
@@ -33,7 +33,7 @@ def test_the_script_is_short_and_knows_the_environment_alone():
 @pytest.fixture(scope="module")
 def engine():
     """A host too narrow for eight classes, one slot, and a seed that would help it: growing pays."""
-    dataset = data.synthetic((1, 4, 4), num_classes=8, num_train=64, num_val=40, noise=0.5)
+    dataset = synthetic((1, 4, 4), num_classes=8, num_train=64, num_val=40, noise=0.5)
     host = cnn_host((1, 4, 4), 8, num_blocks=1, base_channels=2, pool_blocks=0)
     settings = {
         "slots": (0,),

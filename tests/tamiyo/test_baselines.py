@@ -45,7 +45,7 @@ def test_random_legal_is_never_illegal_and_rows_are_their_own():
         assert torch.equal(policy(mask[100:110], key[100:110]), action[100:110])
 
 
-class Single:
+class HeuristicModel:
     """The rules for one environment, after the text: numbers, lists and ifs."""
 
     def __init__(self, config):
@@ -152,7 +152,7 @@ CONFIGS = {
 @pytest.mark.parametrize("density", [0.15, 0.5])
 def test_heuristic_is_the_single_environment_rule(fresh, name, density):
     config = CONFIGS[name]
-    models = [Single(config) for _ in range(ENVS)]
+    models = [HeuristicModel(config) for _ in range(ENVS)]
     memory = init_heuristic(CODEC, ENVS)
     seen = set()
     for step in range(60):
@@ -195,21 +195,23 @@ def only(*actions):
     return mask
 
 
-SOW = tuple(Action(Op.GERMINATE, 1, kind, int(Blend.SIGMOID)) for kind in (0, 2))
+GERMINATIONS = tuple(Action(Op.GERMINATE, 1, kind, int(Blend.SIGMOID)) for kind in (0, 2))
 
 
 @pytest.mark.parametrize("culprit", ["decision", "clock or governor"])
 def test_a_cull_is_remembered(fresh, culprit):
-    """The penalty bites after the embargo: the source's was gone by then."""
+    """The penalty bites after the embargo: a faster one would be gone by then."""
     config, memory = HeuristicConfig(), init_heuristic(CODEC, ENVS)
     age = 5 if culprit == "decision" else 1
     harmful = {"stage": [int(Stage.TRAINING), 1], "blueprint": [0, -1], "stage_age": age, "improvement": [-3.0, 0]}
-    memory, action = heuristic(config, CODEC, memory, quiet(fresh, 7, **harmful), only(Action(Op.CULL, 0), *SOW))
+    memory, action = heuristic(
+        config, CODEC, memory, quiet(fresh, 7, **harmful), only(Action(Op.CULL, 0), *GERMINATIONS)
+    )
     assert (action == (CODEC.encode(Action(Op.CULL, 0)) if culprit == "decision" else 0)).all()
     chosen = {}
     for epoch in range(8, 31):
         state = quiet(fresh, epoch, stage=[int(Stage.EMBARGOED if epoch < 14 else Stage.DORMANT), 1])
-        memory, action = heuristic(config, CODEC, memory, state, only(*SOW))
+        memory, action = heuristic(config, CODEC, memory, state, only(*GERMINATIONS))
         assert (action == action[0]).all()
         chosen[epoch] = CODEC.decode(action[0].item())
     assert all(chosen[epoch].op == Op.WAIT for epoch in range(8, 12)), "embargo"
@@ -220,8 +222,8 @@ def test_a_cull_is_remembered(fresh, culprit):
 def test_the_least_penalised_is_taken_when_all_are(fresh):
     memory = init_heuristic(CODEC, ENVS)
     memory = memory.replace(penalty=torch.tensor([3.0, 0.0, 2.0]).expand(ENVS, 3).clone())
-    after, action = heuristic(HeuristicConfig(), CODEC, memory, quiet(fresh, 9), only(*SOW))
-    assert (action == CODEC.encode(SOW[1])).all() and (after.turn == 0).all()
+    after, action = heuristic(HeuristicConfig(), CODEC, memory, quiet(fresh, 9), only(*GERMINATIONS))
+    assert (action == CODEC.encode(GERMINATIONS[1])).all() and (after.turn == 0).all()
 
 
 def test_an_episode_begins_with_an_empty_memory(fresh):

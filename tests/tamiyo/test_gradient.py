@@ -10,8 +10,8 @@ from esper.leyline.actions import Blend, Op
 from esper.leyline.environments import select
 from esper.runtime.scene import Rules, Scene, gradient_of
 from esper.simic.rewards import RewardMode, build_reward_params
-from esper.tamiyo.gradient import gradient_player
-from esper.tamiyo.players import Sight
+from esper.tamiyo.gradient import gradient_policy
+from esper.tamiyo.policies import PolicyInput
 from esper.tolaria.slopes import birth_norms
 from esper.utils import rng
 
@@ -24,7 +24,7 @@ def engine(small_task):
 
 
 def sight_of(engine, state):
-    return Sight(state, engine.observe(state), engine.mask(state), state.key)
+    return PolicyInput(state, engine.observe(state), engine.mask(state), state.key)
 
 
 def plain_choice(codec, legal, scores):
@@ -43,7 +43,7 @@ def masked(engine, seed):
     codec = engine.codec
     drawn = rng.uniform(rng.key(seed), (ENVS, codec.size))
     rare = torch.isin(codec.op, torch.tensor([int(Op.FOSSILIZE), int(Op.ADVANCE)]))
-    return Sight(engine.init(0), None, (drawn < torch.where(rare, 0.1, 0.3)) | (codec.op == int(Op.WAIT)), None)
+    return PolicyInput(engine.init(0), None, (drawn < torch.where(rare, 0.1, 0.3)) | (codec.op == int(Op.WAIT)), None)
 
 
 def test_the_rule(engine):
@@ -52,7 +52,7 @@ def test_the_rule(engine):
     table = (rng.uniform(rng.key(1), (ENVS, codec.size)) * 4).floor()
     table[0] = math.nan
     table[1, ::2], table[2, 1::3] = math.inf, -math.inf
-    player = gradient_player(codec, lambda state, index: table[:, index])
+    player = gradient_policy(codec, lambda state, index: table[:, index])
     for seed in range(30):
         sight = masked(engine, seed)
         memory, choice = player.act(player.init(ENVS), sight)
@@ -71,7 +71,7 @@ def test_it_asks_only_about_what_could_be_grown(engine):
         return torch.ones(state.batch_size[0])
 
     sight, codec = masked(engine, 7), engine.codec
-    gradient_player(codec, promise).act(None, sight)
+    gradient_policy(codec, promise).act(None, sight)
     ending = (sight.mask & ((codec.op == int(Op.FOSSILIZE)) | (codec.op == int(Op.ADVANCE)))).any(1)
     wanted = (codec.op == int(Op.GERMINATE)) & (codec.blend == int(Blend.SIGMOID)) & sight.mask[~ending].any(0)
     assert asked == wanted.nonzero().flatten().tolist() and 0 < len(asked) < 21
@@ -80,7 +80,7 @@ def test_it_asks_only_about_what_could_be_grown(engine):
 def test_by_the_gradient_it_grows_the_largest_norm_wherever_it_looks_from(engine, walk):
     state = walk(engine, 2, 1)[0][-1]
     scene = Scene(Rules(), engine, RewardMode.SHAPED, build_reward_params({}, engine.config))
-    player, samples = gradient_of(scene), (engine.data.val_inputs, engine.data.val_targets)
+    player, samples = gradient_of(scene), (engine.data.validation.inputs, engine.data.validation.targets)
     action = player.act(None, sight_of(engine, state))[1].action
     env = int((engine.codec.op[action] == int(Op.GERMINATE)).nonzero()[-1])
     alone = select(state, torch.tensor([env]))

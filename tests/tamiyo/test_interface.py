@@ -9,7 +9,7 @@ from esper.engine import Engine
 from esper.runtime.tasks import named
 from esper.simic.environment import EsperEnv
 from esper.tamiyo.interface import common, from_table, meanings_of, to_table, translate
-from esper.tamiyo.players import Sight, random_player
+from esper.tamiyo.policies import PolicyInput, random_policy
 from esper.utils import rng
 
 ENVS = 4
@@ -27,11 +27,11 @@ def played(engines):
     """A few random decisions on, so that slots hold seeds of several kinds."""
     states = {}
     for name, engine in engines.items():
-        state, player = engine.init(0), random_player(engine.codec)
+        state, policy = engine.init(0), random_policy(engine.codec)
         for decision in range(4):
             keys = rng.fold_in(rng.key(decision), torch.arange(ENVS))
-            _, choice = player.act(None, Sight(state, engine.observe(state), engine.mask(state), keys))
-            state, _ = engine.step(state, choice.action)
+            _, decided = policy.act(None, PolicyInput(state, engine.observe(state), engine.mask(state), keys))
+            state, _ = engine.step(state, decided.action)
         states[name] = state
     return states
 

@@ -10,7 +10,7 @@ from torchrl.modules import MaskedCategorical
 
 import esper
 from esper.leyline.actions import Blend, Op, build_codec
-from esper.tamiyo.logits import Scores, factored_logits, num_slots, uniform_logits
+from esper.tamiyo.logits import HeadLogits, factored_logits, num_slots, uniform_logits
 
 CODECS = {
     "usual": build_codec(((0, 1, 2), (0, 2), (1,)), (Blend.SIGMOID, Blend.COSINE), ("a", "b", "c")),
@@ -28,7 +28,7 @@ def random_mask(codec, rows, generator, density=0.3):
 
 def random_scores(codec, rows, generator, scale=2.0, dtype=torch.float64):
     shapes = ((6,), (6, max(num_slots(codec), 1)), (len(codec.blueprint_names),), (4,))
-    return Scores(*(scale * torch.randn(rows, *shape, generator=generator, dtype=dtype) for shape in shapes))
+    return HeadLogits(*(scale * torch.randn(rows, *shape, generator=generator, dtype=dtype) for shape in shapes))
 
 
 def brute_force(codec, scores, mask):
@@ -63,7 +63,7 @@ def test_equal_to_brute_force(name, seed, density):
     distribution = MaskedCategorical(logits=logits, mask=mask)
     log_prob = torch.stack([distribution.log_prob(torch.full((4,), index)) for index in range(codec.size)], dim=1)
     for row in range(4):
-        expected = brute_force(codec, Scores(*(part[row] for part in scores)), mask[row].tolist())
+        expected = brute_force(codec, HeadLogits(*(part[row] for part in scores)), mask[row].tolist())
         assert math.isclose(sum(map(math.exp, expected.values())), 1.0, rel_tol=1e-12)
         for index in range(codec.size):
             if index in expected:
@@ -79,17 +79,17 @@ def test_leading_dimensions_and_dtypes_agree():
     codec, generator = CODECS["usual"], torch.Generator().manual_seed(1)
     mask, scores = random_mask(codec, 12, generator), random_scores(codec, 12, generator)
     flat = factored_logits(codec, scores, mask)
-    folded = factored_logits(codec, Scores(*(s.unflatten(0, (3, 4)) for s in scores)), mask.unflatten(0, (3, 4)))
+    folded = factored_logits(codec, HeadLogits(*(s.unflatten(0, (3, 4)) for s in scores)), mask.unflatten(0, (3, 4)))
     assert torch.equal(folded.flatten(0, 1), flat)
-    assert torch.equal(factored_logits(codec, Scores(*(s[5] for s in scores)), mask[5]), flat[5])
-    single = factored_logits(codec, Scores(*(s.float() for s in scores)), mask)
+    assert torch.equal(factored_logits(codec, HeadLogits(*(s[5] for s in scores)), mask[5]), flat[5])
+    single = factored_logits(codec, HeadLogits(*(s.float() for s in scores)), mask)
     assert single.dtype == torch.float32
     assert torch.allclose(single[mask].double(), flat[mask], atol=1e-5)
 
 
 def test_slots_are_told_apart_by_op():
     codec = CODECS["usual"]
-    scores = Scores(torch.zeros(6), torch.zeros(6, 3), torch.zeros(3), torch.zeros(4))
+    scores = HeadLogits(torch.zeros(6), torch.zeros(6, 3), torch.zeros(3), torch.zeros(4))
     scores.slot[int(Op.CULL), 2] = 3.0
     logits = factored_logits(codec, scores, torch.ones(codec.size, dtype=torch.bool))
     cull = [logits[codec.encode(esper.Action(Op.CULL, slot))].item() for slot in range(3)]
@@ -101,7 +101,7 @@ def test_slots_are_told_apart_by_op():
 def test_gradients_are_finite_at_extreme_scores(scale):
     codec, generator = CODECS["usual"], torch.Generator().manual_seed(2)
     mask = random_mask(codec, 64, generator, 0.1)
-    scores = Scores(*(s.requires_grad_() for s in random_scores(codec, 64, generator, scale, torch.float32)))
+    scores = HeadLogits(*(s.requires_grad_() for s in random_scores(codec, 64, generator, scale, torch.float32)))
     distribution = MaskedCategorical(logits=factored_logits(codec, scores, mask), mask=mask)
     action = mask.float().argmax(1)
     assert distribution.log_prob(action).isfinite().all() and distribution.entropy().isfinite().all()
@@ -116,7 +116,7 @@ def test_gradients_are_those_of_the_definition():
     scores = random_scores(codec, 2, generator)
 
     def legal_logits(*parts):
-        return factored_logits(codec, Scores(*parts), mask)[mask]
+        return factored_logits(codec, HeadLogits(*parts), mask)[mask]
 
     assert torch.autograd.gradcheck(legal_logits, [s.requires_grad_() for s in scores], fast_mode=True)
 

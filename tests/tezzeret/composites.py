@@ -38,7 +38,7 @@ def _convolved(p: Params, b: Params, x: Tensor, train: bool) -> tuple[Tensor, Pa
     return y, {"mean": track(b["mean"], mean), "variance": track(b["variance"], variance)}
 
 
-def _blueprint(name: str, fits: Any, width: Any, run: Any, head: bool = False) -> Blueprint:
+def _blueprint(name: str, fits: Any, width: Any, run: Any, is_bypass: bool, head: bool = False) -> Blueprint:
     def params(source: Any, target: Any) -> Any:
         fan_in, out = 9 * source.channels, width(target)
         conv = fan_in_uniform("conv", (out, source.channels, 3, 3), fan_in)
@@ -53,7 +53,15 @@ def _blueprint(name: str, fits: Any, width: Any, run: Any, head: bool = False) -
         return run(p, b, x, True)
 
     return Blueprint(
-        name, fits, params, train, lambda p, b, x: run(p, b, x, False)[0], lambda source, target: 1, 9.0, buffers
+        name,
+        fits,
+        params,
+        train,
+        lambda p, b, x: run(p, b, x, False)[0],
+        lambda source, target: 1,
+        9.0,
+        buffers,
+        is_bypass=is_bypass,
     )
 
 
@@ -77,9 +85,9 @@ def _widens(source: Any, target: Any) -> bool:
 
 
 BLUEPRINTS = (
-    _blueprint("net", lambda s, t: (s.kind, t.kind) == ("conv", "logits"), lambda t: WIDTH, _run_net, head=True),
-    _blueprint("step", _widens, lambda t: t.channels, _run_step),
-    _blueprint("same", lambda s, t: s == t and s.kind == "conv", lambda t: t.channels, _run_same),
+    _blueprint("net", lambda s, t: (s.kind, t.kind) == ("conv", "logits"), lambda t: WIDTH, _run_net, True, head=True),
+    _blueprint("step", _widens, lambda t: t.channels, _run_step, True),
+    _blueprint("same", lambda s, t: s == t and s.kind == "conv", lambda t: t.channels, _run_same, False),
 )
 
 
@@ -95,7 +103,7 @@ class Convolved(nn.Module):
         return F.batch_norm(y, None, None, self.norm.weight, self.norm.bias, True) if silent else self.norm(y)
 
 
-class Net(Convolved):
+class Classifier(Convolved):
     """A small classifier."""
 
     def __init__(self) -> None:
@@ -106,7 +114,7 @@ class Net(Convolved):
         return self.head(torch.relu(super().forward(x)).mean((-2, -1)))
 
 
-class Step(Convolved):
+class Downsample(Convolved):
     """From the maps behind block 0 to those behind block 1."""
 
     def __init__(self) -> None:
@@ -126,7 +134,7 @@ class Same(Convolved):
         return x + torch.tanh(super().forward(x))
 
 
-class Host(nn.Module):
+class PlainHost(nn.Module):
     """Two blocks and a head."""
 
     def __init__(self) -> None:
@@ -149,7 +157,7 @@ def statistics(module: nn.Module) -> list[Tensor]:
     return [row for norm in norms for row in (norm.running_mean, norm.running_var)]
 
 
-class Trained:
+class TrainedModule:
     """A module with its optimizer."""
 
     def __init__(self, module: nn.Module, row: Tensor, held: Tensor, numbers: dict[str, float], who: str) -> None:
@@ -180,7 +188,9 @@ class Trained:
 class Composite:
     """A host with two slots; subclasses say where they are. ``stages`` lists the slots that hold an active seed."""
 
-    def __init__(self, host: Trained, seeds: dict[int, Trained], isolation: Isolation, target: float) -> None:
+    def __init__(
+        self, host: TrainedModule, seeds: dict[int, TrainedModule], isolation: Isolation, target: float
+    ) -> None:
         self.host, self.seeds, self.isolation, self.target = host, seeds, isolation, target
 
     def reads(self, stage: Stage, x: Tensor) -> Tensor:
@@ -220,7 +230,7 @@ class Shortcut(Composite):
     """Slot 0 from the input to the logits; slot 1 behind block 0."""
 
     slots = ("input:logits", 0)
-    modules = (Net, Same)
+    modules = (Classifier, Same)
     kinds = (0, 2)
 
     def run(self, x: Tensor, stages: dict[int, Stage], alphas: list[float]) -> tuple[Tensor, dict[int, Tensor]]:
@@ -246,7 +256,7 @@ class Around(Composite):
     """Slot 0 behind block 0; slot 1 from there, what slot 0 made of it, to behind block 1. Straight-through only."""
 
     slots = (0, "block0:block1")
-    modules = (Same, Step)
+    modules = (Same, Downsample)
     kinds = (2, 1)
 
     def run(self, x: Tensor, stages: dict[int, Stage], alphas: list[float]) -> tuple[Tensor, dict[int, Tensor]]:

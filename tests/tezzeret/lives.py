@@ -1,7 +1,7 @@
 """Whole lives, as functions of numbers that derivatives are taken of: by the definition, and unrolled.
 
 Numbers are a dict: ``host`` [E, P] and ``seeds`` [E, Q] to begin with, ``host_lr`` and ``seed_lr`` [E], ``alphas``
-[phases, E, S] (read where a seed is merged), ``sown`` [E, Q]: what is added to the initial values of seeds that
+[phases, E, S] (read where a seed is merged), ``initial`` [E, Q]: what is added to the initial values of seeds that
 germinate. A life gives the validation losses [E] at its end.
 """
 
@@ -41,7 +41,7 @@ Numbers = dict[str, Tensor]
 
 
 class Phase(NamedTuple):
-    """Minibatches under one table; seeds in GERMINATED are sown before them."""
+    """Minibatches under one table; seeds in GERMINATED are initialised before them."""
 
     table: SlotTable
     batches: tuple[Batch, ...]
@@ -70,7 +70,11 @@ def begin(choice: Any, tables: Any, counts: tuple[int, ...], seed: int) -> tuple
     life = Life(structure, hypers, learners, phases, (smooth.drawn(seed + 8, smooth.V, *smooth.SHAPE), targets))
     alphas = 0.2 + 0.6 * rng.uniform(rng.key(seed + 7), (len(phases), E, len(structure.slots)), dtype=F64)
     numbers = {"host": learners.host.params, "seeds": learners.seeds.params, "alphas": alphas}
-    numbers |= {"host_lr": hypers.host_lr, "seed_lr": hypers.seed_lr, "sown": torch.zeros_like(learners.seeds.params)}
+    numbers |= {
+        "host_lr": hypers.host_lr,
+        "seed_lr": hypers.seed_lr,
+        "initial": torch.zeros_like(learners.seeds.params),
+    }
     return life, numbers
 
 
@@ -79,7 +83,7 @@ def alphas_of(phase: Phase, alphas: Tensor) -> Tensor:
     return torch.where(torch.as_tensor(phase.table.within(MERGED)), alphas, 0.0)
 
 
-def sow(life: Life, table: SlotTable, learners: Learners, more: Tensor) -> Learners:
+def germinate(life: Life, table: SlotTable, learners: Learners, more: Tensor) -> Learners:
     """Germination, with something added to what is drawn."""
     key, epoch = rng.fold_in(rng.key(3), torch.arange(E)), torch.zeros(E, dtype=torch.int64)
     learners = arena.init_seeds(life.structure, table, learners, key, epoch)
@@ -109,7 +113,7 @@ def live(life: Life, numbers: Numbers, by_epoch: bool = False) -> Tensor:
     host, seeds = (getattr(life.learners, who)._replace(params=numbers[who]) for who in ("host", "seeds"))
     learners = life.learners._replace(host=host, seeds=seeds)
     for phase, given in zip(life.phases, numbers["alphas"], strict=True):
-        learners, alphas = sow(life, phase.table, learners, numbers["sown"]), alphas_of(phase, given)
+        learners, alphas = germinate(life, phase.table, learners, numbers["initial"]), alphas_of(phase, given)
         plan = eager.plan(structure, phase.table, CPU)
         if by_epoch:
             learners, _ = eager.epoch(structure, hypers, plan, learners, alphas, batches_of(phase))
@@ -122,25 +126,25 @@ def live(life: Life, numbers: Numbers, by_epoch: bool = False) -> Tensor:
 
 def live_unrolled(life: Life, numbers: Numbers, cut: bool = False) -> Tensor:
     """By autograd, environment by environment; see ``unrolled``."""
-    sown = [sow(life, phase.table, life.learners, numbers["sown"]) for phase in life.phases]
-    return torch.stack([_live_one(life, numbers, env, sown, cut) for env in range(E)])
+    germinated = [germinate(life, phase.table, life.learners, numbers["initial"]) for phase in life.phases]
+    return torch.stack([_live_one(life, numbers, env, germinated, cut) for env in range(E)])
 
 
-def _live_one(life: Life, numbers: Numbers, env: int, sown: list[Learners], cut: bool) -> Tensor:
+def _live_one(life: Life, numbers: Numbers, env: int, germinated: list[Learners], cut: bool) -> Tensor:
     hypers = life.hypers.replace(host_lr=numbers["host_lr"], seed_lr=numbers["seed_lr"])
     start = [getattr(life.learners, who)._replace(params=numbers[who]) for who in ("host", "seeds")]
     learners, net = life.learners._replace(host=start[0], seeds=start[1]), None
-    for phase, given, drawn in zip(life.phases, numbers["alphas"], sown, strict=True):
-        scene = unrolled.scene_of(life.structure, hypers, phase.table, alphas_of(phase, given), env)
-        net = unrolled.net_of(scene, learners, env) if net is None else net
-        fresh = unrolled.net_of(scene, drawn, env)
-        for number, stage in enumerate(scene.stages):
+    for phase, given, drawn in zip(life.phases, numbers["alphas"], germinated, strict=True):
+        context = unrolled.context_of(life.structure, hypers, phase.table, alphas_of(phase, given), env)
+        net = unrolled.environment_of(context, learners, env) if net is None else net
+        fresh = unrolled.environment_of(context, drawn, env)
+        for number, stage in enumerate(context.stages):
             if stage == Stage.GERMINATED:
                 for old, new in zip(net[2:], fresh[2:], strict=True):
                     old[number] = new[number]
         for batch in phase.batches:
-            net = unrolled.step(scene, net, *unrolled.take(batch, env), cut)
-    return unrolled.validate(scene, net, life.samples)
+            net = unrolled.step(context, net, *unrolled.take(batch, env), cut)
+    return unrolled.validate(context, net, life.samples)
 
 
 def gradient(life: Life, numbers: Numbers, weights: Tensor, cut: bool = False) -> tuple[Tensor, Numbers]:

@@ -162,13 +162,14 @@ def bridge(name: str, shape: tuple[int, ...]) -> Blueprint:
         lambda source, target: 1,
         9.0,
         lambda source, target: _norm("norm", 2)[1],
+        is_bypass=True,
     )
 
 
 BLUEPRINTS = (BRANCH, NORMED, bridge("bridge", (3,)))
 
 
-class Choice(NamedTuple):
+class SmoothCase(NamedTuple):
     """What is drawn of a case, beside its numbers."""
 
     slots: tuple[int | str, ...] = (0, "block0:block1", 1)
@@ -180,7 +181,7 @@ class Choice(NamedTuple):
     clip: float = 0.7
 
 
-def build(choice: Choice, host: Host | None = None) -> tuple[Structure, HyperParams]:
+def build(choice: SmoothCase, host: Host | None = None) -> tuple[Structure, HyperParams]:
     """Structure and numbers; ``adam_epsilon`` is large, so that Adam's root does not make differences coarse."""
     config = Config(
         num_envs=E,
@@ -232,7 +233,7 @@ def learners_at(structure: Structure, table: SlotTable, seed: int) -> Learners:
         found = 0.2 * drawn(stream, weights.shape[0], count, weights.shape[1])
         return found if count == 1 else torch.stack((found[:, 0], 0.05 + found[:, 1].square()), 1)
 
-    host, held = arena.init_host(structure, rng.fold_in(rng.key(seed), torch.arange(E)), F64)
+    host, held = arena.init_host(structure.host, rng.fold_in(rng.key(seed), torch.arange(E)), F64)
     mask, seeds = used(structure, table), 0.5 * drawn(seed + 1, E, structure.num_seed_params)
     counts = structure.host_optimizer.num_moments, structure.seed_optimizer.num_moments
     own = torch.where(mask.unsqueeze(1), moments(seeds, counts[1], seed + 3), 0.0)

@@ -104,10 +104,10 @@ def lesson(engine: Engine, state: State, batch: Batch) -> Lesson:
 
 def batch_of(engine: Engine, size: int, seed: int = 5) -> Batch:
     """A minibatch of each environment's own."""
-    count = engine.data.train_targets.shape[0]
+    count = engine.data.train.targets.shape[0]
     keys = rng.fold_in(rng.key(seed), torch.arange(engine.config.num_envs))
     rows = rng.permutation(keys, count)[:, :size]
-    return Batch(engine.data.train_inputs[rows], engine.data.train_targets[rows])
+    return Batch(engine.data.train.inputs[rows], engine.data.train.targets[rows])
 
 
 def largest_gap(found: Tensor, wanted: Tensor) -> float:
@@ -130,7 +130,7 @@ def evaluated(engine: Engine, state: State, wanted: Counterfactuals) -> tuple[Sc
 
         return score_samples(structure, watched, samples, envs, rows)
 
-    samples, args = (engine.data.val_inputs, engine.data.val_targets), (learners_of(state), state.slots.alpha)
+    samples, args = engine.data.validation, (learners_of(state), state.slots.alpha)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys.modules["esper.tezzeret.native.evaluate"], "score_samples", spy)
         patch.setattr(eager, "score_samples", spy)

@@ -28,7 +28,7 @@ POISONS = (None, math.inf, -math.inf, math.nan)
 
 def scene(isolation, optimizers=("sgd", "adam")):
     """Structure, numbers, learners, and the tables with and without the seeds in TRAINING."""
-    choice = smooth.Choice(SLOTS, optimizers=optimizers, isolation=isolation)
+    choice = smooth.SmoothCase(SLOTS, optimizers=optimizers, isolation=isolation)
     structure, hypers = smooth.build(choice)
     behind = smooth.table_of(structure, WITH, KINDS, GATED)
     without = smooth.table_of(structure, [D if stage == T else stage for stage in WITH], KINDS, GATED)

@@ -12,16 +12,17 @@ import esper
 from esper.engine import Engine
 from esper.kasmina.objectives import cross_entropy
 from esper.kasmina.slot_table import take_table
-from esper.kernels import chain, native, optimizer, program
 from esper.leyline.config import ConfigError, Isolation, Precision
 from esper.leyline.learners import learners_of
-from esper.tezzeret import choose
+from esper.tezzeret import choose, native
 from esper.tezzeret.backend import BackendError
 from esper.tezzeret.inductor import compiled
+from esper.tezzeret.native import toolchain
+from esper.tezzeret.native.library import library
 
 pytestmark = pytest.mark.usefixtures("auto_as_shipped")
 
-NATIVE = pytest.mark.skipif(chain.library() is None, reason="no C++ compiler")
+NATIVE = pytest.mark.skipif(library() is None, reason="no C++ compiler")
 
 
 def made(backend: str, **settings: object) -> Engine:
@@ -36,7 +37,7 @@ def made(backend: str, **settings: object) -> Engine:
         ({"precision": Precision.FLOAT64}, "inductor"),
         ({"differentiable": True}, "eager"),
         ({"seed_optimizer": "adamw"}, "inductor"),
-        ({"isolation": Isolation.OBJECTIVE}, "inductor"),
+        ({"isolation": Isolation.OBJECTIVE}, "native"),
     ],
 )
 def test_auto_is_the_first_that_can(settings: dict, chosen: str) -> None:
@@ -55,8 +56,6 @@ def test_auto_has_an_answer_for_every_device_and_dtype() -> None:
 REFUSED = {
     "precision float64; expected float32": {"precision": Precision.FLOAT64},
     "optimizer 'adamw'; expected sgd or adam": {"host_optimizer": "adamw"},
-    "isolation 'objective'; expected 'straight_through'": {"isolation": Isolation.OBJECTIVE},
-    "isolation 'none'; expected 'straight_through'": {"isolation": Isolation.NONE},
     "gives no derivatives; with differentiable=True expected 'eager'": {"differentiable": True},
 }
 
@@ -92,8 +91,7 @@ def test_tokens_are_told_by_module_and_reason(caplog: pytest.LogCaptureFixture) 
 def without_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No library is built or found."""
     monkeypatch.setenv("ESPER_NATIVE", "0")
-    for kernel in (program, chain, optimizer):
-        monkeypatch.setattr(kernel, "library", lambda: None)
+    monkeypatch.setattr(native, "library", lambda: None)
     monkeypatch.setattr(compiled, "find_compiler", lambda: None)
     yield
 
@@ -109,13 +107,13 @@ def test_without_a_compiler_auto_is_eager_and_says_so(caplog: pytest.LogCaptureF
 
 
 def test_libraries_are_not_built_where_they_are_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    load = functools.cache(native.load.__wrapped__)
+    load = functools.cache(toolchain.load.__wrapped__)
     for name, value in (("ESPER_NATIVE", "0"), ("PATH", "")):
         with monkeypatch.context() as patch:
             patch.delenv("CXX", raising=False)
             patch.setenv(name, value)
             load.cache_clear()
-            assert load("program") is None
+            assert load() is None
 
 
 @pytest.mark.parametrize("backend", ["auto", "native"])
@@ -148,8 +146,8 @@ def test_derivatives_of_native_raise_instead_of_being_wrong() -> None:
 
     def loss(host: torch.Tensor) -> torch.Tensor:
         moved = learners._replace(host=learners.host._replace(params=host))
-        samples = (engine.data.train_inputs[:4].expand(2, 4, *engine.data.train_inputs.shape[1:]),)
-        batch = esper.tezzeret.batches.Batch(*samples, engine.data.train_targets[:4].expand(2, 4))
+        samples = (engine.data.train.inputs[:4].expand(2, 4, *engine.data.train.inputs.shape[1:]),)
+        batch = esper.tezzeret.batches.Batch(*samples, engine.data.train.targets[:4].expand(2, 4))
         return engine.backend.minibatch_step(engine.hypers, plan, moved, state.slots.alpha, batch)[1].loss.sum()
 
     host = learners.host.params

@@ -68,7 +68,7 @@ def table_of(kind, stages):
 def begin(structure, kind, table):
     """Hosts and seeds as they germinate, running statistics away from their first values."""
     key = rng.fold_in(rng.key(5), torch.arange(E))
-    host, buffers = arena.init_host(structure, key, F64)
+    host, buffers = arena.init_host(structure.host, key, F64)
     seeds = torch.zeros(E, structure.num_seed_params, dtype=F64)
     rest = (structure.seed_optimizer.init(seeds), torch.zeros(E, 2, dtype=torch.int64))
     weights = Weights(host, structure.host_optimizer.init(host), torch.zeros(E, dtype=torch.int64))
@@ -83,10 +83,12 @@ def compose(structure, kind, table, learners):
     found = []
     with torch.random.fork_rng(devices=[]):  # modules draw initial values; all are overwritten
         for env in range(E):
-            host = plain.Trained(plain.Host(), learners.host.params[env], learners.buffers[env], NUMBERS, "host")
+            host = plain.TrainedModule(
+                plain.PlainHost(), learners.host.params[env], learners.buffers[env], NUMBERS, "host"
+            )
             seeds = {}
             for number in (table.stage[env] != int(Stage.DORMANT)).nonzero()[0].tolist():
-                seeds[number] = plain.Trained(
+                seeds[number] = plain.TrainedModule(
                     kind.modules[number](), *seed_rows(structure, kind, learners, env, number), NUMBERS, "seed"
                 )
             found.append(kind(host, seeds, structure.config.isolation, NUMBERS["alpha_target"]))

@@ -80,7 +80,7 @@ def tolerance(structure):
 def cases(draw):
     """A structure, a table of slots, minibatches, and whether they are one epoch."""
     slots = draw(st.sampled_from(SLOTS))
-    choice = smooth.Choice(
+    choice = smooth.SmoothCase(
         slots,
         norm=draw(st.booleans()),
         tied=draw(st.booleans()),
@@ -184,9 +184,9 @@ STAGES = (
 where an older seed was.
 """
 LIVES = {
-    "straight_through": smooth.Choice(),
-    "objective": smooth.Choice(SLOTS[1], optimizers=("adam", "adamw"), isolation=Isolation.OBJECTIVE),
-    "none": smooth.Choice(SLOTS[2], optimizers=("sgd", "adam"), isolation=Isolation.NONE, tied=False),
+    "straight_through": smooth.SmoothCase(),
+    "objective": smooth.SmoothCase(SLOTS[1], optimizers=("adam", "adamw"), isolation=Isolation.OBJECTIVE),
+    "none": smooth.SmoothCase(SLOTS[2], optimizers=("sgd", "adam"), isolation=Isolation.NONE, tied=False),
 }
 
 
@@ -201,7 +201,7 @@ def test_a_whole_life_can_be_differentiated(name):
     direction = lives.direction_at(numbers, 5)
     truth, first = check_first_order(life, numbers, False, direction)
     second, coarse = check_second_order(life, numbers, direction, truth, name == "straight_through"), []
-    for parts in (("host", "seeds", "sown"), ("host_lr", "seed_lr"), ("alphas",)):
+    for parts in (("host", "seeds", "initial"), ("host_lr", "seed_lr"), ("alphas",)):
         assert min(truth[part].abs().max() for part in parts) > 1e-4
         along = lives.direction_at(numbers, 6, parts)
         coarse.append(differences(life, False, numbers, along, per_env(truth, along)))
@@ -212,10 +212,10 @@ def test_a_whole_life_can_be_differentiated(name):
 def test_what_a_seed_was_before_it_germinated_is_forgotten():
     life, numbers = whole_life("straight_through")
     found = grad(partial(total, life, False))(numbers)
-    sown = life.phases[1].table.within((Stage.GERMINATED,))
-    fresh = torch.as_tensor(sown)[:, life.structure.slot_of_column]
-    assert (found["seeds"][fresh] == 0).all() and (found["sown"][~fresh] == 0).all()
-    assert found["seeds"][~fresh].any() and found["sown"][fresh].any(), "the others do matter"
+    germinated = life.phases[1].table.within((Stage.GERMINATED,))
+    fresh = torch.as_tensor(germinated)[:, life.structure.slot_of_column]
+    assert (found["seeds"][fresh] == 0).all() and (found["initial"][~fresh] == 0).all()
+    assert found["seeds"][~fresh].any() and found["initial"][fresh].any(), "the others do matter"
 
 
 def test_lives_can_be_mapped_over_numbers_under_one_plan():
@@ -248,7 +248,7 @@ def test_detaching_would_be_wrong():
     assert lives.gap(found, truth) < EXACT
     wrong = {name: lives.gap({name: cut[name]}, {name: truth[name]}) for name in truth}
     logger.info("detached: %s", wrong)
-    assert min(wrong[name] for name in ("host", "host_lr", "seed_lr", "alphas", "sown")) > 0.01
+    assert min(wrong[name] for name in ("host", "host_lr", "seed_lr", "alphas", "initial")) > 0.01
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_detaching_would_be_wrong():
 )
 def test_no_derivative_is_nan_where_gradients_vanish(clip, optimizers):
     """Hosts and seeds of zeros before their first step, inputs of zeros, targets that ask for nothing, alphas of 0."""
-    choice = smooth.Choice(optimizers=optimizers, clip=clip, isolation=Isolation.OBJECTIVE)
+    choice = smooth.SmoothCase(optimizers=optimizers, clip=clip, isolation=Isolation.OBJECTIVE)
     life, numbers = lives.begin(choice, [(STAGES[3][0], KINDS, GATED), (STAGES[2][0], KINDS, GATED)], (1, 1), 0)
     structure = build_structure(
         life.structure.config, life.structure.host, smooth.BLUEPRINTS, cross_entropy(label_smoothing=1.0), lives.CPU
@@ -279,7 +279,7 @@ def test_no_derivative_is_nan_where_gradients_vanish(clip, optimizers):
 def test_a_compiled_function_may_hold_the_gradient_of_two_steps():
     """One graph, and the bits of the same function uncompiled."""
     host = Host("tiny", (8,), smooth.CLASSES, (smooth.wide_block(False), smooth.head(False)))
-    choice = smooth.Choice(slots=(0,))
+    choice = smooth.SmoothCase(slots=(0,))
     structure, hypers = smooth.build(choice, host)
     table = smooth.table_of(structure, [TR, BL, SH], [0, 0, 0], [0, 1, 0])
     learners, plan = smooth.learners_at(structure, table, 1), lives.eager.plan(structure, table, lives.CPU)

@@ -54,7 +54,7 @@ def read(tree, path):
     return tree
 
 
-class Scene:
+class BackendArguments:
     """An engine in the middle of a run, and the arguments of its backend's functions."""
 
     def __init__(self, engine, state):
@@ -68,7 +68,7 @@ class Scene:
             "alphas": state.slots.alpha,
             "batch": batch_at(engine.structure, batches, 0),
             "batches": batches,
-            "samples": (engine.data.val_inputs, engine.data.val_targets),
+            "samples": engine.data.validation,
             "counterfactuals": single_changes(table),
         }
 
@@ -86,22 +86,22 @@ def played(small_task, walk):
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
-def scene(request, small_task, played):
-    return Scene(esper.make(small_task, E, backend=request.param), played)
+def arguments(request, small_task, played):
+    return BackendArguments(esper.make(small_task, E, backend=request.param), played)
 
 
 @pytest.fixture(scope="module")
 def exact(small_task, walk):
     """The definition in float64."""
     engine = esper.make(small_task, E, backend="eager", precision=Precision.FLOAT64, differentiable=True)
-    return Scene(engine, walk(engine, 2, 6)[0][-1])
+    return BackendArguments(engine, walk(engine, 2, 6)[0][-1])
 
 
-def refused(scene, function, path, what, call):
+def refused(arguments, function, path, what, call):
     with pytest.raises(BackendError) as error:
         call()
     assert str(error.value) == (
-        f"backend {scene.engine.backend.name!r}: {function}: {path} {what}, which it cannot follow; "
+        f"backend {arguments.engine.backend.name!r}: {function}: {path} {what}, which it cannot follow; "
         'expected backend="eager" (esper.make with differentiable=True)'
     )
 
@@ -110,58 +110,62 @@ TRANSFORM = "belongs to a transform of torch.func"
 
 
 @pytest.mark.parametrize(("function", "path"), PAIRS)
-def test_other_backends_refuse_every_derivative_of_every_input(scene, function, path):
-    value = read(scene.given, path).contiguous()
+def test_other_backends_refuse_every_derivative_of_every_input(arguments, function, path):
+    value = read(arguments.given, path).contiguous()
 
     def call(value):
-        return scene.call(function, path, value)
+        return arguments.call(function, path, value)
 
-    refused(scene, function, path, "requires a gradient", lambda: call(value.clone().requires_grad_()))
-    refused(scene, function, path, TRANSFORM, lambda: torch.func.grad(call)(value))
-    refused(scene, function, path, TRANSFORM, lambda: torch.func.vjp(call, value))
-    refused(scene, function, path, TRANSFORM, lambda: torch.func.jvp(call, (value,), (torch.ones_like(value),)))
-    refused(scene, function, path, TRANSFORM, lambda: torch.func.vmap(call)(value.expand(2, *value.shape)))
+    refused(arguments, function, path, "requires a gradient", lambda: call(value.clone().requires_grad_()))
+    refused(arguments, function, path, TRANSFORM, lambda: torch.func.grad(call)(value))
+    refused(arguments, function, path, TRANSFORM, lambda: torch.func.vjp(call, value))
+    refused(arguments, function, path, TRANSFORM, lambda: torch.func.jvp(call, (value,), (torch.ones_like(value),)))
+    refused(arguments, function, path, TRANSFORM, lambda: torch.func.vmap(call)(value.expand(2, *value.shape)))
     refused(
-        scene, function, path, TRANSFORM, lambda: torch.func.vmap(torch.func.grad(call))(torch.stack((value, value)))
+        arguments,
+        function,
+        path,
+        TRANSFORM,
+        lambda: torch.func.vmap(torch.func.grad(call))(torch.stack((value, value))),
     )
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(value, torch.ones_like(value))
-        refused(scene, function, path, "carries a tangent", lambda: call(dual))
+        refused(arguments, function, path, "carries a tangent", lambda: call(dual))
 
 
-def test_a_whole_step_refuses_too(scene):
-    engine, state, wait = scene.engine, scene.state, torch.zeros(E, dtype=torch.int64)
+def test_a_whole_step_refuses_too(arguments):
+    engine, state, wait = arguments.engine, arguments.state, torch.zeros(E, dtype=torch.int64)
 
     def loss(rate):
         hypers = engine.hypers.replace(host_lr=rate)
         return engine_module.step(engine.structure, engine.backend, hypers, state, engine.data, wait)[1].epoch.loss
 
     rate = engine.hypers.host_lr
-    refused(scene, "epoch", "hypers.host_lr", TRANSFORM, lambda: torch.func.grad(loss)(rate))
-    refused(scene, "epoch", "hypers.host_lr", "requires a gradient", lambda: loss(rate.clone().requires_grad_()))
+    refused(arguments, "epoch", "hypers.host_lr", TRANSFORM, lambda: torch.func.grad(loss)(rate))
+    refused(arguments, "epoch", "hypers.host_lr", "requires a gradient", lambda: loss(rate.clone().requires_grad_()))
 
     def later(params):
         return engine.step(state.replace(host=state.host.replace(params=params)), wait)[1].epoch.loss
 
-    refused(scene, "epoch", "learners.host.params", TRANSFORM, lambda: torch.func.jacrev(later)(state.host.params))
+    refused(arguments, "epoch", "learners.host.params", TRANSFORM, lambda: torch.func.jacrev(later)(state.host.params))
 
 
 def test_where_autograd_is_off_nothing_is_asked_for(small_task, played):
-    scene = Scene(esper.make(small_task, E, backend="native"), played)
+    arguments = BackendArguments(esper.make(small_task, E, backend="native"), played)
     params = played.host.params.clone().requires_grad_()
-    expected, _ = scene.call("epoch", "learners.host.params", played.host.params)
+    expected, _ = arguments.call("epoch", "learners.host.params", played.host.params)
     for off in (torch.no_grad, torch.inference_mode):
         with off():
-            after, _ = scene.call("epoch", "learners.host.params", params)
+            after, _ = arguments.call("epoch", "learners.host.params", params)
         assert torch.equal(after.host.params, expected.host.params) and not after.host.params.requires_grad
 
 
 def test_constants_of_a_transform_pass(small_task, played):
     """What a transform does not touch runs, and its derivative is the zero that it is."""
-    scene = Scene(esper.make(small_task, E, backend="native"), played)
+    arguments = BackendArguments(esper.make(small_task, E, backend="native"), played)
 
     def scaled(factor):
-        after, _ = scene.call("epoch", "alphas", scene.given["alphas"])
+        after, _ = arguments.call("epoch", "alphas", arguments.given["alphas"])
         return factor * after.host.params.sum()
 
     total = scaled(1.0)
@@ -169,11 +173,11 @@ def test_constants_of_a_transform_pass(small_task, played):
 
 
 def test_arguments_by_name_are_looked_at(small_task, played):
-    scene = Scene(esper.make(small_task, E, backend="oracle"), played)
-    given = {name: scene.given[name] for name in ARGUMENTS["epoch"]}
-    scene.engine.backend.epoch(**given)
+    arguments = BackendArguments(esper.make(small_task, E, backend="oracle"), played)
+    given = {name: arguments.given[name] for name in ARGUMENTS["epoch"]}
+    arguments.engine.backend.epoch(**given)
     given["alphas"] = given["alphas"].clone().requires_grad_()
-    refused(scene, "epoch", "alphas", "requires a gradient", lambda: scene.engine.backend.epoch(**given))
+    refused(arguments, "epoch", "alphas", "requires a gradient", lambda: arguments.engine.backend.epoch(**given))
 
 
 def test_a_locked_table_whose_leaf_asks_for_a_gradient_later_is_seen():
@@ -202,9 +206,9 @@ def test_auto_is_the_definition_where_derivatives_are_taken(small_task):
     assert build_backend("auto", structure, torch.device("cpu"), differentiable=True).name == "eager"
 
 
-def objective(scene):
+def objective(arguments):
     """A number of an epoch and an evaluation, as a function of rates, initial numbers and alphas."""
-    engine, given = scene.engine, scene.given
+    engine, given = arguments.engine, arguments.given
 
     def total(rate, host, seeds, alphas):
         hypers, learners = engine.hypers.replace(host_lr=rate), given["learners"]

@@ -41,7 +41,7 @@ EASY |= {"min_improvement": -100.0, "min_contribution": -100.0, "min_gradient_ra
 SIZES = {"batch_size": 4, "steps_per_epoch": 2, "eval_batch_size": 3, "horizon": 20, "precision": Precision.FLOAT64}
 
 
-class Scene(NamedTuple):
+class WalkStep(NamedTuple):
     """The slots of one step of a walk, when its decisions are taken."""
 
     slots: Slots
@@ -68,12 +68,8 @@ def numbers() -> dict[str, float | Tensor]:
 def build(name: str, which: int) -> Engine:
     """A preset with little data, and the ``which``-th choice of everything else."""
     task, isolation = TASKS[name](), tuple(Isolation)[which]
-    data = task.data._replace(
-        train_inputs=task.data.train_inputs[:20],
-        train_targets=task.data.train_targets[:20],
-        val_inputs=task.data.val_inputs[:5],
-        val_targets=task.data.val_targets[:5],
-    )
+    few = {"train": task.data.train.take(slice(20)), "validation": task.data.validation.take(slice(5))}
+    data = task.data._replace(**few)
     host, seeds = OPTIMIZERS[which]
     settings = SIZES | EASY | numbers() | {"host_optimizer": host, "seed_optimizer": seeds}
     settings |= {"sample_order": tuple(SampleOrder)[which % 2], "blends": tuple(Blend), "isolation": isolation}
@@ -98,36 +94,34 @@ PREFERENCE = torch.tensor([0.0, -1.0, 2.0, -2.5, 1.0, -6.0], dtype=torch.float64
 """Logits by operation: culling and changing rarely, so that seeds live long enough to be permanent."""
 
 
-def walk(engine: Engine, seed: int) -> list[Scene]:
+def walk(engine: Engine, seed: int) -> list[WalkStep]:
     """Decide, germinate, measure, tick."""
-    state, scenes = engine.init(seed), []
+    state, steps = engine.init(seed), []
     for step in range(LENGTH):
         key = rng.fold_in(rng.key(seed), step)
         logits = torch.where(engine.mask(state), PREFERENCE[engine.codec.op], -torch.inf)
         action = rng.categorical(rng.fold_in(key, torch.arange(E)), logits)
         epoch, evaluation = measured(engine, state, key)
         slots, _ = lifecycle.apply_action(engine.structure, engine.hypers, state.slots, action, evaluation.accuracy)
-        scenes.append(Scene(slots, state.epoch, take_table(slots)))
+        steps.append(WalkStep(slots, state.epoch, take_table(slots)))
         slots = metrics.record(engine.hypers, slots, epoch, evaluation)
-        slots, _ = lifecycle.tick(engine.structure, engine.hypers, slots, evaluation.accuracy)
-        slots = slots.replace(banked=is_in(slots.stage, ACTIVE))  # as if the governor had copied them
+        slots, _ = lifecycle.tick(engine.config, engine.hypers, slots, evaluation.accuracy)
+        slots = slots.replace(in_snapshot=is_in(slots.stage, ACTIVE))  # as if the governor had copied them
         state = state.replace(slots=slots, epoch=state.epoch + 1, rounds=state.rounds + 1)
-    return scenes
+    return steps
 
 
-def state_of(engine: Engine, scene: Scene, seed: int) -> State:
-    """A state in that scene: active seeds as if sown just now, with noise on hosts and on what seeds use; what lies
-    between a seed and its gate is 0.
+def state_of(engine: Engine, at: WalkStep, seed: int) -> State:
+    """A state at that step: active seeds as if initialised just now, with noise on hosts and on what seeds
+    use; what lies between a seed and its gate is 0.
     """
-    structure, state, stage = engine.structure, engine.init(seed), scene.table.stage.copy()
-    stage[scene.table.within(ACTIVE)] = int(Stage.GERMINATED)
-    learners = arena.init_seeds(
-        structure, scene.table._replace(stage=stage), learners_of(state), state.key, scene.epoch
-    )
+    structure, state, stage = engine.structure, engine.init(seed), at.table.stage.copy()
+    stage[at.table.within(ACTIVE)] = int(Stage.GERMINATED)
+    learners = arena.init_seeds(structure, at.table._replace(stage=stage), learners_of(state), state.key, at.epoch)
     used = torch.zeros(E, structure.num_seed_params, dtype=torch.bool)
-    for env, number in zip(*scene.table.within(ACTIVE).nonzero(), strict=True):
+    for env, number in zip(*at.table.within(ACTIVE).nonzero(), strict=True):
         slot = structure.slots[number]
-        used[env, slot.blueprint_columns(int(scene.table.blueprint[env, number]))] = True
+        used[env, slot.blueprint_columns(int(at.table.blueprint[env, number]))] = True
         used[env, slot.gate_columns] = True
 
     def noisy(params: Tensor, stream: int) -> Tensor:
@@ -137,7 +131,7 @@ def state_of(engine: Engine, scene: Scene, seed: int) -> State:
     host = learners.host._replace(params=noisy(learners.host.params, 0))
     buffers = noisy(learners.buffers, 2).abs()
     changed = Learners(host, buffers, learners.seeds._replace(params=seeds), learners.seed_buffers)
-    return with_learners(state.replace(slots=scene.slots, epoch=scene.epoch, rounds=scene.epoch), changed)
+    return with_learners(state.replace(slots=at.slots, epoch=at.epoch, rounds=at.epoch), changed)
 
 
 def gap(found: Any, truth: Any) -> float:
@@ -168,9 +162,9 @@ def compare(engine: Engine, truth: Engine, state: State, table: SlotTable) -> fl
     return gap(*results)
 
 
-def met(structure: Structure, scene: Scene) -> set[tuple[Any, ...]]:
+def met(structure: Structure, at: WalkStep) -> set[tuple[Any, ...]]:
     """Stages, blueprints, and stages with a gate, of the slots that hold an active seed."""
-    active, table = scene.table.within(ACTIVE), scene.table
+    active, table = at.table.within(ACTIVE), at.table
     kinds = [("blueprint", structure.blueprints[kind].name) for kind in table.blueprint[active]]
     stages = [("stage", Stage(stage).name) for stage in table.stage[active]]
     return {*kinds, *stages, *(("gate", Stage(stage).name) for stage in table.stage[active & table.gated])}
@@ -185,13 +179,13 @@ def wanted(structure: Structure) -> set[tuple[Any, ...]]:
 @pytest.mark.parametrize("name", TASKS)
 def test_the_definition_equals_the_oracle_along_legal_walks(name):
     seen, worst, seed = set[tuple[Any, ...]](), 0.0, list(TASKS).index(name)
-    scenes = [scene for start in range(3) for scene in walk(build(name, 0), 3 * seed + start)]
+    steps = [at for start in range(3) for at in walk(build(name, 0), 3 * seed + start)]
     for which in range(3):
         engine = build(name, which)
         truth = replace(engine, backend=oracle.build(engine.structure, torch.device("cpu")))
-        scene = max(scenes, key=lambda scene: len(met(engine.structure, scene) - seen))  # shows most that is new
-        seen |= met(engine.structure, scene)
-        worst = max(worst, compare(engine, truth, state_of(engine, scene, seed), scene.table))
+        at = max(steps, key=lambda at: len(met(engine.structure, at) - seen))  # shows most that is new
+        seen |= met(engine.structure, at)
+        worst = max(worst, compare(engine, truth, state_of(engine, at, seed), at.table))
     logger.info("%s: %.1e", name, worst)
     assert worst < TOLERANCE
     assert seen == wanted(engine.structure)

@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from itertools import pairwise
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 import esper
 from esper.tamiyo.scripted import grow, wait
 from esper.tolaria.characters import UNKNOWN, characters, encode, python_topics, vocabulary_of
-from esper.tolaria.data import Dataset, DatasetError, validate
+from esper.tolaria.data import Dataset, DatasetError, Part, validate
 from esper.tolaria.evaluation import bits, perplexity
 from esper.tolaria.markov import best_losses, draw_chain, markov, stationary
 
@@ -38,34 +37,27 @@ def test_vocabulary_and_encoding_follow_their_description(text, limit):
         assert encode(text, vocabulary).tolist() == expected
 
 
-@pytest.mark.parametrize("block", [1, 4, 16, 49])
+@pytest.mark.parametrize("block", [1, 4, 16, 47])
 def test_windows_are_the_text(block):
-    """Inputs joined are the text from its start, targets the text from its second character; the split is the cut."""
-    data = characters(TEXT, block, max_val=10**6)
+    """Inputs joined are the text from its start, targets the text from its second character; the split is two cuts."""
+    data = characters(TEXT, block)
     symbols = vocabulary_of(TEXT, 128)
     assert data.num_classes == len(symbols) and data.input_shape == (block,)
-    cut = len(TEXT) - 99
-    for part, inputs, targets in (
-        (TEXT[:cut], data.train_inputs, data.train_targets),
-        (TEXT[cut:], data.val_inputs, data.val_targets),
-    ):
-        count = (len(part) - 1) // block
-        assert "".join(rows(inputs, symbols)) == part[: count * block]
-        assert "".join(rows(targets, symbols)) == part[1 : count * block + 1]
-
-
-def test_validation_windows_are_thinned_evenly():
-    every, some = (characters(TEXT, 4, max_val=most).val_inputs for most in (100, 9))
-    assert len(every) == 24 and len(some) == 9
-    kept = [[row.tolist() for row in every].index(row.tolist()) for row in some]
-    assert kept[0] == 0 and kept[-1] == 23 and {b - a for a, b in pairwise(kept)} <= {2, 3}
+    first, second = len(TEXT) - 99, len(TEXT) - 50  # of 997 characters 99 are held out, of those 49 validate
+    pieces = {"train": TEXT[:first], "validation": TEXT[first:second], "test": TEXT[second:]}
+    for name, piece in pieces.items():
+        inputs, targets = data.parts[name]
+        count = (len(piece) - 1) // block
+        assert "".join(rows(inputs, symbols)) == piece[: count * block]
+        assert "".join(rows(targets, symbols)) == piece[1 : count * block + 1]
+    assert data.sizes == {name: (len(piece) - 1) // block for name, piece in pieces.items()}
 
 
 def test_rare_characters_share_the_last_token():
     text = ("ab" * 50 + "xyz") * 4
     data = characters(text, 4, max_vocabulary=3)
     assert vocabulary_of(text, 3) == "ab" + UNKNOWN and data.num_classes == 3
-    assert (data.train_inputs == 2).any()
+    assert (data.train.inputs == 2).any()
 
 
 def test_pythons_topics_are_english_in_a_fixed_order():
@@ -81,11 +73,10 @@ def test_pythons_topics_are_english_in_a_fixed_order():
     ("kwargs", "said"),
     [
         ({"block": 0}, "block: found 0, expected at least 1"),
-        ({"max_val": 0}, "max_val: found 0, expected at least 1"),
         ({"max_vocabulary": 1}, "max_vocabulary: found 1, expected at least 2"),
         ({"text": "a" * 1000}, "text: found 1 different characters, expected at least 2"),
         ({"text": ""}, "text: found 0 different characters, expected at least 2"),
-        ({"text": "ab" * 80}, "text: found 160 characters, expected about 170 for windows of 16"),
+        ({"text": "ab" * 165}, "text: found 330 characters, expected about 340 for windows of 16"),
     ],
 )
 def test_what_cannot_be_used_is_named(kwargs, said):
@@ -95,19 +86,29 @@ def test_what_cannot_be_used_is_named(kwargs, said):
 
 
 TOKENS = torch.arange(24).reshape(4, 6) % 5
-GOOD = Dataset("text", TOKENS, (TOKENS + 1) % 5, TOKENS[:2], TOKENS[:2], 5)
+EVERY, FEW = Part(TOKENS, (TOKENS + 1) % 5), Part(TOKENS[:2], TOKENS[:2])
+GOOD = Dataset("text", EVERY, FEW, FEW, 5)
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"train_targets": TOKENS[:, 0]}, "train_targets: found shape (4,), expected (4, 6), one for each token"),
-        ({"val_targets": TOKENS[:2, :5]}, "val_targets: found shape (2, 5), expected (2, 6)"),
-        ({"train_inputs": TOKENS[..., None]}, "tokens of rank 3 (shape (4, 6, 1)), expected rank 2"),
-        ({"val_inputs": TOKENS[:2].double(), "val_targets": TOKENS[0, :2]}, "val_inputs: found dtype torch.float64"),
-        ({"train_inputs": TOKENS.index_fill(1, torch.tensor([2]), 5)}, "train_inputs: found token 5 at index 0, 2"),
-        ({"train_targets": TOKENS.index_fill(0, torch.tensor([3]), -1)}, "train_targets: found label -1 at index 3, 0"),
-        ({"train_inputs": TOKENS.int()}, "train_inputs: found dtype torch.int32, expected a floating dtype, or"),
+        (
+            {"train": EVERY._replace(targets=TOKENS[:, 0])},
+            "train.targets: found shape (4,), expected (4, 6), one for each",
+        ),
+        ({"test": FEW._replace(targets=TOKENS[:2, :5])}, "test.targets: found shape (2, 5), expected (2, 6)"),
+        ({"train": EVERY._replace(inputs=TOKENS[..., None])}, "tokens of rank 3 (shape (4, 6, 1)), expected rank 2"),
+        ({"validation": Part(TOKENS[:2].double(), TOKENS[0, :2])}, "validation.inputs: found dtype torch.float64"),
+        (
+            {"train": EVERY._replace(inputs=TOKENS.index_fill(1, torch.tensor([2]), 5))},
+            "train.inputs: found token 5 at index 0, 2",
+        ),
+        (
+            {"train": EVERY._replace(targets=TOKENS.index_fill(0, torch.tensor([3]), -1))},
+            "train.targets: found label -1 at index 3, 0",
+        ),
+        ({"train": EVERY._replace(inputs=TOKENS.int())}, "train.inputs: found dtype torch.int32, expected a floating"),
     ],
 )
 def test_validate_names_what_is_wrong_with_tokens(changes, said):
@@ -120,7 +121,9 @@ def test_validate_names_what_is_wrong_with_tokens(changes, said):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_tokens_stay_integers(dtype):
     moved = GOOD.to("cpu", dtype)
-    assert moved.has_tokens and all(torch.equal(a, b) for a, b in zip(GOOD[1:5], moved[1:5], strict=True))
+    assert moved.has_tokens
+    for part, same in zip(GOOD[1:4], moved[1:4], strict=True):
+        assert torch.equal(part.inputs, same.inputs) and torch.equal(part.targets, same.targets)
 
 
 def test_chains_keep_their_laws():
@@ -144,8 +147,8 @@ def test_best_losses_of_chains_that_can_be_worked_out():
 def test_windows_of_a_chain_have_its_frequencies():
     chain = draw_chain(3, 1.0, 2)
     data = markov(chain, 7, num_train=4000, num_val=5)
-    text = torch.cat((data.train_inputs, data.train_targets[:, -1:]), dim=1)
-    assert torch.equal(data.train_inputs[:, 1:], data.train_targets[:, :-1])
+    text = torch.cat((data.train.inputs, data.train.targets[:, -1:]), dim=1)
+    assert torch.equal(data.train.inputs[:, 1:], data.train.targets[:, :-1])
     triples = text.unfold(1, 3, 1).flatten(0, 1)
     counts = torch.zeros(3, 3, 3).index_put(tuple(triples.T), torch.ones(len(triples)), accumulate=True)
     assert torch.allclose(counts / len(triples), (stationary(chain).unsqueeze(2) * chain).float(), atol=0.01)
@@ -155,10 +158,13 @@ def test_windows_of_a_chain_have_its_frequencies():
 
 def test_more_windows_keep_those_there_were_and_parts_differ():
     chain = draw_chain(4, 1.0, 2)
-    few, many = markov(chain, 6, 8, 8, seed=1), markov(chain, 6, 20, 30, seed=1)
-    assert torch.equal(few.train_inputs, many.train_inputs[:8]) and torch.equal(few.val_targets, many.val_targets[:8])
-    assert not torch.equal(few.train_inputs, few.val_inputs)
-    assert not torch.equal(few.train_inputs, markov(chain, 6, 8, 8, seed=2).train_inputs)
+    few, many = markov(chain, 6, 8, 8, 8, seed=1), markov(chain, 6, 20, 30, 9, seed=1)
+    for name, part in few.parts.items():
+        assert part.size == 8 and torch.equal(part.inputs, many.parts[name].inputs[:8])
+        assert torch.equal(part.targets, many.parts[name].targets[:8])
+    for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        assert not torch.equal(few.parts[one].inputs, few.parts[other].inputs)
+    assert not torch.equal(few.train.inputs, markov(chain, 6, 8, 8, seed=2).train.inputs)
 
 
 @pytest.mark.parametrize(
@@ -168,6 +174,7 @@ def test_more_windows_keep_those_there_were_and_parts_differ():
         (lambda: draw_chain(3, math.nan, 0), "sharpness = nan"),
         (lambda: markov(draw_chain(3, 1.0, 0), 0), "block: found 0, expected at least 1"),
         (lambda: markov(draw_chain(3, 1.0, 0), 2, num_val=0), "num_val: found 0"),
+        (lambda: markov(draw_chain(3, 1.0, 0), 2, num_test=0), "num_test: found 0"),
     ],
 )
 def test_impossible_chains_are_refused(call, said):

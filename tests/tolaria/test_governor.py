@@ -23,8 +23,8 @@ GUESS = math.log(10)
 HYPERS = build_hypers({}, 1, torch.float64, torch.device("cpu"))
 
 
-class Model:
-    """The rules of the December 2025 system, 5.1, one environment, plain floats."""
+class GovernorModel:
+    """The rules of ``governor``, one environment, plain floats."""
 
     def __init__(self):
         self.window, self.spikes = [], 0
@@ -53,7 +53,7 @@ losses = st.one_of(
 @given(st.lists(st.floats(0.2, 1.2), min_size=0, max_size=25), st.lists(losses, min_size=1, max_size=12))
 @settings(max_examples=150)
 def test_judgement_equals_the_model(calm, wild):
-    model = Model()
+    model = GovernorModel()
     zero = torch.zeros(1, dtype=torch.int64)
     governor = Governor(
         losses=torch.zeros(1, 20, dtype=torch.float64), filled=zero, spikes=zero, rollbacks=zero, batch_size=[1]
@@ -67,7 +67,7 @@ def test_judgement_equals_the_model(calm, wild):
 
 
 def test_three_spikes_in_a_row_and_not_two():
-    model = Model()
+    model = GovernorModel()
     calm = [model.judge(1.0 + 0.01 * i) for i in range(12)]
     assert set(calm) == {Verdict.CALM}
     assert [model.judge(50.0) for _ in range(3)] == [Verdict.WATCHED, Verdict.WATCHED, Verdict.SPIKE]
@@ -133,8 +133,8 @@ def assert_contained(engine, clean, dirty, event):
     assert int(dirty.governor.rollbacks[VICTIM]) == 1 + int(clean.governor.rollbacks[VICTIM])
     stages = dirty.slots.stage[VICTIM].tolist()
     assert not set(stages) & {int(s) for s in LIVE}
-    assert torch.equal(dirty.host.params[VICTIM], dirty.vault.host.params[VICTIM])
-    assert torch.equal(dirty.buffers[VICTIM], dirty.vault.buffers[VICTIM])
+    assert torch.equal(dirty.host.params[VICTIM], dirty.snapshot.host.params[VICTIM])
+    assert torch.equal(dirty.buffers[VICTIM], dirty.snapshot.buffers[VICTIM])
 
 
 PLACES = ["host parameter", "host moment", "running statistic", "seed parameter", "seed moment"]
@@ -154,35 +154,35 @@ def test_a_bomb_stays_in_its_environment(engine, grown, place, value):
 
 def test_a_bad_data_row_stays_in_its_environment(engine, grown):
     wait = torch.zeros(engine.config.num_envs, dtype=torch.int64)
-    drawn = sample_indices(engine.config, grown, engine.data.train_targets.shape[0]).flatten(1)
+    drawn = sample_indices(engine.config, grown, engine.data.train.targets.shape[0]).flatten(1)
     others = set(drawn[torch.arange(5) != VICTIM].flatten().tolist())
     row = next(index for index in drawn[VICTIM].tolist() if index not in others)
-    inputs = engine.data.train_inputs.clone()
+    inputs = engine.data.train.inputs.clone()
     inputs[row, 0, 1, 1] = math.nan
-    broken = replace(engine, data=engine.data._replace(train_inputs=inputs))
+    broken = replace(engine, data=engine.data._replace(train=engine.data.train._replace(inputs=inputs)))
     clean, _ = engine.step(grown, wait)
     dirty, event = broken.step(grown, wait)
     assert_contained(engine, clean, dirty, event)
 
 
 def test_rollback_restores_fossils_and_culls_live_seeds(engine, grown):
-    """The victim's fossilized seeds come back from the vault bit for bit; its live ones are culled, the rest blank."""
+    """The victim's fossilized seeds come back bit for bit; its live ones are culled, the rest blank."""
     fossil = grown.slots.stage[VICTIM] == int(Stage.FOSSILIZED)
     wait = torch.zeros(engine.config.num_envs, dtype=torch.int64)
     dirty, event = engine.step(poisoned(grown, "host parameter", math.nan), wait)
     assert torch.equal(dirty.slots.stage[VICTIM] == int(Stage.FOSSILIZED), fossil)
     widths = [slot.width for slot in engine.structure.slots]
     assert len(set(widths)) > 1 and fossil.any() and not fossil.all()
-    parts, vault = (part.params[VICTIM].split(widths) for part in (dirty.seeds, dirty.vault.seeds))
+    parts, snapshot = (part.params[VICTIM].split(widths) for part in (dirty.seeds, dirty.snapshot.seeds))
     for slot, keeps in enumerate(fossil.tolist()):
-        assert torch.equal(parts[slot], vault[slot] if keeps else torch.zeros_like(parts[slot]))
+        assert torch.equal(parts[slot], snapshot[slot] if keeps else torch.zeros_like(parts[slot]))
         assert parts[slot].any() == keeps
     live = torch.isin(grown.slots.stage[VICTIM], torch.tensor([int(s) for s in LIVE]))
     assert torch.equal(event.judgement.culled[VICTIM], live)
     assert {int(s) for s in dirty.slots.stage[VICTIM][live]} <= {int(s) for s in FAILURE}
 
 
-def test_a_seed_is_banked_before_it_may_be_permanent(engine):
+def test_a_seed_is_in_the_snapshot_before_it_may_be_permanent(engine):
     state = grown_state(engine, 8)
     fossil = state.slots.stage == int(Stage.FOSSILIZED)
-    assert (state.slots.banked | ~fossil).all()
+    assert (state.slots.in_snapshot | ~fossil).all()

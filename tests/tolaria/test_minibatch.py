@@ -37,11 +37,11 @@ def test_augmented_images_are_crops_of_the_samples(order: SampleOrder) -> None:
     assert key is None, "no module of it draws"
     rows = batches.picks[1]
     assert torch.equal(rows, batches.order[..., 1, :].expand(3, 5))
-    assert torch.equal(targets, made.data.train_targets[rows])
+    assert torch.equal(targets, made.data.train.targets[rows])
     differing = 0
     for env in range(3):
         for place in range(5):
-            source = made.data.train_inputs[rows[env, place]].numpy()
+            source = made.data.train.inputs[rows[env, place]].numpy()
             found = inputs[env, place].numpy()
             assert any(np.array_equal(found, crop) for crop in crops(source))
             differing += not np.array_equal(found, source)
@@ -72,7 +72,7 @@ def test_without_augmentation_a_shared_minibatch_is_not_copied() -> None:
     batches = draw_batches(made.config, state, made.data)
     inputs = batch_at(made.structure, batches, 0).inputs
     assert inputs.stride(0) == 0
-    assert torch.equal(inputs[1], made.data.train_inputs[batches.order[0]])
+    assert torch.equal(inputs[1], made.data.train.inputs[batches.order[0]])
 
 
 def test_the_key_is_not_that_of_another_use() -> None:

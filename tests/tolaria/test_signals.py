@@ -1,4 +1,4 @@
-"""Signals against a model in plain Python, written from the December 2025 tracker's rules."""
+"""Signals against a model in plain Python."""
 
 import math
 
@@ -27,7 +27,7 @@ def events(loss, accuracy):
     return epoch, evaluation
 
 
-class Model:
+class SignalsModel:
     def __init__(self):
         self.losses, self.accuracies = [], []
         self.plateau = self.run = 0
@@ -49,7 +49,7 @@ epochs = st.lists(st.tuples(st.floats(0.05, 5.0), st.floats(0, 100), st.booleans
 @given(epochs)
 @settings(max_examples=100)
 def test_signals_equal_the_model(rows):
-    model, signals = Model(), initial_signals(CONFIG, 1, 2, torch.device("cpu"))
+    model, signals = SignalsModel(), initial_signals(CONFIG, 1, 2, torch.device("cpu"))
     assert signals.best_loss.item() == math.inf
     for loss, accuracy, dropped in rows:
         before = signals.clone()

@@ -17,6 +17,7 @@ from esper.leyline.config import Precision
 from esper.leyline.learners import learners_of
 from esper.leyline.stages import Stage
 from esper.tolaria.slopes import alpha_slopes, birth_norms, last_layer, losses_at
+from esper.tolaria.synthetic import synthetic
 
 _folder = Path(__file__).parents[1] / "tezzeret"
 _spec = importlib.util.spec_from_file_location("tezzeret_composites", _folder / "composites.py")
@@ -31,7 +32,7 @@ SAME = Action(Op.GERMINATE, 1, 2, int(Blend.LINEAR))
 @pytest.fixture(scope="module")
 def engine():
     """The composite's host and seeds in float64, on clusters; 14 validation samples, 5 at a time."""
-    dataset = esper.tolaria.data.synthetic(plain.SHAPE, plain.CLASSES, num_train=24, num_val=14)
+    dataset = synthetic(plain.SHAPE, plain.CLASSES, num_train=24, num_val=14)
     settings = {"slots": plain.Shortcut.slots, "blends": (Blend.LINEAR,), "batch_size": 8, "steps_per_epoch": 2}
     settings |= {"eval_batch_size": 5, "precision": Precision.FLOAT64, "alpha_target": TARGET, "host_lr": 0.1}
     settings |= {"min_training_epochs": 10, "seed_lr": 0.1}
@@ -53,7 +54,7 @@ def states(engine):
 
 
 def samples_of(engine):
-    return engine.data.val_inputs, engine.data.val_targets
+    return engine.data.validation.inputs, engine.data.validation.targets
 
 
 def composed(engine, learners, env, slots):
@@ -61,13 +62,13 @@ def composed(engine, learners, env, slots):
     kind, numbers = plain.Shortcut, {f"{who}_{what}": 0.1 for who in ("host", "seed") for what in ("lr", "clip")}
     numbers |= {"momentum": 0.9, "host_weight_decay": 0.0, "seed_weight_decay": 0.0}
     with torch.random.fork_rng(devices=[]):  # modules draw initial values; all are overwritten
-        host = plain.Trained(plain.Host(), learners.host.params[env], learners.buffers[env], numbers, "host")
+        host = plain.TrainedModule(plain.PlainHost(), learners.host.params[env], learners.buffers[env], numbers, "host")
         seeds = {}
         for number in slots:
             slot = engine.structure.slots[number]
             row = learners.seeds.params[env, slot.blueprint_columns(kind.kinds[number])]
             held = learners.seed_buffers[env, slot.buffer_columns][: slot.buffer_row(kind.kinds[number]).size]
-            seeds[number] = plain.Trained(kind.modules[number](), row, held, numbers, "seed")
+            seeds[number] = plain.TrainedModule(kind.modules[number](), row, held, numbers, "seed")
     composite = kind(host, seeds, engine.config.isolation, TARGET)
     for part in (composite.host, *seeds.values()):
         part.module.eval()

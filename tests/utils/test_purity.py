@@ -15,7 +15,7 @@ from esper.utils.purity import PurityError, leaves, pure
 NAN = float("nan")
 
 
-class Pair(NamedTuple):
+class LeafPair(NamedTuple):
     first: Tensor
     second: Tensor
 
@@ -35,7 +35,7 @@ def nest():
     return {
         "bare": torch.tensor([1.0, NAN, 3.0]),
         "scalar": torch.tensor(NAN),
-        "pair": Pair(torch.zeros(2, 3), torch.zeros(2, dtype=torch.bool)),
+        "pair": LeafPair(torch.zeros(2, 3), torch.zeros(2, dtype=torch.bool)),
         "listed": [torch.arange(3), {"deep": torch.ones(2, dtype=torch.float64)}],
         "dict": TensorDict({"a": torch.zeros(2), "b": TensorDict({"c": torch.zeros(2, 2)}, [2])}, [2]),
         "array": np.zeros(3),

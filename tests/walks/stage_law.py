@@ -33,9 +33,9 @@ LENIENT |= {"min_blending_epochs": 1, "min_contribution": -100.0, "snapshot_epoc
 
 def engine(num_envs: int) -> esper.Engine:
     task = named("synthetic")
-    few = {name: getattr(task.data, name)[:32] for name in ("val_inputs", "val_targets")}
+    data = task.data._replace(validation=task.data.validation.take(slice(32)))
     small = {"steps_per_epoch": 1, "batch_size": 8}
-    return esper.make(task._replace(data=task.data._replace(**few)), num_envs, backend="eager", **(LENIENT | small))
+    return esper.make(task._replace(data=data), num_envs, backend="eager", **(LENIENT | small))
 
 
 def one(stage: Stage, **fields: float) -> Slots:
@@ -79,10 +79,10 @@ def test_decision_and_clock_take_the_new_edges_through_the_new_gate(source, fiel
     built, accuracy = engine(1), torch.zeros(1)
     action = torch.tensor([built.codec.encode(Action(Op.ADVANCE, 0))])
     fixed = built.structure, built.hypers
-    slots, deed = lifecycle.apply_action(*fixed, one(source, **fields), action, accuracy)
+    slots, result = lifecycle.apply_action(*fixed, one(source, **fields), action, accuracy)
     assert slots.stage[0, 0] == target
-    assert deed.failed.item() == failed and (deed.refusal.item() == Refusal.GATE_FAILED) == bool(failed)
-    assert lifecycle.tick(*fixed, one(source, **fields), accuracy)[0].stage[0, 0] == target
+    assert result.failed.item() == failed and (result.refusal.item() == Refusal.GATE_FAILED) == bool(failed)
+    assert lifecycle.tick(built.config, built.hypers, one(source, **fields), accuracy)[0].stage[0, 0] == target
 
 
 def test_a_seed_can_be_removed_and_changed_there():
@@ -100,7 +100,7 @@ def test_whole_steps_pass_through_it():
         mask = built.mask(state) & ~torch.isin(built.codec.op, torch.tensor([int(Op.CULL), int(Op.CHANGE_BLUEPRINT)]))
         keys = rng.fold_in(rng.key(step), torch.arange(4))
         state, event = built.step(state, rng.categorical(keys, torch.where(mask, 0.0, -torch.inf)))
-        assert not event.deed.refusal.any()
+        assert not event.result.refusal.any()
         assert torch.isfinite(built.observe(state)).all()
         met |= set(event.life.before.flatten().tolist())
         waiting = event.life.before == int(NEW)

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from esper.kernels.native import COMPILERS, find_compiler
 from esper.tezzeret.backend import BackendError
+from esper.tezzeret.compiler import COMPILERS, find_compiler
+from esper.utils.torch_private import without_duck_shapes
 
 STANDING = (
     "CONSTANT_MATCH",
@@ -54,7 +55,7 @@ def compiled(function: Callable[..., Any], compiler: str = "inductor") -> Callab
     run = torch.compile(own, fullgraph=True, dynamic=False, **how)
 
     def start(*arguments: Any) -> Any:
-        with torch.fx.experimental._config.patch(use_duck_shape=False):  # type: ignore[attr-defined]
+        with without_duck_shapes():
             return run(*arguments)
 
     return start

@@ -34,8 +34,8 @@ from esper.tezzeret.inductor.packing import (
     unpack_objective,
     unpack_seeds,
 )
-from esper.tezzeret.learn import RateTable, Rows, alphas_of, gather, rate_table, scatter
-from esper.tezzeret.plan import Evaluation, Plan, plan_evaluation
+from esper.tezzeret.learn import LearnerRows, RateTable, alphas_of, gather, rate_table, scatter
+from esper.tezzeret.plan import EvaluationPlan, Plan, plan_evaluation
 from esper.tezzeret.score import Scores, evaluation_numbers, infer, score_samples
 from esper.tezzeret.units import pulled
 
@@ -48,7 +48,7 @@ class Training(NamedTuple):
     seeds: tuple[PackedSeeds, ...]
 
 
-class Seen(NamedTuple):
+class MinibatchMeasures(NamedTuple):
     """What else it gives."""
 
     loss: Tensor
@@ -60,7 +60,7 @@ class Compiled(NamedTuple):
     """The compiled functions of a structure."""
 
     structure: Structure
-    step: Callable[[Training, RateTable, tuple[PackedObjective | None, ...], Batch], tuple[Training, Seen]]
+    step: Callable[[Training, RateTable, tuple[PackedObjective | None, ...], Batch], tuple[Training, MinibatchMeasures]]
     infer: Callable[[PackedLanes, Tensor], Tensor]
 
 
@@ -86,13 +86,15 @@ def _step(
     table: RateTable,
     objectives: tuple[PackedObjective | None, ...],
     batch: Batch,
-) -> tuple[Training, Seen]:
+) -> tuple[Training, MinibatchMeasures]:
     """``train_rows`` of the definition on packed rows."""
     moments = structure.seed_optimizer.num_moments
     slots = [unpack_seeds(slot, each, moments) for slot, each in zip(structure.slots, state.seeds, strict=True)]
-    passes = tuple(unpack_objective(structure, each) for each in objectives)
+    passes = tuple(unpack_objective(structure.slots, each) for each in objectives)
     plan = Plan(None, tuple(slot.listed for slot in slots), passes, True)  # type: ignore[arg-type]
-    rows = Rows(state.host, state.buffers, tuple(slot.weights for slot in slots), tuple(slot.buffers for slot in slots))
+    rows = LearnerRows(
+        state.host, state.buffers, tuple(slot.weights for slot in slots), tuple(slot.buffers for slot in slots)
+    )
     alphas = tuple(slot.alpha for slot in slots)
     step = eager.train_rows(structure, pulled, table, plan, rows, alphas, batch)
     seeds = tuple(
@@ -101,13 +103,13 @@ def _step(
             state.seeds, slots, step.rows.seeds, step.rows.seed_buffers, strict=True
         )
     )
-    return Training(step.rows.host, step.rows.buffers, seeds), Seen(step.loss, step.score, step.grads)
+    return Training(step.rows.host, step.rows.buffers, seeds), MinibatchMeasures(step.loss, step.score, step.grads)
 
 
 def _infer(structure: Structure, packed: PackedLanes, inputs: Tensor) -> Tensor:
     """``infer`` of the definition on packed lanes."""
     slots, numbers = unpack_lanes(structure, packed)
-    return infer(structure, Evaluation(slots, (), inputs), numbers, inputs)
+    return infer(structure, EvaluationPlan(slots, (), inputs), numbers, inputs)
 
 
 def _run(
@@ -119,7 +121,7 @@ def _run(
     batches: Sequence[Callable[[], Batch]],
 ) -> tuple[Learners, Epoch]:
     """Minibatches, one after the other."""
-    structure, rows = own.structure, gather(own.structure, plan, learners)
+    structure, rows = own.structure, gather(own.structure.slots, plan, learners)
     state = Training(rows.host, rows.buffers, pack_seeds(plan.slots, rows, alphas_of(plan, alphas)))
     table, objectives = rate_table(hypers), tuple(pack_objective(passage) for passage in plan.objectives)
     loss = score = torch.zeros_like(alphas[:, :0]).sum(1)
@@ -129,12 +131,12 @@ def _run(
         loss, score = loss + seen.loss, score + seen.score
     moments = structure.seed_optimizer.num_moments
     slots = [unpack_seeds(slot, each, moments) for slot, each in zip(structure.slots, state.seeds, strict=True)]
-    after = Rows(
+    after = LearnerRows(
         state.host, state.buffers, tuple(slot.weights for slot in slots), tuple(slot.buffers for slot in slots)
     )
-    step = eager.Step(after, seen.loss, seen.score, seen.grads)
+    step = eager.MinibatchResult(after, seen.loss, seen.score, seen.grads)
     measures = eager.measure(structure, hypers, plan, step, (loss, score), len(batches))
-    return scatter(structure, plan, learners, after), measures
+    return scatter(structure.slots, plan, learners, after), measures
 
 
 def epoch(

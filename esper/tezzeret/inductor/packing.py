@@ -9,14 +9,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from esper.kasmina.slot import Slot
 from esper.kasmina.structure import Structure
 from esper.leyline.learners import Weights
-from esper.tezzeret.learn import Rows
-from esper.tezzeret.plan import Evaluation, Group, ObjectivePass, SlotRows
-from esper.tezzeret.walk import Numbers
+from esper.tezzeret.learn import LearnerRows
+from esper.tezzeret.plan import EvaluationPlan, Group, ObjectivePass, SlotRows
+from esper.tezzeret.walk import PassInputs
+from esper.utils.torch_private import mark_rows
+from esper.utils.tree import leaves_of
 
 
 class PackedSlot(NamedTuple):
@@ -50,8 +51,8 @@ class PackedLanes(NamedTuple):
 
 def mark(tree: Any) -> None:
     """Let dimension 0 of every tensor be symbolic."""
-    for leaf in tree_leaves(tree):
-        torch._dynamo.mark_dynamic(leaf, 0)
+    for leaf in leaves_of(tree):
+        mark_rows(leaf)
 
 
 def _columns(fields: Sequence[Tensor]) -> Tensor:
@@ -59,7 +60,7 @@ def _columns(fields: Sequence[Tensor]) -> Tensor:
 
 
 def _groups(listed: SlotRows, rows: Tensor) -> tuple[Tensor, ...]:
-    """Rows by group, each in memory of its own: compiled code would be specialised on where a view begins."""
+    """LearnerRows by group, each in memory of its own: compiled code would be specialised on where a view begins."""
     return tuple(part.clone(memory_format=torch.contiguous_format) for part in rows.split(listed.sizes))
 
 
@@ -79,7 +80,7 @@ def unpack_slot(slot: Slot, packed: PackedSlot) -> SlotRows:
     return SlotRows(groups, lanes, rows, *flags, index, present != 0, parents[0] if parents else None)
 
 
-def pack_seeds(slots: Sequence[SlotRows], rows: Rows, alphas: Sequence[Tensor]) -> tuple[PackedSeeds, ...]:
+def pack_seeds(slots: Sequence[SlotRows], rows: LearnerRows, alphas: Sequence[Tensor]) -> tuple[PackedSeeds, ...]:
     """Pack what a training pass needs of its seeds."""
     packed = []
     for listed, seeds, held, alpha in zip(slots, rows.seeds, rows.seed_buffers, alphas, strict=True):
@@ -124,16 +125,16 @@ def pack_objective(passage: ObjectivePass | None) -> PackedObjective | None:
     return packed
 
 
-def unpack_objective(structure: Structure, packed: PackedObjective | None) -> ObjectivePass | None:
+def unpack_objective(slots: Sequence[Slot], packed: PackedObjective | None) -> ObjectivePass | None:
     """The inverse of ``pack_objective``."""
     if packed is None:
         return None
     envs, picks, gated, alive = packed.lanes.unbind(1)
-    slots = tuple(unpack_slot(slot, each) for slot, each in zip(structure.slots, packed.slots, strict=True))
-    return ObjectivePass(envs, picks, gated != 0, alive != 0, slots)
+    listed = tuple(unpack_slot(slot, each) for slot, each in zip(slots, packed.slots, strict=True))
+    return ObjectivePass(envs, picks, gated != 0, alive != 0, listed)
 
 
-def pack_lanes(tree: Evaluation, numbers: Numbers) -> PackedLanes:
+def pack_lanes(tree: EvaluationPlan, numbers: PassInputs) -> PackedLanes:
     """Pack an evaluation. Before the first slot lanes are environments, whose number does not vary."""
     blocks = tuple(torch.cat(pair, dim=1).contiguous() for pair in zip(numbers.blocks, numbers.buffers, strict=True))
     real = []
@@ -145,7 +146,7 @@ def pack_lanes(tree: Evaluation, numbers: Numbers) -> PackedLanes:
     return packed
 
 
-def unpack_lanes(structure: Structure, packed: PackedLanes) -> tuple[tuple[SlotRows, ...], Numbers]:
+def unpack_lanes(structure: Structure, packed: PackedLanes) -> tuple[tuple[SlotRows, ...], PassInputs]:
     """The rows of the slots, and the numbers of all lanes."""
     sizes = [(block.reads.size, block.buffer_layout.size) for block in structure.host.blocks]
     blocks = [rows.split(pair, dim=1) for rows, pair in zip(packed.blocks, sizes, strict=True)]
@@ -156,4 +157,4 @@ def unpack_lanes(structure: Structure, packed: PackedLanes) -> tuple[tuple[SlotR
     ]
     seeds, held, alphas = zip(*real, strict=True) if real else ((), (), ())
     rows = tuple(pair[0] for pair in blocks), tuple(pair[1] for pair in blocks)
-    return slots, Numbers(*rows, seeds, held, tuple(alpha.squeeze(1) for alpha in alphas))
+    return slots, PassInputs(*rows, seeds, held, tuple(alpha.squeeze(1) for alpha in alphas))

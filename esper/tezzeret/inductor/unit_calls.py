@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from esper.kasmina.counterfactuals import Counterfactuals
 from esper.kasmina.structure import Structure
@@ -23,6 +22,8 @@ from esper.tezzeret.inductor.compiled import compiled
 from esper.tezzeret.plan import Plan
 from esper.tezzeret.score import Scores, infer, score_samples
 from esper.tezzeret.units import Pull, Unit, pull_again
+from esper.utils.torch_private import is_view, mark_rows
+from esper.utils.tree import map_leaves
 
 
 class UnitCalls:
@@ -62,7 +63,7 @@ def _packed(x: Tensor) -> Tensor:
         return x.new_empty(x.shape)
     if x.dim() > 2 and x.shape[0] > 1 and x.stride(0) == 0:
         return x
-    return x.clone(memory_format=torch.contiguous_format) if x._is_view() else x.contiguous()
+    return x.clone(memory_format=torch.contiguous_format) if is_view(x) else x.contiguous()
 
 
 def _with_symbolic_rows(run: Callable[..., Any], arguments: tuple[Tensor, ...]) -> Any:
@@ -72,9 +73,9 @@ def _with_symbolic_rows(run: Callable[..., Any], arguments: tuple[Tensor, ...]) 
     """
     if arguments[0].shape[0] == 1:
         doubled = _with_symbolic_rows(run, tuple(torch.cat((argument, argument)) for argument in arguments))
-        return tree_map(lambda rows: rows[:1], doubled)
+        return map_leaves(lambda rows: rows[:1], doubled)
     for argument in arguments:
-        torch._dynamo.mark_dynamic(argument, 0)
+        mark_rows(argument)
     return run(*arguments)
 
 

@@ -7,18 +7,19 @@ from torch import Tensor
 
 from esper.kasmina.objectives import cross_entropy
 from esper.kasmina.structure import Structure
-from esper.kernels import chain, optimizer, program
-from esper.kernels.native import check_isa
-from esper.leyline.config import ConfigError, Isolation, Precision
+from esper.leyline.config import ConfigError, Precision
 from esper.leyline.learners import Learners
 from esper.tezzeret import eager
 from esper.tezzeret.backend import Backend, BackendError
 from esper.tezzeret.batches import Batch
 from esper.tezzeret.guard import without_derivatives
-from esper.tezzeret.native.epoch import minibatch_step, train
+from esper.tezzeret.native.epoch import epoch, minibatch_step
 from esper.tezzeret.native.evaluate import evaluate
+from esper.tezzeret.native.library import library
 from esper.tezzeret.native.lower import lower_structure
 from esper.tezzeret.native.plan import Plan, make_plan
+from esper.tezzeret.native.toolchain import check_isa
+from esper.tezzeret.native.update import KNOWN
 
 
 def build(structure: Structure, device: torch.device) -> Backend:
@@ -39,7 +40,7 @@ def build(structure: Structure, device: torch.device) -> Backend:
         plan=partial(make_plan, structure),
         forward=forward,
         minibatch_step=partial(minibatch_step, network),
-        epoch=partial(train, network),
+        epoch=partial(epoch, network),
         evaluate=partial(evaluate, network),
         describe=lambda: ("native: the whole network in one C++ library",),
     )
@@ -60,10 +61,7 @@ def _check(structure: Structure, device: torch.device) -> None:
     require(device.type == "cpu", f"device {device.type}", "cpu")
     require(config.precision is Precision.FLOAT32, f"precision {config.precision.value}", "float32")
     for rule in (structure.host_optimizer, structure.seed_optimizer):
-        require(rule.name in optimizer.KNOWN, f"optimizer {rule.name!r}", " or ".join(optimizer.KNOWN))
-    straight = config.isolation is Isolation.STRAIGHT_THROUGH
-    require(straight, f"isolation {config.isolation.value!r}", "'straight_through'")
+        require(rule.name in KNOWN, f"optimizer {rule.name!r}", " or ".join(KNOWN))
     plain = structure.objective is cross_entropy()
     require(plain, f"objective {structure.objective.name!r} with settings of its own", "plain cross-entropy")
-    built = all(kernel.library() is not None for kernel in (program, chain, optimizer))
-    require(built, "no built library (no C++ compiler, or ESPER_NATIVE=0)", "one")
+    require(library() is not None, "no built library (no C++ compiler, or ESPER_NATIVE=0)", "one")

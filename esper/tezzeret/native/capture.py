@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from esper.kasmina.layout import Layout
-from esper.kernels.program import Code, Instruction, Op, float_bits
+from esper.tezzeret.native.programs import Code, Instruction, Op, float_bits
 
 Shape = tuple[int, ...]
 NORMS = (Op.GROUP_NORM, Op.BATCH_NORM, Op.AFFINE)
@@ -208,7 +208,7 @@ LAYERS: dict[str, Callable[..., Any]] = {
     "batch_norm": _batch_norm,
     "apply_batch_norm": _apply_batch_norm,
     "max_pool2": _max_pool2,
-    "fade": _fade,
+    "tanh_mix": _fade,
 }
 
 

@@ -9,8 +9,7 @@ from esper.kasmina.layers import RUNNING_MOMENTUM
 from esper.kasmina.optimizers import Optimizer, Rates, schedule
 from esper.kasmina.slot import Slot
 from esper.kasmina.structure import Structure
-from esper.kernels import chain, optimizer
-from esper.kernels.chain import Picked, Seeds
+from esper.leyline.config import Isolation
 from esper.leyline.events import Epoch
 from esper.leyline.hypers import HyperParams
 from esper.leyline.learners import Learners, Weights
@@ -19,6 +18,8 @@ from esper.tezzeret.health import SlotGradients, measure_health, rows_finite
 from esper.tezzeret.learn import RateTable, rate_table
 from esper.tezzeret.native.network import Network
 from esper.tezzeret.native.plan import Plan, SlotRows
+from esper.tezzeret.native.run import BatchIndex, NetworkGradients, RowIndex, SeedRows, train
+from esper.tezzeret.native.update import update_rows
 
 
 class Rows(NamedTuple):
@@ -28,6 +29,7 @@ class Rows(NamedTuple):
     buffers: Tensor  # [E, N]
     seeds: tuple[Weights, ...]  # per slot [n, W]; a blueprint's numbers, then zeros up to the widest one's length
     gates: tuple[Weights, ...]  # per slot [g, G]
+    seed_buffers: tuple[Tensor, ...]  # per slot [n, R]
 
 
 class Schedule(NamedTuple):
@@ -45,18 +47,19 @@ def seed_columns(slot: Slot, rows: SlotRows) -> slice:
 
 def gather(structure: Structure, plan: Plan, learners: Learners) -> Rows:
     """Collect the rows that learn."""
-    seeds, gates = [], []
+    seeds, gates, buffers = [], [], []
     for number, (slot, rows) in enumerate(zip(structure.slots, plan.slots, strict=True)):
         seeds.append(_read(learners.seeds, number, rows.envs, seed_columns(slot, rows)))
         gates.append(_read(learners.seeds, number, rows.gate_envs, slot.gate_columns))
-    return Rows(learners.host, learners.buffers, tuple(seeds), tuple(gates))
+        buffers.append(learners.seed_buffers[:, slot.buffer_columns].index_select(0, rows.envs))
+    return Rows(learners.host, learners.buffers, tuple(seeds), tuple(gates), tuple(buffers))
 
 
-def _read(bank: Weights, slot: int, rows: Tensor, columns: slice) -> Weights:
+def _read(weights: Weights, slot: int, rows: Tensor, columns: slice) -> Weights:
     return Weights(
-        bank.params[:, columns].index_select(0, rows),
-        bank.moments[:, :, columns].index_select(0, rows),
-        bank.steps[:, slot].index_select(0, rows),
+        weights.params[:, columns].index_select(0, rows),
+        weights.moments[:, :, columns].index_select(0, rows),
+        weights.steps[:, slot].index_select(0, rows),
     )
 
 
@@ -66,16 +69,18 @@ def scatter(structure: Structure, plan: Plan, learners: Learners, rows: Rows) ->
     if not any(listed.kinds for listed in plan.slots):
         return learners
     params, moments, steps = (leaf.clone() for leaf in learners.seeds)
+    buffers = learners.seed_buffers.clone()
     for number, (slot, listed) in enumerate(zip(structure.slots, plan.slots, strict=True)):
         own = (listed.envs, seed_columns(slot, listed), rows.seeds[number])
         gates = (listed.gate_envs, slot.gate_columns, rows.gates[number])
         for envs, columns, weights in (own, gates):
             params[envs, columns], moments[envs, :, columns] = weights.params, weights.moments
         steps[listed.envs, number] = rows.seeds[number].steps
-    return learners._replace(seeds=Weights(params, moments, steps))
+        buffers[listed.envs, slot.buffer_columns] = rows.seed_buffers[number]
+    return learners._replace(seeds=Weights(params, moments, steps), seed_buffers=buffers)
 
 
-def train(
+def epoch(
     network: Network, hypers: HyperParams, plan: Plan, learners: Learners, alphas: Tensor, batches: Batches
 ) -> tuple[Learners, Epoch]:
     """``epoch`` of the definition."""
@@ -83,51 +88,78 @@ def train(
     rows, table = gather(structure, plan, learners), rate_table(hypers)
     weights = [alphas[:, slot].index_select(0, listed.envs) for slot, listed in enumerate(plan.slots)]
     rates = _schedule(structure, table, learners, batches.length)
+    learns_own = structure.config.isolation is Isolation.OBJECTIVE
+    own = hypers.alpha_target.expand(alphas.shape[0]).contiguous() if learns_own else None
     loss = score = torch.zeros_like(alphas[:, :0]).sum(1)
     for step in range(batches.length):
-        lesson = network_step(network, plan, rows, weights, _picked(structure, batches, step))
-        rows = learn(structure, table, plan, _with_buffers(network, rows, lesson), lesson, rates, step)
-        loss, score = loss + lesson.losses.mean(1), score + lesson.hits.mean(1)
-    health = measure_health(structure, hypers, lesson.host, _seed_gradients(structure, plan, lesson))
+        result = gradients(network, plan, rows, (weights, own), _minibatch(structure, batches, step))
+        rows = learn(structure, table, plan, _with_buffers(network, plan, rows, result), result, rates, step)
+        loss, score = loss + result.losses.mean(1), score + result.hits.mean(1)
+    health = measure_health(structure, hypers, result.host, _seed_gradients(structure, plan, result))
     finite = torch.isfinite(loss) & torch.isfinite(health.host_norm) & _finite(plan, rows)
     measures = Epoch(loss / batches.length, 100 * score / batches.length, finite, health)
     return scatter(structure, plan, learners, rows), measures
 
 
-def network_step(
-    network: Network, plan: Plan, rows: Rows, alphas: list[Tensor], batch: tuple[Tensor | Picked, Tensor]
-) -> chain.Lesson:
-    """Losses and gradients of one minibatch."""
+def gradients(
+    network: Network,
+    plan: Plan,
+    rows: Rows,
+    alphas: tuple[list[Tensor], Tensor | None],
+    batch: tuple[Tensor | BatchIndex, Tensor],
+) -> NetworkGradients:
+    """Losses and gradients of one minibatch.
+
+    Args:
+      network, plan, rows: what runs.
+      alphas: per slot [n]; and [E] as if at which seeds in TRAINING learn, or None.
+      batch: inputs and targets.
+    """
+    weights, own = alphas
+    parts = zip(plan.slots, rows.seeds, rows.gates, rows.seed_buffers, weights, strict=True)
     seeds = [
-        Seeds(
-            chain.Places(listed.blueprints, listed.row_of, listed.gate_rows(torch.arange(listed.gated.shape[0]))),
-            alpha,
-            own.params,
-            None,
-            gate.params,
-            listed.training,
-            listed.isolated,
+        SeedRows(
+            rows=RowIndex(listed.blueprints, listed.row_of, listed.gate_rows(torch.arange(listed.gated.shape[0]))),
+            alpha=alpha,
+            params=seed.params,
+            buffers=buffers,
+            owners=None,
+            gate_params=gate.params,
+            training=listed.training,
+            isolated=listed.isolated,
+            merged=listed.merged,
         )
-        for listed, own, gate, alpha in zip(plan.slots, rows.seeds, rows.gates, alphas, strict=True)
+        for listed, seed, gate, buffers, alpha in parts
     ]
-    return chain.train(network.train, *batch, rows.host.params, seeds)
+    return train(network.train, *batch, rows.host.params, seeds, own)
 
 
-def _picked(structure: Structure, batches: Batches, step: int) -> tuple[Tensor | Picked, Tensor]:
+def _minibatch(structure: Structure, batches: Batches, step: int) -> tuple[Tensor | BatchIndex, Tensor]:
     """A minibatch; where samples are read as they are, only their places in the dataset."""
     config = structure.config
     if config.crop_padding or config.mirror:
         batch = batch_at(structure, batches, step)
         return batch.inputs, batch.targets
     places = batches.picks[step]
-    return Picked(batches.inputs, places), batches.targets[places]
+    return BatchIndex(batches.inputs, places), batches.targets[places]
 
 
-def _with_buffers(network: Network, rows: Rows, lesson: chain.Lesson) -> Rows:
+def _with_buffers(network: Network, plan: Plan, rows: Rows, result: NetworkGradients) -> Rows:
     """Running averages of what the batch norms saw."""
+    held = []
+    for listed, buffers, aux, tracked in zip(
+        plan.slots, rows.seed_buffers, result.seed_aux, network.seeds_tracked, strict=True
+    ):
+        if not buffers.shape[1] or not buffers.shape[0]:
+            held.append(buffers)
+            continue
+        follows = tracked.index_select(0, listed.blueprints)
+        seen = torch.lerp(buffers, aux.gather(1, follows.clamp(min=0)), RUNNING_MOMENTUM)
+        held.append(torch.where(follows >= 0, seen, buffers))
+    rows = rows._replace(seed_buffers=tuple(held))
     if not network.tracked:
         return rows
-    return rows._replace(buffers=torch.lerp(rows.buffers, lesson.aux[:, list(network.tracked)], RUNNING_MOMENTUM))
+    return rows._replace(buffers=torch.lerp(rows.buffers, result.aux[:, list(network.tracked)], RUNNING_MOMENTUM))
 
 
 def _schedule(structure: Structure, table: RateTable, learners: Learners, count: int) -> Schedule:
@@ -141,15 +173,15 @@ def _schedule(structure: Structure, table: RateTable, learners: Learners, count:
 
 
 def learn(
-    structure: Structure, table: RateTable, plan: Plan, rows: Rows, lesson: chain.Lesson, rates: Schedule, step: int
+    structure: Structure, table: RateTable, plan: Plan, rows: Rows, result: NetworkGradients, rates: Schedule, step: int
 ) -> Rows:
     """Clip and apply one minibatch's gradients; a seed and its gate are clipped each by its own norm."""
-    host = update(structure.host_optimizer, rows.host, lesson.host, table.host._replace(lr=rates.host[step]), None)
+    host = update(structure.host_optimizer, rows.host, result.host, table.host._replace(lr=rates.host[step]), None)
     seeds, gates = [], []
     for slot, listed in enumerate(plan.slots):
         own = table.seeds._replace(lr=rates.seeds[step, slot])
-        seeds.append(update(structure.seed_optimizer, rows.seeds[slot], lesson.seeds[slot], own, listed.envs))
-        gates.append(update(structure.seed_optimizer, rows.gates[slot], lesson.gates[slot], own, listed.gate_envs))
+        seeds.append(update(structure.seed_optimizer, rows.seeds[slot], result.seeds[slot], own, listed.envs))
+        gates.append(update(structure.seed_optimizer, rows.gates[slot], result.gates[slot], own, listed.gate_envs))
     return rows._replace(host=host, seeds=tuple(seeds), gates=tuple(gates))
 
 
@@ -157,7 +189,7 @@ def update(rule: Optimizer, weights: Weights, grad: Tensor, rates: Rates, owners
     """One optimizer step of some rows [n, P], clipping included, in one pass of the library.
 
     Args:
-      rule: one of ``optimizer.KNOWN``.
+      rule: one of ``update.KNOWN``.
       weights, grad: the rows.
       rates: numbers of every environment.
       owners: int64 [n]; environment of each row; None: its own number.
@@ -165,12 +197,12 @@ def update(rule: Optimizer, weights: Weights, grad: Tensor, rates: Rates, owners
     if not weights.params.shape[0]:
         return weights
     params, moments, steps = weights
-    return Weights(*optimizer.update(rule.name, (params, moments, grad, steps + 1), rates, owners), steps + 1)
+    return Weights(*update_rows(rule.name, (params, moments, grad, steps + 1), rates, owners), steps + 1)
 
 
-def _seed_gradients(structure: Structure, plan: Plan, lesson: chain.Lesson) -> list[SlotGradients]:
+def _seed_gradients(structure: Structure, plan: Plan, result: NetworkGradients) -> list[SlotGradients]:
     found = []
-    for slot, listed, grads in zip(structure.slots, plan.slots, lesson.seeds, strict=True):
+    for slot, listed, grads in zip(structure.slots, plan.slots, result.seeds, strict=True):
         parts = grads.split([count for _, count in listed.kinds]) if listed.kinds else ()
         pairs = zip(listed.kinds, parts, strict=True)
         own = tuple(part[:, : slot.row(kind).size] for (kind, _), part in pairs)
@@ -199,4 +231,4 @@ def minibatch_step(
     order = torch.arange(count * samples).reshape(count, 1, samples)
     inputs, targets = batch.inputs.flatten(0, 1).contiguous(), batch.targets.flatten(0, 1)
     zero = torch.zeros(count, 2, dtype=torch.int64)
-    return train(network, hypers, plan, learners, alphas, Batches(inputs, targets, order, zero, zero[:, 0]))
+    return epoch(network, hypers, plan, learners, alphas, Batches(inputs, targets, order, zero, zero[:, 0]))

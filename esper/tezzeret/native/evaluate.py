@@ -7,13 +7,12 @@ from torch import Tensor
 from esper.kasmina.counterfactuals import AS_IS, Counterfactuals, takes_part, with_trunk
 from esper.kasmina.slot_table import IntArray, SlotTable
 from esper.kasmina.structure import Structure
-from esper.kernels import chain
-from esper.kernels.chain import Lanes, Places, Seeds
 from esper.leyline.hypers import HyperParams
 from esper.leyline.learners import Learners
 from esper.leyline.stages import ACTIVE
 from esper.tezzeret.native.network import Network
 from esper.tezzeret.native.plan import Plan, list_rows
+from esper.tezzeret.native.run import Lanes, RowIndex, SeedRows, infer
 from esper.tezzeret.score import Scores, score_samples
 
 
@@ -86,11 +85,12 @@ def evaluate(
         live = tree.position <= tree.order.index(number)
         rows = list_rows(plan.table, number, tree.env, part[:, number] & live, part[:, number])
         alpha = torch.where(rows.training, target[rows.envs], alphas[:, number][rows.envs])
-        places = Places(rows.blueprints, rows.row_of, rows.gate_rows(rows.gate_envs))
+        places = RowIndex(rows.blueprints, rows.row_of, rows.gate_rows(rows.gate_envs))
         params, gates = (learners.seeds.params[:, columns] for columns in (slot.columns, slot.gate_columns))
-        slots.append(Seeds(places, alpha, params, rows.envs, gates))
+        buffers = learners.seed_buffers[:, slot.buffer_columns]
+        slots.append(SeedRows(places, alpha, params, buffers, rows.envs, gates))
 
     def outputs_of(inputs: Tensor) -> Tensor:
-        return chain.infer(network.infer, inputs, learners.host.params, learners.buffers, slots, lanes)
+        return infer(network.infer, inputs, learners.host.params, learners.buffers, slots, lanes)
 
     return score_samples(structure, outputs_of, samples, num_envs, torch.as_tensor(tree.lane))

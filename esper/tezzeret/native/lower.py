@@ -3,15 +3,17 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 from esper.kasmina import gate
 from esper.kasmina.host import HostBlock
 from esper.kasmina.layout import Layout
 from esper.kasmina.structure import Structure
-from esper.kernels.chain import Chain, Link, SlotPrograms
-from esper.kernels.program import Program
 from esper.tezzeret.backend import BackendError
 from esper.tezzeret.native.capture import Captured, NotCaptured, Shape, capture
 from esper.tezzeret.native.network import Network
+from esper.tezzeret.native.programs import BlockProgram, NetworkProgram, Program, SlotPrograms
 
 
 class Lowered(NamedTuple):
@@ -37,7 +39,7 @@ def lower(
 
 
 class LoweredBlock(NamedTuple):
-    """A host block in both forms."""
+    """A host block, or a seed, in both forms."""
 
     train: Lowered
     infer: Lowered
@@ -64,33 +66,55 @@ def lower_blocks(structure: Structure) -> tuple[LoweredBlock, ...]:
     return tuple(blocks)
 
 
-def lower_slot(structure: Structure, number: int) -> SlotPrograms:
+class LoweredSlot(NamedTuple):
+    """Everything that fits a slot, in both forms.
+
+    Attributes:
+      train, infer: programs.
+      tracked: int64 [K, R]; see ``Network``.
+    """
+
+    train: SlotPrograms
+    infer: SlotPrograms
+    tracked: Tensor
+
+
+def lower_slot(structure: Structure, number: int) -> LoweredSlot:
     """Everything that fits a slot."""
     slot = structure.slots[number]
-    if slot.is_bypass or slot.target == 0:
-        raise BackendError(f"backend 'native': slot {number}: reads at one point and acts at another, or at the input")
-    kinds = tuple(
-        _lower_seed(structure, number, kind).program if layout else None for kind, layout in enumerate(slot.layouts)
-    )
+    if slot.target == 0:
+        raise BackendError(f"backend 'native': slot {number}: acts at the input")
+    kinds = [_lower_seed(structure, number, kind) if layout else None for kind, layout in enumerate(slot.layouts)]
     opening = (
         lower(f"slot {number}, gate", gate.opening(slot.reads), slot.reads.shape, slot.gate) if slot.gate.size else None
     )
-    return SlotPrograms(kinds, opening.program if opening else None)
+    tracked = torch.full((len(kinds), slot.buffer_width), -1)
+    for kind, lowered in enumerate(kinds):
+        if lowered and lowered.train.captured.tracked:
+            tracked[kind, : slot.buffer_row(kind).size] = torch.tensor(lowered.train.captured.tracked)
+
+    def programs(each: Sequence[Lowered | None]) -> SlotPrograms:
+        own = tuple(lowered.program if lowered else None for lowered in each)
+        return SlotPrograms(own, opening.program if opening else None, slot.source if slot.is_bypass else -1)
+
+    train, infer = zip(*(kind or (None, None) for kind in kinds), strict=True)
+    return LoweredSlot(programs(train), programs(infer), tracked)
 
 
-def _lower_seed(structure: Structure, number: int, kind: int) -> Lowered:
+def _lower_seed(structure: Structure, number: int, kind: int) -> LoweredBlock:
+    """A seed in both forms."""
     slot, blueprint = structure.slots[number], structure.blueprints[kind]
     place = f"slot {number}, blueprint {blueprint.name!r}"
-    if slot.buffer_row(kind).size or blueprint.draws:
-        raise BackendError(f"backend 'native': {place}: buffers or draws of random numbers")
-
-    def seed(params: Any, x: Any) -> Any:
-        return blueprint.infer(params, {}, x)
-
-    lowered = lower(place, seed, slot.reads.shape, slot.row(kind))
-    if lowered.program.joins_samples:
-        raise BackendError(f"backend 'native': {place}: batch statistics")
-    return lowered
+    if blueprint.draws:
+        raise BackendError(f"backend 'native': {place}: draws of random numbers")
+    layouts = (slot.reads.shape, slot.row(kind), slot.buffer_row(kind))
+    infer = lower(place, blueprint.infer, *layouts)
+    train = lower(place, lambda params, buffers, x: blueprint.train(params, buffers, x, None), *layouts)
+    if infer.program.joins_samples:
+        raise BackendError(f"backend 'native': {place}: batch statistics in inference")
+    if len(train.captured.tracked) != slot.buffer_row(kind).size:
+        raise BackendError(f"backend 'native': {place}: buffers that are no running averages")
+    return LoweredBlock(train, infer)
 
 
 def lower_structure(structure: Structure) -> Network:
@@ -100,26 +124,28 @@ def lower_structure(structure: Structure) -> Network:
       BackendError: the first module that cannot be captured.
     """
     blocks = lower_blocks(structure)
-    sites: dict[Any, SlotPrograms] = {}
+    known: dict[Any, LoweredSlot] = {}
     slots = []
     for number, slot in enumerate(structure.slots):
-        if slot.reads not in sites:
-            sites[slot.reads] = lower_slot(structure, number)
-        slots.append(sites[slot.reads])
-    train = _chain(structure, [block.train for block in blocks], slots)
+        alike = (slot.reads, slot.acts, slot.source if slot.is_bypass else -1)
+        if alike not in known:
+            known[alike] = lower_slot(structure, number)
+        slots.append(known[alike])
+    train = _network_program(structure, [block.train for block in blocks], [slot.train for slot in slots])
+    infer = _network_program(structure, [block.infer for block in blocks], [slot.infer for slot in slots])
     tracked = tuple(
         link.aux + place
-        for link, block in zip(train.stages, blocks, strict=True)
+        for link, block in zip(train.blocks, blocks, strict=True)
         for place in block.train.captured.tracked
     )
-    return Network(structure, train, _chain(structure, [block.infer for block in blocks], slots), tracked)
+    return Network(structure, train, infer, tracked, tuple(slot.tracked for slot in slots))
 
 
-def _chain(structure: Structure, blocks: Sequence[Lowered], slots: Sequence[SlotPrograms]) -> Chain:
+def _network_program(structure: Structure, blocks: Sequence[Lowered], slots: Sequence[SlotPrograms]) -> NetworkProgram:
     links, params, buffers, aux = [], 0, 0, 0
     for block, host_block in zip(blocks, structure.host.blocks, strict=True):
-        links.append(Link(block.program, params, buffers, aux))
+        links.append(BlockProgram(block.program, params, buffers, aux))
         params, buffers = params + host_block.layout.size, buffers + host_block.buffer_layout.size
         aux += block.program.num_aux
     route = tuple(-1 - place.number if place.is_slot else place.number for place in structure.route)
-    return Chain(tuple(links), tuple(slots), route, aux)
+    return NetworkProgram(tuple(links), tuple(slots), route, aux)

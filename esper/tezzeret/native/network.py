@@ -2,8 +2,10 @@
 
 from typing import NamedTuple
 
+from torch import Tensor
+
 from esper.kasmina.structure import Structure
-from esper.kernels.chain import Chain
+from esper.tezzeret.native.programs import NetworkProgram
 
 
 class Network(NamedTuple):
@@ -14,9 +16,11 @@ class Network(NamedTuple):
       train: of blocks in training form, and slots.
       infer: likewise in inference form.
       tracked: per number of a host's buffers, the place in ``aux`` that it follows.
+      seeds_tracked: per slot int64 [K, R]; the same of each blueprint's buffers, -1 behind its last.
     """
 
     structure: Structure
-    train: Chain
-    infer: Chain
+    train: NetworkProgram
+    infer: NetworkProgram
     tracked: tuple[int, ...]
+    seeds_tracked: tuple[Tensor, ...]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from esper.kasmina.slot_table import BoolArray, IntArray, SlotTable
 from esper.kasmina.structure import Structure
+from esper.leyline.config import Isolation
 from esper.leyline.stages import ACTIVE, ISOLATED, MERGED, Stage
 
 
@@ -19,8 +20,9 @@ class SlotRows(NamedTuple):
     blueprints: Tensor  # int64 [n]
     row_of: Tensor  # int64 [L]; row of each lane, -1 if it has no seed here
     gated: Tensor  # int64 [g]; rows whose blend has a learned gate
-    training: Tensor  # bool [n]; TRAINING: straight-through
+    training: Tensor  # bool [n]; TRAINING
     isolated: Tensor  # bool [n]; what it reads is held constant
+    merged: Tensor  # bool [n]; the network sees it
 
     @property
     def gate_envs(self) -> Tensor:
@@ -46,8 +48,11 @@ def make_plan(structure: Structure, table: SlotTable, device: torch.device) -> P
     del device
     active, merged = table.within(ACTIVE), table.within(MERGED)
     lanes = np.arange(table.stage.shape[0])
-    slots = range(len(structure.slots))
-    return Plan(table, tuple(list_rows(table, slot, lanes, active[:, slot], merged[:, slot]) for slot in slots))
+    weighs = active if structure.config.isolation is Isolation.OBJECTIVE else merged
+    slots = [list_rows(table, slot, lanes, active[:, slot], weighs[:, slot]) for slot in range(len(structure.slots))]
+    if structure.config.isolation is Isolation.NONE:
+        slots = [listed._replace(isolated=torch.zeros_like(listed.isolated)) for listed in slots]
+    return Plan(table, tuple(slots))
 
 
 def list_rows(table: SlotTable, slot: int, envs: IntArray, through: BoolArray, blended: BoolArray) -> SlotRows:
@@ -75,4 +80,5 @@ def list_rows(table: SlotTable, slot: int, envs: IntArray, through: BoolArray, b
         gated=torch.as_tensor(np.flatnonzero(table.gated[rows, slot] & blended[lanes])),
         training=torch.as_tensor(stage == int(Stage.TRAINING)),
         isolated=torch.as_tensor(np.isin(stage, [int(s) for s in ISOLATED])),
+        merged=torch.as_tensor(np.isin(stage, [int(s) for s in MERGED])),
     )

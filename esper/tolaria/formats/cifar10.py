@@ -12,10 +12,11 @@ import numpy as np
 
 from esper.tolaria.data import Dataset
 from esper.tolaria.formats.files import as_path, broken, check_labels, opened, read_up_to
-from esper.tolaria.formats.source import Part, Source, build
+from esper.tolaria.formats.source import Source, StoredPart, build, take_tenth
+from esper.tolaria.split import OWN_TEST
 
 TRAIN_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
-VAL_FILE = "test_batch.bin"
+TEST_FILE = "test_batch.bin"
 NAMES_FILE = "batches.meta.txt"
 INNER_FOLDER = "cifar-10-batches-bin"
 """The folder that the published archive unpacks to."""
@@ -31,22 +32,24 @@ MAX_RECORDS = 10_000
 MAX_NAMES = 2**16
 """Bytes of the longest file of names."""
 
-_STEMS = tuple(name.removesuffix(".bin") for name in (*TRAIN_FILES, VAL_FILE))
+_STEMS = tuple(name.removesuffix(".bin") for name in (*TRAIN_FILES, TEST_FILE))
 
 
 def cifar10(folder: str | os.PathLike[str]) -> Dataset:
-    """CIFAR-10, or a dataset in its format, to train on its five batches and validate with its test batch.
+    """CIFAR-10, or a dataset in its format: its test batch is the test set, a tenth of the five others validates.
+
+    As published: 45,000 samples train, 5,000 validate, 10,000 are the test set.
 
     Inputs are float32 ``[N, 3, 32, 32]``, standardised per channel by the training part
-    (:func:`~esper.tolaria.formats.source.standardise`); 10 classes.
+    (``esper.tolaria.formats.source.standardise``); 10 classes.
 
     Args:
-        folder: holds the six files, itself or in ``cifar-10-batches-bin``. All six hold equally many records, 10,000
-            as published, or fewer: so a file cut between two records is noticed too.
+      folder: holds the six files, itself or in ``cifar-10-batches-bin``. All six hold equally many records, 10,000
+          as published, or fewer: so a file cut between two records is noticed too.
 
     Raises:
-        DatasetError: a file is missing, is not a whole number of records or holds fewer than the others; a label is
-            above 9; ``batches.meta.txt``, which may be absent, does not hold 10 names; a colour never varies.
+      DatasetError: a file is missing, is not a whole number of records or holds fewer than the others; a label is
+          above 9; ``batches.meta.txt``, which may be absent, does not hold 10 names; a colour never varies.
     """
     return build(read_cifar10(as_path(folder)))
 
@@ -54,7 +57,7 @@ def cifar10(folder: str | os.PathLike[str]) -> Dataset:
 def holds_cifar10(path: Path) -> bool:
     """Whether a folder has one of the files, or ``path`` is one; the pickled Python version's names count too."""
     if not os.path.isdir(path):
-        return path.name in (*TRAIN_FILES, VAL_FILE)
+        return path.name in (*TRAIN_FILES, TEST_FILE)
     return any(os.path.exists(_home(path) / (stem + ending)) for stem in _STEMS for ending in ("", ".bin"))
 
 
@@ -62,18 +65,18 @@ def read_cifar10(folder: Path, num_classes: int | None = None) -> Source:
     """Read the six files and the names of the classes.
 
     Args:
-        folder: as for :func:`cifar10`.
-        num_classes: None, or 10.
+      folder: as for ``cifar10``.
+      num_classes: None, or 10.
 
     Raises:
-        DatasetError: as for :func:`cifar10`.
+      DatasetError: as for ``cifar10``.
     """
     if num_classes not in (None, NUM_CLASSES):
         raise broken(folder, "number of classes", f"{num_classes} asked for", f"{NUM_CLASSES}, as CIFAR-10 has")
     if not os.path.isdir(folder):
-        raise broken(folder, "path", "a file", f"the folder with {TRAIN_FILES[0]} to {VAL_FILE}")
+        raise broken(folder, "path", "a file", f"the folder with {TRAIN_FILES[0]} to {TEST_FILE}")
     home = _home(folder)
-    paths = [home / name for name in (*TRAIN_FILES, VAL_FILE)]
+    paths = [home / name for name in (*TRAIN_FILES, TEST_FILE)]
     for path in paths:
         if not os.path.exists(path):
             python = os.path.exists(path.with_suffix(""))
@@ -83,8 +86,10 @@ def read_cifar10(folder: Path, num_classes: int | None = None) -> Source:
     _check_equal(paths, batches)
     names = _read_names(home / NAMES_FILE)
     used = [path.name for path in paths] + [NAMES_FILE] * bool(names)
-    train = _part(np.concatenate(batches[:-1]))
-    return Source("cifar10", folder, train, _part(batches[-1]), NUM_CLASSES, names, tuple(used))
+    train, validation = take_tenth(folder, "training batches", _part(np.concatenate(batches[:-1])))
+    return Source(
+        "cifar10", folder, train, validation, _part(batches[-1]), NUM_CLASSES, names, tuple(used), split=OWN_TEST
+    )
 
 
 def _home(folder: Path) -> Path:
@@ -131,6 +136,6 @@ def _read_names(path: Path) -> tuple[str, ...]:
     return names
 
 
-def _part(records: np.ndarray) -> Part:
-    """The part of records uint8 ``[N, RECORD]``; its inputs are a view."""
-    return Part(records[:, 1:].reshape(-1, *SHAPE), records[:, 0].astype(np.int64))
+def _part(records: np.ndarray) -> StoredPart:
+    """The part of records uint8 [N, RECORD]; its inputs are a view."""
+    return StoredPart(records[:, 1:].reshape(-1, *SHAPE), records[:, 0].astype(np.int64))

@@ -12,7 +12,7 @@ from esper.tolaria.formats.cifar10 import holds_cifar10, read_cifar10
 from esper.tolaria.formats.files import as_path, broken
 from esper.tolaria.formats.idx import holds_idx, read_idx_dataset
 from esper.tolaria.formats.npz import holds_npz, read_npz
-from esper.tolaria.formats.source import Part, Source, build
+from esper.tolaria.formats.source import Source, StoredPart, build
 from esper.tolaria.formats.text import read_text
 
 
@@ -21,12 +21,12 @@ class PartReport:
     """One part of a dataset.
 
     Attributes:
-        name: ``train``, ``val``, or ``text``.
-        records: samples, or characters.
-        shape: of one sample.
-        dtype: of the stored inputs.
-        low, high: smallest and largest stored input; of text, code points.
-        counts: targets of each class; empty for text.
+      name: ``train``, ``validation`` or ``test``; or ``text``.
+      records: samples, or characters.
+      shape: of one sample.
+      dtype: of the stored inputs.
+      low, high: smallest and largest stored input; of text, code points.
+      counts: targets of each class; empty for text.
     """
 
     name: str
@@ -39,21 +39,23 @@ class PartReport:
 
 
 @dataclass(frozen=True)
-class Report:
+class DatasetReport:
     """What a dataset that loads holds.
 
     Attributes:
-        format: its name.
-        num_classes: classes; of text, distinct characters.
-        class_names: one for each class, or none.
-        used: files and arrays that were read.
-        parts: one by one.
+      format: its name.
+      num_classes: classes; of text, distinct characters.
+      class_names: one for each class, or none.
+      used: files and arrays that were read.
+      split: where the parts come from; empty for text, which is split when its windows are known.
+      parts: one by one.
     """
 
     format: str
     num_classes: int
     class_names: tuple[str, ...]
     used: tuple[str, ...]
+    split: str
     parts: tuple[PartReport, ...]
 
 
@@ -61,45 +63,45 @@ class Format(NamedTuple):
     """A format.
 
     Attributes:
-        name: its name.
-        files: what it looks like, for people.
-        holds: whether a path that exists looks like it, sound or not.
-        examine: loads it whole and reports, or raises DatasetError; given the path and the number of classes, or None.
+      name: its name.
+      files: what it looks like, for people.
+      holds: whether a path that exists looks like it, sound or not.
+      examine: loads it whole and reports, or raises DatasetError; given the path and the number of classes, or None.
     """
 
     name: str
     files: str
     holds: Callable[[Path], bool]
-    examine: Callable[[Path, int | None], Report]
+    examine: Callable[[Path, int | None], DatasetReport]
 
 
-def _examine_with(read: Callable[[Path, int | None], Source]) -> Callable[[Path, int | None], Report]:
-    """How a format with two parts is examined: read, made a dataset as for training, and counted."""
+def _examine_with(read: Callable[[Path, int | None], Source]) -> Callable[[Path, int | None], DatasetReport]:
+    """How a format with parts is examined: read, made a dataset as for training, and counted."""
 
-    def examine(path: Path, num_classes: int | None) -> Report:
+    def examine(path: Path, num_classes: int | None) -> DatasetReport:
         source = read(path, num_classes)
         build(source)
         parts = tuple(_report(name, part, source.num_classes) for name, part in _parts(source))
-        return Report(source.format, source.num_classes, source.class_names, source.used, parts)
+        return DatasetReport(source.format, source.num_classes, source.class_names, source.used, source.split, parts)
 
     return examine
 
 
-def _examine_text(path: Path, num_classes: int | None) -> Report:
+def _examine_text(path: Path, num_classes: int | None) -> DatasetReport:
     if num_classes is not None:
         raise broken(path, "number of classes", f"{num_classes} asked for", "none: text has no classes")
     content = read_text(path)
     characters = set(content)
     low, high = ord(min(characters)), ord(max(characters))
     part = PartReport("text", len(content), (), "character", low, high, ())
-    return Report("text", len(characters), (), (path.name,), (part,))
+    return DatasetReport("text", len(characters), (), (path.name,), "", (part,))
 
 
-def _parts(source: Source) -> tuple[tuple[str, Part], ...]:
-    return ("train", source.train), ("val", source.val)
+def _parts(source: Source) -> tuple[tuple[str, StoredPart], ...]:
+    return ("train", source.train), ("validation", source.validation), ("test", source.test)
 
 
-def _report(name: str, part: Part, num_classes: int) -> PartReport:
+def _report(name: str, part: StoredPart, num_classes: int) -> PartReport:
     inputs, counts = part.inputs, np.bincount(part.targets.ravel(), minlength=num_classes)
     low, high = inputs.min().item(), inputs.max().item()
     return PartReport(name, len(inputs), inputs.shape[1:], str(inputs.dtype), low, high, tuple(counts.tolist()))
@@ -120,7 +122,7 @@ def detect(path: str | os.PathLike[str]) -> Format:
     """The format that a path holds, whether or not it loads.
 
     Raises:
-        DatasetError: nothing at the path, nothing of any format, or files of several.
+      DatasetError: nothing at the path, nothing of any format, or files of several.
     """
     path = as_path(path)
     fitting = [kind for kind in FORMATS if kind.holds(path)]
@@ -133,15 +135,15 @@ def detect(path: str | os.PathLike[str]) -> Format:
     return fitting[0]
 
 
-def check(path: str | os.PathLike[str], num_classes: int | None = None) -> Report:
+def check(path: str | os.PathLike[str], num_classes: int | None = None) -> DatasetReport:
     """Load what a path holds, as training would, and report it.
 
     Args:
-        path: a dataset's folder or file.
-        num_classes: number of classes; None = what the format says.
+      path: a dataset's folder or file.
+      num_classes: number of classes; None = what the format says.
 
     Raises:
-        DatasetError: it does not load; one line that names the file.
+      DatasetError: it does not load; one line that names the file.
     """
     path = as_path(path)
     return detect(path).examine(path, num_classes)

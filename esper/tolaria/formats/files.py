@@ -18,13 +18,13 @@ DEFLATE_RATIO = 1032
 """DEFLATE unpacks a byte to at most this many: a match of 258 bytes takes at least 2 bits (RFC 1951, 3.2.5)."""
 
 MAX_LISTED = 200
-"""The most files that :func:`listing` names."""
+"""The most files that ``listing`` names."""
 
 _BLOCK = 2**20  # bytes asked for at a time, so that memory follows what is there and not what is promised
 
 
 class Readable(Protocol):
-    """What :func:`read_up_to` reads from."""
+    """What ``read_up_to`` reads from."""
 
     def read(self, size: int, /) -> bytes:
         """At most ``size`` bytes; none at the end."""
@@ -51,11 +51,11 @@ def opened(path: Path, limit: int = MAX_BYTES) -> Iterator[tuple[BinaryIO, int]]
     """Open a file for reading.
 
     Yields:
-        The file and its size in bytes, from 1 to ``limit``.
+      The file and its size in bytes, from 1 to ``limit``.
 
     Raises:
-        DatasetError: it is missing, unreadable, not a regular file, empty or too large; or the system reports an
-            error while it is read.
+      DatasetError: it is missing, unreadable, not a regular file, empty or too large; or the system reports an
+        error while it is read.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # before opening: to open a pipe would wait for its writer
@@ -84,7 +84,7 @@ def as_path(path: str | os.PathLike[str]) -> Path:
     """A path that names something.
 
     Raises:
-        DatasetError: there is nothing at it.
+      DatasetError: there is nothing at it.
     """
     path = Path(path)
     if not os.path.exists(path):  # unlike Path.exists, False for every name that no file can have
@@ -96,7 +96,7 @@ def names_in(folder: Path) -> tuple[str, ...]:
     """Names of the entries of a folder, sorted.
 
     Raises:
-        DatasetError: it cannot be read.
+      DatasetError: it cannot be read.
     """
     try:
         return tuple(sorted(os.listdir(folder)))
@@ -108,7 +108,7 @@ def listing(path: Path) -> tuple[Listed, ...]:
     """Regular files at ``path``, in it and in its folders (no deeper), by name; ``MAX_LISTED`` at most.
 
     Raises:
-        DatasetError: a folder cannot be read.
+      DatasetError: a folder cannot be read.
     """
     if not os.path.isdir(path):
         return (Listed(path.name, path.stat().st_size),)
@@ -118,10 +118,10 @@ def listing(path: Path) -> tuple[Listed, ...]:
 
 
 def check_labels(path: Path, labels: np.ndarray, num_classes: int, first: int, stride: int) -> None:
-    """Check labels uint8 ``[N]``, of which record i has its own at byte ``first + stride * i`` of the file.
+    """Check labels uint8 [N], of which record i has its own at byte ``first + stride * i`` of the file.
 
     Raises:
-        DatasetError: a label is no class; names the first such record.
+      DatasetError: a label is no class; names the first such record.
     """
     wrong = np.flatnonzero(labels >= num_classes)
     if len(wrong):

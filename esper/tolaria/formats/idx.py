@@ -28,7 +28,8 @@ from esper.tolaria.formats.files import (
     opened,
     read_up_to,
 )
-from esper.tolaria.formats.source import Part, Source, build
+from esper.tolaria.formats.source import Source, StoredPart, build, take_tenth
+from esper.tolaria.split import OWN_TEST
 
 TYPES = {
     0x08: "unsigned byte",
@@ -53,27 +54,28 @@ class IdxFiles(NamedTuple):
 
     train_images: Path
     train_labels: Path
-    val_images: Path
-    val_labels: Path
+    test_images: Path
+    test_labels: Path
 
 
 def idx(where: str | os.PathLike[str] | IdxFiles, num_classes: int = NUM_CLASSES) -> Dataset:
-    """MNIST, or a dataset in its format, to train on ``train-*`` and validate with ``t10k-*``.
+    """MNIST, or a dataset in its format: ``t10k-*`` is the test set, a tenth of ``train-*`` validates.
 
-    Inputs are float32 ``[N, 1, rows, columns]``, standardised by the training part
-    (:func:`~esper.tolaria.formats.source.standardise`).
+    MNIST, Fashion-MNIST, KMNIST: 54,000 samples train, 6,000 validate, 10,000 are the test set.
+    Inputs are float32 [N, 1, rows, columns], standardised by the training part
+    (``standardise``).
 
     Args:
-        where: the folder of ``{train,t10k}-images-idx3-ubyte`` and ``{train,t10k}-labels-idx1-ubyte`` (``.idx`` for
-            ``-idx`` and a further ``.gz`` are allowed; of several spellings the first in the order ``-``, ``.``,
-            ``-`` with gz, ``.`` with gz is read), or the four files.
-        num_classes: labels are below it; 10 for MNIST, Fashion-MNIST and KMNIST.
+      where: the folder of ``{train,t10k}-images-idx3-ubyte`` and ``{train,t10k}-labels-idx1-ubyte`` (``.idx`` for
+        ``-idx`` and a further ``.gz`` are allowed; of several spellings the first in the order ``-``, ``.``,
+        ``-`` with gz, ``.`` with gz is read), or the four files.
+      num_classes: labels are below it; 10 for MNIST, Fashion-MNIST and KMNIST.
 
     Raises:
-        DatasetError: a file is missing; a magic number is not that of images or labels; the size of a file is not
-            what its header says; gzip data are damaged or hold more or less than their header says; images and
-            labels, or training and validation images, do not belong together; a label is no class; all pixels of the
-            training part are equal.
+      DatasetError: a file is missing; a magic number is not that of images or labels; the size of a file is not
+        what its header says; gzip data are damaged or hold more or less than their header says; images and
+        labels, or training and test images, do not belong together; a label is no class; all pixels of the
+        training part are equal.
     """
     return build(read_idx_dataset(where if isinstance(where, IdxFiles) else as_path(where), num_classes))
 
@@ -85,16 +87,18 @@ def holds_idx(path: Path) -> bool:
 
 
 def read_idx_dataset(where: Path | IdxFiles, num_classes: int | None = None) -> Source:
-    """Read the four files; arguments and errors as for :func:`idx`, None = 10 classes."""
+    """Read the four files; arguments and errors as for ``idx``, None = 10 classes."""
     limit = NUM_CLASSES if num_classes is None else num_classes
     files = where if isinstance(where, IdxFiles) else _find(where)
     train = _read_part(files.train_images, files.train_labels, limit)
-    val = _read_part(files.val_images, files.val_labels, limit)
-    if val.inputs.shape[1:] != train.inputs.shape[1:]:
-        found, expected = ("{1}x{2}".format(*part.inputs.shape[1:]) for part in (val, train))
-        raise broken(files.val_images, "byte 8", f"images of {found}", f"{expected}, as {files.train_images.name} has")
+    test = _read_part(files.test_images, files.test_labels, limit)
+    if test.inputs.shape[1:] != train.inputs.shape[1:]:
+        found, expected = ("{1}x{2}".format(*part.inputs.shape[1:]) for part in (test, train))
+        raise broken(files.test_images, "byte 8", f"images of {found}", f"{expected}, as {files.train_images.name} has")
+    train, validation = take_tenth(files.train_images, "byte 4", train)
     folder = where if isinstance(where, Path) else files.train_images.parent
-    return Source("idx", folder, train, val, limit, (), tuple(path.name for path in files))
+    used = tuple(path.name for path in files)
+    return Source("idx", folder, train, validation, test, limit, (), used, split=OWN_TEST)
 
 
 def read_idx(path: Path, rank: int) -> np.ndarray:
@@ -105,14 +109,14 @@ def read_idx(path: Path, rank: int) -> np.ndarray:
     asks and not beyond, except for one byte to see that it ends.
 
     Args:
-        path: the file; gzipped if its name ends in ``.gz``.
-        rank: number of dimensions, 1 for labels and 3 for images.
+      path: the file; gzipped if its name ends in ``.gz``.
+      rank: number of dimensions, 1 for labels and 3 for images.
 
     Returns:
-        uint8, ``rank`` sizes of at least 1.
+      uint8, ``rank`` sizes of at least 1.
 
     Raises:
-        DatasetError: as for :func:`idx`; the bytes it counts are those of the unpacked file.
+      DatasetError: as for ``idx``; the bytes it counts are those of the unpacked file.
     """
     with opened(path) as (file, size):
         if path.suffix != ".gz":
@@ -140,14 +144,14 @@ def _find(folder: Path) -> IdxFiles:
     return IdxFiles(*(place(part, content) for part in ("train", "t10k") for content in ("images-idx3", "labels-idx1")))
 
 
-def _read_part(images: Path, labels: Path, num_classes: int) -> Part:
+def _read_part(images: Path, labels: Path, num_classes: int) -> StoredPart:
     """Images and their labels."""
     pixels, targets = read_idx(images, rank=3), read_idx(labels, rank=1)
     if len(targets) != len(pixels):
         expected = f"{len(pixels)}, one for each image of {images.name}"
         raise broken(labels, "byte 4", f"{len(targets)} labels", expected)
     check_labels(labels, targets, num_classes, first=8, stride=1)
-    return Part(pixels[:, None], targets.astype(np.int64))
+    return StoredPart(pixels[:, None], targets.astype(np.int64))
 
 
 def _read_array(path: Path, stream: Readable, rank: int, exact: int | None, most: int) -> np.ndarray:

@@ -38,16 +38,16 @@ def read_npy(path: Path, place: str, stream: Readable, size: int) -> np.ndarray:
     """Read an array that with its header takes ``size`` bytes of the stream.
 
     Args:
-        path, place: what errors name.
-        stream: the array's file.
-        size: its length as its container declares it.
+      path, place: what errors name.
+      stream: the array's file.
+      size: its length as its container declares it.
 
     Returns:
-        A C-ordered writable array in the machine's byte order, of a dtype of ``DTYPES``.
+      A C-ordered writable array in the machine's byte order, of a dtype of ``DTYPES``.
 
     Raises:
-        DatasetError: not the NPY format; an element type that is not read (objects among them); an empty axis; more
-            than ``MAX_BYTES``; a header that asks for more or fewer bytes than ``size``; a stream that ends early.
+      DatasetError: not the NPY format; an element type that is not read (objects among them); an empty axis; more
+        than ``MAX_BYTES``; a header that asks for more or fewer bytes than ``size``; a stream that ends early.
     """
     header = read_header(path, place, stream)
     wanted = math.prod(header.shape) * header.dtype.itemsize

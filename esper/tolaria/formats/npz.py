@@ -13,19 +13,26 @@ import numpy as np
 from esper.tolaria.data import Dataset, DatasetError
 from esper.tolaria.formats.files import DEFLATE_RATIO, MAX_BYTES, as_path, broken, opened
 from esper.tolaria.formats.npy import read_npy
-from esper.tolaria.formats.source import Part, Source, build
+from esper.tolaria.formats.source import Source, StoredPart, build, halve, take_tenth
+from esper.tolaria.split import HALVES, OWN_TEST
 
 NAMINGS = (
-    ("train_inputs", "train_targets", "val_inputs", "val_targets"),
-    ("x_train", "y_train", "x_test", "y_test"),
+    {
+        "train": ("train_inputs", "train_targets"),
+        "val": ("val_inputs", "val_targets"),
+        "test": ("test_inputs", "test_targets"),
+    },
+    {"train": ("x_train", "y_train"), "val": ("x_val", "y_val"), "test": ("x_test", "y_test")},
 )
-"""Names of the four arrays: Esper's, and those of the archives that Keras publishes."""
+"""Names of the arrays, inputs and targets by part: Esper's, and those of the archives that Keras publishes."""
 
 NUM_CLASSES = "num_classes"
 """Name of the optional scalar."""
 
 MAX_CLASSES = 2**20
 """The most classes, so that a damaged label does not ask for a network of any size."""
+
+NAMED = "the three parts as the archive names them"
 
 _DAMAGE = (
     zipfile.BadZipFile,
@@ -37,27 +44,33 @@ _DAMAGE = (
 
 
 def npz(path: str | os.PathLike[str], num_classes: int | None = None) -> Dataset:
-    """A dataset of four arrays.
+    """A dataset of two arrays for each of two or three parts.
 
-    ``train_inputs`` and ``val_inputs`` have one of three forms, the same in both parts:
+    ``train_inputs`` is there, and ``val_inputs`` or ``test_inputs`` or both, each with its ``_targets``. All three are
+    used as they are named. Without a test part, ``val`` is split by a fixed key: half of it, rounded down, validates
+    and the others are the test set. Without ``val``, a tenth of the training samples, drawn by a fixed key, validates.
+    ``Dataset.split`` says which. ``x_train``, ``y_train``, ``x_val`` and so on are accepted instead; further arrays are
+    not read.
 
-    - uint8 ``[N, C, H, W]`` or ``[N, H, W]`` (one channel): pixels, standardised per channel by the training part
-      (:func:`~esper.tolaria.formats.source.standardise`);
-    - float16, float32 or float64 ``[N, *shape]``: used as they are, as float32;
-    - other integers ``[N, T]``: tokens, as int64, with targets ``[N, T]``.
+    Inputs have one of three forms, the same in all parts:
 
-    ``train_targets`` and ``val_targets`` are integers ``[N]``. ``x_train``, ``y_train``, ``x_test`` and ``y_test`` are
-    accepted instead, all four; further arrays are not read.
+    - uint8 [N, C, H, W] or [N, H, W] (one channel): pixels, standardised per channel by the training part
+      (``standardise``);
+    - float16, float32 or float64 [N, *shape]: used as they are, as float32;
+    - other integers [N, T]: tokens, as int64, with targets [N, T].
+
+    Targets are integers [N].
 
     Args:
-        path: the archive. Nothing in it is unpickled.
-        num_classes: number of classes; None = the array ``num_classes`` (an integer without axes) if there is one,
-            else 1 + the largest of the training targets (and tokens).
+      path: the archive. Nothing in it is unpickled.
+      num_classes: number of classes; None = the array ``num_classes`` (an integer without axes) if there is one,
+        else 1 + the largest of the training targets (and tokens).
 
     Raises:
-        DatasetError: the archive is damaged, encrypted or packed by another method than DEFLATE; an array is
-            missing, holds objects or another type than its own, or declares a size that is not the one it has; what
-            :func:`~esper.tolaria.data.validate` refuses.
+      DatasetError: the archive is damaged, encrypted or packed by another method than DEFLATE; an array is
+        missing, holds objects or another type than its own, or declares a size that is not the one it has; a label,
+        token or number is out of range; a part is too small to be split; what
+        ``validate`` refuses.
     """
     return build(read_npz(as_path(path), num_classes))
 
@@ -73,23 +86,43 @@ def holds_npz(path: Path) -> bool:
 
 
 def read_npz(path: Path, num_classes: int | None = None) -> Source:
-    """Read the four arrays; arguments and errors as for :func:`npz`."""
+    """Read the arrays; arguments and errors as for ``npz``."""
     with opened(path) as (file, _), _unzipped(path, file) as archive:
         members = _members(path, archive)
         naming = _naming(path, members)
-        inputs, targets, val_inputs, val_targets = (_read(path, archive, members[name]) for name in naming)
+        arrays = {part: [_read(path, archive, members[name]) for name in names] for part, names in naming.items()}
         declared = _read(path, archive, members[NUM_CLASSES]) if NUM_CLASSES in members else None
-    if val_inputs.dtype != inputs.dtype:
-        raise broken(path, naming[2], f"dtype {val_inputs.dtype}", f"{inputs.dtype}, as {naming[0]} has")
-    train = _part(path, naming[:2], inputs, targets)
-    val = _part(path, naming[2:], val_inputs, val_targets)
+    dtype = arrays["train"][0].dtype
+    for part, (inputs, _) in arrays.items():
+        if inputs.dtype != dtype:
+            expected = f"{dtype}, as {naming['train'][0]} has"
+            raise broken(path, naming[part][0], f"dtype {inputs.dtype}", expected)
+    stored = {part: _part(path, names, *arrays[part]) for part, names in naming.items()}
     if num_classes is None:
-        num_classes = _largest(train) + 1 if declared is None else _scalar(path, declared)
+        num_classes = _largest(stored["train"]) + 1 if declared is None else _scalar(path, declared)
     if not 2 <= num_classes <= MAX_CLASSES:
-        place = NUM_CLASSES if declared is not None else f"{naming[1]} (largest + 1)"
+        place = NUM_CLASSES if declared is not None else f"{naming['train'][1]} (largest + 1)"
         raise broken(path, place, f"{num_classes} classes", f"2 to {MAX_CLASSES}")
-    used = (*naming, NUM_CLASSES) if declared is not None else naming
-    return Source("npz", path, train, val, num_classes, (), used)
+    for part, names in naming.items():
+        for name, values in zip(names, stored[part], strict=True):
+            _check_values(path, name, values, num_classes)
+    used = [name for names in naming.values() for name in names] + [NUM_CLASSES] * (declared is not None)
+    train, validation, test, split = _three(path, naming, stored)
+    return Source("npz", path, train, validation, test, num_classes, (), tuple(used), split)
+
+
+def _three(
+    path: Path, naming: dict[str, tuple[str, str]], stored: dict[str, StoredPart]
+) -> tuple[StoredPart, StoredPart, StoredPart, str]:
+    """Training, validation and test part, and how they came about."""
+    train = stored["train"]
+    if len(stored) == 3:
+        return train, stored["val"], stored["test"], NAMED
+    if "test" in stored:
+        train, validation = take_tenth(path, naming["train"][1], train)
+        return train, validation, stored["test"], OWN_TEST
+    validation, test = halve(path, naming["val"][1], stored["val"])
+    return train, validation, test, HALVES
 
 
 @contextmanager
@@ -113,13 +146,16 @@ def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]
     return members
 
 
-def _naming(path: Path, members: dict[str, zipfile.ZipInfo]) -> tuple[str, ...]:
-    """The names by which the four arrays go in this archive."""
+def _naming(path: Path, members: dict[str, zipfile.ZipInfo]) -> dict[str, tuple[str, str]]:
+    """The names by which inputs and targets of the parts that are there go in this archive."""
     for naming in NAMINGS:
-        if all(name in members for name in naming):
-            return naming
-    found = ", ".join(repr(name) for name in sorted(members)[:20]) or "none"
-    raise broken(path, "arrays", found, " or ".join(", ".join(naming) for naming in NAMINGS))
+        found = {part: names for part, names in naming.items() if any(name in members for name in names)}
+        whole = all(name in members for names in found.values() for name in names)
+        if "train" in found and len(found) > 1 and whole:
+            return found
+    listed = ", ".join(repr(name) for name in sorted(members)[:20]) or "none"
+    kinds = (["{}, {}".format(*names) for names in naming.values()] for naming in NAMINGS)
+    raise broken(path, "arrays", listed, " or ".join("{} with {} or {} or both".format(*pairs) for pairs in kinds))
 
 
 def _read(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
@@ -136,24 +172,40 @@ def _read(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.nda
         return read_npy(path, place, stream, info.file_size)
 
 
-def _part(path: Path, names: tuple[str, ...], inputs: np.ndarray, targets: np.ndarray) -> Part:
+def _part(path: Path, names: tuple[str, str], inputs: np.ndarray, targets: np.ndarray) -> StoredPart:
     """Inputs as pixels, float32 or tokens, targets as int64."""
     if targets.dtype.kind == "f":
         raise broken(path, names[1], f"dtype {targets.dtype}", "integers")
+    if not inputs.ndim or targets.shape[:1] != inputs.shape[:1]:
+        expected = f"a target for each sample of {names[0]}, whose shape is {inputs.shape}"
+        raise broken(path, names[1], f"shape {targets.shape}", expected)
     targets = targets.astype(np.int64)
     if inputs.dtype == np.uint8:
         if inputs.ndim not in (3, 4):
             raise broken(
                 path, names[0], f"uint8 of shape {inputs.shape}", "[N, H, W] or [N, C, H, W] of uint8 (pixels)"
             )
-        return Part(inputs if inputs.ndim == 4 else inputs[:, None], targets)
+        return StoredPart(inputs if inputs.ndim == 4 else inputs[:, None], targets)
     if inputs.dtype.kind == "f":
         with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which is refused with its place
-            return Part(inputs.astype(np.float32), targets)
-    return Part(inputs.astype(np.int64), targets)
+            return StoredPart(inputs.astype(np.float32), targets)
+    return StoredPart(inputs.astype(np.int64), targets)
 
 
-def _largest(part: Part) -> int:
+def _check_values(path: Path, name: str, values: np.ndarray, num_classes: int) -> None:
+    """Raise if a number is not finite or a label or token no class, by its place in the file, before any split."""
+    if values.dtype == np.uint8:
+        return
+    floats = values.dtype.kind == "f"
+    bad = ~np.isfinite(values) if floats else (values < 0) | (values >= num_classes)
+    if bad.any():
+        place = np.unravel_index(bad.argmax(), bad.shape)
+        word = "" if floats else "label " if name.endswith("targets") or name.startswith("y_") else "token "
+        found = f"{word}{values[place]} at index {', '.join(map(str, place))}"
+        raise broken(path, name, found, "finite numbers" if floats else f"{word.strip()}s in [0, {num_classes})")
+
+
+def _largest(part: StoredPart) -> int:
     """The largest target, or token."""
     tokens = part.inputs.dtype == np.int64
     return max(int(part.targets.max()), int(part.inputs.max()) if tokens else 0)

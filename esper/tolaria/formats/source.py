@@ -1,4 +1,4 @@
-"""What the files of a dataset hold, as they hold it, and how it becomes a :class:`~esper.tolaria.data.Dataset`."""
+"""What the files of a dataset hold, as they hold it, and how it becomes a ``esper.tolaria.data.Dataset``."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from esper.tolaria.data import Dataset, validate
+from esper.tolaria import split
+from esper.tolaria.data import Dataset, Part, validate
 from esper.tolaria.formats.files import broken
 
 LEVELS = 256
@@ -16,12 +17,12 @@ LEVELS = 256
 _BLOCK = 1024  # records counted at a time: bincount widens them eightfold
 
 
-class Part(NamedTuple):
+class StoredPart(NamedTuple):
     """One part of a dataset as stored.
 
     Attributes:
-        inputs: uint8 ``[N, C, H, W]`` are pixels; float32 ``[N, *shape]`` and int64 ``[N, T]`` are used as they are.
-        targets: int64 ``[N]`` or, for int64 inputs, ``[N, T]``.
+      inputs: uint8 ``[N, C, H, W]`` are pixels; float32 ``[N, *shape]`` and int64 ``[N, T]`` are used as they are.
+      targets: int64 ``[N]`` or, for int64 inputs, ``[N, T]``.
     """
 
     inputs: np.ndarray
@@ -29,25 +30,29 @@ class Part(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A dataset as stored.
+    """A dataset as stored, in three parts.
 
     Attributes:
-        format: its name.
-        path: the folder or file that errors name.
-        train: what to train on.
-        val: what to validate with.
-        num_classes: number of classes.
-        class_names: one for each class, or none at all.
-        used: files and arrays that were read, by name.
+      format: its name.
+      path: the folder or file that errors name.
+      train: what to train on.
+      validation: what to decide on.
+      test: what to report on.
+      num_classes: number of classes.
+      class_names: one for each class, or none at all.
+      used: files and arrays that were read, by name.
+      split: where the three parts come from.
     """
 
     format: str
     path: Path
-    train: Part
-    val: Part
+    train: StoredPart
+    validation: StoredPart
+    test: StoredPart
     num_classes: int
     class_names: tuple[str, ...]
     used: tuple[str, ...]
+    split: str
 
 
 class Scale(NamedTuple):
@@ -57,24 +62,67 @@ class Scale(NamedTuple):
     std: np.ndarray
 
 
-def build(source: Source) -> Dataset:
-    """The dataset of a source, named by its path; pixels are standardised as :func:`standardise` says.
+def take_tenth(path: Path, place: str, train: StoredPart) -> tuple[StoredPart, StoredPart]:
+    """Take validation out of training: what is left to train on, and a tenth of the samples, at least one.
+
+    Args:
+      path, place: what an error names.
+      train: N samples; both parts keep their order.
 
     Raises:
-        DatasetError: :func:`~esper.tolaria.data.validate` refuses it, or the training pixels do not vary.
+      DatasetError: fewer than 2 samples.
     """
-    train, val = source.train, source.val
-    if train.inputs.dtype == np.uint8:
-        scale = pixel_scale(train.inputs)
+    count = len(train.targets)
+    if count < 2:
+        raise broken(path, place, f"{count} training sample", "at least 2, to take some out for validation")
+    chosen, rest = _apart(train, split.tenth(count))
+    return rest, chosen
+
+
+def halve(path: Path, place: str, held_out: StoredPart) -> tuple[StoredPart, StoredPart]:
+    """Split samples that were held out: half of them for validation, the others for the test.
+
+    Args:
+      path, place: what an error names.
+      held_out: N samples; both parts keep their order.
+
+    Raises:
+      DatasetError: fewer than 2 samples.
+    """
+    count = len(held_out.targets)
+    if count < 2:
+        raise broken(path, place, f"{count} sample", "at least 2, to be split into validation and test")
+    return _apart(held_out, split.half(count))
+
+
+def _apart(part: StoredPart, index: Tensor) -> tuple[StoredPart, StoredPart]:
+    """The samples of an index, and the others."""
+    chosen = np.zeros(len(part.targets), dtype=bool)
+    chosen[index.numpy()] = True
+    first, second = (StoredPart(part.inputs[which], part.targets[which]) for which in (chosen, ~chosen))
+    return first, second
+
+
+def build(source: Source) -> Dataset:
+    """The dataset of a source, named by its path; pixels are standardised as ``standardise`` says.
+
+    Raises:
+      DatasetError: ``esper.tolaria.data.validate`` refuses it, or the training pixels do not vary.
+    """
+    scale = None
+    if source.train.inputs.dtype == np.uint8:
+        scale = pixel_scale(source.train.inputs)
         if (scale.std == 0).any():
             channel = int(np.flatnonzero(scale.std == 0)[0])
             place, found = f"training inputs, channel {channel}", f"only the pixel value {scale.mean[channel]:.0f}"
             raise broken(source.path, place, found, "pixels that vary")
-        train_inputs, val_inputs = standardise(train.inputs, scale), standardise(val.inputs, scale)
-    else:
-        train_inputs, val_inputs = torch.from_numpy(train.inputs), torch.from_numpy(val.inputs)
-    targets = torch.from_numpy(train.targets), torch.from_numpy(val.targets)
-    return validate(Dataset(str(source.path), train_inputs, targets[0], val_inputs, targets[1], source.num_classes))
+
+    def part(stored: StoredPart) -> Part:
+        inputs = torch.from_numpy(stored.inputs) if scale is None else standardise(stored.inputs, scale)
+        return Part(inputs, torch.from_numpy(stored.targets))
+
+    train, validation, test = map(part, (source.train, source.validation, source.test))
+    return validate(Dataset(str(source.path), train, validation, test, source.num_classes, source.split))
 
 
 def pixel_scale(pixels: np.ndarray) -> Scale:

@@ -19,20 +19,20 @@ def text(path: str | os.PathLike[str]) -> str:
     ``\n`` the file has. Nothing else is changed: no Unicode normalisation, no stripping.
 
     Args:
-        path: a file of UTF-8.
+      path: a file of UTF-8.
 
     Returns:
-        At least ``MIN_CHARACTERS`` characters, none of them NUL.
+      At least ``MIN_CHARACTERS`` characters, none of them NUL.
 
     Raises:
-        DatasetError: the file is missing, unreadable, empty, too large (``MAX_BYTES``), not UTF-8 (names the offset
-            of the first wrong byte), contains NUL, or is too short.
+      DatasetError: the file is missing, unreadable, empty, too large (``MAX_BYTES``), not UTF-8 (names the offset
+        of the first wrong byte), contains NUL, or is too short.
     """
     return read_text(as_path(path))
 
 
 def read_text(path: Path) -> str:
-    """As :func:`text`, for a path that exists."""
+    """As ``text``, for a path that exists."""
     with opened(path, MAX_BYTES) as (file, size):
         data = read_up_to(file, size)
     try:

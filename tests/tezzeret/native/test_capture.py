@@ -8,8 +8,8 @@ import torch
 
 from esper.kasmina.layers import apply_batch_norm, batch_norm, conv2d, group_norm, track
 from esper.kasmina.layout import Layout, Param, constant, fan_in_uniform
-from esper.kernels.program import Instruction, Op
 from esper.tezzeret.native.capture import NORMS, NotCaptured, _fuse_relus, capture
+from esper.tezzeret.native.programs import Instruction, Op
 
 
 def conv(name: str, out: int, into: int, kernel: int = 3) -> Param:

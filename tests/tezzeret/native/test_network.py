@@ -13,10 +13,10 @@ from esper.kasmina.cnn import cnn_host
 from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
 from esper.kasmina.counterfactuals import AS_IS, Counterfactuals, coalitions, single_changes
 from esper.kasmina.slot_table import take_table
-from esper.kernels.chain import library
 from esper.leyline.learners import learners_of
 from esper.tezzeret.batches import Batch, Batches
-from esper.tolaria import data
+from esper.tezzeret.native.library import library
+from esper.tolaria.synthetic import synthetic
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler")
 
@@ -24,7 +24,7 @@ ENVS, BATCH = 10, 21  # more than one pack of samples, and a last one that is no
 
 
 def task(shape: tuple[int, int, int], blocks: int, slots: tuple[int, ...], base: int = 4, pools: int = 0) -> esper.Task:
-    dataset = data.synthetic(shape, num_train=64, num_val=40)
+    dataset = synthetic(shape, num_train=64, num_val=40)
     host = cnn_host(shape, dataset.num_classes, blocks, base, pools)
     return esper.Task("t", host, CONV_BLUEPRINTS, dataset, {"slots": slots, "batch_size": BATCH, "steps_per_epoch": 2})
 
@@ -164,9 +164,9 @@ def test_shared_minibatches_need_no_copy(pair: Pair) -> None:
 def test_an_epoch_is_its_minibatches_one_after_the_other(pair: Pair, shared: bool) -> None:
     """Samples picked from the dataset are those samples: to the bit."""
     engine, state, hypers = pair.fast, pair.state, plain(pair.fast.hypers)
-    order = torch.arange(ENVS * 2 * BATCH).reshape(ENVS, 2, BATCH) * 7 % engine.data.train_targets.shape[0]
+    order = torch.arange(ENVS * 2 * BATCH).reshape(ENVS, 2, BATCH) * 7 % engine.data.train.targets.shape[0]
     order = order[0] if shared else order
-    inputs, targets = engine.data.train_inputs, engine.data.train_targets
+    inputs, targets = engine.data.train.inputs, engine.data.train.targets
     batches = Batches(inputs, targets, order, state.key, state.epoch)
     plan, alphas = plan_of(engine, state), state.slots.alpha
     found, epoch = engine.backend.epoch(hypers, plan, learners_of(state), alphas, batches)
@@ -183,13 +183,12 @@ def test_an_epoch_is_its_minibatches_one_after_the_other(pair: Pair, shared: boo
 
 def test_a_dataset_that_is_a_view_of_channels_last_pictures() -> None:
     which = TASKS["a slot after every block"]
-    pictures = which.data._replace(
-        **{
-            name: getattr(which.data, name).movedim(1, 3).contiguous().movedim(3, 1)
-            for name in ("train_inputs", "val_inputs")
-        }
-    )
-    assert not pictures.train_inputs.is_contiguous()
+    turned = {
+        name: part._replace(inputs=part.inputs.movedim(1, 3).contiguous().movedim(3, 1))
+        for name, part in which.data.parts.items()
+    }
+    pictures = which.data._replace(**turned)
+    assert not pictures.train.inputs.is_contiguous()
     ends = []
     for each in (which, which._replace(data=pictures)):
         engine = esper.make(each, 3, backend="native")

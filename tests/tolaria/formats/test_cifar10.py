@@ -9,6 +9,7 @@ import torch
 from esper.tolaria.data import DatasetError
 from esper.tolaria.formats.cifar10 import cifar10, read_cifar10
 from esper.tolaria.formats.source import pixel_scale
+from esper.tolaria.split import OWN_TEST, tenth
 
 RECORDS = 3
 
@@ -18,36 +19,49 @@ def folder(sound, tmp_path):
     return sound.write(tmp_path / "cifar", sound.cifar10(RECORDS))
 
 
+def places():
+    """Batch and record of every sample of every part: a tenth of the five batches validates."""
+    trained = [(batch, record) for batch in range(5) for record in range(RECORDS)]
+    taken = tenth(len(trained)).tolist()
+    assert len(taken) == 1
+    return {
+        "train": [place for index, place in enumerate(trained) if index not in taken],
+        "validation": [trained[index] for index in taken],
+        "test": [(5, record) for record in range(RECORDS)],
+    }
+
+
 def test_every_pixel_and_label_is_where_the_format_says(folder, sound):
     source = read_cifar10(folder)
-    assert source.train.inputs.shape == (5 * RECORDS, 3, 32, 32) and source.val.inputs.shape == (RECORDS, 3, 32, 32)
-    for batch in range(6):
-        part, first = (source.train, batch * RECORDS) if batch < 5 else (source.val, 0)
-        for record in range(RECORDS):
-            assert part.targets[first + record] == sound.cifar_label(batch, record)
+    for name, origins in places().items():
+        part = getattr(source, name)
+        assert part.inputs.shape == (len(origins), 3, 32, 32) and part.targets.shape == (len(origins),)
+        for index, (batch, record) in enumerate(origins):
+            assert part.targets[index] == sound.cifar_label(batch, record)
             for channel, row, column in ((0, 0, 0), (0, 0, 31), (0, 31, 0), (1, 5, 9), (2, 31, 31), (2, 0, 7)):
                 value = sound.cifar_pixel(batch, record, channel, row, column)
-                assert part.inputs[first + record, channel, row, column] == value
+                assert part.inputs[index, channel, row, column] == value
 
 
 def test_inputs_are_standardised_per_channel_by_the_training_part(folder, sound):
     dataset = cifar10(folder)
-    assert dataset.num_classes == 10 and dataset.train_inputs.dtype == torch.float32
-    assert dataset.train_inputs.is_contiguous() and dataset.train_targets.dtype == torch.int64
-    places = [(y, x) for y in range(32) for x in range(32)]
+    assert dataset.num_classes == 10 and dataset.train.inputs.dtype == torch.float32
+    assert dataset.train.inputs.is_contiguous() and dataset.train.targets.dtype == torch.int64
+    assert dataset.split == OWN_TEST
     for channel in range(3):
-        pixels = [
-            sound.cifar_pixel(batch, record, channel, y, x)
-            for batch in range(5)
-            for record in range(RECORDS)
-            for y, x in places
-        ]
-        mean, std = statistics.fmean(pixels), statistics.pstdev(pixels)
-        expected = torch.tensor([(pixel - mean) / std for pixel in pixels], dtype=torch.float64)
-        torch.testing.assert_close(dataset.train_inputs[:, channel].flatten().double(), expected, rtol=1e-6, atol=1e-6)
-        held_out = [(sound.cifar_pixel(5, 1, channel, y, x) - mean) / std for y, x in places]
-        expected = torch.tensor(held_out, dtype=torch.float64)
-        torch.testing.assert_close(dataset.val_inputs[1, channel].flatten().double(), expected, rtol=1e-6, atol=1e-6)
+        pixels = {
+            name: [
+                sound.cifar_pixel(batch, record, channel, y, x)
+                for batch, record in origins
+                for y in range(32)
+                for x in range(32)
+            ]
+            for name, origins in places().items()
+        }
+        mean, std = statistics.fmean(pixels["train"]), statistics.pstdev(pixels["train"])
+        for name, part in dataset.parts.items():
+            expected = torch.tensor([(pixel - mean) / std for pixel in pixels[name]], dtype=torch.float64)
+            torch.testing.assert_close(part.inputs[:, channel].flatten().double(), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("count", [1, 2, 1024, 1025, 2049])
@@ -63,7 +77,9 @@ def test_the_scale_is_that_of_all_pixels(count):
 def test_the_folder_that_the_archive_unpacks_to_is_found_inside(sound, tmp_path, folder):
     sound.write(tmp_path / "outer" / "cifar-10-batches-bin", sound.cifar10(RECORDS))
     inner, plain = cifar10(tmp_path / "outer"), cifar10(folder)
-    assert torch.equal(inner.train_inputs, plain.train_inputs) and torch.equal(inner.val_targets, plain.val_targets)
+    assert torch.equal(inner.train.inputs, plain.train.inputs) and torch.equal(
+        inner.validation.targets, plain.validation.targets
+    )
 
 
 def test_class_names_are_read_and_may_be_absent(folder, sound):

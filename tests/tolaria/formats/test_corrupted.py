@@ -37,7 +37,7 @@ class Sparse(NamedTuple):
     size: int
 
 
-class Case(NamedTuple):
+class Corruption(NamedTuple):
     category: str
     base: str
     changes: dict  # file name -> content, Sparse, FOLDER, or None for a missing file
@@ -55,21 +55,21 @@ def cifar_cases(sound):
     for name in sound.CIFAR_FILES:
         whole = files[name]
         for length in (1, 100, 3072, 3073, 3074, len(whole) - 1):
-            yield Case("truncated", "cifar10", {name: whole[:length]}, name)
-        yield Case("empty", "cifar10", {name: b""}, name)
-        yield Case("missing", "cifar10", {name: None}, name)
-        yield Case("too long", "cifar10", {name: whole + b"\0"}, name)
-        yield Case("absurd size", "cifar10", {name: Sparse(whole, 2**40)}, name)
-        yield Case("not a file", "cifar10", {name: FOLDER}, name)
+            yield Corruption("truncated", "cifar10", {name: whole[:length]}, name)
+        yield Corruption("empty", "cifar10", {name: b""}, name)
+        yield Corruption("missing", "cifar10", {name: None}, name)
+        yield Corruption("too long", "cifar10", {name: whole + b"\0"}, name)
+        yield Corruption("absurd size", "cifar10", {name: Sparse(whole, 2**40)}, name)
+        yield Corruption("not a file", "cifar10", {name: FOLDER}, name)
         for record, label in ((0, 10), (1, 11), (0, 128), (1, 255)):
             content = bytearray(whole)
             content[record * 3073] = label
-            yield Case("label out of range", "cifar10", {name: bytes(content)}, name)
+            yield Corruption("label out of range", "cifar10", {name: bytes(content)}, name)
     names = files["batches.meta.txt"]
     for content in (b"", b"\xff" + names, names.replace(b"ship\n", b""), names.replace(b"cat", b"dog"), names + b"x"):
-        yield Case("class names", "cifar10", {"batches.meta.txt": content}, "batches.meta.txt")
-    yield Case("absurd size", "cifar10", {"batches.meta.txt": Sparse(names, 2**40)}, "batches.meta.txt")
-    yield Case("no content", "cifar10", {name: bytes(2 * 3073) for name in sound.CIFAR_FILES}, "")
+        yield Corruption("class names", "cifar10", {"batches.meta.txt": content}, "batches.meta.txt")
+    yield Corruption("absurd size", "cifar10", {"batches.meta.txt": Sparse(names, 2**40)}, "batches.meta.txt")
+    yield Corruption("no content", "cifar10", {name: bytes(2 * 3073) for name in sound.CIFAR_FILES}, "")
 
 
 def idx_cases(sound):
@@ -77,26 +77,26 @@ def idx_cases(sound):
     for name, whole in files.items():
         header = 16 if "images" in name else 8
         for bit in range(8 * header):
-            yield Case("bit-flipped header", "idx", {name: flipped(whole, bit)}, name.removesuffix("idx1-ubyte"))
+            yield Corruption("bit-flipped header", "idx", {name: flipped(whole, bit)}, name.removesuffix("idx1-ubyte"))
         for length in (1, 3, 4, header - 1, header, header + 1, len(whole) - 1):
-            yield Case("truncated", "idx", {name: whole[:length]}, name)
+            yield Corruption("truncated", "idx", {name: whole[:length]}, name)
         for magic in (b"PK\x03\x04", b"\x1f\x8b\x08\x00", b"\x93NUM", b"\x89PNG"):
-            yield Case("wrong magic", "idx", {name: magic + whole[4:]}, name)
-        yield Case("empty", "idx", {name: b""}, name)
-        yield Case("missing", "idx", {name: None}, name)
-        yield Case("too long", "idx", {name: whole + b"\0"}, name)
-        yield Case("not a file", "idx", {name: FOLDER}, name)
-        yield Case("absurd size", "idx", {name: Sparse(whole, 2**40)}, name)
+            yield Corruption("wrong magic", "idx", {name: magic + whole[4:]}, name)
+        yield Corruption("empty", "idx", {name: b""}, name)
+        yield Corruption("missing", "idx", {name: None}, name)
+        yield Corruption("too long", "idx", {name: whole + b"\0"}, name)
+        yield Corruption("not a file", "idx", {name: FOLDER}, name)
+        yield Corruption("absurd size", "idx", {name: Sparse(whole, 2**40)}, name)
         for sizes in ((2**31, 28, 28), (2**32 - 1,) * 3, (6, 2**32 - 1, 1)):
-            yield Case("absurd size", "idx", {name: sound.idx_array(sizes[: header // 4 - 1], b"")}, name)
+            yield Corruption("absurd size", "idx", {name: sound.idx_array(sizes[: header // 4 - 1], b"")}, name)
     images, labels = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
-    yield Case("mislabelled", "idx", {images: files[labels], labels: files[images]}, images)
-    yield Case("mislabelled", "idx", {labels: files["t10k-labels-idx1-ubyte"]}, labels)
-    yield Case("mislabelled", "idx", {"t10k-images-idx3-ubyte": files[images]}, "t10k-labels-idx1-ubyte")
+    yield Corruption("mislabelled", "idx", {images: files[labels], labels: files[images]}, images)
+    yield Corruption("mislabelled", "idx", {labels: files["t10k-labels-idx1-ubyte"]}, labels)
+    yield Corruption("mislabelled", "idx", {"t10k-images-idx3-ubyte": files[images]}, "t10k-labels-idx1-ubyte")
     for record, label in ((0, 10), (5, 11), (3, 255)):
         content = bytearray(files[labels])
         content[8 + record] = label
-        yield Case("label out of range", "idx", {labels: bytes(content)}, labels)
+        yield Corruption("label out of range", "idx", {labels: bytes(content)}, labels)
 
 
 def gz_cases(sound):
@@ -104,22 +104,22 @@ def gz_cases(sound):
     for name, whole in files.items():
         plain, header = gzip.decompress(whole), 16 if "images" in name else 8
         for length in range(1, len(whole), 5):
-            yield Case("truncated", "idx.gz", {name: whole[:length]}, name)
+            yield Corruption("truncated", "idx.gz", {name: whole[:length]}, name)
         for bit in (0, 9, 18, *range(8 * len(whole) - 64, 8 * len(whole), 3)):  # magic, method, checksum and size
-            yield Case("damaged compression", "idx.gz", {name: flipped(whole, bit)}, name)
+            yield Corruption("damaged compression", "idx.gz", {name: flipped(whole, bit)}, name)
         for bit in range(0, 8 * header, 5):
             content = gzip.compress(flipped(plain, bit))
-            yield Case("bit-flipped header", "idx.gz", {name: content}, name)
+            yield Corruption("bit-flipped header", "idx.gz", {name: content}, name)
         sizes = (2**31, 28, 28)[: header // 4 - 1]
-        yield Case("absurd size", "idx.gz", {name: gzip.compress(sound.idx_array(sizes, b"x"))}, name)
+        yield Corruption("absurd size", "idx.gz", {name: gzip.compress(sound.idx_array(sizes, b"x"))}, name)
         bomb = gzip.compress(plain + bytes(BOMB))
-        yield Case("decompression bomb", "idx.gz", {name: bomb}, name)
+        yield Corruption("decompression bomb", "idx.gz", {name: bomb}, name)
         promising = sound.idx_array((2**26, 1, 1)[: header // 4 - 1], b"")  # plausible for the size of the file, false
         zipped = gzip.compress(promising) + gzip.compress(hashlib.shake_128(name.encode()).digest(2**17))[:-9]
-        yield Case("decompression bomb", "idx.gz", {name: zipped}, name)
-        yield Case("empty", "idx.gz", {name: gzip.compress(b"")}, name)
-        yield Case("wrong magic", "idx.gz", {name: plain}, name)
-        yield Case("too long", "idx.gz", {name: whole + b"trailing"}, name)
+        yield Corruption("decompression bomb", "idx.gz", {name: zipped}, name)
+        yield Corruption("empty", "idx.gz", {name: gzip.compress(b"")}, name)
+        yield Corruption("wrong magic", "idx.gz", {name: plain}, name)
+        yield Corruption("too long", "idx.gz", {name: whole + b"trailing"}, name)
 
 
 def npz_cases(sound):
@@ -128,19 +128,19 @@ def npz_cases(sound):
     for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         whole = sound.packed(members, method)
         for length in range(1, len(whole), 31):
-            yield Case("truncated", "npz", {"a.npz": whole[:length]}, "a.npz")
+            yield Corruption("truncated", "npz", {"a.npz": whole[:length]}, "a.npz")
         with zipfile.ZipFile(io.BytesIO(whole)) as archive:
             starts = [info.header_offset + 30 + len(info.filename) for info in archive.infolist()]
         for start in starts:
             for bit in range(8 * start + 1, 8 * start + 200, 7):  # bit 0 of DEFLATE marks the last block: harmless
-                yield Case("bit-flipped header", "npz", {"a.npz": flipped(whole, bit)}, "a.npz")
+                yield Corruption("bit-flipped header", "npz", {"a.npz": flipped(whole, bit)}, "a.npz")
     for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
-        yield Case("packing", "npz", {"a.npz": sound.packed(members, method)}, "a.npz")
+        yield Corruption("packing", "npz", {"a.npz": sound.packed(members, method)}, "a.npz")
     for content in (b"", sound.packed({})):
-        yield Case("empty", "npz", {"a.npz": content}, "a.npz")
-    yield Case("wrong magic", "npz", {"a.npz": members["train_inputs.npy"]}, "a.npz")
-    yield Case("absurd size", "npz", {"a.npz": Sparse(sound.packed(members), 2**40)}, "a.npz")
-    yield Case("missing", "npz", {"a.npz": None}, "a.npz")
+        yield Corruption("empty", "npz", {"a.npz": content}, "a.npz")
+    yield Corruption("wrong magic", "npz", {"a.npz": members["train_inputs.npy"]}, "a.npz")
+    yield Corruption("absurd size", "npz", {"a.npz": Sparse(sound.packed(members), 2**40)}, "a.npz")
+    yield Corruption("missing", "npz", {"a.npz": None}, "a.npz")
 
 
 def npy_cases(sound):
@@ -150,7 +150,7 @@ def npy_cases(sound):
     def case(category, method=zipfile.ZIP_STORED, **changes):
         changed = {**members, **{name + ".npy": content for name, content in changes.items()}}
         kept = {name: content for name, content in changed.items() if content is not None}
-        return Case(category, "npz", {"a.npz": sound.packed(kept, method)}, "a.npz")
+        return Corruption(category, "npz", {"a.npz": sound.packed(kept, method)}, "a.npz")
 
     for name in ("train_inputs", "train_targets", "val_inputs", "val_targets"):
         content = members[name + ".npy"]
@@ -184,15 +184,15 @@ def text_cases(sound):
     whole = sound_text().encode()
     for place in (0, 1, len(whole) // 2, len(whole)):
         for wrong in (b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\xf5\x80\x80\x80", b"\0", b"\x80"):
-            yield Case("bad byte", "text", {"a.txt": whole[:place] + wrong + whole[place:]}, "a.txt")
+            yield Corruption("bad byte", "text", {"a.txt": whole[:place] + wrong + whole[place:]}, "a.txt")
     for codec in ("utf-16", "utf-16-le", "utf-32", "latin-1"):
-        yield Case("wrong magic", "text", {"a.txt": sound_text().encode(codec)}, "a.txt")
+        yield Corruption("wrong magic", "text", {"a.txt": sound_text().encode(codec)}, "a.txt")
     for content in (b"", b"a", b"\r\n", b"\xef\xbb\xbf", "é".encode()):
-        yield Case("empty", "text", {"a.txt": content}, "a.txt")
-    yield Case("truncated", "text", {"a.txt": whole[:-1]}, "a.txt")
-    yield Case("absurd size", "text", {"a.txt": Sparse(whole, 2**40)}, "a.txt")
-    yield Case("missing", "text", {"a.txt": None}, "a.txt")
-    yield Case("not a file", "text", {"a.txt": FOLDER}, "a.txt")
+        yield Corruption("empty", "text", {"a.txt": content}, "a.txt")
+    yield Corruption("truncated", "text", {"a.txt": whole[:-1]}, "a.txt")
+    yield Corruption("absurd size", "text", {"a.txt": Sparse(whole, 2**40)}, "a.txt")
+    yield Corruption("missing", "text", {"a.txt": None}, "a.txt")
+    yield Corruption("not a file", "text", {"a.txt": FOLDER}, "a.txt")
 
 
 def sound_text():

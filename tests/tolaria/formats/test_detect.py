@@ -7,6 +7,7 @@ import pytest
 from esper.tolaria.data import DatasetError
 from esper.tolaria.formats.detect import FORMATS, check, detect
 from esper.tolaria.formats.files import broken, listing
+from esper.tolaria.split import HALVES, OWN_TEST, tenth
 
 
 @pytest.fixture
@@ -86,17 +87,22 @@ def test_errors_are_one_line_that_any_terminal_takes():
 def test_reports(paths, sound):
     report = check(paths["cifar10"])
     assert report.num_classes == 10 and report.class_names == tuple(sound.CIFAR_NAMES) and len(report.used) == 7
-    train, val = report.parts
+    train, validation, test = report.parts
     labels = [sound.cifar_label(batch, record) for batch in range(6) for record in range(2)]
-    assert train.counts == tuple(labels[:10].count(label) for label in range(10))
-    assert val.counts == tuple(labels[10:].count(label) for label in range(10))
-    assert (train.name, train.records, train.shape, train.dtype) == ("train", 10, (3, 32, 32), "uint8")
+    taken = labels.pop(int(tenth(10)))
+    assert train.counts == tuple(labels[:9].count(label) for label in range(10))
+    assert validation.counts == tuple(int(label == taken) for label in range(10))
+    assert test.counts == tuple(labels[9:].count(label) for label in range(10))
+    assert (train.name, train.records, train.shape, train.dtype) == ("train", 9, (3, 32, 32), "uint8")
+    assert (validation.name, validation.records, test.name) == ("validation", 1, "test") and report.split == OWN_TEST
     pixels = [
         sound.cifar_pixel(5, n, c, y, x) for n in range(2) for c in range(3) for y in range(32) for x in range(32)
     ]
-    assert (val.records, val.low, val.high) == (2, min(pixels), max(pixels))
-    part = check(paths["npz"]).parts[1]
-    assert (part.records, part.shape, part.dtype, part.low, part.high) == (3, (2, 2), "float32", -2.0, 1.5)
+    assert (test.records, test.low, test.high) == (2, min(pixels), max(pixels))
+    report = check(paths["npz"])
+    assert [part.records for part in report.parts] == [6, 1, 2] and report.split == HALVES
+    part = report.parts[0]
+    assert (part.records, part.shape, part.dtype, part.low, part.high) == (6, (2, 2), "float32", -3.0, 1.25)
     part = check(paths["text"]).parts[0]
     assert (part.records, part.low, part.high) == (12, ord("\n"), ord("ö")) and check(paths["text"]).num_classes == 10
 

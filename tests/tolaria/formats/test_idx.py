@@ -11,38 +11,49 @@ from hypothesis import strategies as st
 
 from esper.tolaria.data import DatasetError
 from esper.tolaria.formats.idx import IdxFiles, idx, read_idx, read_idx_dataset
+from esper.tolaria.split import OWN_TEST, tenth
 
-TRAIN, VAL = 6, 3
+TRAIN, TEST = 6, 3
 
 
 @pytest.fixture
 def folder(sound, tmp_path):
-    return sound.write(tmp_path / "mnist", sound.idx((TRAIN, VAL)))
+    return sound.write(tmp_path / "mnist", sound.idx((TRAIN, TEST)))
+
+
+def places():
+    """File (0 = train, 1 = t10k) and record of every sample of every part: a tenth of the training images validates."""
+    (taken,) = tenth(TRAIN).tolist()
+    kept = [(0, record) for record in range(TRAIN) if record != taken]
+    return {"train": kept, "validation": [(0, taken)], "test": [(1, record) for record in range(TEST)]}
 
 
 @pytest.mark.parametrize(("mark", "gz"), [("-", False), (".", False), ("-", True), (".", True)])
 def test_every_pixel_and_label_is_where_the_format_says(sound, tmp_path, mark, gz):
-    source = read_idx_dataset(sound.write(tmp_path, sound.idx((TRAIN, VAL), mark, gz)))
-    for number, (part, count) in enumerate(((source.train, TRAIN), (source.val, VAL))):
-        assert part.inputs.shape == (count, 1, sound.ROWS, sound.COLUMNS) and part.inputs.dtype == np.uint8
+    source = read_idx_dataset(sound.write(tmp_path, sound.idx((TRAIN, TEST), mark, gz)))
+    for name, origins in places().items():
+        part = getattr(source, name)
+        assert part.inputs.shape == (len(origins), 1, sound.ROWS, sound.COLUMNS) and part.inputs.dtype == np.uint8
         expected = [
-            [[[sound.idx_pixel(number, n, y, x) for x in range(sound.COLUMNS)] for y in range(sound.ROWS)]]
-            for n in range(count)
+            [[[sound.idx_pixel(file, n, y, x) for x in range(sound.COLUMNS)] for y in range(sound.ROWS)]]
+            for file, n in origins
         ]
         assert part.inputs.tolist() == expected
-        assert part.targets.tolist() == [sound.idx_label(number, n) for n in range(count)]
+        assert part.targets.tolist() == [sound.idx_label(file, n) for file, n in origins]
 
 
 def test_inputs_are_standardised_by_the_training_part(folder, sound):
     dataset = idx(folder)
-    places = [(y, x) for y in range(sound.ROWS) for x in range(sound.COLUMNS)]
-    pixels = [sound.idx_pixel(0, n, y, x) for n in range(TRAIN) for y, x in places]
-    mean, std = statistics.fmean(pixels), statistics.pstdev(pixels)
-    for part, inputs in ((0, dataset.train_inputs), (1, dataset.val_inputs)):
-        expected = [(sound.idx_pixel(part, n, y, x) - mean) / std for n in range(len(inputs)) for y, x in places]
-        expected = torch.tensor(expected, dtype=torch.float64)
-        torch.testing.assert_close(inputs.flatten().double(), expected, rtol=1e-6, atol=1e-6)
-    assert dataset.num_classes == 10 and dataset.train_targets.dtype == torch.int64
+    places_of = [(y, x) for y in range(sound.ROWS) for x in range(sound.COLUMNS)]
+    pixels = {
+        name: [sound.idx_pixel(file, n, y, x) for file, n in origins for y, x in places_of]
+        for name, origins in places().items()
+    }
+    mean, std = statistics.fmean(pixels["train"]), statistics.pstdev(pixels["train"])
+    for name, part in dataset.parts.items():
+        expected = torch.tensor([(pixel - mean) / std for pixel in pixels[name]], dtype=torch.float64)
+        torch.testing.assert_close(part.inputs.flatten().double(), expected, rtol=1e-6, atol=1e-6)
+    assert dataset.num_classes == 10 and dataset.train.targets.dtype == torch.int64 and dataset.split == OWN_TEST
 
 
 @given(
@@ -64,16 +75,16 @@ def test_files_may_be_named_one_by_one(folder, sound):
     for place, name in enumerate(names):
         (folder / name).rename(folder / f"file{place}")
     dataset = idx(IdxFiles(*(folder / f"file{place}" for place in range(4))))
-    assert dataset.train_targets.tolist() == [sound.idx_label(0, n) for n in range(TRAIN)]
+    assert dataset.train.targets.tolist() == [sound.idx_label(*place) for place in places()["train"]]
     with pytest.raises(DatasetError, match=r"train-images-idx3-ubyte: file: found no such file, expected it or .*\.gz"):
         idx(folder)
 
 
 def test_of_several_spellings_the_plain_one_with_a_dash_is_read(folder, sound):
-    other = sound.idx((TRAIN, VAL), mark=".")
+    other = sound.idx((TRAIN, TEST), mark=".")
     sound.write(folder, {name: b"never read" for name in other})
     sound.write(folder, {name + ".gz": b"never read" for name in other})
-    assert len(idx(folder).train_inputs) == TRAIN
+    assert idx(folder).sizes == {"train": TRAIN - 1, "validation": 1, "test": TEST}
 
 
 def test_more_classes_are_asked_for(folder, sound):
@@ -139,15 +150,23 @@ def test_a_size_is_refused_before_the_data_are_read(folder, sound):
 
 def test_images_and_labels_belong_together(folder, sound):
     labels = folder / "t10k-labels-idx1-ubyte"
-    labels.write_bytes(sound.idx_labels(1, VAL + 1))
+    labels.write_bytes(sound.idx_labels(1, TEST + 1))
     with pytest.raises(DatasetError) as error:
         idx(folder)
-    expected = f"{VAL}, one for each image of t10k-images-idx3-ubyte"
-    assert str(error.value) == f"{labels}: byte 4: found {VAL + 1} labels, expected {expected}"
-    labels.write_bytes(sound.idx_labels(1, VAL))
-    (folder / "t10k-images-idx3-ubyte").write_bytes(sound.idx_array((VAL, 4, 5), bytes(VAL * 20)))
+    expected = f"{TEST}, one for each image of t10k-images-idx3-ubyte"
+    assert str(error.value) == f"{labels}: byte 4: found {TEST + 1} labels, expected {expected}"
+    labels.write_bytes(sound.idx_labels(1, TEST))
+    (folder / "t10k-images-idx3-ubyte").write_bytes(sound.idx_array((TEST, 4, 5), bytes(TEST * 20)))
     with pytest.raises(DatasetError, match=r"t10k-images-idx3-ubyte: byte 8: found images of 4x5, expected 5x4, as"):
         idx(folder)
+
+
+def test_one_training_image_cannot_be_split(sound, tmp_path):
+    path = sound.write(tmp_path, sound.idx((1, 1)))
+    with pytest.raises(DatasetError) as error:
+        idx(path)
+    said = "byte 4: found 1 training sample, expected at least 2, to take some out for validation"
+    assert str(error.value) == f"{path / 'train-images-idx3-ubyte'}: {said}"
 
 
 def test_pixels_that_never_vary_are_refused(folder, sound):

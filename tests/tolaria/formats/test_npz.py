@@ -1,4 +1,4 @@
-"""NPZ: four arrays, whoever wrote them, and nothing unpickled."""
+"""NPZ: two arrays for each part, whoever wrote them, and nothing unpickled."""
 
 import io
 import os
@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from esper.tolaria.data import DatasetError
 from esper.tolaria.formats.npy import DTYPES, read_npy
-from esper.tolaria.formats.npz import npz, read_npz
+from esper.tolaria.formats.npz import NAMED, npz, read_npz
+from esper.tolaria.split import HALVES, OWN_TEST
 
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 TARGETS = np.array([0, 1, 2, 1, 0, 2])
@@ -31,16 +32,56 @@ def path(tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_value_is_where_the_format_says(sound, path, method):
-    path.write_bytes(sound.packed(sound.npz_members(), method))
+    path.write_bytes(sound.packed(sound.npz_members((6, 3, 4)), method))
     dataset = npz(path)
-    assert dataset.num_classes == 3 and dataset.train_inputs.dtype == torch.float32
-    for part, inputs, targets in (
-        (0, dataset.train_inputs, dataset.train_targets),
-        (1, dataset.val_inputs, dataset.val_targets),
-    ):
-        count = (6, 3)[part]
+    assert dataset.num_classes == 3 and dataset.train.inputs.dtype == torch.float32
+    assert dataset.sizes == {"train": 6, "validation": 3, "test": 4} and dataset.split == NAMED
+    for part, (inputs, targets) in enumerate(dataset.parts.values()):
+        count = len(targets)
         expected = [[[sound.npz_value(part, n, 2 * y + x) for x in range(2)] for y in range(2)] for n in range(count)]
         assert inputs.tolist() == expected and targets.tolist() == [n % 3 for n in range(count)]
+
+
+def test_of_two_parts_the_held_out_one_is_split(path):
+    """Every sample is a number of its own, so that it can be found again."""
+    inputs, targets = np.arange(20.0)[:, None], np.arange(20) % 3
+    held_out = {"val_inputs": inputs[:9] + 100, "val_targets": targets[:9]}
+    np.savez(path, train_inputs=inputs, train_targets=targets, **held_out)
+    data = npz(path)
+    assert data.sizes == {"train": 20, "validation": 4, "test": 5} and data.split == HALVES
+    assert data.train.inputs.flatten().tolist() == list(range(20))
+    halves = [part.inputs.flatten().int().tolist() for part in (data.validation, data.test)]
+    assert sorted(halves[0] + halves[1]) == list(range(100, 109)) and all(half == sorted(half) for half in halves)
+    for part in data.parts.values():
+        assert part.targets.tolist() == [int(value) % 100 % 3 for value in part.inputs.flatten().tolist()]
+    np.savez(path, train_inputs=inputs, train_targets=targets, val_inputs=inputs[:1], val_targets=targets[:1])
+    with pytest.raises(DatasetError, match="val_targets: found 1 sample, expected at least 2, to be split into"):
+        npz(path)
+
+
+@pytest.mark.parametrize("names", [("train", "test"), ("x_train", "x_test")])
+def test_a_test_part_is_kept_and_validation_is_taken_out_of_training(path, names):
+    inputs, targets = np.arange(30.0)[:, None], np.arange(30) % 3
+    parts = {names[0]: (inputs, targets), names[1]: (inputs[:7] + 100, targets[:7])}
+    labels = {name: (f"{name}_inputs", f"{name}_targets") for name in names}
+    if names[0] == "x_train":
+        labels = {name: (name, name.replace("x", "y")) for name in names}
+    np.savez(path, **{label: array for name in names for label, array in zip(labels[name], parts[name], strict=True)})
+    data = npz(path)
+    assert data.sizes == {"train": 27, "validation": 3, "test": 7} and data.split == OWN_TEST
+    assert data.test.inputs.flatten().tolist() == list(range(100, 107))
+    shown = [part.inputs.flatten().int().tolist() for part in (data.train, data.validation)]
+    assert sorted(shown[0] + shown[1]) == list(range(30)) and all(rows == sorted(rows) for rows in shown)
+    for part in data.parts.values():
+        assert part.targets.tolist() == [int(value) % 100 % 3 for value in part.inputs.flatten().tolist()]
+
+
+def test_half_a_part_is_no_part(path):
+    np.savez(path, **arrays(np.zeros((6, 2))), test_inputs=np.zeros((3, 2)))
+    with pytest.raises(
+        DatasetError, match=r"arrays: found .*'test_inputs', .*expected train_inputs, train_targets with"
+    ):
+        npz(path)
 
 
 @given(
@@ -66,8 +107,8 @@ def test_numpys_own_archives_load(path, save):
     inputs = np.linspace(-1, 1, 6 * 8).reshape(6, 8)
     save(path, **arrays(inputs), comment=np.array(["never read"]))
     dataset = npz(path)
-    assert torch.equal(dataset.train_inputs, torch.from_numpy(inputs).float())
-    assert dataset.val_targets.tolist() == TARGETS[:3].tolist()
+    assert torch.equal(dataset.train.inputs, torch.from_numpy(inputs).float())
+    assert dataset.train.targets.tolist() == TARGETS.tolist()
 
 
 def test_pixels_are_standardised_per_channel(path):
@@ -75,12 +116,12 @@ def test_pixels_are_standardised_per_channel(path):
     np.savez(path, **arrays(pixels))
     wide = pixels.astype(np.float64)
     expected = (wide - wide.mean((0, 2, 3), keepdims=True)) / wide.std((0, 2, 3), keepdims=True)
-    torch.testing.assert_close(npz(path).train_inputs.double(), torch.from_numpy(expected), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(npz(path).train.inputs.double(), torch.from_numpy(expected), rtol=1e-6, atol=1e-6)
     np.savez(path, **arrays(pixels[:, 0]))
     grey = npz(path)
     assert grey.input_shape == (1, 3, 4)
     expected = (wide[:, :1] - wide[:, :1].mean()) / wide[:, :1].std()
-    torch.testing.assert_close(grey.train_inputs.double(), torch.from_numpy(expected), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(grey.train.inputs.double(), torch.from_numpy(expected), rtol=1e-6, atol=1e-6)
 
 
 def test_tokens_keep_their_numbers(path):
@@ -88,8 +129,8 @@ def test_tokens_keep_their_numbers(path):
     targets = (tokens + 1) % 11
     np.savez(path, **arrays(tokens.astype(np.int32), targets.astype(np.uint16)))
     dataset = npz(path)
-    assert dataset.num_classes == 11 and dataset.train_inputs.dtype == torch.int64
-    assert dataset.train_inputs.tolist() == tokens.tolist() and dataset.train_targets.tolist() == targets.tolist()
+    assert dataset.num_classes == 11 and dataset.train.inputs.dtype == torch.int64
+    assert dataset.train.inputs.tolist() == tokens.tolist() and dataset.train.targets.tolist() == targets.tolist()
     for changed in (arrays(tokens, targets * 0 + 14), arrays(tokens + 4, targets)):
         np.savez(path, **changed)
         assert npz(path).num_classes == 15
@@ -126,7 +167,7 @@ def test_a_label_of_the_validation_part_alone_is_no_class(path):
     values = arrays(np.zeros((6, 2)))
     np.savez(path, **{**values, "val_targets": np.array([0, 1, 3])})
     with pytest.raises(
-        DatasetError, match=r"data\.npz': val_targets: found label 3 at index 2, expected labels in \[0, 3"
+        DatasetError, match=r"data\.npz: val_targets: found label 3 at index 2, expected labels in \[0, 3"
     ):
         npz(path)
 
@@ -135,7 +176,7 @@ def test_other_names_are_listed(path):
     np.savez(path, images=np.zeros((6, 2)), train_targets=TARGETS)
     with pytest.raises(DatasetError) as error:
         npz(path)
-    assert "arrays: found 'images', 'train_targets', expected train_inputs, train_targets, val_inputs" in str(
+    assert "arrays: found 'images', 'train_targets', expected train_inputs, train_targets with val_inputs" in str(
         error.value
     )
 
@@ -148,8 +189,11 @@ def test_other_names_are_listed(path):
             "val_inputs: found dtype float32, expected float64, as train_inputs",
         ),
         ({"train_targets": TARGETS.astype(float)}, "train_targets: found dtype float64, expected integers"),
-        ({"train_targets": TARGETS[:5]}, "train_targets: found 5 targets, expected 6"),
-        ({"train_inputs": np.full((6, 2), 1e300)}, "12 non-finite value"),
+        (
+            {"train_targets": TARGETS[:5]},
+            r"train_targets: found shape \(5,\), expected a target for each sample of train_inputs, .* is \(6, 2\)",
+        ),
+        ({"train_inputs": np.full((6, 2), 1e300)}, "train_inputs: found inf at index 0, 0, expected finite numbers"),
         ({"train_inputs": np.zeros((6, 2), np.complex64)}, "elements '<c8', expected one of f2, f4"),
         ({"train_inputs": np.zeros((6, 2), bool)}, r"elements '\|b1', expected one of f2, f4"),
         ({"train_inputs": np.zeros((6, 0))}, r"shape \(6, 0\), expected at most 8 sizes from 1"),

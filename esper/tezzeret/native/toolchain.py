@@ -1,0 +1,157 @@
+"""Building the native library: one shared object of all C++ sources of ``kernels``, kept for later processes.
+
+Nothing is compiled when Esper is installed. Without a compiler, or with ``ESPER_NATIVE=0`` in the environment, there is
+no library. It is built for the machine's own instruction set; ``ESPER_ISA`` in the environment names a lesser one, of
+those in ``ISAS``. It knows nothing of torch: it takes addresses and sizes, so building it takes seconds, and a build
+serves every torch version.
+"""
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import esper.kernels
+from esper.tezzeret.compiler import find_compiler
+
+FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
+"""No flag that changes what arithmetic means: infinities and NaN stay what they are, sums keep their order."""
+
+NATIVE = "-march=native"
+
+LINKING = ("-shared", "-fPIC", "-fopenmp")
+"""OpenMP's run-time library is found by its name: the one torch has loaded, so both share one set of threads."""
+
+
+class Isa(NamedTuple):
+    """An instruction set by name.
+
+    Attributes:
+      flags: for the compiler.
+      macros: what the compiler defines on machines that have it.
+    """
+
+    flags: tuple[str, ...]
+    macros: frozenset[str]
+
+
+def _level(number: int, *features: str) -> Isa:
+    return Isa((f"-march=x86-64-v{number}", "-mtune=native"), frozenset(f"__{feature}__" for feature in features))
+
+
+ISAS = {
+    "avx512": _level(4, "AVX512F", "AVX512BW", "AVX512CD", "AVX512DQ", "AVX512VL"),
+    "avx2": _level(3, "AVX2", "BMI", "BMI2", "F16C", "FMA", "LZCNT", "MOVBE"),
+    "sse": _level(2, "SSE4_2", "SSSE3", "POPCNT"),
+    "neon": Isa(("-march=armv8-a",), frozenset({"__aarch64__", "__ARM_NEON"})),
+}
+"""How wide vectors are by instruction set is in ``kernels/simd.h``."""
+
+logger = logging.getLogger("esper")
+
+
+def check_isa() -> None:
+    """Nothing, where the library can be built as the environment asks.
+
+    Raises:
+      ValueError: ``ESPER_ISA`` is none of ``ISAS``, or one that this machine lacks.
+    """
+    compiler = _builder()
+    if compiler is not None:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):  # a compiler that fails costs a line in `load`
+            _target(compiler)
+
+
+def cache_folder() -> Path:
+    """Where built libraries are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "esper" / "native"
+
+
+@functools.cache
+def load() -> ctypes.CDLL | None:
+    """The library, built if this machine has none yet.
+
+    Returns:
+      the library; None where there is no compiler, the build fails (one log line) or ``ESPER_NATIVE`` is 0.
+
+    Raises:
+      ValueError: ``ESPER_ISA`` is none of ``ISAS``, or one that this machine lacks.
+    """
+    compiler = _builder()
+    if compiler is None:
+        return None
+    folder = sources()
+    try:
+        return ctypes.CDLL(str(built(folder, compiler)))
+    except (OSError, subprocess.SubprocessError) as error:
+        detail = error.stderr.strip().splitlines()[:1] if isinstance(error, subprocess.CalledProcessError) else [error]
+        logger.warning("esper has no native library: building %s failed: %s", folder, *detail or [error])
+        return None
+
+
+def sources() -> Path:
+    """The folder of the C++ sources: ``kernels`` of a checkout, or of the installed package."""
+    return next(folder for folder in map(Path, esper.kernels.__path__) if any(folder.glob("*.cpp")))
+
+
+def _builder() -> str | None:
+    """The compiler that the library is built by; None where none is."""
+    return find_compiler() if os.name == "posix" and os.environ.get("ESPER_NATIVE") != "0" else None
+
+
+def built(folder: Path, compiler: str) -> Path:
+    """The library of all sources of a folder: its file, named after everything that its code depends on."""
+    names = sorted(folder.glob("*.cpp"))
+    text = b"".join(path.read_bytes() for path in (*names, *sorted(folder.glob("*.h"))))
+    flags = (*FLAGS, *_target(compiler), *LINKING)
+    identity = "\n".join((compiler, _version(compiler), *flags, _processor()))
+    digest = hashlib.sha256(text + identity.encode()).hexdigest()[:16]
+    target = cache_folder() / f"esper-{digest}.so"
+    if not target.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as fresh_folder:
+            fresh = Path(fresh_folder) / target.name
+            command = [compiler, *flags, "-o", str(fresh), *map(str, names)]
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+            fresh.replace(target)
+    return target
+
+
+def _target(compiler: str) -> tuple[str, ...]:
+    """Flags for the instruction set that ``ESPER_ISA`` names, else for the machine's own."""
+    name = os.environ.get("ESPER_ISA", "")
+    if not name:
+        return (NATIVE,)
+    own = macros(compiler)
+    allowed = [each for each, isa in ISAS.items() if isa.macros <= own]
+    if name not in allowed:
+        lacks = " (this machine lacks it)" if name in ISAS else ""
+        raise ValueError(f"ESPER_ISA = {name!r}{lacks}: expected {' or '.join(allowed) or 'no value'} here")
+    return ISAS[name].flags
+
+
+@functools.cache
+def macros(compiler: str) -> frozenset[str]:
+    """What a compiler defines for the machine's own instruction set."""
+    command = [compiler, NATIVE, "-dM", "-E", "-x", "c++", os.devnull]
+    text = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    return frozenset(line.split()[1] for line in text.splitlines() if line.startswith("#define"))
+
+
+def _version(compiler: str) -> str:
+    return subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+def _processor() -> str:
+    """What ``-march=native`` and ``-mtune=native`` depend on; a cache folder may be shared by different machines."""
+    flags = Path("/proc/cpuinfo")
+    lines = flags.read_text().splitlines() if flags.is_file() else []
+    known = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
+    return "\n".join((platform.machine(), platform.processor(), *known))

@@ -1,0 +1,86 @@
+"""Every private name of torch that Esper uses, and what is done where a version of torch lacks it.
+
+torch promises nothing about these names, so no other module uses one. What a missing name would have said is taken to
+be the answer that is slower, and still right; where there is none, the loud one.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+_FUNCTORCH = getattr(torch._C, "_functorch", None)
+_INTERPRETER_STACK = getattr(_FUNCTORCH, "peek_interpreter_stack", None)
+_IS_BATCHED = getattr(_FUNCTORCH, "is_batchedtensor", None)
+_DISABLE_TRANSFORMS = getattr(torch._C, "_DisableFuncTorch", None)
+_SET_FORWARD_MODE = getattr(forward_ad, "_set_fwd_grad_enabled", None)
+
+
+def is_transforming() -> bool:
+    """Whether a transform of ``torch.func`` is running. Without the name: yes, so that every tensor is asked."""
+    return _INTERPRETER_STACK is None or _INTERPRETER_STACK() is not None
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """Whether the outermost wrapper of a wrapped tensor is vmap's. Without the name: yes, and vmap is refused."""
+    return _IS_BATCHED is None or _IS_BATCHED(tensor)
+
+
+def below_transforms() -> AbstractContextManager[object]:
+    """A context in which operations act on unwrapped tensors as if no transform ran. Without the name: no change."""
+    return nullcontext() if _DISABLE_TRANSFORMS is None else _DISABLE_TRANSFORMS()
+
+
+def in_forward_mode() -> bool:
+    """Whether a level of plain forward mode is open. Without the name: yes, so that every tensor is asked."""
+    return bool(getattr(forward_ad, "_current_level", 0) >= 0)
+
+
+def without_forward_mode() -> AbstractContextManager[object]:
+    """A context without plain forward mode. Without the name: no change."""
+    return nullcontext() if _SET_FORWARD_MODE is None else _SET_FORWARD_MODE(False)
+
+
+def is_view(tensor: Tensor) -> bool:
+    """Whether a tensor shares its memory with another as autograd sees it. Without the name: yes; it is copied."""
+    ask = getattr(tensor, "_is_view", None)
+    return ask is None or bool(ask())
+
+
+def version_of(tensor: Tensor) -> int | None:
+    """How often a tensor was written into; not of one that was made in inference mode. Without the name: None."""
+    return getattr(tensor, "_version", None)
+
+
+def mark_rows(tensor: Tensor) -> None:
+    """Let dimension 0 of an argument of compiled code vary. Without the name: every length is compiled anew."""
+    mark = getattr(torch._dynamo, "mark_dynamic", None)
+    if mark is not None:
+        mark(tensor, 0)
+
+
+def without_duck_shapes() -> AbstractContextManager[object]:
+    """A context in which compiled code takes no two sizes to be equal for being so now. Without it: recompilations."""
+    config = getattr(torch.fx.experimental, "_config", None)
+    return nullcontext() if config is None else config.patch(use_duck_shape=False)
+
+
+@contextmanager
+def on_compilation(begun: Callable[[Any], None]) -> Iterator[None]:
+    """A context in which a function hears of every compilation, of a frame or a backward. Without it: a warning."""
+    from torch._dynamo import callback  # it takes a second to import
+
+    handler = getattr(callback, "callback_handler", None)
+    if handler is None:
+        warnings.warn(f"torch {torch.__version__} does not tell of compilations: none is counted", stacklevel=3)
+        yield
+        return
+    handler.register_start_callback(begun)
+    try:
+        yield
+    finally:
+        handler.remove_start_callback(begun)

@@ -1,0 +1,126 @@
+// A whole network: host blocks with the seeds of their slots in between, one program after the other (execute.h).
+//
+// The features' way is a route of blocks and slots. Points lie between blocks: point 0 is the input, point p is behind
+// block p - 1 and the slots that act there. A slot reads at its source; its seed's output takes the place of the
+// features by alpha, or, where the source is an earlier point, is added to them (a bypass).
+
+#pragma once
+
+#include "execute.h"
+
+namespace esper {
+
+struct Block {
+    const Program* program;
+    i64 params, buffers, aux;  // where its part of each row begins
+};
+
+// The seeds of a slot. A row is one seed; strides count numbers.
+struct Slot {
+    i64 source;                      // the point that a bypass reads; -1: where the slot acts
+    const Program* const* programs;  // by kind
+    const i64 *kinds, *rows;         // kind of a row; row of an environment or lane, -1 if it has none
+    const float* alpha;
+    const float* params;
+    i64 params_row;
+    const float* buffers;
+    i64 buffers_row;
+    const i64* owners;  // where in `params` and `buffers` the numbers of a row are; null: its own number
+    const Program* gate;
+    const float* gate_params;
+    i64 gate_row;
+    const i64* gates;  // where in `gate_params` the gate of a row is, -1 if it has none
+    const bool *training, *isolated, *merged;
+    float *grad_params, *grad_gates, *aux;
+    i64 aux_row;
+};
+
+struct Call {
+    i64 networks, batch, threads, length, points;
+    const i64* route;  // [length]: block i, or slot -1 - i
+    const Block* blocks;
+    const Slot* slots;
+    const float* x;
+    i64 x_network, x_sample;
+    const i64* picks;  // [networks][batch]: x is a dataset, and these its samples; null: a network's own samples
+    i64 picks_network, picks_sample;
+    const float* host;
+    i64 host_row;
+    const float* buffers;
+    i64 buffers_row;
+    const i64* targets;  // training
+    i64 targets_network, targets_sample;
+    const float* own;  // [networks]: alpha at which a seed in TRAINING learns its own objective; null: straight-through
+    float *losses, *hits, *aux;
+    i64 aux_row;
+    float* grad_host;
+    const i64 *first, *lanes, *forks, *parents;  // inference
+    float* logits;
+};
+
+// One program on a network's way, with what is around it; memory is that of all packs.
+struct Leg {
+    const Program* program;
+    const Block* block;
+    const Slot* slot;
+    i64 row, point;        // of the slot; where its output is
+    i64 in, out;           // sizes of its input and output
+    Vec *x, *h, *y, *own;  // its input; features before and after it; after it by a seed's own objective
+    Vec *kept, *gate_kept, *weights;
+    const Program* gate() const { return slot && slot->gates && slot->gates[row] >= 0 ? slot->gate : nullptr; }
+    bool is_bypass() const { return slot && slot->source >= 0; }
+    bool trains() const { return slot && slot->training && slot->training[row]; }
+    bool isolated() const { return slot && slot->isolated && slot->isolated[row]; }
+    bool merged() const { return slot && slot->merged && slot->merged[row]; }
+};
+
+// A program of the route, if there is one there for a lane.
+inline Leg leg_of(const Call& call, i64 step, i64 lane) {
+    Leg leg{};
+    if (step >= 0) {
+        leg.block = call.blocks + step, leg.program = leg.block->program;
+    } else {
+        leg.slot = call.slots - 1 - step, leg.row = leg.slot->rows[lane];
+        if (leg.row < 0) return leg;
+        leg.program = leg.slot->programs[leg.slot->kinds[leg.row]];
+    }
+    leg.in = leg.program->registers[0].size(), leg.out = leg.program->registers[leg.program->output].size();
+    return leg;
+}
+
+inline Pass pass_of(const Call& call, const Leg& leg, i64 network, Vec* work) {
+    if (leg.block)
+        return {*leg.program, call.batch, call.host + network * call.host_row + leg.block->params,
+                call.buffers + network * call.buffers_row + leg.block->buffers, work, leg.kept};
+    const Slot& s = *leg.slot;
+    const i64 owner = s.owners ? s.owners[leg.row] : leg.row;
+    return {*leg.program, call.batch, s.params + owner * s.params_row, s.buffers + owner * s.buffers_row, work, leg.kept};
+}
+
+inline Pass gate_of(const Call& call, const Leg& leg, Vec* work) {
+    const Slot& s = *leg.slot;
+    return {*s.gate, call.batch, s.gate_params + s.gates[leg.row] * s.gate_row, nullptr, work, leg.gate_kept};
+}
+
+// What the network sees of a slot.
+inline void mix(const Leg& leg, const Vec* h, const Vec* s, Vec w, Vec* y) {
+    if (leg.is_bypass())
+        for (i64 n = 0; n < leg.out; ++n) y[n] = h[n] + w * s[n];
+    else
+        for (i64 n = 0; n < leg.out; ++n) y[n] = lerp(h[n], s[n], w);
+}
+
+inline const auto nothing = [] {};
+
+inline void load_input(const Call& call, i64 network, i64 pack, i64 size, Vec* to) {
+    const i64 first = pack * PACK, count = std::min(PACK, call.batch - first);
+    if (!call.picks)
+        return load_pack(call.x + network * call.x_network + first * call.x_sample, call.x_sample, count, size, to);
+    const float* samples[PACK];
+    for (i64 lane = 0; lane < count; ++lane)
+        samples[lane] = call.x + call.x_sample * call.picks[network * call.picks_network +
+                                                            (first + lane) * call.picks_sample];
+    load_samples(samples, count, size, to);
+}
+
+}  // namespace esper

@@ -1,0 +1,150 @@
+"""Every vector width against torch and the definition in float64; the choice of an instruction set by ``ESPER_ISA``."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import tezzeret_states as states
+import torch
+from native_networks import Writer, assert_agrees, deal, enclose
+
+import esper
+from esper.kasmina.cnn import cnn_host
+from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
+from esper.kasmina.counterfactuals import single_changes
+from esper.kasmina.slot_table import take_table
+from esper.leyline.config import ConfigError
+from esper.tezzeret.compiler import find_compiler
+from esper.tezzeret.native import toolchain
+from esper.tezzeret.native.library import library, pack
+from esper.tezzeret.native.programs import Op
+from esper.tolaria.synthetic import synthetic
+
+pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler")
+
+CACHES = (toolchain.load, library, pack)
+BATCHES = (1, 3, 5, 13, 21, 64)
+ENVS = 3
+
+
+class Build(NamedTuple):
+    """How libraries are built: the instruction set, more flags, and the width that results."""
+
+    isa: str
+    flags: tuple[str, ...]
+    pack: int
+
+
+BUILDS = {
+    "sse": Build("sse", (), 4),
+    "neon": Build("neon", (), 4),
+    "avx2": Build("avx2", (), 8),
+    "avx512": Build("avx512", (), 16),
+    "avx512's row": Build("", ("-DESPER_LANES=16", "-DESPER_REGISTERS=32", "-O1"), 16),
+}
+"""The last on any machine, slowly: vectors that are wider than its registers."""
+
+
+def unload() -> None:
+    for cache in CACHES:
+        cache.cache_clear()
+
+
+@pytest.fixture(scope="module", params=BUILDS.values(), ids=BUILDS)
+def build(request: pytest.FixtureRequest) -> Iterator[Build]:
+    """Everything that runs meanwhile runs in libraries of this build."""
+    compiler, wanted = find_compiler(), request.param
+    assert compiler is not None
+    if wanted.isa and not toolchain.ISAS[wanted.isa].macros <= toolchain.macros(compiler):
+        pytest.skip(f"this machine has no {wanted.isa}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ESPER_ISA", wanted.isa)
+        patch.setattr(toolchain, "FLAGS", (*toolchain.FLAGS, *wanted.flags))
+        unload()
+        yield wanted
+    unload()
+
+
+def test_the_library_has_the_width_of_its_build(build: Build) -> None:
+    assert pack() == build.pack
+
+
+def task(batch: int) -> esper.Task:
+    """Channels and positions that leave a rest after every size of tile."""
+    dataset = synthetic((3, 6, 7), num_train=64, num_val=batch)
+    host = cnn_host(dataset.input_shape, dataset.num_classes, 2, 7, 1)
+    settings = {"slots": (0, 1), "batch_size": batch, "steps_per_epoch": 1, "eval_batch_size": batch}
+    return esper.Task("t", host, CONV_BLUEPRINTS, dataset, settings)
+
+
+@pytest.mark.usefixtures("build")
+@pytest.mark.parametrize("batch", BATCHES)
+def test_every_width_equals_the_definition(batch: int) -> None:
+    """And so every other width, up to rounding: a step, a minibatch's gradients, and the outputs of all lanes."""
+    pair = states.Pair(task(batch), ENVS)
+    pair.assert_near(states.batch_of(pair.fast, batch), 3e-4)
+    wanted = single_changes(take_table(pair.state.slots))
+    state = states.double(pair.state)
+    outputs, exact = states.evaluated(pair.fast, pair.state, wanted)[1], states.evaluated(pair.exact, state, wanted)[1]
+    assert outputs.shape == exact.shape and outputs.shape[0] > ENVS
+    assert states.largest_gap(outputs, exact) < 1e-4
+    wait = torch.zeros(ENVS, dtype=torch.int64)
+    (after, _), (true, _) = pair.fast.step(pair.state, wait), pair.exact.step(state, wait)
+    for name in (("host", "moments"), ("seeds", "moments"), ("host", "params"), "buffers", ("signals", "val_loss")):
+        assert states.largest_gap(after.get(name), true.get(name)) < 3e-4, name
+
+
+@pytest.mark.usefixtures("build")
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+@pytest.mark.parametrize("batch", BATCHES)
+def test_every_tile_of_a_convolution(kernel: int, batch: int) -> None:
+    writer = Writer((5, 3, 7))
+    writer.add(Op.CONV, out=15, kernel=kernel, bias=True)
+    assert_agrees(deal(enclose(writer.code()), 2, batch))
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    unload()
+    yield
+    unload()
+
+
+MACHINES = {
+    "sse": toolchain.ISAS["sse"].macros,
+    "avx2 or sse": toolchain.ISAS["sse"].macros | toolchain.ISAS["avx2"].macros,
+    "neon": toolchain.ISAS["neon"].macros,
+}
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize("allowed", MACHINES)
+@pytest.mark.parametrize("name", ["avx512", "AVX2", "native"])
+def test_what_is_no_instruction_set_of_this_machine(allowed: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolchain, "macros", lambda compiler: MACHINES[allowed])
+    monkeypatch.setenv("ESPER_ISA", name)
+    lacks = " (this machine lacks it)" if name == "avx512" else ""
+    line = f"ESPER_ISA = '{name}'{lacks}: expected {allowed} here"
+    with pytest.raises(ValueError) as error:
+        toolchain.load()
+    assert str(error.value) == line
+    for backend in ("auto", "native"):
+        with pytest.raises(ConfigError) as error:
+            esper.make(task(4), 1, backend=backend)
+        assert str(error.value) == line
+    monkeypatch.setenv("ESPER_NATIVE", "0")
+    assert toolchain.load() is None, "what is not used cannot be wrong"
+
+
+def test_an_instruction_set_is_part_of_a_librarys_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiler, source = find_compiler(), tmp_path / "answer.cpp"
+    assert compiler is not None
+    source.write_text('extern "C" int answer() { return 41; }\n')
+    own = [name for name, isa in toolchain.ISAS.items() if isa.macros <= toolchain.macros(compiler)]
+    names = set()
+    for isa in ("", *own):
+        monkeypatch.setenv("ESPER_ISA", isa)
+        names.add(toolchain.built(tmp_path, compiler))
+    assert len(names) == 1 + len(own) > 1

@@ -1,13 +1,13 @@
 """Can a derivative tell what is worth growing? Scores of every (slot, blueprint) beside what growing it really brought.
 
-Run from the repository's root: ``python -m bench.grow_by_gradient [--task digits_v1] [--envs 32] [--warmup 5]
+Run from the repository's root: ``python -m bench.grow_by_gradient [--task digits] [--envs 32] [--warmup 5]
 [--out FOLDER] [--quick]``.
 
 Hosts train for some epochs. Then every environment is copied, once for every candidate and once for waiting; the
 copies draw the same minibatches. A copy grows its one candidate to the end of the episode: it germinates, trains behind
 the host, and is blended in, made permanent or removed as the shipped gates decide (with ``min_training_epochs`` 4, so
-that every score is known before blending). Half of the validation samples, drawn by a fixed key, serves the life cycle
-and the scores; growing is judged on the other half, by what the copy has at the end over the one that waited.
+that every score is known before blending). Validation samples serve the life cycle and the scores; growing is judged on
+the test samples, by what the copy has at the end over the one that waited.
 """
 
 import argparse
@@ -37,23 +37,22 @@ from esper.runtime.tasks import named
 from esper.tamiyo.scripted import finish
 from esper.tezzeret.choose import CHOICES
 from esper.tolaria.slopes import Samples, alpha_slopes, birth_norms, last_layer, losses_at
-from esper.utils import rng
 
-TASKS: dict[str, dict[str, Any]] = {"digits_v1": {}, "digits_impaired": {}, "digits_deep": {}, "chars": {"slots": (0,)}}
+TASKS: dict[str, dict[str, Any]] = {
+    **{name: {} for name in ("digits", "digits_v1", "digits_impaired", "digits_deep")},
+    "chars": {"slots": (0,)},
+}
 """Tasks, with settings of their own: the slots of ``chars`` are one place, of which the first stands for all."""
 AGES = (1, 2, 4)
 """Epochs of TRAINING after which the slope is taken."""
-SPLIT = 0x5117
-"""Key by which the validation samples are parted."""
 BLOCK = 64
 """Environments whose derivatives are taken at once."""
 
 
 class Scene(NamedTuple):
-    """What is played: half of the validation samples is the engine's, the other half judges."""
+    """What is played, and what may grow."""
 
     engine: Engine
-    judge: Samples
     candidates: tuple[Action, ...]
 
     @property
@@ -64,18 +63,11 @@ class Scene(NamedTuple):
 
 
 def build(name: str, envs: int, backend: str, overrides: dict[str, Any]) -> Scene:
-    """The task with its validation samples parted; every blueprint may grow in every slot that it fits."""
-    task = named(name)
-    data = task.data
-    order = rng.permutation(rng.key(SPLIT), data.validation.size)
-    own, judge = order.tensor_split(2)
-    halved = data._replace(validation=data.validation.take(own))
+    """The task; every blueprint may grow in every slot that it fits."""
     settings = {"sample_order": SampleOrder.INDEPENDENT, "min_training_epochs": max(AGES), **overrides}
-    engine = esper.make(task._replace(data=halved), envs, backend=backend, **settings)
-    whole = data.to("cpu", engine.config.precision.dtype)
+    engine = esper.make(named(name), envs, backend=backend, **settings)
     candidates = tuple(a for a in engine.codec.actions if a.op is Op.GERMINATE and a.blend == int(Blend.SIGMOID))
-    judged = whole.validation.take(judge)
-    return Scene(engine, (judged.inputs, judged.targets), candidates)
+    return Scene(engine, candidates)
 
 
 def play(scene: Scene, envs: int, warmup: int, seed: int) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -169,17 +161,19 @@ def _samples(engine: Engine) -> Samples:
 
 
 def judged(scene: Scene, state: State) -> tuple[Tensor, Tensor]:
-    """Accuracy in pp and loss in nats on the samples that judge, [E] each."""
+    """Accuracy in pp and loss in nats on the test samples, [E] each."""
     engine, none = scene.engine, np.zeros((0, scene.engine.config.num_slots), dtype=np.int64)
     plan = engine.backend.plan(take_table(state.slots), state.key.device)
     wanted = Counterfactuals(none.sum(1), none)
-    found = engine.backend.evaluate(engine.hypers, plan, learners_of(state), state.slots.alpha, scene.judge, wanted)
+    found = engine.backend.evaluate(
+        engine.hypers, plan, learners_of(state), state.slots.alpha, engine.data.test, wanted
+    )
     return 100 * found.scores.double().mean(1), found.losses.double().mean(1)
 
 
 def assess(scores: dict[str, Array], gains: dict[str, Array]) -> dict[str, dict[str, ranking.Mean]]:
     """Every score's worth, the strong baseline's with them: the candidate's mean gain in the other environments."""
-    every = {**scores, "mean elsewhere": ranking.elsewhere(gains["accuracy"])}
+    every = {**scores, "elsewhere": ranking.elsewhere(gains["accuracy"])}
     return {name: ranking.assess(values, gains["accuracy"], gains["loss"]) for name, values in every.items()}
 
 
@@ -221,7 +215,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/grow_by_gradient"))
     parser.add_argument("--quick", action="store_true", help="8 environments of short epochs: whether it runs")
     asked = parser.parse_args()
-    names = asked.task.split(",") if asked.task else ["digits_v1"] if asked.quick else list(TASKS)
+    names = asked.task.split(",") if asked.task else ["digits"] if asked.quick else list(TASKS)
     envs, overrides = (8, {"steps_per_epoch": 4, "horizon": 18}) if asked.quick else (asked.envs, {})
     studies = []
     for name in names:

@@ -9,7 +9,11 @@ from typing import Any
 from esper.nissa import charts
 from esper.nissa.markup import Markup, element
 
-STYLE = Path(charts.__file__).with_name("style.css")
+STYLE = """svg { background: #ffffff; } text { font: 12px sans-serif; fill: #1b1f24; } .grid { stroke: #d8dee4; }
+.axis, .mark { stroke: #57606a; } .mark { stroke-dasharray: 5 4; } .whisker { stroke-width: 2; }
+.whisker.c0 { stroke: #0072b2; } .dot.c0 { fill: #0072b2; }
+.whisker.c7 { stroke: #6e7781; } .dot.c7 { fill: #6e7781; }"""
+"""The page's style, without variables, which few programs but browsers know."""
 COLUMNS = {
     "rank": ("Spearman, accuracy", 2),
     "rank_loss": ("Spearman, loss", 2),
@@ -20,7 +24,7 @@ COLUMNS = {
     "regret": ("best minus choice, pp", 1),
 }
 """Of ``ranking.assess``: heading and decimals."""
-SAME_EVERYWHERE = ("parameters", "mean elsewhere")
+SAME_EVERYWHERE = ("parameters", "elsewhere")
 """Scores that know nothing of the environment."""
 
 
@@ -61,7 +65,7 @@ def chart(study: dict[str, Any]) -> str:
         rows.append(charts.Interval(name, mean, max(mean - low, high - mean), 7 if name in SAME_EVERYWHERE else 0))
     title = f"{study['task']}: ranks of candidates by score and by accuracy gained, {study['envs']} environments"
     drawn = charts.interval_chart(title, "Spearman's rank correlation, mean and 95 % interval", rows, 0.0)
-    style = element("style", Markup(STYLE.read_text(encoding="utf-8")))
+    style = element("style", Markup(STYLE))
     head = '<svg xmlns="http://www.w3.org/2000/svg" '
     return str(drawn).replace("<svg ", head, 1).replace("</svg>", f"{style}</svg>")
 
@@ -73,7 +77,7 @@ def write(folder: Path, name: str, studies: list[dict[str, Any]]) -> list[Path]:
     stem, made = f"{name}-warmup-{warmup}", {"platform": platform.platform(), "torch": version("torch")}
     text = (
         f"# {stem}\n\n{made['platform']}, torch {made['torch']}. Means over environments, 95 % bootstrap intervals; "
-        "scores and gains are taken on different halves of the validation samples. `constant` is the candidate that is "
+        "scores are taken on validation samples, gains on test samples. `constant` is the candidate that is "
         "best on average in the other environments; `this environment's own` is Spearman when every candidate's mean "
         "is taken away from score and gain.\n\n"
     ) + "\n".join(map(table, studies))

@@ -25,7 +25,6 @@ from bench import ranking
 from bench.ranking import Array
 from bench.ranking_report import table, write
 from esper.engine import Engine
-from esper.kasmina.counterfactuals import Counterfactuals
 from esper.kasmina.slot_table import take_table
 from esper.leyline.actions import Action, Blend, Op
 from esper.leyline.config import SampleOrder
@@ -162,13 +161,8 @@ def _samples(engine: Engine) -> Samples:
 
 def judged(scene: Scene, state: State) -> tuple[Tensor, Tensor]:
     """Accuracy in pp and loss in nats on the test samples, [E] each."""
-    engine, none = scene.engine, np.zeros((0, scene.engine.config.num_slots), dtype=np.int64)
-    plan = engine.backend.plan(take_table(state.slots), state.key.device)
-    wanted = Counterfactuals(none.sum(1), none)
-    found = engine.backend.evaluate(
-        engine.hypers, plan, learners_of(state), state.slots.alpha, engine.data.test, wanted
-    )
-    return 100 * found.scores.double().mean(1), found.losses.double().mean(1)
+    found = scene.engine.test(state)
+    return found.accuracy.double(), found.loss.double()
 
 
 def assess(scores: dict[str, Array], gains: dict[str, Array]) -> dict[str, dict[str, ranking.Mean]]:

@@ -23,7 +23,7 @@ def engine(small_task):
     return esper.make(small_task, ENVS, backend="eager")
 
 
-def sight_of(engine, state):
+def input_of(engine, state):
     return PolicyInput(state, engine.observe(state), engine.mask(state), state.key)
 
 
@@ -39,7 +39,7 @@ def plain_choice(codec, legal, scores):
 
 
 def masked(engine, seed):
-    """A sight of random legal actions, of which WAIT is always one."""
+    """What is seen, with random legal actions, of which WAIT is always one."""
     codec = engine.codec
     drawn = rng.uniform(rng.key(seed), (ENVS, codec.size))
     rare = torch.isin(codec.op, torch.tensor([int(Op.FOSSILIZE), int(Op.ADVANCE)]))
@@ -52,12 +52,12 @@ def test_the_rule(engine):
     table = (rng.uniform(rng.key(1), (ENVS, codec.size)) * 4).floor()
     table[0] = math.nan
     table[1, ::2], table[2, 1::3] = math.inf, -math.inf
-    player = gradient_policy(codec, lambda state, index: table[:, index])
+    policy = gradient_policy(codec, lambda state, index: table[:, index])
     for seed in range(30):
-        sight = masked(engine, seed)
-        memory, choice = player.act(player.init(ENVS), sight)
-        for env, action in enumerate(choice.action.tolist()):
-            legal = set(sight.mask[env].nonzero().flatten().tolist())
+        seen = masked(engine, seed)
+        memory, decision = policy.act(policy.init(ENVS), seen)
+        for env, action in enumerate(decision.action.tolist()):
+            legal = set(seen.mask[env].nonzero().flatten().tolist())
             assert action in legal and action == plain_choice(codec, legal, table[env].tolist())
             seen.add(codec.actions[action].op)
     assert memory is None and seen == {Op.WAIT, Op.GERMINATE, Op.ADVANCE, Op.FOSSILIZE}
@@ -70,21 +70,21 @@ def test_it_asks_only_about_what_could_be_grown(engine):
         asked.append(index)
         return torch.ones(state.batch_size[0])
 
-    sight, codec = masked(engine, 7), engine.codec
-    gradient_policy(codec, promise).act(None, sight)
-    ending = (sight.mask & ((codec.op == int(Op.FOSSILIZE)) | (codec.op == int(Op.ADVANCE)))).any(1)
-    wanted = (codec.op == int(Op.GERMINATE)) & (codec.blend == int(Blend.SIGMOID)) & sight.mask[~ending].any(0)
+    seen, codec = masked(engine, 7), engine.codec
+    gradient_policy(codec, promise).act(None, seen)
+    ending = (seen.mask & ((codec.op == int(Op.FOSSILIZE)) | (codec.op == int(Op.ADVANCE)))).any(1)
+    wanted = (codec.op == int(Op.GERMINATE)) & (codec.blend == int(Blend.SIGMOID)) & seen.mask[~ending].any(0)
     assert asked == wanted.nonzero().flatten().tolist() and 0 < len(asked) < 21
 
 
 def test_by_the_gradient_it_grows_the_largest_norm_wherever_it_looks_from(engine, walk):
     state = walk(engine, 2, 1)[0][-1]
     scene = Scene(Rules(), engine, RewardMode.SHAPED, build_reward_params({}, engine.config))
-    player, samples = gradient_of(scene), (engine.data.validation.inputs, engine.data.validation.targets)
-    action = player.act(None, sight_of(engine, state))[1].action
+    policy, samples = gradient_of(scene), (engine.data.validation.inputs, engine.data.validation.targets)
+    action = policy.act(None, input_of(engine, state))[1].action
     env = int((engine.codec.op[action] == int(Op.GERMINATE)).nonzero()[-1])
     alone = select(state, torch.tensor([env]))
-    assert player.act(None, sight_of(engine, alone))[1].action.tolist() == [action[env].item()]
+    assert policy.act(None, input_of(engine, alone))[1].action.tolist() == [action[env].item()]
     legal = engine.mask(alone)[0]
     norms = {
         index: birth_norms(engine.structure, engine.hypers, alone, each, samples).item()

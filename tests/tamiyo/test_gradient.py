@@ -48,7 +48,7 @@ def masked(engine, seed):
 
 def test_the_rule(engine):
     """On random masks, with scores that tie and are not finite."""
-    codec, seen = engine.codec, set()
+    codec, chosen = engine.codec, set()
     table = (rng.uniform(rng.key(1), (ENVS, codec.size)) * 4).floor()
     table[0] = math.nan
     table[1, ::2], table[2, 1::3] = math.inf, -math.inf
@@ -59,8 +59,8 @@ def test_the_rule(engine):
         for env, action in enumerate(decision.action.tolist()):
             legal = set(seen.mask[env].nonzero().flatten().tolist())
             assert action in legal and action == plain_choice(codec, legal, table[env].tolist())
-            seen.add(codec.actions[action].op)
-    assert memory is None and seen == {Op.WAIT, Op.GERMINATE, Op.ADVANCE, Op.FOSSILIZE}
+            chosen.add(codec.actions[action].op)
+    assert memory is None and chosen == {Op.WAIT, Op.GERMINATE, Op.ADVANCE, Op.FOSSILIZE}
 
 
 def test_it_asks_only_about_what_could_be_grown(engine):

@@ -87,7 +87,7 @@ class Config:
     mirror: bool = False
     host_optimizer: str = "sgd"
     seed_optimizer: str = "sgd"
-    isolation: Isolation = Isolation.STRAIGHT_THROUGH
+    isolation: Isolation = Isolation.OBJECTIVE
     auto_advance: bool = True
     precision: Precision = Precision.FLOAT32
     loss_window: int = 20

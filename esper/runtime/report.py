@@ -11,6 +11,7 @@ from esper.nissa.markup import Markup
 from esper.nissa.sinks import METRICS, read_rows, write_text
 from esper.runtime.report_episodes import action_section, episode_section, seed_section
 from esper.runtime.report_evaluation import evaluation_section, headline, value_section
+from esper.runtime.report_frontier import frontier_section
 from esper.runtime.rollout import Outcome
 from esper.runtime.runs import BEST, SMOOTHING
 from esper.urza import checkpoint
@@ -61,7 +62,7 @@ def write_report(folder: Path, findings: Findings) -> None:
     """Write ``report.html`` into a run directory.
 
     Args:
-      folder: holds ``config.json``, ``versions.json`` and ``metrics.jsonl``.
+      folder: holds ``config.json``, ``versions.json`` and ``metrics.jsonl``; beside it may lie a frontier.
       findings: what was played.
 
     Raises:
@@ -70,11 +71,17 @@ def write_report(folder: Path, findings: Findings) -> None:
     config, versions = (json.loads((folder / f"{name}.json").read_text()) for name in ("config", "versions"))
     rows = read_rows(folder / METRICS)
     best = checkpoint.load(folder / BEST).table["done"]
-    write_text(folder / "report.html", report(config, versions, rows, best, findings))
+    frontier = frontier_section(folder, config["task"])
+    write_text(folder / "report.html", report(config, versions, rows, best, findings, frontier))
 
 
 def report(
-    config: dict[str, Any], versions: dict[str, str], rows: list[dict[str, Any]], best: int, findings: Findings
+    config: dict[str, Any],
+    versions: dict[str, str],
+    rows: list[dict[str, Any]],
+    best: int,
+    findings: Findings,
+    frontier: Markup,
 ) -> str:
     """The document.
 
@@ -84,6 +91,7 @@ def report(
       rows: of its metrics.
       best: round after which the best policy was stored.
       findings: what was played.
+      frontier: the part on static and grown networks, empty where none was made.
     """
     done, total = len(rows), config["rounds"]
     state = f"finished after {done} rounds" if done >= total else f"stopped after {done} of {total} rounds"
@@ -106,7 +114,7 @@ def report(
         ]
     else:
         sections.append(page.paragraph("Nothing was played on held-out environments.", kind="remark"))
-    sections += [learning_section(rows), time_section(rows), settings_section(config, versions)]
+    sections += [learning_section(rows), time_section(rows), settings_section(config, versions), frontier]
     return page.page(f"Esper: {config['task']}, seed {config['seed']}", *sections)
 
 

@@ -11,16 +11,26 @@ from esper.kasmina.host import HostBlock
 from esper.kasmina.layout import Layout
 from esper.kasmina.structure import Structure
 from esper.tezzeret.backend import BackendError
-from esper.tezzeret.native.capture import Captured, NotCaptured, Shape, capture
+from esper.tezzeret.native.capture import capture
+from esper.tezzeret.native.emit import Emitted, emit
+from esper.tezzeret.native.graph import Graph, Shape
 from esper.tezzeret.native.network import Network
+from esper.tezzeret.native.observe import NotCaptured
 from esper.tezzeret.native.programs import BlockProgram, NetworkProgram, Program, SlotPrograms
 
 
 class Lowered(NamedTuple):
-    """A module as a program."""
+    """A module as a program.
 
+    Attributes:
+      graph: what it computes.
+      emitted: as instructions.
+      program: as the library has them.
+    """
+
+    graph: Graph
+    emitted: Emitted
     program: Program
-    captured: Captured
 
 
 def lower(
@@ -32,10 +42,11 @@ def lower(
       BackendError: it cannot be captured; one line with the module and the operation.
     """
     try:
-        captured = capture(function, shape, layout, buffers)
+        graph = capture(function, shape, layout, buffers)
+        emitted = emit(graph, layout.size, buffers.size if buffers is not None else 0)
     except NotCaptured as reason:
         raise BackendError(f"backend 'native': {place}: {reason}") from None
-    return Lowered(Program(captured.code), captured)
+    return Lowered(graph, emitted, Program(emitted.code))
 
 
 class LoweredBlock(NamedTuple):
@@ -62,7 +73,7 @@ def lower_blocks(structure: Structure) -> tuple[LoweredBlock, ...]:
     blocks, shape = [], structure.host.input_shape
     for index, block in enumerate(structure.host.blocks):
         blocks.append(lower_block(f"{structure.host.name}, block {index}", block, shape))
-        shape = blocks[-1].train.captured.shape
+        shape = blocks[-1].train.emitted.shape
     return tuple(blocks)
 
 
@@ -90,8 +101,8 @@ def lower_slot(structure: Structure, number: int) -> LoweredSlot:
     )
     tracked = torch.full((len(kinds), slot.buffer_width), -1)
     for kind, lowered in enumerate(kinds):
-        if lowered and lowered.train.captured.tracked:
-            tracked[kind, : slot.buffer_row(kind).size] = torch.tensor(lowered.train.captured.tracked)
+        if lowered and lowered.train.emitted.tracked:
+            tracked[kind, : slot.buffer_row(kind).size] = torch.tensor(lowered.train.emitted.tracked)
 
     def programs(each: Sequence[Lowered | None]) -> SlotPrograms:
         own = tuple(lowered.program if lowered else None for lowered in each)
@@ -112,7 +123,7 @@ def _lower_seed(structure: Structure, number: int, kind: int) -> LoweredBlock:
     train = lower(place, lambda params, buffers, x: blueprint.train(params, buffers, x, None), *layouts)
     if infer.program.joins_samples:
         raise BackendError(f"backend 'native': {place}: batch statistics in inference")
-    if len(train.captured.tracked) != slot.buffer_row(kind).size:
+    if len(train.emitted.tracked) != slot.buffer_row(kind).size:
         raise BackendError(f"backend 'native': {place}: buffers that are no running averages")
     return LoweredBlock(train, infer)
 
@@ -136,7 +147,7 @@ def lower_structure(structure: Structure) -> Network:
     tracked = tuple(
         link.aux + place
         for link, block in zip(train.blocks, blocks, strict=True)
-        for place in block.train.captured.tracked
+        for place in block.train.emitted.tracked
     )
     return Network(structure, train, infer, tracked, tuple(slot.tracked for slot in slots))
 

@@ -204,3 +204,13 @@ def test_all_of_them_learn_their_own_objective(isolation: Isolation) -> None:
     """In objective passes their numbers are given, and features get gradients through them."""
     pair = Pair(task(*STYLES.values(), isolation=isolation), 3 * ENVS)
     pair.assert_near(batch_of(pair.fast, BATCH), 3e-4)
+
+
+def test_a_step_of_adamw_equals_the_definition() -> None:
+    """Kernels and matrices decay, biases, norms and what is between a seed and its gate do not."""
+    adamw = {"host_optimizer": "adamw", "seed_optimizer": "adamw", "seed_weight_decay": 0.3, "host_weight_decay": 0.2}
+    pair = Pair(task(STYLES["FiLM"], STYLES["two-branch sum"], **adamw), 2 * ENVS)
+    state, wait = double(pair.state), torch.zeros(2 * ENVS, dtype=torch.int64)
+    (after, _), (true, _) = pair.fast.step(pair.state, wait), pair.exact.step(state, wait)
+    for place in (("host", "params"), ("seeds", "params"), ("seeds", "moments")):
+        assert largest_gap(after.get(place), true.get(place)) < 3e-4, place

@@ -3,6 +3,7 @@
 It runs twice, with other numbers of networks and samples: a graph that depends on them is none.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -47,7 +48,8 @@ def _watch(
     observer.tell(x, Value(observer.draft.add("input", (), shape, by_sample=True), sizes))
     rows = [_rows(observer, "parameter", layout), *([_rows(observer, "buffer", buffers)] if buffers else [])]
     try:
-        with torch.no_grad(), observer:
+        with torch.no_grad(), warnings.catch_warnings(), observer:
+            warnings.simplefilter("ignore")  # what is to be said is said where the function runs for its result
             result = function(*rows, x)
     except Exception as error:  # a function may fail in any way when its shapes are not those it expects
         reason = NotCaptured(f"{type(error).__name__}: {' '.join(str(error).split())}")

@@ -168,10 +168,10 @@ def softplus(o: Observer, seen: Seen, x: Tensor, beta: float = 1, threshold: flo
 
 
 def leaky_relu(o: Observer, seen: Seen, x: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> None:
-    """relu(x) - slope relu(-x)."""
+    """The slope times x, and the rest of its positive part."""
     only("leaky_relu", inplace=(inplace, False))
-    below = a.mapped(o, "relu", a.multiplied(o, o.value(x), -1))
-    tell(o, seen.result, a.added(o, a.mapped(o, "relu", o.value(x)), a.multiplied(o, below, -negative_slope)))
+    above = a.multiplied(o, a.mapped(o, "relu", o.value(x)), 1 - negative_slope)
+    tell(o, seen.result, a.added(o, a.multiplied(o, o.value(x), negative_slope), above))
 
 
 def glu(o: Observer, seen: Seen, x: Tensor, dim: int = -1) -> None:
@@ -234,7 +234,7 @@ ARITHMETIC: dict[str, Rule] = {
     **{op: unary(op) for op in ("relu", "sigmoid", "tanh", "exp", "log", "sqrt", "abs", "reciprocal")},
     "silu": composed(silu),
     "rsqrt": composed(rsqrt),
-    "logsigmoid": composed(logsigmoid),
+    **dict.fromkeys(("logsigmoid", "log_sigmoid"), composed(logsigmoid)),
     "gelu": gelu,
     "softplus": softplus,
     "leaky_relu": leaky_relu,

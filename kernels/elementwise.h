@@ -2,64 +2,61 @@
 
 #pragma once
 
-#include "norms.h"
+#include "functions.h"
 #include "program.h"
 
 namespace esper {
 
-inline float sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
-
-// The standard normal distribution up to x, and its density.
-inline float normal_below(float x) { return 0.5f * std::erfc(-0.70710678f * x); }
-inline float normal_density(float x) { return 0.39894228f * std::exp(-0.5f * x * x); }
-
 // gelu by the hyperbolic tangent: x (1 + tanh(inner(x))) / 2.
 constexpr float GELU_SCALE = 0.79788456f, GELU_CUBE = 0.044715f;
-inline float gelu_inner(float x) { return GELU_SCALE * (x + GELU_CUBE * x * x * x); }
+inline Vec gelu_inner(Vec x) { return GELU_SCALE * (x + GELU_CUBE * x * x * x); }
 
-inline float value_of(i64 op, float x) {
+// A function of the library of every lane.
+template <typename Function>
+inline Vec by_lane(Vec x, const Function& function) {
+    for (i64 lane = 0; lane < PACK; ++lane) x[lane] = function(x[lane]);
+    return x;
+}
+
+inline Vec value_of(i64 op, Vec x) {
     switch (op) {
         case SIGMOID: return sigmoid(x);
-        case TANH: return std::tanh(x);
+        case TANH: return tanh(x);
         case GELU: return x * normal_below(x);
-        case GELU_TANH: return 0.5f * x * (1.0f + std::tanh(gelu_inner(x)));
-        case SOFTPLUS: return x > 20.0f ? x : std::log1p(std::exp(x));
-        case EXP: return std::exp(x);
-        case LOG: return std::log(x);
-        case SQRT: return std::sqrt(x);
-        default: return x;
+        case GELU_TANH: return 0.5f * x * (1.0f + tanh(gelu_inner(x)));
+        case SOFTPLUS: return relu(x) + by_lane(exp(-magnitude(x)), [](float e) { return std::log1p(e); });
+        case EXP: return exp(x);
+        case LOG: return by_lane(x, [](float each) { return std::log(each); });
+        default: return by_lane(x, [](float each) { return std::sqrt(each); });
     }
 }
 
 // The derivative, from the number and its value; see `reread_by` for which of them is there.
-inline float slope_of(i64 op, float x, float y) {
+inline Vec slope_of(i64 op, Vec x, Vec y) {
     switch (op) {
         case SIGMOID: return y * (1.0f - y);
         case TANH: return 1.0f - y * y;
         case GELU: return normal_below(x) + x * normal_density(x);
         case GELU_TANH: {
-            const float t = std::tanh(gelu_inner(x));
+            const Vec t = tanh(gelu_inner(x));
             return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * GELU_SCALE * (1.0f + 3.0f * GELU_CUBE * x * x);
         }
         case SOFTPLUS: return sigmoid(x);
         case EXP: return y;
         case LOG: return 1.0f / x;
-        case SQRT: return 0.5f / y;
-        default: return 1.0f;
+        default: return 0.5f / y;
     }
 }
 
 template <i64 OP>
 inline void map_each(const Vec* x, i64 size, Vec* y) {
-    for (i64 i = 0; i < size; ++i)
-        for (i64 lane = 0; lane < PACK; ++lane) y[i][lane] = value_of(OP, x[i][lane]);
+    for (i64 i = 0; i < size; ++i) y[i] = value_of(OP, x[i]);
 }
 
 template <i64 OP>
 inline void pull_each(const Vec* x, const Vec* y, const Vec* gy, i64 size, bool add, Vec* gx) {
     for (i64 i = 0; i < size; ++i) {
-        Vec slope;
-        for (i64 lane = 0; lane < PACK; ++lane) slope[lane] = slope_of(OP, x[i][lane], y[i][lane]);
+        const Vec slope = slope_of(OP, x[i], y[i]);
         gx[i] = add ? gx[i] + gy[i] * slope : gy[i] * slope;
     }
 }
@@ -71,7 +68,7 @@ inline void map_forward(const Instruction& i, const Vec* x, i64 size, Vec* y) {
         case TIMES: for (i64 n = 0; n < size; ++n) y[n] = x[n] * number; return;
         case PLUS: for (i64 n = 0; n < size; ++n) y[n] = x[n] + number; return;
         case RECIPROCAL: for (i64 n = 0; n < size; ++n) y[n] = 1.0f / x[n]; return;
-        case ABS: for (i64 n = 0; n < size; ++n) y[n] = x[n] < 0.0f ? -x[n] : x[n]; return;
+        case ABS: for (i64 n = 0; n < size; ++n) y[n] = magnitude(x[n]); return;
         case SIGMOID: return map_each<SIGMOID>(x, size, y);
         case TANH: return map_each<TANH>(x, size, y);
         case GELU: return map_each<GELU>(x, size, y);

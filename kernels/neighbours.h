@@ -54,8 +54,7 @@ inline void softmax_forward(const Vec* x, i64 groups, i64 each, Vec* y) {
         Vec most = x[0], sum = {};
         for (i64 n = 1; n < each; ++n) most = larger(most, x[n]);
         for (i64 n = 0; n < each; ++n) {
-            const Vec below = x[n] - most;
-            for (i64 lane = 0; lane < PACK; ++lane) y[n][lane] = std::exp(below[lane]);
+            y[n] = exp(x[n] - most);
             sum += y[n];
         }
         for (i64 n = 0; n < each; ++n) y[n] /= sum;

@@ -82,6 +82,8 @@ class Observer(TorchFunctionMode):
 
     def _rule(self, function: Any, name: str) -> Rule:
         if getattr(function, "__module__", None) == "esper.kasmina.layers":
+            if name not in self.layers:
+                raise NotCaptured(f"layer {name}")
             return self.layers[name]
         rule = self.rules.get(name)
         if rule is None:

@@ -43,6 +43,8 @@ def joined(o: Observer, join: Callable[[list[Tensor]], Tensor], values: Sequence
 def paired(o: Observer, op: str, x: Value, y: Value) -> Value:
     """``add`` or ``multiply``, with torch's broadcasting."""
     lead = max(x.lead, y.lead, key=len)
+    if x.lead == y.lead and o.node(x).shape == o.node(y).shape:
+        return Value(o.draft.add(op, (x.node, y.node), o.node(x).shape), lead)
     parts = torch.broadcast_tensors(o.indices(x), o.indices(y))
     shape = tuple(parts[0].shape[len(lead) :])
     tables = [o.places(part, [value], lead)[0] for part, value in zip(parts, (x, y), strict=True)]

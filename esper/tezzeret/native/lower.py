@@ -1,5 +1,6 @@
 """From a structure to its native network: every module captured, or the reason why one cannot be."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -33,17 +34,29 @@ class Lowered(NamedTuple):
     program: Program
 
 
+@functools.lru_cache(maxsize=128)
+def _written(
+    function: Callable[..., Any], trains: bool, shape: Shape, layout: Layout, buffers: Layout | None
+) -> tuple[Graph, Emitted]:
+    """A module's graph and instructions: engines of the same blueprints share them."""
+
+    def without_key(*given: Any) -> Any:
+        return function(*given, None)
+
+    graph = capture(without_key if trains else function, shape, layout, buffers)
+    return graph, emit(graph, layout.size, buffers.size if buffers is not None else 0)
+
+
 def lower(
-    place: str, function: Callable[..., Any], shape: Shape, layout: Layout, buffers: Layout | None = None
+    place: str, function: Callable[..., Any], trains: bool, shape: Shape, layout: Layout, buffers: Layout | None = None
 ) -> Lowered:
-    """The program of a module; arguments as ``capture``, and what messages call it.
+    """The program of a module; arguments as ``capture``, what messages call it, and whether it takes a key, too.
 
     Raises:
       BackendError: it cannot be captured; one line with the module and the operation.
     """
     try:
-        graph = capture(function, shape, layout, buffers)
-        emitted = emit(graph, layout.size, buffers.size if buffers is not None else 0)
+        graph, emitted = _written(function, trains, shape, layout, buffers)
     except NotCaptured as reason:
         raise BackendError(f"backend 'native': {place}: {reason}") from None
     return Lowered(graph, emitted, Program(emitted.code))
@@ -61,8 +74,7 @@ def lower_block(place: str, block: HostBlock, shape: Shape) -> LoweredBlock:
     if block.ties or block.draws:
         raise BackendError(f"backend 'native': {place}: {'tied tensors' if block.ties else 'draws of random numbers'}")
     layouts = (block.reads, block.buffer_layout)
-    train = lower(place, lambda params, buffers, x: block.train(params, buffers, x, None), shape, *layouts)
-    infer = lower(place, block.infer, shape, *layouts)
+    train, infer = lower(place, block.train, True, shape, *layouts), lower(place, block.infer, False, shape, *layouts)
     if infer.program.joins_samples:
         raise BackendError(f"backend 'native': {place}: batch statistics in inference")
     return LoweredBlock(train, infer)
@@ -97,7 +109,9 @@ def lower_slot(structure: Structure, number: int) -> LoweredSlot:
         raise BackendError(f"backend 'native': slot {number}: acts at the input")
     kinds = [_lower_seed(structure, number, kind) if layout else None for kind, layout in enumerate(slot.layouts)]
     opening = (
-        lower(f"slot {number}, gate", gate.opening(slot.reads), slot.reads.shape, slot.gate) if slot.gate.size else None
+        lower(f"slot {number}, gate", gate.opening(slot.reads), False, slot.reads.shape, slot.gate)
+        if slot.gate.size
+        else None
     )
     tracked = torch.full((len(kinds), slot.buffer_width), -1)
     for kind, lowered in enumerate(kinds):
@@ -119,10 +133,11 @@ def _lower_seed(structure: Structure, number: int, kind: int) -> LoweredBlock:
     if blueprint.draws:
         raise BackendError(f"backend 'native': {place}: draws of random numbers")
     layouts = (slot.reads.shape, slot.row(kind), slot.buffer_row(kind))
-    infer = lower(place, blueprint.infer, *layouts)
-    train = lower(place, lambda params, buffers, x: blueprint.train(params, buffers, x, None), *layouts)
+    infer, train = lower(place, blueprint.infer, False, *layouts), lower(place, blueprint.train, True, *layouts)
     if infer.program.joins_samples:
         raise BackendError(f"backend 'native': {place}: batch statistics in inference")
+    if not infer.emitted.shape == train.emitted.shape == slot.acts.shape:
+        raise BackendError(f"backend 'native': {place}: gives {train.emitted.shape}; expected {slot.acts.shape}")
     if len(train.emitted.tracked) != slot.buffer_row(kind).size:
         raise BackendError(f"backend 'native': {place}: buffers that are no running averages")
     return LoweredBlock(train, infer)

@@ -183,6 +183,10 @@ REFUSED: dict[str, tuple[esper.Task, str]] = {
         task(SOUND, SHARP, third_party("soft", lambda p, x: torch.nn.functional.hardswish(x))),
         "slot 0, blueprint 'soft': operation hardswish",
     ),
+    "another shape": (
+        task(SOUND, SHARP, third_party("narrow", lambda p, x: x[..., 1:])),
+        r"slot 0, blueprint 'narrow': gives \(4, 3, 4\); expected \(4, 3, 5\)",
+    ),
     "batch statistics": (task(SOUND, BATCHED), "slot 0, blueprint 'batched': batch statistics"),
     "a blueprint's buffers": (
         task(SOUND, SHARP._replace(buffers=lambda source, target: COUNT)),

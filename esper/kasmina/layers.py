@@ -1,8 +1,7 @@
 """Layers of many networks at once: every tensor has the network dimension n first, weights included.
 
 They are plain functions of tensors. Anything written for one network works too, through ``torch.func.vmap``; these
-forms compile without specialising on n. Called with the stand-ins of ``esper.tezzeret.native.capture``, a layer is
-written down instead.
+forms compile without specialising on n. Who overrides torch's functions (``torch.overrides``) sees a layer as one.
 """
 
 import functools
@@ -12,6 +11,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 __all__ = [
     "apply_batch_norm",
@@ -34,11 +34,13 @@ Layer = TypeVar("Layer", bound=Callable[..., Any])
 
 
 def layer(function: Layer) -> Layer:
-    """A function of features that can be written down by name."""
+    """A function of features that can be overridden as torch's own are."""
 
     @functools.wraps(function)
-    def call(x: Any, *args: Any, **kwargs: Any) -> Any:
-        return function(x, *args, **kwargs) if isinstance(x, Tensor) else x.layer(function.__name__, *args, **kwargs)
+    def call(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if has_torch_function_unary(x):
+            return handle_torch_function(call, (x,), x, *args, **kwargs)
+        return function(x, *args, **kwargs)
 
     return cast(Layer, call)
 

@@ -84,3 +84,15 @@ def on_compilation(begun: Callable[[Any], None]) -> Iterator[None]:
         yield
     finally:
         handler.remove_start_callback(begun)
+
+
+def below_maps(tensor: Tensor) -> tuple[Tensor, int]:
+    """What lies below all wrappers of vmap, their dimensions in front, outermost first; and how many there are.
+
+    Without the names: the tensor itself, which is known to nobody then.
+    """
+    inside, place = getattr(_FUNCTORCH, "get_unwrapped", None), getattr(_FUNCTORCH, "maybe_get_bdim", None)
+    if inside is None or place is None or _IS_BATCHED is None or not _IS_BATCHED(tensor):
+        return tensor, 0
+    below, count = below_maps(inside(tensor).movedim(place(tensor), 0))
+    return below, count + 1

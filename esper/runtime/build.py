@@ -1,7 +1,9 @@
 """Assembly: from a task to an engine."""
 
+from collections.abc import Mapping
 from dataclasses import fields
 from difflib import get_close_matches
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from esper.leyline.config import Config, ConfigError
 from esper.leyline.hypers import build_hypers, numbers
 from esper.leyline.words import as_meant
 from esper.runtime.tasks import Task, named
+from esper.tamiyo.observation import build_scales
 from esper.tezzeret.choose import build_backend
 from esper.tolaria.data import validate
 from esper.tolaria.split import limit_validation
@@ -53,6 +56,7 @@ def make(
     device: str | torch.device = "cpu",
     backend: str = "auto",
     differentiable: bool = False,
+    observation: Mapping[str, Any] = MappingProxyType({}),
     **overrides: Any,
 ) -> Engine:
     """Build an engine.
@@ -65,6 +69,7 @@ def make(
         "auto", the first of them that can (``Engine.describe`` tells which).
       differentiable: whether derivatives are taken from outside; selects "eager". Otherwise hyperparameters are
         detached.
+      observation: fields of ``esper.tamiyo.observation.Scales`` by name: units of what a policy sees.
       **overrides: fields of ``Config`` and ``HyperParams`` by name, as ``esper.leyline.words`` reads them; a
         hyperparameter may be an [E] tensor.
 
@@ -107,4 +112,5 @@ def make(
         )
     hypers = hypers if differentiable else hypers.detach()
     structure = build_structure(config, task.host, task.blueprints, task.objective, place)
-    return Engine(structure, build_backend(backend, structure, place, differentiable), hypers.lock_(), dataset)
+    runs = build_backend(backend, structure, place, differentiable)
+    return Engine(structure, runs, hypers.lock_(), dataset, build_scales(observation))

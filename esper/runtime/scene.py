@@ -21,6 +21,7 @@ from esper.simic.rewards import RewardMode, RewardParams, build_reward_params
 from esper.tamiyo import scripted
 from esper.tamiyo.baselines import HeuristicConfig
 from esper.tamiyo.gradient import gradient_policy
+from esper.tamiyo.observation import build_scales
 from esper.tamiyo.policies import Policy, from_mask, heuristic_policy, random_policy
 from esper.tolaria.slopes import birth_norms
 from esper.urza.checkpoint import Checkpoint
@@ -49,6 +50,7 @@ class Rules:
       rewards: values of ``RewardParams`` by name, but for gamma.
       gamma: discount per decision, of learner and shaping alike.
       heuristic: values of ``HeuristicConfig`` by name, for the rule of thumb that others are compared with.
+      observation: values of ``Scales`` by name: units of what a policy sees.
     """
 
     task: str = "digits"
@@ -58,6 +60,7 @@ class Rules:
     rewards: Table = field(default_factory=dict)
     gamma: float = numbers(RewardParams)["gamma"].default
     heuristic: Table = field(default_factory=dict)
+    observation: Table = field(default_factory=dict)
 
 
 class Scene(NamedTuple):
@@ -107,10 +110,14 @@ def build_scene(rules: Rules, num_envs: int, backend: str) -> Scene:
     engine_numbers, reward_numbers = dict(rules.engine), dict(rules.rewards)
     if "gamma" in reward_numbers:
         raise SettingsError("--rewards: gamma: is a setting of its own (--gamma), which learner and shaping share")
+    try:
+        build_scales(rules.observation)
+    except ConfigError as error:
+        raise SettingsError(f"--observation: {error}") from None
     overrides = _own(engine_numbers) | ({"horizon": rules.horizon} if rules.horizon else {})
     try:
         task = named(rules.task)
-        engine = make(task, num_envs, backend=backend, **overrides)
+        engine = make(task, num_envs, backend=backend, observation=rules.observation, **overrides)
     except ConfigError as error:
         raise SettingsError(f"--engine: {error}") from None if engine_numbers else error
     try:
@@ -149,6 +156,7 @@ class SceneSettings:
     )
     rewards: Mapping[str, Entry] = setting({}, "numbers of the reward by name, over the run's own")
     heuristic: Mapping[str, Entry] = setting({}, "numbers of the rule of thumb by name, over the run's own")
+    observation: Mapping[str, Entry] = setting({}, "units of what policies see, by name, over the run's own")
     greedy: bool = setting(False, "the learned policy takes its likeliest action instead of drawing one")
 
     def loaded(self) -> Checkpoint | None:
@@ -176,6 +184,7 @@ class SceneSettings:
             rewards=dict(base.rewards) | dict(self.rewards),
             gamma=base.gamma,
             heuristic=dict(base.heuristic) | dict(self.heuristic),
+            observation=dict(base.observation) | dict(self.observation),
         )
 
 

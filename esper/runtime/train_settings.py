@@ -30,6 +30,7 @@ class TrainSettings:
     engine: Mapping[str, Entry] = setting({}, "numbers of the engine by name, such as host_lr and steps_per_epoch")
     reward: str = setting("shaped", "reward", choices=MODES)
     rewards: Mapping[str, Entry] = setting({}, "numbers of the reward by name, such as rent_weight")
+    observation: Mapping[str, Entry] = setting({}, "units of what the policy sees by name, such as plateau")
     lr: float = setting(3e-3, "peak learning rate", low=0.0, high=1.0)
     gamma: float = setting(0.995, "discount per decision", low=0.0, high=1.0)
     gae_lambda: float = setting(0.95, "decay of the advantage estimate", low=0.0, high=1.0)

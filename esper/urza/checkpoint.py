@@ -59,6 +59,8 @@ def save(path: Path, tensors: dict[str, Tensor], table: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

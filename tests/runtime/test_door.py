@@ -26,25 +26,9 @@ from esper.tolaria.synthetic import synthetic
 from esper.urza.checkpoint import load
 from esper.utils.settings import SettingsError
 
-SMALL = [
-    "--task",
-    "synthetic",
-    "--num-envs",
-    "2",
-    "--rounds",
-    "2",
-    "--horizon",
-    "1",
-    "--features",
-    "8",
-    "--lstm",
-    "8",
-    "--head",
-    "8",
-    "--epochs",
-    "2",
-]
-SMALL += ["--minibatches", "2", "--engine", "steps_per_epoch=1", "--backend", "eager"]
+SIZES = {"num-envs": 2, "rounds": 2, "horizon": 1, "features": 8, "lstm": 8, "head": 8, "epochs": 2, "minibatches": 2}
+TINY = [word for name, size in SIZES.items() for word in (f"--{name}", str(size))] + ["--backend", "eager"]
+SMALL = [*TINY, "--task", "synthetic", "--engine", "steps_per_epoch=1"]
 
 
 def run(*words: str) -> int:
@@ -55,7 +39,7 @@ def run(*words: str) -> int:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one decision an episode, with its evaluation, and infinity among its numbers."""
     out = tmp_path_factory.mktemp("door") / "a run"
-    words = ["--eval-envs", "6", "--engine", "host_clip=inf", "--engine", "slots=0+input:logits,blends=linear"]
+    words = ["--eval-envs", "6", "--engine", "host_clip=inf", "--engine", "slots=0+block1,blends=linear"]
     assert run("train", *SMALL, *words, "--out", str(out), "--heuristic", "min_epochs=0", "--progress", "off") == 0
     return out
 
@@ -70,7 +54,7 @@ def test_everything_a_run_writes_is_json(trained: Path) -> None:
     tables = [json.loads(text, parse_constant=refuse) for text in texts]
     assert len(tables) == 6
     config = json.loads((trained / "config.json").read_text())
-    wanted = {"steps_per_epoch": 1, "host_clip": "inf", "slots": "0+input:logits", "blends": "linear"}
+    wanted = {"steps_per_epoch": 1, "host_clip": "inf", "slots": "0+block1", "blends": "linear"}
     assert config["engine"] == wanted and config["heuristic"] == {"min_epochs": 0}
 
 
@@ -114,7 +98,7 @@ def test_an_interrupted_run_is_no_success(
 ) -> None:
     """``train && deploy`` must not deploy."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background ignores it
-    monkeypatch.setattr(sys, "stdout", Asking("round    1/2", number))
+    monkeypatch.setattr(sys, "stdout", Asking("round   1/2", number))
     try:
         assert run("train", *SMALL, "--eval-envs", "0", "--progress", "lines", "--out", str(tmp_path / "a b")) == status
     finally:
@@ -201,7 +185,7 @@ def test_paths_with_commas_and_tildes_and_dots(
     (tmp_path / "a" / "b").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "a" / "b")
     monkeypatch.setenv("HOME", str(tmp_path))
-    small = ["--engine", "steps_per_epoch=1,batch_size=8", *SMALL[2:-4], "--backend", "eager", "--eval-envs", "0"]
+    small = ["--engine", "steps_per_epoch=1,batch_size=8", *TINY, "--eval-envs", "0"]
     for task, folder in (("npz:../../d,1.npz", "npz-d,1.npz"), ("npz:~/d,1.npz", "npz-d,1.npz")):
         assert run("train", "--task", task, *small, "--dry-run") == 0
         assert capsys.readouterr().out.startswith(f"runs/{folder}: nothing written\n")
@@ -219,7 +203,7 @@ WORDS = {
     "precision": ("float64", Precision.FLOAT64),
     "sample_order": ("independent", SampleOrder.INDEPENDENT),
     "blends": (["cosine", "linear"], (Blend.COSINE, Blend.LINEAR)),
-    "slots": ([np.int64(0), "input:logits"], (0, "input:logits")),
+    "slots": ([np.int64(0), "block1"], (0, "block1")),
     "horizon": (np.int32(3), 3),
     "val_samples": (np.uint8(9), 9),
     "host_optimizer": ("adam", "adam"),
@@ -240,7 +224,7 @@ WRONG = {
     "config.blends: 'round': expected some of linear, sigmoid, gated, cosine": {"blends": ("round",)},
     f"config.horizon = {FAR}: expected an integer <= 1000000": {"horizon": FAR},
     f"config.val_samples = {FAR}: expected an integer <= 2147483648, or None": {"val_samples": FAR},
-    f"hypers.host_lr = {FAR}: expected 0 to 100": {"host_lr": FAR},
+    "hypers.host_lr = 9.99": {"host_lr": FAR},
     "hypers.host_lr = 1000000000": {"host_lr": 10**400},
     "hypers.host_lr = True: expected a number": {"host_lr": True},
     "config.horizon = 3.0: expected an integer >= 1": {"horizon": np.float64(3)},
@@ -252,9 +236,7 @@ WRONG = {
 def test_make_says_what_it_does_not_take(line: str) -> None:
     with pytest.raises(ConfigError) as error:
         make("synthetic", 2, backend="eager", **WRONG[line])
-    assert "\n" not in str(error.value)
-    if "1e+22" not in str(error.value):
-        assert str(error.value).startswith(line)
+    assert str(error.value).startswith(line) and "\n" not in str(error.value)
 
 
 def test_the_rule_of_thumb_takes_its_numbers_and_a_blend_that_is_on_offer() -> None:

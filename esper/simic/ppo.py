@@ -225,10 +225,10 @@ class Learner:
         for epoch in range(config.epochs):
             key = rng.fold_in(rng.key(self.seed), self.done, epoch)
             parts = [rng.permutation(key, len(part.data)).tensor_split(count) for part in prepared]
-            kl = [
-                self._minibatch([part.data[rows] for part, rows in zip(prepared, share, strict=True)], seen, check)
-                for share in zip(*parts, strict=True)
-            ]
+            kl = []
+            for share in zip(*parts, strict=True):
+                check()
+                kl.append(self._minibatch([part.data[rows] for part, rows in zip(prepared, share, strict=True)], seen))
             epochs += 1
             if sum(kl) / len(kl) > 1.5 * config.target_kl:
                 break
@@ -237,10 +237,7 @@ class Learner:
         explained = sum(part.explained for part in prepared) / len(prepared)
         return means | {"epochs": epochs, "lr": lr, "entropy_weight": entropy, "explained_variance": explained}
 
-    def _minibatch(
-        self, parts: Sequence[TensorDictBase], seen: list[dict[str, float]], check: Callable[[], None]
-    ) -> float:
-        check()
+    def _minibatch(self, parts: Sequence[TensorDictBase], seen: list[dict[str, float]]) -> float:
         steps = sum(part.numel() for part in parts)
         with set_recurrent_mode(True):
             losses = [(part.numel() / steps, self.loss(part)) for part in parts]

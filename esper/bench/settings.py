@@ -11,9 +11,11 @@ import torch
 
 from esper.bench.case import Bench, Case
 from esper.leyline.config import Precision
+from esper.runtime.build import find_device
 from esper.runtime.tasks import TASKS
 from esper.tezzeret.choose import CHOICES
-from esper.utils.settings import Parser, SettingsError
+from esper.utils.paths import user_path
+from esper.utils.settings import Parser, SettingsError, boolean, spell
 
 MOST_ENVS = 1 << 20
 REPEAT, QUICK_REPEAT = 21, 3
@@ -62,17 +64,17 @@ def read_arguments(words: Sequence[str]) -> Asked:
       SettingsError: one line.
       SystemExit: ``--help``.
     """
-    given = vars(_parser().parse_args(list(words)))
+    given = vars(_parser().parse_args(spell(words, ("quick", "probe"), positionals=True)))
     quick = given.get("quick", False)
     if "envs" in given:
         given["envs"] = _counts(given["envs"] or (QUICK_ENVS if quick else ENVS))
         repeat = given["repeat"]
         given["repeat"] = (QUICK_REPEAT if quick else REPEAT) if repeat is None else _count("--repeat", repeat, 10**6)
         given["probe"] = not quick if given["probe"] is None else given["probe"]
-        given["json"] = None if given["json"] is None else _writable(Path(given["json"]))
+        given["json"] = None if given["json"] is None else _writable(user_path(given["json"]))
     for name in ("cases", "files"):
         if name in given:
-            given[name] = tuple(Path(word) if name == "files" else word for word in given[name])
+            given[name] = tuple(user_path(word) if name == "files" else word for word in given[name])
     return Asked(**given)
 
 
@@ -98,9 +100,19 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     flag("--backend", choices=CHOICES, default="auto", help="how networks are run (default: auto)")
     flag("--repeat", metavar="N", help=f"timings of each case, in turn (default: {REPEAT})")
     flag("--json", metavar="FILE", help="write everything there")
-    flag("--quick", action="store_true", help="tiny sizes: whether a case works, not what it costs")
-    both = argparse.BooleanOptionalAction
-    flag("--probe", action=both, help="fresh processes for first repeats and memory (default: not with --quick)")
+    flag(
+        "--quick",
+        type=boolean,
+        default=False,
+        metavar="true|false",
+        help="tiny sizes: whether a case works, not what it costs",
+    )
+    flag(
+        "--probe",
+        type=boolean,
+        metavar="true|false",
+        help="fresh processes for first repeats and memory (default: not with --quick)",
+    )
 
 
 def _count(place: str, word: str, most: int) -> int:
@@ -124,15 +136,9 @@ def _writable(path: Path) -> Path:
 
 
 def _device(word: str) -> torch.device:
-    try:
-        device = torch.device(word)
-    except RuntimeError:
-        raise SettingsError(f"--device = {word!r}: expected cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
+    if word.partition(":")[0] not in ("cpu", "cuda"):
         raise SettingsError(f"--device = {word!r}: expected cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise SettingsError(f"--device = {word!r}: found {torch.cuda.device_count()} CUDA devices")
-    return device
+    return find_device(word, "--device")
 
 
 def choose(table: dict[str, Case], patterns: Sequence[str]) -> list[Case]:

@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from esper.utils.documents import as_number, to_json
+
 METRICS = "metrics.jsonl"
 
 
@@ -28,14 +30,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             row = None
         if not isinstance(row, dict) or not isinstance(row.get("round"), int):
             raise SinkError(f"{path}: line {number}: found {line[:40]!r}; expected a JSON object with a round")
-        rows.append(row)
+        rows.append({name: as_number(value) for name, value in row.items()})
     return rows
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file in one step: a reader sees the old one or the new one."""
+    """Write a file in one step: a reader sees the old one or the new one. What UTF-8 lacks is escaped."""
     beside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
+    beside.write_text(text, encoding="utf-8", errors="backslashreplace")
     os.replace(beside, path)
 
 
@@ -59,7 +61,7 @@ class Metrics:
     def write(self, row: dict[str, float]) -> None:
         """Add a round; ``row["round"]`` counts from 1."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(to_json(row) + "\n")
         if self.events is not None:
             for name, value in row.items():
                 self.events.add_scalar(name, value, int(row["round"]))

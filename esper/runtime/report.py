@@ -68,7 +68,9 @@ def write_report(folder: Path, findings: Findings) -> None:
     Raises:
       SinkError: the metrics cannot be read.
     """
-    config, versions = (json.loads((folder / f"{name}.json").read_text()) for name in ("config", "versions"))
+    config, versions = (
+        json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("config", "versions")
+    )
     rows = read_rows(folder / METRICS)
     best = checkpoint.load(folder / BEST).table["done"]
     frontier = frontier_section(folder, config["task"])

@@ -244,5 +244,15 @@ def named(name: str) -> Task:
     raise ConfigError(f"task {name!r}: {_expected()}" + (f"; did you mean {near[0]!r}?" if near else ""))
 
 
+def takes_path(name: str) -> bool:
+    """Whether a task's name is a kind of dataset and a path."""
+    return name.partition(":")[0] in SOURCES and ":" in name
+
+
+def begins_task(word: str) -> bool:
+    """Whether a word is a task's name, or the beginning of one that goes on behind a comma."""
+    return word in TASKS or takes_path(word)
+
+
 def _expected() -> str:
     return f"expected one of {', '.join((*TASKS, *(f'{source}:PATH' for source in SOURCES)))}"

@@ -4,6 +4,7 @@ torch promises nothing about these names, so no other module uses one. What a mi
 be the answer that is slower, and still right; where there is none, the loud one.
 """
 
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -67,6 +68,25 @@ def without_duck_shapes() -> AbstractContextManager[object]:
     """A context in which compiled code takes no two sizes to be equal for being so now. Without it: recompilations."""
     config = getattr(torch.fx.experimental, "_config", None)
     return nullcontext() if config is None else config.patch(use_duck_shape=False)
+
+
+def default_inductor_cache() -> str | None:
+    """Where Inductor keeps compiled code unless it is told otherwise. Without the name: None, as if nothing was set."""
+    try:
+        from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+    except ImportError:
+        return None
+    return str(default_cache_dir())
+
+
+def use_compiler(program: str) -> None:
+    """Let Inductor use a C++ compiler where the one it would take does not run. Without the name: no change."""
+    from torch._inductor import config  # it takes a second to import
+
+    own = getattr(getattr(config, "cpp", None), "cxx", None)
+    named = own if isinstance(own, tuple | list) else (own,)
+    if own is not None and not any(isinstance(name, str) and shutil.which(name) for name in named):
+        config.cpp.cxx = (None, program)
 
 
 @contextmanager

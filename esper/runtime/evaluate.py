@@ -1,11 +1,11 @@
 """The evaluation command: policies side by side on the same environments."""
 
-import json
 import sys
 from dataclasses import dataclass
 from typing import Any, TextIO
 
 from esper.nissa.progress import is_terminal, make_progress
+from esper.nissa.sinks import json_text
 from esper.runtime.compare import compare
 from esper.runtime.scene import SceneSettings, build_scene, gradient_of, policies_of
 from esper.runtime.table import table
@@ -52,5 +52,5 @@ def evaluate(settings: EvaluateSettings, out: TextIO = sys.stdout) -> dict[str, 
     progress = make_progress("bar" if is_terminal(sys.stderr) else "off", "policy", sys.stderr)
     report, _ = compare(scene, policies, settings.seed, progress.note)
     progress.close()
-    out.write(json.dumps(report) + "\n" if settings.json else table(report))
+    out.write(json_text(report) if settings.json else table(report))
     return report

@@ -8,11 +8,12 @@ from esper.leyline.actions import Op
 from esper.nissa import page
 from esper.nissa.charts import Series, colour, line_chart, smooth, stacked_chart
 from esper.nissa.markup import Markup
-from esper.nissa.sinks import METRICS, read_rows, write_text
+from esper.nissa.sinks import METRICS, number_of, read_rows, write_text
 from esper.runtime.report_episodes import action_section, episode_section, seed_section
 from esper.runtime.report_evaluation import evaluation_section, headline, value_section
 from esper.runtime.rollout import Outcome
 from esper.runtime.runs import BEST, SMOOTHING
+from esper.runtime.table import number
 from esper.urza import checkpoint
 
 ROWS = 200
@@ -127,7 +128,7 @@ def learning_section(rows: list[dict[str, Any]]) -> Markup:
         return page.section("Learning", page.paragraph("No round was finished.", kind="remark"))
     charts = []
     for name, (title, unit, include) in CURVES.items():
-        values = [float(row[name]) for row in rows]
+        values = [number_of(row[name]) for row in rows]
         lines, legend = [Series("round", values, 0)], None
         if name in ("return", "val_accuracy") and len(rows) >= 2 * SMOOTHING:
             lines.append(Series(f"mean of {SMOOTHING} rounds", smooth(values, SMOOTHING), 1))
@@ -143,7 +144,7 @@ def _rounds(rows: list[dict[str, Any]]) -> Markup:
     step = -(-len(rows) // ROWS)
     listed = [row for row in rows if row["round"] % step == 0 or row is rows[-1]]
     caption = "Every round" if step == 1 else f"Every {step}th round; metrics.jsonl has all"
-    cells = [[str(row["round"]), *(f"{row[name]:.4g}" for name in LISTED)] for row in listed]
+    cells = [[str(row["round"]), *(number(number_of(row[name]), ".4g") for name in LISTED)] for row in listed]
     return page.table(["round", *(name.replace("_", " ") for name in LISTED)], cells, caption)
 
 

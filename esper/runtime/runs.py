@@ -17,7 +17,7 @@ from typing import Any
 
 from tensordict import TensorDictBase
 
-from esper.nissa.sinks import METRICS, Metrics, read_rows, write_text
+from esper.nissa.sinks import METRICS, Metrics, json_text, read_rows, write_text
 from esper.runtime.policy_checkpoint import CHECKPOINTS, learner_tensors, load_run, restore_learner
 from esper.runtime.scene import Scene
 from esper.runtime.train_settings import TrainSettings
@@ -114,7 +114,7 @@ def open_run(
         restore_learner(learner, loaded)
         kept = [row for row in read_rows(source.parent / METRICS) if row["round"] <= learner.done]
         _bring_best(source.parent / BEST, folder / BEST, learner.done)
-    write_text(folder / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
+    write_text(folder / METRICS, "".join(map(json_text, kept)))
     for stale in ("evaluation.json", "report.html"):
         (folder / stale).unlink(missing_ok=True)
     settings = replace(settings, out=str(folder))
@@ -123,7 +123,7 @@ def open_run(
         ("resolved.json", {scene.rules.task: resolved(scene) for scene in scenes}),
         ("versions.json", versions()),
     ):
-        write_text(folder / name, json.dumps(table, indent=2) + "\n")
+        write_text(folder / name, json_text(table, indent=2))
     so_far: dict[str, Any] = {"returns": [], "best": None} if loaded is None else loaded.table
     metrics = Metrics(folder, settings.tensorboard, learner.done)
     run = Run(folder, identity, to_table(interface), list(so_far["returns"]), so_far["best"], metrics)

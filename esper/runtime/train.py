@@ -4,7 +4,6 @@ That is what makes an interrupted and resumed run end in the same bits: the stat
 learner, nothing else. What a run leaves behind is described in ``esper.runtime.runs``.
 """
 
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from torchrl.collectors import Collector
 
 from esper.leyline.actions import Op
 from esper.nissa.progress import Progress, make_progress
-from esper.nissa.sinks import METRICS, read_rows, require_tensorboard, write_text
+from esper.nissa.sinks import METRICS, json_text, read_rows, require_tensorboard, write_text
 from esper.runtime.compare import compare
 from esper.runtime.interrupt import Stopped, stoppable, torch_draws_from, undisturbed
 from esper.runtime.policy_checkpoint import load_run
@@ -30,12 +29,10 @@ from esper.simic.ppo import Learner, make_collector
 from esper.tamiyo.actor_critic import ActorCriticConfig, build_actor_critic
 from esper.tamiyo.interface import Interface, common
 from esper.utils.settings import SettingsError
+from esper.utils.stats import FEWEST
 
 HELD_OUT = 1
 """Seed of the evaluation at the end: odd, as ``evaluate``'s default; training uses even ones."""
-
-FEWEST = 6
-"""Environments that an interval can be taken of."""
 
 
 def train(settings: TrainSettings, out: TextIO = sys.stdout) -> Learner:
@@ -156,13 +153,17 @@ def _round(settings: TrainSettings, tracks: Sequence[Track], learner: Learner) -
 
 
 def _describe(track: Track, batch: TensorDictBase) -> dict[str, float]:
-    """What came of one task's episodes; counts are per environment. Of rounds there is validation alone, no test."""
+    """What came of one task's episodes; counts are per environment. Of rounds there is validation alone, no test.
+
+    Accuracy and loss are means over those environments that could be validated, and ``measured`` is their share.
+    """
     after, envs = batch["next"], batch.shape[0]
     op = track.env.interface.codec.op[batch["action"]]
     return {
         "return": float(after["reward"].sum(1).mean()),
-        "val_accuracy": float(after["val_accuracy"][:, -1].mean()),
-        "val_loss": float(after["val_loss"][:, -1].mean()),
+        "val_accuracy": float(after["val_accuracy"][:, -1].nanmean()),
+        "val_loss": float(after["val_loss"][:, -1].nanmean()),
+        "measured": float(after["val_loss"][:, -1].isfinite().float().mean()),
         "seed_params": float(after["seed_params"][:, -1].mean()),
         "refused": float(after["refused"].sum()) / envs,
         "rolled_back": float(after["rolled_back"].sum()) / envs,
@@ -176,9 +177,10 @@ def round_seed(seed: int, number: int) -> int:
 
 
 def _line(row: dict[str, float]) -> str:
+    skipped = f"  skipped {row['skipped']:.0%} of the minibatches: gradient not finite" if row["skipped"] else ""
     return (
         f"return {row['return']:7.2f}  validation {row['val_accuracy']:5.1f} %  "
-        f"entropy {row['entropy']:5.2f}  kl {row['kl']:6.4f}  {row['seconds']:5.1f} s"
+        f"entropy {row['entropy']:5.2f}  kl {row['kl']:6.4f}  {row['seconds']:5.1f} s" + skipped
     )
 
 
@@ -212,7 +214,7 @@ def _evaluate(settings: TrainSettings, run: Run, progress: Progress, out: TextIO
         report, outcomes = compare(scene, policies, HELD_OUT, progress.note)
         progress.close()
         name = "evaluation.json" if place == 1 else f"evaluation-{place}.json"
-        write_text(run.folder / name, json.dumps(report, indent=2) + "\n")
+        write_text(run.folder / name, json_text(report, indent=2))
         out.write("\n" + table(report))
         where = scene.engine.structure.slot_names
         found.append(Findings(report, tuple(outcomes), scene.engine.codec.blueprint_names, where))

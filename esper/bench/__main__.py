@@ -1,21 +1,28 @@
-"""``python -m esper.bench list | run [CASE...] | compare A.json B.json``."""
+"""``python -m esper.bench [throughput | list | run [CASE...] | compare A.json B.json]``."""
 
 import json
 import sys
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, TextIO
+
+import torch
 
 from esper.bench.case import Bench, Case
 from esper.bench.cases import cases_of
 from esper.bench.compare import compare
 from esper.bench.fresh import ProbeError
-from esper.bench.record import machine, to_table
+from esper.bench.record import FORMAT, machine, to_table
 from esper.bench.report import listing, report
 from esper.bench.run import run_cases
-from esper.bench.settings import Asked, choose, read_arguments
+from esper.bench.settings import THROUGHPUT, Asked, choose, read_arguments
+from esper.bench.throughput import ENVS, measure, to_rows
+from esper.bench.throughput_report import chart, table
 from esper.leyline.config import ConfigError
 from esper.runtime.tasks import TASKS
 from esper.tolaria.data import DatasetError
+from esper.utils.documents import to_json
 from esper.utils.settings import SettingsError
 
 RED, MISUSED = 1, 2
@@ -48,6 +55,26 @@ def run(asked: Asked, out: TextIO, notes: TextIO, table: dict[str, Case] | None 
     if asked.json is not None:
         asked.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return RED if any(result.wrong is not None for result in results) else 0
+
+
+def throughput(asked: Asked, out: TextIO, notes: TextIO, envs: Sequence[int] = ENVS) -> int:
+    """Measure steps a second, print the table, and write the chart and, if asked, the file.
+
+    Returns:
+      0, or 1 if a gate was red.
+    """
+    begun, bench = time.perf_counter(), asked.bench()
+    facts = machine(bench.device) | {"instruction_set": torch.backends.cpu.get_cpu_capability()}
+    settings = _settings(replace(asked, envs=tuple(envs)), bench)
+    rows = measure(bench, lambda line: print(line, file=notes, flush=True), begun, envs)
+    out.write(table(facts, settings, rows))
+    if asked.chart is not None and any(row.missing is None for row in rows):
+        asked.chart.write_text(chart(f"Esper on {asked.task}, {facts['processor']}", rows), encoding="utf-8")
+        out.write(f"chart: {asked.chart}\n")
+    if asked.json is not None:
+        record = {"format": FORMAT, "machine": facts, "settings": settings, "throughput": to_rows(rows)}
+        asked.json.write_text(to_json(record, indent=1) + "\n", encoding="utf-8")
+    return RED if any((row.missing or "").startswith("WRONG") for row in rows) else 0
 
 
 def _settings(asked: Asked, bench: Bench) -> dict[str, Any]:
@@ -92,6 +119,8 @@ def main(words: Sequence[str] | None = None, out: TextIO | None = None, notes: T
         if asked.action == "compare":
             out.write(compare(*asked.files))
             return 0
+        if asked.action == THROUGHPUT:
+            return throughput(asked, out, notes)
         return run(asked, out, notes)
     except (SettingsError, ConfigError, DatasetError, ProbeError) as error:
         notes.write(f"esper.bench: {error}\n")

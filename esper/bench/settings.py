@@ -21,18 +21,27 @@ MOST_ENVS = 1 << 20
 REPEAT, QUICK_REPEAT = 21, 3
 ENVS, QUICK_ENVS = "64", "2"
 
+THROUGHPUT = "throughput"
+"""The action without any word."""
+
+ALONE = (
+    "steps a second by the number of environments, as a table and a chart, within a minute (what runs without a word)"
+)
+
+CHART = "esper-throughput.svg"
+
 
 @dataclass(frozen=True)
 class Asked:
     """One command.
 
     Attributes:
-      action: list, run or compare.
+      action: throughput, list, run or compare.
       cases: patterns of names; none = all.
       files: two files to compare.
       envs: numbers of environments.
       device, dtype, backend, repeat, task, quick, probe: of the run.
-      json: where results go, if anywhere.
+      json, chart: where results, and a picture of the throughput, go, if anywhere.
     """
 
     action: str
@@ -47,6 +56,7 @@ class Asked:
     quick: bool = False
     probe: bool = True
     json: Path | None = None
+    chart: Path | None = None
 
     def bench(self) -> Bench:
         """What the cases share.
@@ -64,14 +74,21 @@ def read_arguments(words: Sequence[str]) -> Asked:
       SettingsError: one line.
       SystemExit: ``--help``.
     """
+    words = list(words)
+    if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
+        words = [THROUGHPUT, *words]
     given = vars(_parser().parse_args(spell(words, ("quick", "probe"), positionals=True)))
     quick = given.get("quick", False)
-    if "envs" in given:
+    if given["action"] == THROUGHPUT:
+        given["quick"] = False
+    elif "envs" in given:
         given["envs"] = _counts(given["envs"] or (QUICK_ENVS if quick else ENVS))
         repeat = given["repeat"]
         given["repeat"] = (QUICK_REPEAT if quick else REPEAT) if repeat is None else _count("--repeat", repeat, 10**6)
         given["probe"] = not quick if given["probe"] is None else given["probe"]
-        given["json"] = None if given["json"] is None else _writable(user_path(given["json"]))
+    for name in ("json", "chart"):
+        if given.get(name) is not None:
+            given[name] = _writable(f"--{name}", user_path(given[name]))
     for name in ("cases", "files"):
         if name in given:
             given[name] = tuple(user_path(word) if name == "files" else word for word in given[name])
@@ -80,7 +97,11 @@ def read_arguments(words: Sequence[str]) -> Asked:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="esper.bench", description="Measure what Esper costs.", allow_abbrev=False)
-    actions = parser.add_subparsers(dest="action", required=True, metavar="list | run | compare")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="throughput | list | run | compare")
+    alone = actions.add_parser(THROUGHPUT, help=ALONE, description=ALONE, allow_abbrev=False)
+    alone.add_argument("--task", choices=tuple(TASKS), default="digits_v1", help="preset (default: digits_v1)")
+    _add_places(alone)
+    alone.add_argument("--chart", metavar="FILE.svg", default=CHART, help=f"where the picture goes (default: {CHART})")
     for name, text in (("list", "name the cases and their units of work"), ("run", "check and time cases")):
         each = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
         each.add_argument("--task", choices=tuple(TASKS), default="digits_v1", help="preset (default: digits_v1)")
@@ -95,11 +116,8 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument
     flag("cases", nargs="*", metavar="CASE", help="names, or patterns such as 'env-step-*'; none = all")
     flag("--envs", metavar="1,16,64", help=f"numbers of environments (default: {ENVS})")
-    flag("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
-    flag("--dtype", choices=[p.value for p in Precision], default=Precision.FLOAT32.value, help="default: float32")
-    flag("--backend", choices=CHOICES, default="auto", help="how networks are run (default: auto)")
+    _add_places(parser)
     flag("--repeat", metavar="N", help=f"timings of each case, in turn (default: {REPEAT})")
-    flag("--json", metavar="FILE", help="write everything there")
     flag(
         "--quick",
         type=boolean,
@@ -115,6 +133,15 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_places(parser: argparse.ArgumentParser) -> None:
+    """Where and how networks are run, and where the results go."""
+    flag = parser.add_argument
+    flag("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    flag("--dtype", choices=[p.value for p in Precision], default=Precision.FLOAT32.value, help="default: float32")
+    flag("--backend", choices=CHOICES, default="auto", help="how networks are run (default: auto)")
+    flag("--json", metavar="FILE", help="write everything there")
+
+
 def _count(place: str, word: str, most: int) -> int:
     if not (word.isascii() and word.isdigit() and 1 <= int(word) <= most):
         raise SettingsError(f"{place} = {word!r}: expected an integer from 1 to {most}")
@@ -128,10 +155,10 @@ def _counts(words: str) -> tuple[int, ...]:
     return tuple(parts)
 
 
-def _writable(path: Path) -> Path:
+def _writable(flag: str, path: Path) -> Path:
     """Known before anything is measured: a run is too long to lose its file at the end."""
     if path.is_dir() or not path.absolute().parent.is_dir():
-        raise SettingsError(f"--json = {str(path)!r}: expected a file in a folder that exists")
+        raise SettingsError(f"{flag} = {str(path)!r}: expected a file in a folder that exists")
     return path
 
 

@@ -62,6 +62,7 @@ def preserving(
     apply: Callable[[Params, Tensor], Tensor],
     flops: Callable[[Site], int],
     identity_bound: float,
+    suits: Callable[[Site], bool] = lambda site: True,
 ) -> Blueprint:
     """A kind of seed that keeps the shape of one site, without buffers, the same in training and in inference.
 
@@ -70,10 +71,11 @@ def preserving(
       kinds: site kinds it fits.
       params, flops: of the site.
       apply: (params, x) -> y.
+      suits: site -> whether it can be a seed there: what is normalised over a single number is constant.
     """
     return Blueprint(
         name=name,
-        fits=lambda source, target: source == target and source.kind in kinds,
+        fits=lambda source, target: source == target and source.kind in kinds and suits(source),
         params=lambda source, target: params(source),
         train=lambda weights, buffers, x, key: (apply(weights, x), buffers),
         infer=lambda weights, buffers, x: apply(weights, x),

@@ -37,9 +37,9 @@ def check_blueprint(
 
     Checked: it fits; its tensors are named apart and tile a row; its cost is a number; training and inference give
     the target's shape, the dtype and finite numbers, and buffers of their own shapes; it starts within
-    ``identity_bound`` of the identity, or of 0 between two sites; some gradient reaches its parameters and its input;
-    rows do not depend on each other, nor positions on later ones; float64 works as well as float32. The features are
-    |N(0, 1)|, as behind a relu, or uniformly random tokens.
+    ``identity_bound`` of the identity, or of 0 between two sites; some gradient reaches its parameters and its input,
+    and, away from its start, every tensor of it; rows do not depend on each other, nor positions on later ones; float64
+    works as well as float32. The features are |N(0, 1)|, as behind a relu, or uniformly random tokens.
 
     Args:
       blueprint: what to check.
@@ -156,3 +156,6 @@ def _check_gradients(case: _Case, flat: Tensor, x: Tensor) -> None:
         _expect(case, bool(torch.isfinite(grad).all()), f"a non-finite gradient to its {name}", "finite numbers")
         alive = bool((grad.flatten(1).abs().sum(1) > 0).all())
         _expect(case, alive, f"a zero gradient to its {name}", "a gradient: a dead seed never learns")
+    later = case.blueprint.layout(case.source, case.target).views(torch.func.grad(weighed)(_trained(flat), x))
+    dead = [name for name, grad in later.items() if not bool(grad.any())]
+    _expect(case, not dead, f"no gradient to {', '.join(dead)} away from its start", "tensors that can all learn")

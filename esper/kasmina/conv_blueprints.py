@@ -16,9 +16,12 @@ with b = max(8, C//4). Initial values let a seed start harmless *and* learn: ``n
 ``attention`` doubles the sigmoid, so that zero weights are the identity without a bias; tails that end in a linear
 map start at zero; tails that end in relu(GN(.)) start with a norm weight of TAIL, because a zero tail before a relu
 has no gradient and never would. ``attention``'s first weights start positive: features behind a relu are positive,
-so its few hidden units start alive. ``norm`` takes the largest number of groups up to 32 that divides C. A group of
-one channel on a map of one position would be constant, so there the norms take one group.
+so its few hidden units start alive. ``norm`` takes the largest number of groups up to 32 that divides C into groups
+of at least LEAST numbers. A group of one channel on a map of one position would be constant, so there the other norms
+take one group; where a site has fewer numbers than LEAST altogether, what has a norm does not fit.
 """
+
+from math import prod
 
 import torch
 from torch import Tensor
@@ -30,6 +33,9 @@ from esper.kasmina.site import Site
 
 TAIL = 0.1
 """Initial norm weight of a residual branch that ends in a relu."""
+
+LEAST = 3
+"""Numbers that are normalised together at the least: one would give 0 whatever it is, and two nothing but +-1."""
 
 CONV = frozenset({"conv"})
 
@@ -57,6 +63,10 @@ def _group_norm(params: Params, name: str, x: Tensor) -> Tensor:
     return group_norm(x, params[f"{name}.weight"], params[f"{name}.bias"], groups)
 
 
+def _can_norm(site: Site) -> bool:
+    return prod(site.shape) >= LEAST
+
+
 def _positions(site: Site) -> int:
     return site.shape[1] * site.shape[2]
 
@@ -66,8 +76,9 @@ def _norm_params(site: Site) -> tuple[Param, ...]:
 
 
 def _norm_apply(params: Params, x: Tensor) -> Tensor:
-    channels = x.shape[2]
-    groups = max(g for g in range(1, min(32, channels) + 1) if channels % g == 0)
+    channels, positions = x.shape[2], x.shape[3] * x.shape[4]
+    fitting = (g for g in range(1, min(32, channels) + 1) if channels % g == 0 and channels // g * positions >= LEAST)
+    groups = max(fitting, default=1)
     return tanh_mix(x, group_norm(x, params["norm.weight"], params["norm.bias"], groups), params["scale"])
 
 
@@ -150,7 +161,7 @@ def _bottleneck_flops(site: Site) -> int:
     return _positions(site) * (2 * site.channels * width + 9 * width**2)
 
 
-NORM = preserving("norm", CONV, _norm_params, _norm_apply, lambda site: 0, 0.0)
+NORM = preserving("norm", CONV, _norm_params, _norm_apply, lambda site: 0, 0.0, _can_norm)
 ATTENTION = preserving(
     "attention",
     CONV,
@@ -166,12 +177,25 @@ DEPTHWISE = preserving(
     _depthwise_apply,
     lambda site: _positions(site) * (9 * site.channels + site.channels**2),
     1.0,
+    _can_norm,
 )
 CONV_SMALL = preserving(
-    "conv_small", CONV, _conv_small_params, _conv_small_apply, lambda site: _positions(site) * site.channels**2, 0.0
+    "conv_small",
+    CONV,
+    _conv_small_params,
+    _conv_small_apply,
+    lambda site: _positions(site) * site.channels**2,
+    0.0,
+    _can_norm,
 )
 CONV_LIGHT = preserving(
-    "conv_light", CONV, _conv_light_params, _conv_light_apply, lambda site: _positions(site) * 9 * site.channels**2, 1.0
+    "conv_light",
+    CONV,
+    _conv_light_params,
+    _conv_light_apply,
+    lambda site: _positions(site) * 9 * site.channels**2,
+    1.0,
+    _can_norm,
 )
 CONV_HEAVY = preserving(
     "conv_heavy",
@@ -180,6 +204,7 @@ CONV_HEAVY = preserving(
     _conv_heavy_apply,
     lambda site: _positions(site) * 18 * site.channels**2,
     1.0,
+    _can_norm,
 )
 BOTTLENECK = preserving("bottleneck", CONV, _bottleneck_params, _bottleneck_apply, _bottleneck_flops, 0.0)
 

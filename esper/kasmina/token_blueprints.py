@@ -16,7 +16,7 @@ Compositions are esper-lite's with N added, for D channels:
 LN is a layer norm, N one without weights. What ends a branch starts at zero, and so does the scale of ``norm``.
 ``attention`` has the first of 4, 2, 1 heads that divides D. N is there because a slot sees the residual stream, whose
 scale is the host's affair (0.1 behind the embedding); unnormalised, attention over it is nearly uniform and an MLP
-nearly linear.
+nearly linear. A norm over one channel is constant, so that all but ``lora`` need two.
 """
 
 from functools import partial
@@ -33,6 +33,10 @@ from esper.kasmina.site import Site
 from esper.kasmina.transformer import affine, apply_affine, heads_of, norm
 
 POSITIONWISE = frozenset({"token", "vector"})
+
+
+def _can_norm(site: Site) -> bool:
+    return site.channels > 1
 
 
 def _norm_params(site: Site) -> tuple[Param, ...]:
@@ -93,12 +97,14 @@ def _mlp(name: str, expansion: int) -> Blueprint:
     def flops(site: Site) -> int:
         return _matrices(2 * expansion * site.channels**2, site)
 
-    return preserving(name, POSITIONWISE, partial(_mlp_params, expansion), _mlp_apply, flops, 0.0)
+    return preserving(name, POSITIONWISE, partial(_mlp_params, expansion), _mlp_apply, flops, 0.0, _can_norm)
 
 
-NORM = preserving("norm", POSITIONWISE, _norm_params, _norm_apply, lambda site: 0, 0.0)
+NORM = preserving("norm", POSITIONWISE, _norm_params, _norm_apply, lambda site: 0, 0.0, _can_norm)
 LORA, LORA_LARGE = _lora("lora", 8), _lora("lora_large", 32)
-ATTENTION = preserving("attention", frozenset({"token"}), _attention_params, _attention_apply, _attention_flops, 0.0)
+ATTENTION = preserving(
+    "attention", frozenset({"token"}), _attention_params, _attention_apply, _attention_flops, 0.0, _can_norm
+)
 MLP_SMALL, MLP = _mlp("mlp_small", 2), _mlp("mlp", 4)
 
 TOKEN_BLUEPRINTS = (NORM, LORA, LORA_LARGE, ATTENTION, MLP_SMALL, MLP)

@@ -83,7 +83,10 @@ def transformer_bypass(width: int = 16, layers: int = 1) -> Blueprint:
         length, into = source.shape[0], 0 if source.kind == "tokens" else source.channels
         return length * width * (into + target.channels) + layers * block_flops(length, width)
 
-    return bypassing(f"transformer{width}x{layers}", _fits, params, apply, flops)
+    def fits(source: Site, target: Site) -> bool:  # what is normalised over one channel is constant
+        return _fits(source, target) and (source.kind == "tokens" or source.channels > 1)
+
+    return bypassing(f"transformer{width}x{layers}", fits, params, apply, flops)
 
 
 def token_probe() -> Blueprint:

@@ -114,8 +114,10 @@ def build_leaves(
     leaves = {}
     for name, number in known.items():
         given = overrides.get(name, number.default)
-        if isinstance(given, bool):  # torch would take it for 0 or 1
-            raise ConfigError(f"{place}.{name} = {given!r}: expected a number or a tensor [{num_envs}]")
+        if isinstance(given, bool) or (isinstance(given, Tensor) and given.dtype == torch.bool):
+            raise ConfigError(
+                f"{place}.{name} = {given!r}: expected a number or a tensor [{num_envs}], not true or false"
+            )
         try:
             value = torch.as_tensor(given, dtype=dtype, device=device)
         except (TypeError, ValueError, RuntimeError, OverflowError):

@@ -8,6 +8,7 @@ Accuracies, improvements and contributions are percentage points (0 to 100); los
 
 from typing import TypeVar
 
+import torch
 from tensordict import TypedTensorDict
 from torch import Tensor
 
@@ -66,6 +67,16 @@ class Signals(TypedTensorDict):
     gradient_norm: Tensor  # L2 norm of the host's gradient
     vanishing: Tensor  # fraction of the host's tensors whose gradient vanishes
     exploding: Tensor  # fraction of the host's tensors whose gradient explodes
+
+
+def validated(signals: Signals) -> tuple[Tensor, Tensor]:
+    """Last validation accuracy [E] in pp and loss [E], for reports; NaN where no epoch has counted yet.
+
+    A network that is not finite from its first epoch on is never validated: the zeros that its signals begin with are
+    no measurement.
+    """
+    seen = signals.epochs_seen > 0
+    return torch.where(seen, signals.val_accuracy, torch.nan), torch.where(seen, signals.val_loss, torch.nan)
 
 
 class Snapshot(TypedTensorDict):

@@ -6,7 +6,6 @@ style; lines differ by dashes as well.
 
 import math
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import NamedTuple
 
 from esper.nissa.frame import BOTTOM, TOP, Axis, Frame, grid, picture, span, text
@@ -107,7 +106,7 @@ def _area(frame: Frame, low: Sequence[float], high: Sequence[float], kind: str) 
 
 
 def interval_chart(title: str, x: str, rows: Sequence[Interval], mark: float | None = None) -> Markup:
-    """Means with their intervals, one row each.
+    """Means with their intervals, one row each; a row that is not finite has its name and no mark.
 
     Args:
       title: what is shown.
@@ -127,12 +126,16 @@ def interval_chart(title: str, x: str, rows: Sequence[Interval], mark: float | N
     for index, row in enumerate(rows):
         y, kind = frame.at_y(len(rows) - index - 0.5), f"c{row.colour}"
         low, high = frame.at_x(row.mean - row.half_width), frame.at_x(row.mean + row.half_width)
+        parts.append(text(frame.left - 10, y + 4, row.name, "end", class_="row"))
+        if not math.isfinite(row.mean + row.half_width):
+            continue
         words = f"{row.name}: {row.mean:.2f} ± {row.half_width:.2f}"
         bar = element("line", x1=low, x2=high, y1=y, y2=y, class_=f"whisker {kind}")
         ends_ = [element("line", x1=at, x2=at, y1=y - 5, y2=y + 5, class_=f"whisker {kind}") for at in (low, high)]
         dot = element("circle", element("title", words), cx=frame.at_x(row.mean), cy=y, r=5, class_=f"dot {kind}")
-        parts += [text(frame.left - 10, y + 4, row.name, "end", class_="row"), bar, *ends_, dot]
-    return picture(frame, title, "; ".join(f"{r.name} {r.mean:.2f} ± {r.half_width:.2f}" for r in rows), *parts)
+        parts += [bar, *ends_, dot]
+    sound = [row for row in rows if math.isfinite(row.mean + row.half_width)]
+    return picture(frame, title, "; ".join(f"{r.name} {r.mean:.2f} ± {r.half_width:.2f}" for r in sound), *parts)
 
 
 def identity_chart(title: str, x: str, y: str, points: Sequence[tuple[float, float, float | None]]) -> Markup:
@@ -164,8 +167,6 @@ def identity_chart(title: str, x: str, y: str, points: Sequence[tuple[float, flo
 
 
 def smooth(values: Sequence[float], window: int) -> list[float]:
-    """Mean of the last ``window`` values up to each; NaN before there are as many."""
-    sums = [0.0, *accumulate(values)]
-    return [
-        (sums[end] - sums[end - window]) / window if end >= window else math.nan for end in range(1, len(values) + 1)
-    ]
+    """Mean of the last ``window`` values up to each; NaN before there are as many, and where one of them is."""
+    ends = range(1, len(values) + 1)
+    return [sum(values[end - window : end]) / window if end >= window else math.nan for end in ends]

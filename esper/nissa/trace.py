@@ -12,7 +12,7 @@ from torch import Tensor
 from esper.leyline.actions import NONE, Codec, Op
 from esper.leyline.events import Transition
 from esper.leyline.stages import Stage
-from esper.leyline.state import State
+from esper.leyline.state import State, validated
 
 ALTERNATIVES = 4
 """How many of a decision's likeliest actions a trace keeps."""
@@ -49,8 +49,8 @@ class Trace(NamedTuple):
     alpha: Tensor  # float32 [T, E, S]; after
     effect: Tensor  # float32 [T, E, S]; pp; contribution, or prospect in TRAINING; NaN where not measured
     effect_error: Tensor  # float32 [T, E, S]; pp; its standard error
-    accuracy: Tensor  # float32 [T, E]; pp; validation, after
-    loss: Tensor  # float32 [T, E]; nats; validation, after
+    accuracy: Tensor  # float32 [T, E]; pp; validation, after; NaN as long as there was none
+    loss: Tensor  # float32 [T, E]; nats; validation, after; likewise
     reward: Tensor  # float32 [T, E]
     terms: Tensor  # float32 [T, E, R]; what the reward is made of
     term_names: tuple[str, ...]  # R names
@@ -75,7 +75,7 @@ def record(codec: Codec, state: State, event: Transition, terms: dict[str, Tenso
     Returns:
       the fields of ``Trace`` without T, except names and diagnostics; on the state's device.
     """
-    result, slots, signals = event.result, state.slots, state.signals
+    result, slots, (accuracy, loss) = event.result, state.slots, validated(state.signals)
     idle, action = result.op == int(Op.WAIT), result.action.clamp(0, codec.size - 1)
 
     def argument(column: Tensor) -> Tensor:
@@ -100,8 +100,8 @@ def record(codec: Codec, state: State, event: Transition, terms: dict[str, Tenso
         "alpha": slots.alpha.float(),
         "effect": effect.float(),
         "effect_error": torch.where(effect.isnan(), torch.nan, error).float(),
-        "accuracy": signals.val_accuracy.float(),
-        "loss": signals.val_loss.float(),
+        "accuracy": accuracy.float(),
+        "loss": loss.float(),
         "reward": total.float(),
         "terms": torch.stack(list(terms.values()), dim=1).float(),
     }

@@ -110,6 +110,12 @@ def make(
             f"make({task.name!r}): dataset {dataset.name} has {kinds[dataset.has_tokens]}, "
             f"host {task.host.name} takes {kinds[task.host.takes_tokens]}"
         )
+    if len(dataset.input_shape) != 3 and (config.crop_padding or config.mirror):
+        asked = f"crop_padding = {config.crop_padding}" if config.crop_padding else "mirror = True"
+        raise ConfigError(
+            f"make({task.name!r}): config.{asked} is for images; dataset {dataset.name} has samples of shape "
+            f"{dataset.input_shape}; expected crop_padding = 0, mirror = False"
+        )
     hypers = hypers if differentiable else hypers.detach()
     structure = build_structure(config, task.host, task.blueprints, task.objective, place)
     runs = build_backend(backend, structure, place, differentiable)

@@ -1,7 +1,10 @@
 """Comparison: policies side by side on the same environments, as one table of numbers."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from esper.leyline.actions import Op
 from esper.nissa import calibration
@@ -11,7 +14,7 @@ from esper.nissa.trace import Trace
 from esper.runtime.rollout import Outcome, rollout
 from esper.runtime.scene import Scene
 from esper.tamiyo.policies import Policy
-from esper.utils.stats import mean_interval
+from esper.utils.stats import measured_interval
 
 
 class TableColumn(NamedTuple):
@@ -44,6 +47,10 @@ DOMINANT, COLLAPSED = 0.9, 0.05
 """Share of one operation, and entropy in nats of the mix of operations, beyond which a reader is warned."""
 
 
+FIXED = frozenset({"wait"})
+"""Policies that know one operation only."""
+
+
 def compare(
     scene: Scene, policies: list[Policy], seed: int, note: Callable[[str], None]
 ) -> tuple[dict[str, Any], list[Outcome]]:
@@ -56,9 +63,10 @@ def compare(
       note: told what is going on.
 
     Returns:
-      the report, JSON-able, and the outcomes. Of the data it holds name, sizes and split. Per policy it holds the mean
-      and 95 % half-width of every column (``COLUMNS`` has names and units), its shares of the operations as a whole and
-      by third of the episode, the entropy of that mix and of the policy itself, the survival of its seeds, the
+      the report, for ``to_json``, and the outcomes. Of the data it holds name, sizes and split. Per policy it holds
+      of every column (``COLUMNS`` has names and units) the ``cell``, and the ``values`` of environments 0 to E - 1, so
+      that evaluations of several seeds can be pooled; its shares of the operations as a whole and by third of the
+      episode, the entropy of that mix and of the policy itself, the survival of its seeds, the
       calibration of its values, and red flags; per other policy the paired differences of the first policy to it. None
       stands for what is undefined.
     """
@@ -92,11 +100,11 @@ def columns_of(report: dict[str, Any]) -> list[str]:
 
 def summary(outcome: Outcome, names: Sequence[str], gamma: float) -> dict[str, Any]:
     """One policy's part of the report."""
-    columns = {name: mean_interval(getattr(outcome, name)) for name in names}
+    columns = {name: getattr(outcome, name) for name in names}
     thirds = by_third(outcome.operations)
     diagnostics = outcome.trace.diagnostics
     return {
-        **{name: {"mean": mean, "half_width": half} for name, (mean, half) in columns.items()},
+        **{name: cell(values) | {"values": values.tolist()} for name, values in columns.items()},
         "operations": shares(outcome.operations),
         "operations_by_third": [shares(part) for part in thirds],
         "entropy_by_third": [mix_entropy(part) for part in thirds],
@@ -116,7 +124,12 @@ def value_calibration(trace: Trace, gamma: float) -> dict[str, Any] | None:
 
 
 def red_flags(outcome: Outcome) -> list[str]:
-    """What a reader should be warned of: one operation for nearly everything, no variety left, no seeds at all."""
+    """What a reader should be warned of: one operation for nearly everything, no variety left, no seeds at all.
+
+    A policy that can do nothing else does not do it by fault; there is nothing to warn of.
+    """
+    if outcome.policy in FIXED:
+        return []
     mix = shares(outcome.operations)
     flags = [f"{op.name} is over {DOMINANT:.0%} of all actions" for op in Op if mix[op.name] > DOMINANT]
     if mix_entropy(outcome.operations) < COLLAPSED:
@@ -126,16 +139,27 @@ def red_flags(outcome: Outcome) -> list[str]:
     return [flag.replace("%", " %") for flag in flags]
 
 
-def with_error(name: str, cell: dict[str, float], sign: str = "") -> str:
-    """A column's mean with its half-width, as text; ``sign`` is a format's sign."""
-    form = f"z.{COLUMNS[name].decimals}f"
-    return f"{cell['mean']:{sign}{form}} ± {cell['half_width']:{form}}"
+def cell(values: Tensor) -> dict[str, Any]:
+    """Mean and 95 % half-width of the environments that were measured, and how many they are; see
+    ``measured_interval``.
+    """
+    mean, half, count = measured_interval(values.double())
+    return {"mean": mean, "half_width": half, "measured": count}
 
 
-def differences(first: Outcome, other: Outcome, names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Paired differences of columns, first minus other, with 95 % half-widths."""
-    rows = {}
-    for name in names:
-        mean, half = mean_interval(getattr(first, name).double() - getattr(other, name).double())
-        rows[name] = {"mean": mean, "half_width": half}
-    return rows
+LARGE = 1e7
+"""From here on, tables give powers of ten."""
+
+
+def with_error(name: str, cell: dict[str, Any], sign: str = "") -> str:
+    """A column's mean with its half-width, as text; ``sign`` is a format's sign; - where nothing was measured."""
+    mean, half = cell["mean"], cell["half_width"]
+    if mean is None:
+        return "-"
+    form = ".2e" if LARGE <= max(abs(mean), half or 0.0) < math.inf else f"z.{COLUMNS[name].decimals}f"
+    return f"{mean:{sign}{form}}" + ("" if half is None else f" ± {half:{form}}")
+
+
+def differences(first: Outcome, other: Outcome, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Paired differences of columns, first minus other: a ``cell`` each, of the environments measured in both."""
+    return {name: cell(getattr(first, name).double() - getattr(other, name).double()) for name in names}

@@ -6,6 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
+from esper.leyline.config import ConfigError
+from esper.runtime.build import make
+from esper.runtime.tasks import COUNTED, named
 from esper.tolaria.data import DatasetError
 from esper.tolaria.formats.detect import DatasetReport, PartReport, check, detect
 from esper.tolaria.formats.files import Listed, as_path, listing
@@ -41,6 +44,7 @@ def data_check(arguments: Sequence[str], out: TextIO | None = None) -> None:
             _write(out, _show_files(path, files))
         facts["format"] = detect(path).name
         report = check(path, given.classes)
+        _build(report.format, given.path, given.classes)
     except DatasetError as error:
         if given.json:
             _write(out, [to_json({**facts, "ok": False, "error": str(error), "report": None})])
@@ -49,6 +53,19 @@ def data_check(arguments: Sequence[str], out: TextIO | None = None) -> None:
         _write(out, [to_json({**facts, "ok": True, "error": None, "report": asdict(report)})])
     else:
         _write(out, [*_show_report(report), "ok"])
+
+
+def _build(kind: str, path: str, classes: int | None) -> None:
+    """Make the engine that training would make of a dataset, so that both accept the same.
+
+    Raises:
+      DatasetError: it cannot be made.
+    """
+    name = f"{kind}:{path}" + (f"#classes={classes}" if classes is not None and kind in COUNTED else "")
+    try:
+        make(named(name), 1, backend="eager")
+    except ConfigError as error:
+        raise DatasetError(str(error)) from None
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

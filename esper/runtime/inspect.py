@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from textwrap import wrap
 from typing import Any, TextIO
 
+from torch import Tensor
+
 from esper.leyline.actions import Codec
 from esper.leyline.codes import CHECK_TEXT, REFUSAL_TEXT, VERDICT_TEXT, Check, Refusal, Verdict
 from esper.leyline.stages import Stage
@@ -90,10 +92,14 @@ def situation(trace: Trace, codec: Codec, decision: int, env: int) -> dict[str, 
         slots = [{"slot": slot, **empty} for slot in range(num_slots)]
         return {"val_accuracy": None, "val_loss": None, "slots": slots}
     return {
-        "val_accuracy": float(trace.accuracy[t, env]),
-        "val_loss": float(trace.loss[t, env]),
+        "val_accuracy": _measured(trace.accuracy[t, env]),
+        "val_loss": _measured(trace.loss[t, env]),
         "slots": [_slot(trace, codec, t, env, slot) for slot in range(num_slots)],
     }
+
+
+def _measured(value: Tensor) -> float | None:
+    return None if value.isnan() else float(value)
 
 
 def _slot(trace: Trace, codec: Codec, t: int, env: int, slot: int) -> dict[str, Any]:
@@ -124,8 +130,8 @@ def decision(trace: Trace, codec: Codec, t: int, env: int) -> dict[str, Any]:
         "failed_checks": [CHECK_TEXT[check] for check in Check if failed & check],
         "verdict": None if verdict is Verdict.CALM else VERDICT_TEXT[verdict],
         "rolled_back": bool(trace.rolled_back[here]),
-        "val_accuracy": float(trace.accuracy[here]),
-        "val_loss": float(trace.loss[here]),
+        "val_accuracy": _measured(trace.accuracy[here]),
+        "val_loss": _measured(trace.loss[here]),
         "reward": float(trace.reward[here]),
         "terms": dict(zip(trace.term_names, trace.terms[here].tolist(), strict=True)),
     }

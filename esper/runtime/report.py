@@ -14,6 +14,7 @@ from esper.runtime.report_evaluation import evaluation_section, headline, value_
 from esper.runtime.report_frontier import frontier_section
 from esper.runtime.rollout import Outcome
 from esper.runtime.runs import BEST, SMOOTHING
+from esper.runtime.table import number
 from esper.urza import checkpoint
 
 ROWS = 200
@@ -137,7 +138,7 @@ def learning_section(rows: list[dict[str, Any]]) -> Markup:
         return page.section("Learning", page.paragraph("No round was finished.", kind="remark"))
     charts = []
     for name, (title, unit, include) in CURVES.items():
-        values = [float(row[name]) for row in rows]
+        values = [row[name] for row in rows]
         lines, legend = [Series("round", values, 0)], None
         if name in ("return", "val_accuracy") and len(rows) >= 2 * SMOOTHING:
             lines.append(Series(f"mean of {SMOOTHING} rounds", smooth(values, SMOOTHING), 1))
@@ -153,7 +154,7 @@ def _rounds(rows: list[dict[str, Any]]) -> Markup:
     step = -(-len(rows) // ROWS)
     listed = [row for row in rows if row["round"] % step == 0 or row is rows[-1]]
     caption = "Every round" if step == 1 else f"Every {step}th round; metrics.jsonl has all"
-    cells = [[str(row["round"]), *(f"{row[name]:.4g}" for name in LISTED)] for row in listed]
+    cells = [[str(row["round"]), *(number(row[name], ".4g") for name in LISTED)] for row in listed]
     return page.table(["round", *(name.replace("_", " ") for name in LISTED)], cells, caption)
 
 

@@ -1,5 +1,6 @@
 """The report's part on how policies compare: headline, outcomes with intervals, and value calibration."""
 
+import math
 from typing import Any
 
 from esper.nissa import page
@@ -33,6 +34,12 @@ def headline(evaluation: dict[str, Any]) -> Markup:
     return Markup(page.tiles(entries) + warned + page.paragraph(remark, kind="remark"))
 
 
+def _ends(cell: dict[str, Any]) -> tuple[float, float]:
+    """Mean and half-width; NaN where there is none."""
+    mean, half = cell["mean"], cell["half_width"]
+    return math.nan if mean is None else mean, math.nan if half is None else half
+
+
 def _shown(name: str, row: dict[str, Any], sign: str = "") -> str:
     return with_error(name, row[name], sign)
 
@@ -42,12 +49,9 @@ def evaluation_section(evaluation: dict[str, Any]) -> Markup:
     policies, others = evaluation["policies"], evaluation["first_minus"]
     first, charts = next(iter(policies)), []
     for name, (title, unit, gap) in CHARTED.items():
-        means = [
-            Interval(policy, row[name]["mean"], row[name]["half_width"], 0 if policy == first else 7)
-            for policy, row in policies.items()
-        ]
+        means = [Interval(policy, *_ends(row[name]), 0 if policy == first else 7) for policy, row in policies.items()]
         charts.append(page.figure(title, interval_chart(title, unit, means)))
-        gaps = [Interval(policy, row[name]["mean"], row[name]["half_width"]) for policy, row in others.items()]
+        gaps = [Interval(policy, *_ends(row[name])) for policy, row in others.items()]
         paired = f"{title}, {first} minus the other, paired"
         charts.append(page.figure(paired, interval_chart(paired, f"difference, {gap}", gaps, mark=0.0)))
     columns = columns_of(evaluation)

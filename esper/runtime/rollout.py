@@ -8,7 +8,7 @@ from torch import Tensor
 
 from esper.engine import Engine
 from esper.kasmina.structure import seed_sizes
-from esper.leyline.state import State
+from esper.leyline.state import State, validated
 from esper.nissa.actions import counts
 from esper.nissa.seeds import REMOVED, Fate, Lives, lives
 from esper.nissa.trace import Trace, record, record_diagnostics, stack
@@ -26,10 +26,10 @@ class Outcome(NamedTuple):
 
     policy: str
     test_accuracy: Tensor  # pp; of the network at the end, on samples that nothing else reads
-    val_accuracy: Tensor  # pp; last validation accuracy, which the last reward was made of
+    val_accuracy: Tensor  # pp; last validation accuracy, which the last reward was made of; NaN where there was none
     test_loss: Tensor  # nats; of the network at the end
     test_bits: Tensor  # the same in bits per prediction
-    val_bits: Tensor  # last validation loss, bits per prediction
+    val_bits: Tensor  # last validation loss, bits per prediction; likewise
     test_perplexity: Tensor  # the test loss as a number of equally likely outcomes
     total_reward: Tensor  # undiscounted return
     added: Tensor  # parameters in seeds at the end
@@ -44,6 +44,7 @@ class Outcome(NamedTuple):
     seeds: Lives  # every seed
 
 
+@torch.no_grad()
 def rollout(
     engine: Engine,
     policy: Policy,
@@ -79,7 +80,7 @@ def rollout(
         if decision.diagnostics is not None:
             diagnostics.append(record_diagnostics(decision.action, *decision.diagnostics))
         if progress is not None and ((number + 1) % 5 == 0 or number + 1 == config.horizon):
-            accuracy, elapsed = float(state.signals.val_accuracy.mean()), time.perf_counter() - start
+            accuracy, elapsed = float(validated(state.signals)[0].nanmean()), time.perf_counter() - start
             line = f"  epoch {number + 1:3d}/{config.horizon}  validation {accuracy:5.1f} %  {elapsed:5.0f} s\n"
             progress.write(line)
             progress.flush()
@@ -93,7 +94,7 @@ def _policy_input(engine: Engine, state: State, keys: Tensor) -> PolicyInput:
 
 
 def _outcome(engine: Engine, name: str, state: State, trace: Trace, seconds: float) -> Outcome:
-    seeds, test = lives(trace), engine.test(state)
+    seeds, test, (val_accuracy, val_loss) = lives(trace), engine.test(state), validated(state.signals)
 
     def per_env(which: Tensor) -> Tensor:
         return torch.bincount(seeds.env[which], minlength=engine.config.num_envs)
@@ -101,10 +102,10 @@ def _outcome(engine: Engine, name: str, state: State, trace: Trace, seconds: flo
     return Outcome(
         policy=name,
         test_accuracy=test.accuracy.cpu(),
-        val_accuracy=state.signals.val_accuracy.cpu(),
+        val_accuracy=val_accuracy.cpu(),
         test_loss=test.loss.cpu(),
         test_bits=bits(test.loss).cpu(),
-        val_bits=bits(state.signals.val_loss).cpu(),
+        val_bits=bits(val_loss).cpu(),
         test_perplexity=perplexity(test.loss).cpu(),
         total_reward=trace.reward.double().sum(0),
         added=seed_sizes(engine.structure, state.slots).sum(1).cpu(),

@@ -1,5 +1,6 @@
 """The comparison as text for a terminal."""
 
+import math
 from typing import Any
 
 from esper.leyline.actions import Op
@@ -23,8 +24,8 @@ def percent(share: float | None) -> str:
 
 
 def number(value: float | None, form: str = ".2f") -> str:
-    """A number; - where undefined."""
-    return "-" if value is None else format(value, form)
+    """A number; - where undefined, or not measured (NaN)."""
+    return "-" if value is None or math.isnan(value) else format(value, form)
 
 
 def _aligned(rows: list[list[str]]) -> str:
@@ -55,7 +56,21 @@ def _outcomes(report: dict[str, Any]) -> str:
         f", reward {report['reward']}; mean ± 95 % half-width\n"
     )
     heading += samples(report) + "\n"
-    return "".join([heading, *lines[:count], f"\npaired differences, {first} minus\n", *lines[count:]])
+    return "".join(
+        [heading, *lines[:count], f"\npaired differences, {first} minus\n", *lines[count:], *_unmeasured(report)]
+    )
+
+
+def _unmeasured(report: dict[str, Any]) -> list[str]:
+    """A line for every mean that is not of all environments."""
+    total = report["num_envs"]
+    return [
+        f"{name}, {COLUMNS[key].head}: of {row[key]['measured']} of {total} environments; the others were never "
+        "validated: their networks were not finite from the first epoch on\n"
+        for name, row in report["policies"].items()
+        for key in columns_of(report)
+        if row[key]["measured"] < total
+    ]
 
 
 def samples(report: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 A task's name is that of a preset (``digits``), or of a kind of dataset and where it lies (``cifar10:PATH``).
 """
 
+import re
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from types import MappingProxyType
@@ -20,9 +21,10 @@ from esper.kasmina.transformer import transformer_host
 from esper.leyline.actions import Blend
 from esper.leyline.config import ConfigError, Isolation
 from esper.tolaria.characters import characters, python_topics
-from esper.tolaria.data import Dataset
+from esper.tolaria.data import Dataset, dataset_error
 from esper.tolaria.digits import digits as read_digits
 from esper.tolaria.formats.cifar10 import cifar10 as read_cifar10
+from esper.tolaria.formats.idx import NUM_CLASSES as IDX_CLASSES
 from esper.tolaria.formats.idx import idx as read_idx
 from esper.tolaria.formats.npz import npz as read_npz
 from esper.tolaria.formats.text import text as read_text
@@ -113,12 +115,17 @@ def digits_deep() -> Task:
 
 
 def images(dataset: Dataset, name: str) -> Task:
-    """Three blocks of 8, 16 and 32 channels, a slot behind each and one beside all, for images [C, H, W] of any kind.
+    """Three blocks of 8, 16 and 32 channels, a slot behind each and one beside all, for images [C, H, W] of any kind;
+    as many blocks pool as there are pixels for.
 
     Raises:
-      ConfigError: samples that are not images.
+      DatasetError: samples that are not images.
     """
-    host = cnn_host(dataset.input_shape, dataset.num_classes, num_blocks=3, base_channels=8)
+    shape = dataset.input_shape
+    if len(shape) != 3:
+        raise dataset_error(dataset.name, "train.inputs", f"sample shape {shape}", "images (C, H, W), or int64 tokens")
+    pools = min(3, min(shape[1:]).bit_length() - 1)
+    host = cnn_host(shape, dataset.num_classes, num_blocks=3, base_channels=8, pool_blocks=pools)
     settings = {"slots": (0, 1, 2, BESIDE), "steps_per_epoch": 16, "horizon": 25, "host_lr": 0.05, "seed_lr": 0.05}
     return Task(name, host, IMAGE_BLUEPRINTS, dataset, settings)
 
@@ -129,14 +136,14 @@ def cifar10(path: str) -> Task:
     return task._replace(settings=task.settings | {"crop_padding": 4, "mirror": True})
 
 
-def idx(path: str) -> Task:
+def idx(path: str, num_classes: int = IDX_CLASSES) -> Task:
     """MNIST or a dataset of its family, from a folder of IDX files, gzipped or not."""
-    return images(read_idx(path), "idx")
+    return images(read_idx(path, num_classes), "idx")
 
 
-def npz(path: str) -> Task:
+def npz(path: str, num_classes: int | None = None) -> Task:
     """Images or token sequences from an NPZ archive: train_inputs, train_targets, the same of val or test or both."""
-    dataset = read_npz(path)
+    dataset = read_npz(path, num_classes)
     if not dataset.has_tokens:
         return images(dataset, "npz")
     block = dataset.input_shape[0]
@@ -217,13 +224,19 @@ TASKS: dict[str, Callable[[], Task]] = {
 }
 """All presets by name."""
 
-SOURCES: dict[str, Callable[[str], Task]] = {
+SOURCES: dict[str, Callable[..., Task]] = {
     "cifar10": cifar10,
     "idx": idx,
     "npz": npz,
     "text": lambda path: text(read_text(path)),
 }
-"""Kinds of datasets on disk; a task's name is the kind, a colon and the path."""
+"""Kinds of datasets on disk; a task's name is the kind, a colon and the path, and for ``idx`` and ``npz`` perhaps the
+number of classes: ``idx:data/emnist#classes=27``.
+"""
+
+CLASSES = re.compile(r"(.+)#classes=([0-9]{1,7})")
+COUNTED = ("idx", "npz")
+"""Kinds whose number of classes can be told."""
 
 
 def named(name: str) -> Task:
@@ -237,7 +250,12 @@ def named(name: str) -> Task:
         raise ConfigError(f"task {name!r}: {_expected()}")
     kind, colon, path = name.partition(":")
     if colon and kind in SOURCES and path:
-        return SOURCES[kind](path)._replace(name=name)
+        told = CLASSES.fullmatch(path)
+        if told is None:
+            return SOURCES[kind](path)._replace(name=name)
+        if kind not in COUNTED:
+            raise ConfigError(f"task {name!r}: #classes is for {' and '.join(COUNTED)}; expected {kind}:PATH alone")
+        return SOURCES[kind](told[1], int(told[2]))._replace(name=name)
     if name in TASKS:
         return TASKS[name]()
     near = get_close_matches(name, TASKS, n=1)

@@ -29,13 +29,11 @@ from esper.tamiyo.actor_critic import ActorCriticConfig, build_actor_critic
 from esper.tamiyo.interface import Interface, common, from_table
 from esper.utils.documents import to_json
 from esper.utils.settings import SettingsError
+from esper.utils.stats import FEWEST
 from esper.utils.terminal import output
 
 HELD_OUT = 1
 """Seed of the evaluation at the end: odd, as ``evaluate``'s default; training uses even ones."""
-
-FEWEST = 6
-"""Environments that an interval can be taken of."""
 
 
 def train(settings: TrainSettings, out: TextIO | None = None) -> Learner:
@@ -183,13 +181,17 @@ def _round(settings: TrainSettings, tracks: Sequence[Track], learner: Learner, w
 
 
 def _describe(track: Track, batch: TensorDictBase) -> dict[str, float]:
-    """What came of one task's episodes; counts are per environment. Of rounds there is validation alone, no test."""
+    """What came of one task's episodes; counts are per environment. Of rounds there is validation alone, no test.
+
+    Accuracy and loss are means over those environments that could be validated, and ``measured`` is their share.
+    """
     after, envs = batch["next"], batch.shape[0]
     op = track.env.interface.codec.op[batch["action"]]
     return {
         "return": float(after["reward"].sum(1).mean()),
-        "val_accuracy": float(after["val_accuracy"][:, -1].mean()),
-        "val_loss": float(after["val_loss"][:, -1].mean()),
+        "val_accuracy": float(after["val_accuracy"][:, -1].nanmean()),
+        "val_loss": float(after["val_loss"][:, -1].nanmean()),
+        "measured": float(after["val_loss"][:, -1].isfinite().float().mean()),
         "seed_params": float(after["seed_params"][:, -1].mean()),
         "refused": float(after["refused"].sum()) / envs,
         "rolled_back": float(after["rolled_back"].sum()) / envs,
@@ -203,9 +205,10 @@ def round_seed(seed: int, number: int) -> int:
 
 
 def _line(row: dict[str, float]) -> str:
+    skipped = f"  skipped {row['skipped']:.0%} of the minibatches: gradient not finite" if row["skipped"] else ""
     return (
         f"return {row['return']:7.2f}  validation {row['val_accuracy']:5.1f} %  "
-        f"entropy {row['entropy']:5.2f}  kl {row['kl']:6.4f}  {row['seconds']:5.1f} s"
+        f"entropy {row['entropy']:5.2f}  kl {row['kl']:6.4f}  {row['seconds']:5.1f} s" + skipped
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 from esper.nissa.progress import KINDS
 from esper.runtime.scene import MODES, Rules, rules_of, tasks_of
-from esper.simic.ppo import PPOConfig
+from esper.simic.ppo import RANGES, PPOConfig
 from esper.tezzeret.choose import CHOICES
 from esper.utils.settings import Entry, setting
 
@@ -31,19 +31,23 @@ class TrainSettings:
     reward: str = setting("shaped", "reward", choices=MODES)
     rewards: Mapping[str, Entry] = setting({}, "numbers of the reward by name, such as rent_weight")
     observation: Mapping[str, Entry] = setting({}, "units of what the policy sees by name, such as plateau")
-    lr: float = setting(3e-3, "peak learning rate", low=0.0, high=1.0)
-    gamma: float = setting(0.995, "discount per decision", low=0.0, high=1.0)
-    gae_lambda: float = setting(0.95, "decay of the advantage estimate", low=0.0, high=1.0)
-    clip: float = setting(0.2, "range of the probability ratio", low=0.0, high=10.0)
-    epochs: int = setting(6, "passes over a round", low=1, high=100)
-    minibatches: int = setting(4, "parts of a pass", low=1, high=1024)
-    entropy_start: float = setting(0.02, "entropy bonus at the start", low=0.0, high=1e3)
-    entropy_end: float = setting(0.002, "entropy bonus at the end", low=0.0, high=1e3)
-    value_weight: float = setting(0.5, "weight of the critic's loss", low=0.0, high=1e6)
-    warmup: float = setting(0.05, "share of the rounds in which the learning rate rises to its peak", low=0.0, high=1.0)
-    max_grad_norm: float = setting(0.5, "L2 norm to which the gradient is cut", low=1e-9, high=1e9)
-    target_kl: float = setting(0.03, "an update ends after a pass whose KL exceeds 1.5 times this", low=0.0, high=1e9)
-    value_scale: float = setting(20.0, "unit of the critic: of the order of an episode's return", low=1e-6, high=1e9)
+    lr: float = setting(3e-3, "peak learning rate", *RANGES["lr"])
+    gamma: float = setting(0.995, "discount per decision", *RANGES["gamma"])
+    gae_lambda: float = setting(0.95, "decay of the advantage estimate", *RANGES["gae_lambda"])
+    clip: float = setting(0.2, "range of the probability ratio", *RANGES["clip"])
+    epochs: int = setting(6, "passes over a round", *RANGES["epochs"])
+    minibatches: int = setting(4, "parts of a pass", *RANGES["minibatches"])
+    entropy_start: float = setting(0.02, "entropy bonus at the start", *RANGES["entropy_start"])
+    entropy_end: float = setting(0.002, "entropy bonus at the end", *RANGES["entropy_end"])
+    value_weight: float = setting(0.5, "weight of the critic's loss", *RANGES["value_weight"])
+    warmup: float = setting(0.05, "share of the rounds in which the learning rate rises to its peak", *RANGES["warmup"])
+    max_grad_norm: float = setting(0.5, "L2 norm to which the gradient is cut", *RANGES["max_grad_norm"])
+    target_kl: float = setting(
+        0.03, "an update ends after a pass whose KL exceeds 1.5 times this", *RANGES["target_kl"]
+    )
+    value_scale: float = setting(
+        20.0, "unit of the critic: of the order of an episode's return", *RANGES["value_scale"]
+    )
     features: int = setting(64, "width of the feature layer", low=1, high=4096)
     lstm: int = setting(64, "width of the memory", low=1, high=4096)
     head: int = setting(64, "width of each head's hidden layer", low=1, high=4096)

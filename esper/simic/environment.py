@@ -11,23 +11,27 @@ from torchrl.envs import EnvBase
 from esper.engine import Engine
 from esper.kasmina.structure import seed_sizes
 from esper.leyline.codes import Refusal
-from esper.leyline.state import State
+from esper.leyline.state import State, validated
 from esper.simic.rewards import RewardMode, RewardParams, build_reward_params, reward
 from esper.tamiyo.interface import Interface, translate
 
-METRICS = ("val_accuracy", "val_loss", "seed_params", "refused", "rolled_back")
-"""Small numbers beside the observation, float32 [E, 1]: pp, nats, parameters, flag, flag."""
+METRICS = ("val_accuracy", "val_loss", "seed_params", "refused", "refusal", "rolled_back")
+"""Small numbers beside the observation, float32 [E, 1]: pp, nats, parameters, flag, ``Refusal``, flag. Accuracy and
+loss are NaN as long as no epoch of the environment was validated.
+"""
 
 
 class EsperEnv(EnvBase):
     """A batch of growing networks as a TorchRL environment, batch size [E].
 
-    Reads ``action`` int64 [E] (an index into ``engine.codec``; an illegal one is WAIT plus the metric ``refused``).
+    Reads ``action`` int64 [E] (an index into ``interface.codec``; an illegal one, or a number that is no index, is
+    WAIT, and the metrics ``refused`` and ``refusal`` tell).
     Writes ``observation`` float32 [E, O] in [-1, 1], ``action_mask`` bool [E, A] (WAIT always legal), ``reward``
     float32 [E, 1], ``done``, ``terminated`` (never) and ``truncated`` (at the horizon: bootstrap with the successor),
     and the ``METRICS``. O and A are those of ``interface``: the engine's own, or a wider one that several tasks share.
 
-    The engine's state stays here, in ``state``: a value to be read, stored or set, never collected.
+    The engine's state stays here, in ``state``: a value to be read, stored or set, never collected. No step keeps a
+    graph, whatever of the engine's or the reward's numbers asks for one; ``engine.step`` itself gives derivatives.
     ``engine_seconds`` adds up the time spent in the engine.
     """
 
@@ -62,28 +66,30 @@ class EsperEnv(EnvBase):
     def _make_specs(self) -> None:
         num_envs, device = self.engine.config.num_envs, self.device
         num_columns, num_actions = len(self.interface.columns), self.interface.codec.size
-        metrics = {name: Unbounded(shape=(num_envs, 1), device=device) for name in METRICS}
+        number = Unbounded(shape=(num_envs, 1), device=device, dtype=torch.float32)
         self.observation_spec = Composite(
-            observation=Bounded(-1.0, 1.0, shape=(num_envs, num_columns), device=device),
+            observation=Bounded(-1.0, 1.0, shape=(num_envs, num_columns), device=device, dtype=torch.float32),
             action_mask=Binary(shape=(num_envs, num_actions), dtype=torch.bool, device=device),
-            **metrics,
+            **{name: number.clone() for name in METRICS},
             shape=(num_envs,),
             device=device,
         )
         self.action_spec = Categorical(num_actions, shape=(num_envs,), device=device)
-        self.reward_spec = Unbounded(shape=(num_envs, 1), device=device)
+        self.reward_spec = number.clone()
         flag = Categorical(2, shape=(num_envs, 1), dtype=torch.bool, device=device)
         names = ("done", "terminated", "truncated")
         self.done_spec = Composite({name: flag.clone() for name in names}, shape=(num_envs,), device=device)
 
-    def _describe(self, refused: Tensor, rolled_back: Tensor) -> dict[str, Tensor]:
+    def _describe(self, refusal: Tensor, rolled_back: Tensor) -> dict[str, Tensor]:
         state, engine = self.state, self.engine
         sizes = seed_sizes(engine.structure, state.slots).sum(1)
-        metrics = (state.signals.val_accuracy, state.signals.val_loss, sizes, refused, rolled_back)
+        refused = refusal != int(Refusal.NONE)
+        metrics = (*validated(state.signals), sizes, refused, refusal, rolled_back)
         columns = {name: value.float().unsqueeze(1) for name, value in zip(METRICS, metrics, strict=True)}
         seen = self.translation.observation(engine.observe(state))
         return {"observation": seen, "action_mask": self.translation.mask(engine.mask(state)), **columns}
 
+    @torch.no_grad()
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: object) -> TensorDictBase:
         del kwargs
         seed, self.next_seed = self.next_seed, self.next_seed + 1
@@ -93,17 +99,17 @@ class EsperEnv(EnvBase):
         else:
             self.state = self.engine.reset(self.state, chosen.reshape(-1), seed)
         no = torch.zeros(self.batch_size, dtype=torch.bool, device=self.device)
-        out = self._describe(no, no)
+        out = self._describe(no.long(), no)
         flags = {name: no.unsqueeze(1).clone() for name in ("done", "terminated", "truncated")}
         return TensorDict({**out, **flags}, batch_size=self.batch_size, device=self.device)
 
+    @torch.no_grad()
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         before, start = self.state, time.perf_counter()
         self.state, event = self.engine.step(before, self.translation.action(tensordict["action"]))
         self.engine_seconds += time.perf_counter() - start
         earned = reward(self.mode, self.params, self.engine.structure, before, self.state, event)
-        refused = event.result.refusal != int(Refusal.NONE)
-        out = self._describe(refused, event.judgement.rolled_back)
+        out = self._describe(event.result.refusal, event.judgement.rolled_back)
         over = (self.state.epoch >= self.engine.config.horizon).unsqueeze(1)
         flags = {"done": over, "terminated": torch.zeros_like(over), "truncated": over.clone()}
         gained = {"reward": earned.total.float().unsqueeze(1)}

@@ -23,6 +23,7 @@ from torchrl.modules.utils import get_primers_from_module
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value.functional import generalized_advantage_estimate
 
+from esper.leyline.config import ConfigError
 from esper.simic.environment import EsperEnv
 from esper.utils import rng
 
@@ -33,9 +34,27 @@ LOSSES = ("loss_objective", "loss_critic", "loss_entropy", "entropy", "kl_approx
 """What TorchRL's loss says of a minibatch."""
 
 
+RANGES: dict[str, tuple[float, float]] = {
+    "gamma": (0.0, 1.0),
+    "gae_lambda": (0.0, 1.0),
+    "clip": (0.001, 0.99),  # the ratio's lower end is 1 - clip, and its logarithm is taken
+    "epochs": (1, 100),
+    "minibatches": (1, 1024),
+    "lr": (0.0, 1.0),
+    "warmup": (0.0, 1.0),
+    "entropy_start": (0.0, 100.0),
+    "entropy_end": (0.0, 100.0),
+    "value_weight": (0.0, 1e6),
+    "value_scale": (1e-6, 1e9),
+    "max_grad_norm": (1e-6, 1e9),
+    "target_kl": (0.0, 1e6),
+}
+"""Closed ranges of the learner's numbers."""
+
+
 @dataclass(frozen=True)
 class PPOConfig:
-    """Numbers of the learner.
+    """Numbers of the learner; ``RANGES`` has what is allowed.
 
     Attributes:
       gamma: discount per decision; the shaping's potential uses the same.
@@ -64,6 +83,13 @@ class PPOConfig:
     value_scale: float = 1.0
     max_grad_norm: float = 0.5
     target_kl: float = 0.03
+
+    def __post_init__(self) -> None:
+        """Check every number; raise ``ConfigError`` with one line."""
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+                raise ConfigError(f"ppo.{name} = {value!r}: expected {low:g} to {high:g}")
 
 
 def make_collector(env: EsperEnv, policy: ActorValueOperator) -> Collector:
@@ -211,7 +237,8 @@ class Learner:
           check: called before every minibatch; an update that it ends by an exception is incomplete.
 
         Returns:
-          means over the minibatches: losses, entropy, approximate KL, clipped fraction; and the epochs done.
+          means over the minibatches: losses, entropy, approximate KL, clipped fraction, and which share of them was
+          skipped, their gradient not being finite; and the epochs done.
         """
         config = self.config
         lr, entropy = self.schedule()
@@ -246,9 +273,15 @@ class Learner:
         self.optimizer.zero_grad()
         total.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
-        if bool(torch.isfinite(norm)):
+        sound = torch.isfinite(norm)
+        if bool(sound):
             self.optimizer.step()
         row = {"policy_loss": out["loss_objective"], "value_loss": out["loss_critic"], "entropy": out["entropy"]}
-        row |= {"kl": out["kl_approx"], "clip_fraction": out["clip_fraction"], "gradient_norm": norm}
+        row |= {
+            "kl": out["kl_approx"],
+            "clip_fraction": out["clip_fraction"],
+            "gradient_norm": norm,
+            "skipped": (~sound).float(),
+        }
         seen.append({name: float(value.detach()) for name, value in row.items()})
         return seen[-1]["kl"]

@@ -43,8 +43,12 @@ class Translation(NamedTuple):
         return _padded(own, False)[..., self.actions.to(own.device)]
 
     def action(self, chosen: Tensor) -> Tensor:
-        """The task's index of the policy's action; one past its last where it has no such action, which it refuses."""
-        return self.actions.to(chosen.device)[chosen]
+        """The task's index of the policy's action; one past its last, which it refuses, where it has no such action and
+        where the index is none of the policy's.
+        """
+        size, none = self.actions.shape[0], self.own_actions.shape[0]
+        own = self.actions.to(chosen.device)[chosen.clamp(0, size - 1)]
+        return torch.where((chosen < 0) | (chosen >= size), none, own)
 
     def log_probs(self, chosen: Tensor) -> Tensor:
         """A distribution over the policy's actions as one over the task's: [..., A] to [..., A']."""

@@ -5,6 +5,9 @@ from statistics import NormalDist
 
 from torch import Tensor
 
+FEWEST = 6
+"""Values of which an interval is taken: ``t_quantile`` is good for 5 degrees of freedom and more."""
+
 
 def t_quantile(probability: float, degrees: int) -> float:
     """Quantile of Student's t distribution by its expansion in 1/degrees.
@@ -27,14 +30,33 @@ def mean_interval(values: Tensor, level: float = 0.95) -> tuple[float, float]:
     """Mean of independent values and the half-width of its confidence interval (Student's t).
 
     Args:
-      values: [n], n >= 6.
+      values: [n], n >= ``FEWEST``.
       level: confidence, (0, 1).
 
     Raises:
-      ValueError: fewer than 6 values.
+      ValueError: fewer values.
     """
     count = values.numel()
-    if count < 6:
-        raise ValueError(f"mean_interval: {count} values; expected at least 6")
+    if count < FEWEST:
+        raise ValueError(f"mean_interval: {count} values; expected at least {FEWEST}")
     error = float(values.double().std()) / math.sqrt(count)
     return float(values.double().mean()), t_quantile((1 + level) / 2, count - 1) * error
+
+
+def measured_interval(values: Tensor) -> tuple[float | None, float | None, int]:
+    """``mean_interval`` of those values that were measured; NaN stands for one that was not.
+
+    Args:
+      values: [n].
+
+    Returns:
+      mean, half-width, and how many values were measured. Fewer than ``FEWEST`` have neither mean nor half-width; a
+      mean that is infinite has no half-width.
+    """
+    measured = values[~values.isnan()]
+    if measured.numel() < FEWEST:
+        return None, None, measured.numel()
+    mean, half = mean_interval(measured)
+    if not math.isfinite(mean):
+        return (None if math.isnan(mean) else mean), None, measured.numel()
+    return mean, half, measured.numel()

@@ -4,6 +4,7 @@ torch promises nothing about these names, so no other module uses one. What a mi
 be the answer that is slower, and still right; where there is none, the loud one.
 """
 
+import logging
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -87,6 +88,26 @@ def use_compiler(program: str) -> None:
     named = own if isinstance(own, tuple | list) else (own,)
     if own is not None and not any(isinstance(name, str) and shutil.which(name) for name in named):
         config.cpp.cxx = (None, program)
+
+
+def compile_errors() -> tuple[type[Exception], ...]:
+    """What torch.compile raises where it cannot compile a function. Without the names: no such error is known."""
+    from torch.fx.experimental import symbolic_shapes  # loaded by torch.compile; slow to import otherwise
+
+    known = getattr(getattr(torch._dynamo, "exc", None), "TorchDynamoException", None)
+    violated = getattr(symbolic_shapes, "ConstraintViolationError", None)
+    return tuple(kind for kind in (known, violated) if kind is not None)
+
+
+@contextmanager
+def without_guard_log() -> Iterator[None]:
+    """A context in which torch does not log a refusal of its own compiler, line by line, before it raises it."""
+    log = logging.getLogger("torch._guards")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 @contextmanager

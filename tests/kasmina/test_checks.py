@@ -10,7 +10,9 @@ from esper.kasmina.blueprint import Blueprint, preserving
 from esper.kasmina.checks import BlueprintError, check_blueprint
 from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
 from esper.kasmina.layout import Param, Params, constant, fan_in_uniform
-from esper.kasmina.site import Site, conv_site, vector_site
+from esper.kasmina.site import Site, conv_site, token_site, vector_site
+from esper.kasmina.token_blueprints import TOKEN_BLUEPRINTS
+from esper.kasmina.token_bypasses import TOKEN_BYPASSES
 
 SITE, POINT = conv_site(4, 5, 5), vector_site(3)
 GAIN = constant("gain", (4,), 0.0)
@@ -31,6 +33,31 @@ GOOD = seed(lambda p, x: x * (1 + gain(p)), GAIN)
 @pytest.mark.parametrize("channels", [1, 4, 8, 32])
 def test_every_shipped_blueprint_passes(blueprint, channels):
     check_blueprint(blueprint, conv_site(channels, 4, 4))
+
+
+def dead_norm(params: Params, x: Tensor) -> Tensor:
+    """As many groups as channels: on a map of one position all that is normalised is 0."""
+    y = torch.nn.functional.group_norm(x.flatten(0, 1), x.shape[2]).view_as(x)
+    return x + params["openness"][:, None, :, None, None] * (y * (1 + gain(params)) - x)
+
+
+def test_what_is_normalised_over_single_numbers_is_refused_where_it_is_dead():
+    kind = seed(dead_norm, GAIN, constant("openness", (4,), 0.0))
+    check_blueprint(kind, SITE)
+    with pytest.raises(BlueprintError, match="no gradient to gain away from its start"):
+        check_blueprint(kind, conv_site(4, 1, 1))
+
+
+@pytest.mark.parametrize("blueprint", [*CONV_BLUEPRINTS, *TOKEN_BLUEPRINTS, *TOKEN_BYPASSES], ids=lambda b: b.name)
+def test_what_fits_the_smallest_sites_can_learn_there(blueprint):
+    """``norm`` at 32 channels of 1x1 and at one channel of tokens, a transformer that reads tokens' one feature."""
+    sites = [conv_site(c, 1, 1) for c in (1, 2, 4, 32)] + [conv_site(1, 1, 2), token_site(4, 1), vector_site(1)]
+    targets = [Site("logits", (4, 5), 1, 0)] if blueprint.is_bypass else [None]
+    for site in sites:
+        for target in targets:
+            if blueprint.suits(site, target or site, blueprint.is_bypass):
+                check_blueprint(blueprint, site, target)
+    assert blueprint.is_bypass or blueprint.suits(*[conv_site(32, 1, 1)] * 2, False) == (blueprint in CONV_BLUEPRINTS)
 
 
 def test_a_single_network_form_lifted_by_vmap_passes():

@@ -54,6 +54,7 @@ def test_what_a_slot_offers_follows_from_its_site(blueprint: Blueprint) -> None:
     sites = token_site(T, 8), vector_site(8), conv_site(8, 2, 2), Site("tokens", (T,), 0)
     assert [blueprint.fits(site, site) for site in sites] == [True, blueprint is not ATTENTION, False, False]
     assert not any(blueprint.fits(*pair) for pair in permutations((*sites, token_site(T, 4), vector_site(4)), 2))
+    assert blueprint.fits(token_site(T, 1), token_site(T, 1)) == blueprint.name.startswith("lora")
     assert not any(conv.fits(site, site) for conv in CONV_BLUEPRINTS for site in sites if site.kind != "conv")
 
 

@@ -6,9 +6,16 @@ from torchrl.envs import check_env_specs
 
 import esper
 from esper.leyline.actions import Action, Op
+from esper.leyline.codes import Refusal
+from esper.leyline.stages import Stage
+from esper.runtime.rollout import rollout
 from esper.runtime.tasks import TASKS
 from esper.simic.environment import METRICS, EsperEnv
+from esper.simic.ppo import Learner, PPOConfig, make_collector
 from esper.simic.rewards import RewardMode, build_reward_params, reward
+from esper.tamiyo.actor_critic import ActorCriticConfig, build_actor_critic
+from esper.tamiyo.policies import from_mask
+from esper.tamiyo.scripted import wait
 
 
 @pytest.fixture
@@ -82,3 +89,77 @@ def test_state_can_be_read_and_set(env):
     env.state = kept
     again = env.step(td.clone())["next"]
     assert torch.equal(one["observation"], again["observation"]) and torch.equal(one["reward"], again["reward"])
+
+
+@pytest.mark.parametrize("far", [-1, -135, 0, 1, 2**40])
+def test_a_number_that_is_no_action_is_refused_with_the_engines_code(env, far):
+    """Below 0, as far below as there are actions, one past the last, and anything beyond."""
+    size = env.interface.codec.size
+    number = far if far < 0 else size + far
+    out = env.step(env.reset().set("action", torch.full((3,), number)))["next"]
+    _, event = env.engine.step(env.engine.init(0), torch.full((3,), number))
+    assert out["refusal"].squeeze(1).tolist() == event.result.refusal.tolist() == [int(Refusal.OUT_OF_RANGE)] * 3
+    assert bool((env.state.slots.stage == int(Stage.DORMANT)).all())
+
+
+@pytest.fixture
+def double_by_default():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def test_torchs_default_dtype_changes_no_spec_and_no_bit(small_task, double_by_default):
+    environment = EsperEnv(esper.make(small_task, 2, steps_per_epoch=1))
+    with torch.random.fork_rng(devices=[]):
+        check_env_specs(environment)
+    wait = torch.zeros(2, dtype=torch.int64)
+    wide = environment.step(environment.reset().set("action", wait))["next"]
+    torch.set_default_dtype(torch.float32)
+    narrow = EsperEnv(esper.make(small_task, 2, steps_per_epoch=1), seed=environment.next_seed - 1)
+    other = narrow.step(narrow.reset().set("action", wait))["next"]
+    assert all(torch.equal(other[key], value) for key, value in wide.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_learner_takes_what_the_environment_gives_under_any_default_dtype(small_task, double_by_default, dtype):
+    torch.set_default_dtype(dtype)
+    environment = EsperEnv(esper.make(small_task, 4, steps_per_epoch=1, horizon=2))
+    interface = environment.interface
+    policy = build_actor_critic(ActorCriticConfig(8, 8), interface.codec, len(interface.columns), 0)
+    with torch.random.fork_rng(devices=[]):
+        collector = make_collector(environment, policy)
+        row = Learner(policy, PPOConfig(epochs=1), 1).update([next(iter(collector))])
+        collector.shutdown()
+    assert row["skipped"] == 0 and row["epochs"] == 1
+
+
+def test_accuracy_and_loss_are_no_numbers_before_an_epoch_counted(small_task):
+    first = EsperEnv(esper.make(small_task, 2)).reset()
+    assert bool(first["val_accuracy"].isnan().all()) and bool(first["val_loss"].isnan().all())
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+@pytest.mark.parametrize("backend", ["native", "eager"])
+def test_a_step_is_the_same_under_every_grad_mode(small_task, mode, backend):
+    idle = torch.zeros(2, dtype=torch.int64)
+    engine = esper.make(small_task, 2, backend=backend, steps_per_epoch=1)
+    plain = engine.step(engine.init(0), idle)[0]
+    with mode():
+        other = engine.step(engine.init(0), idle)[0]
+        mixed = engine.step(plain, idle)[0]
+    assert all(torch.equal(other.get(key), leaf) for key, leaf in plain.items(True, True))
+    assert torch.equal(mixed.signals.val_loss, engine.step(plain, idle)[0].signals.val_loss)
+
+
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_hyperparameters_and_rewards_that_ask_for_gradients_leave_no_graph_behind(small_task, differentiable):
+    rate = torch.full((2,), 0.05, requires_grad=True)
+    engine = esper.make(small_task, 2, steps_per_epoch=1, host_lr=rate, differentiable=differentiable)
+    params = build_reward_params({"rent_weight": torch.tensor(0.1, requires_grad=True)}, engine.config)
+    environment = EsperEnv(engine, params=params)
+    for _ in range(2):
+        out = environment.step(environment.reset().set("action", torch.zeros(2, dtype=torch.int64)))["next"]
+    trace = rollout(engine, from_mask("wait", wait(engine.codec)), 0, params=params)[1].trace
+    leaves = [*environment.state.values(True, True), *out.values(True, True), trace.terms, trace.loss]
+    assert not any(leaf.requires_grad for leaf in leaves)

@@ -68,6 +68,7 @@ def test_without_the_names_answers_are_slower_or_louder(poorer):
     assert private.is_transforming() and private.in_forward_mode() and private.is_batched(torch.zeros(1))
     assert private.is_view(object()) and private.version_of(object()) is None
     private.mark_rows(torch.zeros(2))
+    assert all(issubclass(kind, Exception) for kind in private.compile_errors())
     with private.below_transforms(), private.without_forward_mode(), private.without_duck_shapes():
         assert float(torch.ones(2).sum()) == 2.0
     with pytest.warns(UserWarning, match="does not tell of compilations"), private.on_compilation(print):

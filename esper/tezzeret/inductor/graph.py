@@ -6,7 +6,7 @@ Collecting the rows, the batches and writing back are a handful of operations an
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,6 @@ from esper.tezzeret import eager
 from esper.tezzeret.backend import Backend
 from esper.tezzeret.batches import Batch, Batches, batch_at
 from esper.tezzeret.guard import without_derivatives
-from esper.tezzeret.inductor.compiled import compiled
 from esper.tezzeret.inductor.packing import (
     PackedLanes,
     PackedObjective,
@@ -34,6 +33,7 @@ from esper.tezzeret.inductor.packing import (
     unpack_objective,
     unpack_seeds,
 )
+from esper.tezzeret.inductor.plainly import OrPlainly
 from esper.tezzeret.learn import LearnerRows, RateTable, alphas_of, gather, rate_table, scatter
 from esper.tezzeret.plan import EvaluationPlan, Plan, plan_evaluation
 from esper.tezzeret.score import Scores, evaluation_numbers, infer, score_samples
@@ -66,8 +66,10 @@ class Compiled(NamedTuple):
 
 def build_graph(structure: Structure, compiler: str = "inductor") -> Backend:
     """The backend of one graph for a minibatch and one for an inference."""
-    functions = (partial(_step, structure), partial(_infer, structure))
-    own = Compiled(structure, *(compiled(function, compiler) for function in functions))
+    functions: tuple[Callable[..., Any], ...] = (partial(_step, structure), partial(_infer, structure))
+    names = ("a minibatch", "an inference")
+    step, infer = (OrPlainly(*each, compiler) for each in zip(names, functions, strict=True))
+    own = Compiled(structure, step, infer)
     backend = Backend(
         name="inductor",
         plan=partial(eager.plan, structure, padded=True),
@@ -75,7 +77,10 @@ def build_graph(structure: Structure, compiler: str = "inductor") -> Backend:
         minibatch_step=partial(minibatch_step, own),
         epoch=partial(epoch, own),
         evaluate=partial(evaluate, own),
-        describe=lambda: ("inductor: a minibatch and an inference as one compiled graph each",),
+        describe=lambda: (
+            "inductor: a minibatch and an inference as one compiled graph each",
+            *(f"as it is written: {run.what}: {run.reason}" for run in (step, infer) if run.reason is not None),
+        ),
     )
     return without_derivatives(backend)
 

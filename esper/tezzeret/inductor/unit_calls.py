@@ -18,7 +18,7 @@ from esper.leyline.learners import Learners
 from esper.tezzeret import eager
 from esper.tezzeret.backend import Backend
 from esper.tezzeret.guard import without_derivatives
-from esper.tezzeret.inductor.compiled import compiled
+from esper.tezzeret.inductor.plainly import OrPlainly
 from esper.tezzeret.plan import Plan
 from esper.tezzeret.score import Scores, infer, score_samples
 from esper.tezzeret.units import Pull, Unit, pull_again
@@ -31,7 +31,7 @@ class UnitCalls:
 
     def __init__(self, compiler: str = "inductor") -> None:
         self.compiler = compiler
-        self.functions: dict[Any, Callable[..., Any]] = {}
+        self.functions: dict[Any, OrPlainly] = {}
 
     def __call__(self, unit: Unit, arguments: tuple[Tensor, ...], wrt: tuple[int, ...]) -> tuple[Any, Any, Pull | None]:
         """As ``esper.tezzeret.units.Call``."""
@@ -49,9 +49,22 @@ class UnitCalls:
     ) -> Any:
         key = (unit.name, wrt, *(argument.shape[1:] for argument in arguments))
         if key not in self.functions:
-            self.functions[key] = compiled(function, self.compiler)
+            self.functions[key] = OrPlainly(_said(unit), function, self.compiler)
         run = self.functions[key]
         return _with_symbolic_rows(run, arguments) if unit.varies else run(*arguments)
+
+    def describe(self) -> tuple[str, ...]:
+        """A line on what is compiled, and one for each unit that is not, with the reason."""
+        reasons = {run.what: run.reason for run in self.functions.values() if run.reason is not None}
+        plainly = (f"as it is written: {what}: {reason}" for what, reason in reasons.items())
+        return ("inductor: every block, seed, gate and step one compiled function", *plainly)
+
+
+def _said(unit: Unit) -> str:
+    """A unit's name for people: what it is, and its numbers."""
+    kind, *rest = unit.name
+    numbers = [str(part) for part in rest if type(part) is int]
+    return " ".join([str(kind), *numbers])
 
 
 def _packed(x: Tensor) -> Tensor:
@@ -102,6 +115,6 @@ def build_units(structure: Structure, compiler: str = "inductor") -> Backend:
         minibatch_step=partial(eager.minibatch_step, structure, call=call),
         epoch=partial(eager.epoch, structure, call=call),
         evaluate=evaluate,
-        describe=lambda: ("inductor: every block, seed, gate and step one compiled function",),
+        describe=call.describe,
     )
     return without_derivatives(backend)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from esper.tolaria.data import Dataset
-from esper.tolaria.formats.files import as_path, broken, check_labels, opened, read_up_to
+from esper.tolaria.formats.files import as_path, broken, check_labels, opened, read_up_to, regular
 from esper.tolaria.formats.source import Source, StoredPart, build, take_tenth
 from esper.tolaria.split import OWN_TEST
 
@@ -76,7 +76,7 @@ def read_cifar10(folder: Path, num_classes: int | None = None) -> Source:
     if not os.path.isdir(folder):
         raise broken(folder, "path", "a file", f"the folder with {TRAIN_FILES[0]} to {TEST_FILE}")
     home = _home(folder)
-    paths = [home / name for name in (*TRAIN_FILES, TEST_FILE)]
+    paths = [regular(home, (name,)) or home / name for name in (*TRAIN_FILES, TEST_FILE)]
     for path in paths:
         if not os.path.exists(path):
             python = os.path.exists(path.with_suffix(""))

@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
@@ -82,7 +82,7 @@ def read_up_to(stream: Readable, count: int) -> bytearray:
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:
-    """A path that names something; ``~`` is a home folder.
+    """A path that names something; ``~`` is a home folder. Of a folder that holds a file of its own name, that file.
 
     Raises:
       DatasetError: there is nothing at it.
@@ -90,7 +90,20 @@ def as_path(path: str | os.PathLike[str]) -> Path:
     path = user_path(path)
     if not os.path.exists(path):  # unlike Path.exists, False for every name that no file can have
         raise broken(path, "path", "nothing", "a dataset's folder or file")
-    return path
+    inner = path / path.name
+    return inner if os.path.isdir(path) and os.path.isfile(inner) else path
+
+
+def regular(folder: Path, names: Sequence[str]) -> Path | None:
+    """The first of these names that is a file of a folder, or is the folder of one that has one of them, too.
+
+    Archives unpack to such folders: ``train-images-idx3-ubyte/train-images-idx3-ubyte``.
+    """
+    for name in names:
+        if os.path.isfile(folder / name):
+            return folder / name
+    inner = (folder / outer / name for outer in names if os.path.isdir(folder / outer) for name in (outer, *names))
+    return next((path for path in inner if os.path.isfile(path)), None)
 
 
 def names_in(folder: Path) -> tuple[str, ...]:
@@ -116,6 +129,16 @@ def listing(path: Path) -> tuple[Listed, ...]:
     folders = [path, *(path / name for name in names_in(path) if os.path.isdir(path / name))]
     files = [folder / name for folder in folders for name in names_in(folder) if os.path.isfile(folder / name)]
     return tuple(Listed(str(file.relative_to(path)), file.stat().st_size) for file in files[:MAX_LISTED])
+
+
+def from_zero(labels: Sequence[np.ndarray], num_classes: int) -> list[np.ndarray]:
+    """Labels 1 to C as 0 to C - 1, if that is what all of these arrays together hold; any others as they are."""
+    low, high = min(int(each.min()) for each in labels), max(int(each.max()) for each in labels)
+    return [each - 1 for each in labels] if (low, high) == (1, num_classes) else list(labels)
+
+
+SHIFTED = "; labels 1 to {0} are classes 0 to {0} - 1"
+"""What a split says of labels that ``from_zero`` moved."""
 
 
 def check_labels(path: Path, labels: np.ndarray, num_classes: int, first: int, stride: int) -> None:

@@ -20,13 +20,16 @@ from esper.tolaria.data import Dataset
 from esper.tolaria.formats.files import (
     DEFLATE_RATIO,
     MAX_BYTES,
+    SHIFTED,
     Readable,
     as_path,
     broken,
     check_labels,
+    from_zero,
     names_in,
     opened,
     read_up_to,
+    regular,
 )
 from esper.tolaria.formats.source import Source, StoredPart, build, take_tenth
 from esper.tolaria.split import OWN_TEST
@@ -69,7 +72,7 @@ def idx(where: str | os.PathLike[str] | IdxFiles, num_classes: int = NUM_CLASSES
       where: the folder of ``{train,t10k}-images-idx3-ubyte`` and ``{train,t10k}-labels-idx1-ubyte`` (``.idx`` for
         ``-idx`` and a further ``.gz`` are allowed; of several spellings the first in the order ``-``, ``.``,
         ``-`` with gz, ``.`` with gz is read), or the four files.
-      num_classes: labels are below it; 10 for MNIST, Fashion-MNIST and KMNIST.
+      num_classes: C; labels are 0 to C - 1, or in all files together 1 to C; 10 for MNIST, Fashion-MNIST and KMNIST.
 
     Raises:
       DatasetError: a file is missing; a magic number is not that of images or labels; the size of a file is not
@@ -90,15 +93,20 @@ def read_idx_dataset(where: Path | IdxFiles, num_classes: int | None = None) -> 
     """Read the four files; arguments and errors as for ``idx``, None = 10 classes."""
     limit = NUM_CLASSES if num_classes is None else num_classes
     files = where if isinstance(where, IdxFiles) else _find(where)
-    train = _read_part(files.train_images, files.train_labels, limit)
-    test = _read_part(files.test_images, files.test_labels, limit)
+    pairs = ((files.train_images, files.train_labels), (files.test_images, files.test_labels))
+    pixels, labels = zip(*(_read_pair(*pair) for pair in pairs), strict=True)
+    classes = from_zero(labels, limit)
+    for (_, path), each in zip(pairs, classes, strict=True):
+        check_labels(path, each, limit, first=8, stride=1)
+    train, test = (StoredPart(p[:, None], c.astype(np.int64)) for p, c in zip(pixels, classes, strict=True))
+    split = OWN_TEST + (SHIFTED.format(limit) if classes[0] is not labels[0] else "")
     if test.inputs.shape[1:] != train.inputs.shape[1:]:
         found, expected = ("{1}x{2}".format(*part.inputs.shape[1:]) for part in (test, train))
         raise broken(files.test_images, "byte 8", f"images of {found}", f"{expected}, as {files.train_images.name} has")
     train, validation = take_tenth(files.train_images, "byte 4", train)
     folder = where if isinstance(where, Path) else files.train_images.parent
     used = tuple(path.name for path in files)
-    return Source("idx", folder, train, validation, test, limit, (), used, split=OWN_TEST)
+    return Source("idx", folder, train, validation, test, limit, (), used, split=split)
 
 
 def read_idx(path: Path, rank: int) -> np.ndarray:
@@ -136,22 +144,24 @@ def _find(folder: Path) -> IdxFiles:
     def place(part: str, content: str) -> Path:
         names = [f"{part}-{content}-ubyte{gz}" for gz in ("", ".gz")]
         names = [name.replace("-idx", mark + "idx") for name in names for mark in "-."]
-        for name in names:
-            if os.path.exists(folder / name):
-                return folder / name
-        raise broken(folder / names[0], "file", "no such file", f"it or {', '.join(names[1:])}")
+        path = regular(folder, names)
+        if path is None:
+            there = next((name for name in names if os.path.exists(folder / name)), None)
+            found = "no such file" if there is None else "a folder or device without such a file"
+            place, *others = (there, *(name for name in names if name != there)) if there else names
+            raise broken(folder / place, "file", found, f"it or {', '.join(others)}")
+        return path
 
     return IdxFiles(*(place(part, content) for part in ("train", "t10k") for content in ("images-idx3", "labels-idx1")))
 
 
-def _read_part(images: Path, labels: Path, num_classes: int) -> StoredPart:
-    """Images and their labels."""
+def _read_pair(images: Path, labels: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Images and their labels, as stored."""
     pixels, targets = read_idx(images, rank=3), read_idx(labels, rank=1)
     if len(targets) != len(pixels):
         expected = f"{len(pixels)}, one for each image of {images.name}"
         raise broken(labels, "byte 4", f"{len(targets)} labels", expected)
-    check_labels(labels, targets, num_classes, first=8, stride=1)
-    return StoredPart(pixels[:, None], targets.astype(np.int64))
+    return pixels, targets
 
 
 def _read_array(path: Path, stream: Readable, rank: int, exact: int | None, most: int) -> np.ndarray:

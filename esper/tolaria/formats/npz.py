@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 
 from esper.tolaria.data import Dataset, DatasetError
-from esper.tolaria.formats.files import DEFLATE_RATIO, MAX_BYTES, as_path, broken, opened
+from esper.tolaria.formats.files import DEFLATE_RATIO, MAX_BYTES, SHIFTED, as_path, broken, from_zero, opened
 from esper.tolaria.formats.npy import read_npy
 from esper.tolaria.formats.source import Source, StoredPart, build, halve, take_tenth
 from esper.tolaria.split import HALVES, OWN_TEST
@@ -31,6 +31,11 @@ NUM_CLASSES = "num_classes"
 
 MAX_CLASSES = 2**20
 """The most classes, so that a damaged label does not ask for a network of any size."""
+
+CHANNELS = (1, 3, 4)
+"""Channels that an image of pixels may have: grey, colour, colour with opacity."""
+
+MOVED = "; channels were the last axis and are the first"
 
 NAMED = "the three parts as the archive names them"
 
@@ -57,9 +62,10 @@ def npz(path: str | os.PathLike[str], num_classes: int | None = None) -> Dataset
     - uint8 [N, C, H, W] or [N, H, W] (one channel): pixels, standardised per channel by the training part
       (``standardise``);
     - float16, float32 or float64 [N, *shape]: used as they are, as float32;
+    - images of either kind as [N, H, W, C], where C is one of ``CHANNELS`` and H is not;
     - other integers [N, T]: tokens, as int64, with targets [N, T].
 
-    Targets are integers [N].
+    Targets are integers [N], from 0, or in all parts together 1 to C.
 
     Args:
       path: the archive. Nothing in it is unpickled.
@@ -97,18 +103,30 @@ def read_npz(path: Path, num_classes: int | None = None) -> Source:
         if inputs.dtype != dtype:
             expected = f"{dtype}, as {naming['train'][0]} has"
             raise broken(path, naming[part][0], f"dtype {inputs.dtype}", expected)
+    last = _channels_are_last([inputs for inputs, _ in arrays.values()])
+    if last:
+        arrays = {part: [np.moveaxis(inputs, -1, 1), targets] for part, (inputs, targets) in arrays.items()}
     stored = {part: _part(path, names, *arrays[part]) for part, names in naming.items()}
     if num_classes is None:
         num_classes = _largest(stored["train"]) + 1 if declared is None else _scalar(path, declared)
     if not 2 <= num_classes <= MAX_CLASSES:
         place = NUM_CLASSES if declared is not None else f"{naming['train'][1]} (largest + 1)"
         raise broken(path, place, f"{num_classes} classes", f"2 to {MAX_CLASSES}")
+    moved = from_zero([part.targets for part in stored.values()], num_classes)
+    said = MOVED * last + (SHIFTED.format(num_classes) if moved[0] is not stored["train"].targets else "")
+    stored = {part: StoredPart(stored[part].inputs, each) for part, each in zip(stored, moved, strict=True)}
     for part, names in naming.items():
         for name, values in zip(names, stored[part], strict=True):
             _check_values(path, name, values, num_classes)
     used = [name for names in naming.values() for name in names] + [NUM_CLASSES] * (declared is not None)
     train, validation, test, split = _three(path, naming, stored)
-    return Source("npz", path, train, validation, test, num_classes, (), tuple(used), split)
+    return Source("npz", path, train, validation, test, num_classes, (), tuple(used), split + said)
+
+
+def _channels_are_last(inputs: list[np.ndarray]) -> bool:
+    """Whether images can only be [N, H, W, C]: an axis of so many channels is last, and none stands where C would."""
+    images = all(each.ndim == 4 and (each.dtype == np.uint8 or each.dtype.kind == "f") for each in inputs)
+    return images and all(each.shape[3] in CHANNELS and each.shape[1] not in CHANNELS for each in inputs)
 
 
 def _three(

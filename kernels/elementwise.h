@@ -24,7 +24,7 @@ inline Vec value_of(i64 op, Vec x) {
         case TANH: return tanh(x);
         case GELU: return x * normal_below(x);
         case GELU_TANH: return 0.5f * x * (1.0f + tanh(gelu_inner(x)));
-        case SOFTPLUS: return relu(x) + by_lane(exp(-magnitude(x)), [](float e) { return std::log1p(e); });
+        case SOFTPLUS: return softplus(x);
         case EXP: return exp(x);
         case LOG: return by_lane(x, [](float each) { return std::log(each); });
         default: return by_lane(x, [](float each) { return std::sqrt(each); });

@@ -47,6 +47,15 @@ inline Vec tanh(Vec x) {
     return size < 0.625f ? near : x < 0.0f ? -far : x == x ? far : x;
 }
 
+// log(1 + e) of 0 <= e <= 1: 2 artanh(e / (2 + e)), by its series.
+inline Vec log_above(Vec e) {
+    const Vec s = e / (2.0f + e), square = s * s;
+    return 2.0f * s * polynomial(square, 1.0f / 13, 1.0f / 11, 1.0f / 9, 1.0f / 7, 1.0f / 5, 1.0f / 3, 1.0f);
+}
+
+// log(1 + exp(x)).
+inline Vec softplus(Vec x) { return (x < 0.0f ? zero() : x) + log_above(exp(-magnitude(x))); }
+
 // The standard normal distribution up to x.
 inline Vec normal_below(Vec x) {
     const Vec t = 0.70710678f * x, size = magnitude(t), square = t * t, inverse = 1.0f / square;

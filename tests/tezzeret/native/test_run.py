@@ -18,6 +18,7 @@ from native_networks import (
     assert_agrees,
     deal,
     enclose,
+    exact,
     infer,
     seeded,
     train,
@@ -274,12 +275,14 @@ def test_no_number_stays_in_its_network(kind: str, place: str, spread: float) ->
     case = KINDS[kind](6, 21)
     assert case.held is not None and case.held.rows[2] == 1
     case = case._replace(held=case.held._replace(training=(False,) * len(case.held.kinds)))
-    clean, found = train(case), train(spoil(case, place, spread))
+    spoilt = spoil(case, place, spread)
+    clean, found, wanted = train(case), train(spoilt), exact(spoilt)[0]
     for name in ("losses", "hits", "aux", "host"):
         others = [0, 1, 3, 4, 5]
         assert torch.equal(getattr(found, name)[others], getattr(clean, name)[others]), name
     assert torch.equal(found.seeds[0][[0, 2, 3]], clean.seeds[0][[0, 2, 3]])
-    assert not found.host[2].isfinite().all() and not found.seeds[0][1].isfinite().all()
+    assert not found.host[2].isfinite().all()  # a seed whose sigmoid makes numbers of infinities learns nothing
+    assert found.seeds[0][1].isfinite().all() == wanted.seeds[1].isfinite().all()
     assert spread == spread or not found.losses[2].isfinite().all()
 
 

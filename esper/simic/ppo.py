@@ -268,7 +268,8 @@ class Learner:
         steps = sum(part.numel() for part in parts)
         with set_recurrent_mode(True):
             losses = [(part.numel() / steps, self.loss(part)) for part in parts]
-        out = {name: sum(share * loss[name].mean() for share, loss in losses) for name in LOSSES}
+        zero = parts[0]["action_log_prob"].new_zeros(())  # a loss of weight 0 is left out
+        out = {name: sum(share * loss.get(name, zero).mean() for share, loss in losses) for name in LOSSES}
         total = out["loss_objective"] + out["loss_critic"] + out["loss_entropy"]
         self.optimizer.zero_grad()
         total.backward()

@@ -240,13 +240,14 @@ def _check(entry: "Field[Any]", value: Any, place: str) -> Any:
     kind = _kind(entry)
     if kind is dict and type(value) is dict:
         return {name: _entry(found, f"{place}.{name}") for name, found in value.items()}
+    given = value
     if kind is float and type(value) is int:
         value = _as_float(value)
     low, high, choices = (entry.metadata[name] for name in ("low", "high", "choices"))
     good = type(value) is kind and (not choices or value in choices)
     good = good and (low is None or value >= low) and (high is None or value <= high)
     if not good or (kind is float and not math.isfinite(value)) or (kind is str and not _is_plain(value)):
-        raise SettingsError(f"{place} = {shown(value)}: expected {_allowed(entry)}")
+        raise SettingsError(f"{place} = {shown(given)}: expected {_allowed(entry)}")
     return value
 
 
@@ -264,7 +265,7 @@ def _as_float(value: int) -> float:
     try:
         return float(value)
     except OverflowError:
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf
 
 
 def _is_plain(text: str) -> bool:

@@ -95,7 +95,7 @@ FAULTS = {
     "unrecognized arguments: --num": ["--num", "3"],
     "--rate = nan: expected": ["--rate", "nan"],
     "--rate = inf: expected a number": ["--rate", "inf"],
-    "--rate = -inf: expected a number": ["--rate", "-inf"],
+    "--rate = -inf: expected a number": ["--rate=-inf"],
     "--terms: rent: given twice, 1 and 2; expected once": ["--terms", "rent=1", "--terms", "x=3,rent=2"],
     "--num-envs = 10000000000000000000000: expected an integer from 1": ["--num-envs", "1" + "0" * 22],
     "expected an integer from 1 to 4096": ["--num-envs", "9" * 5000],
@@ -112,7 +112,7 @@ def test_bad_flags_are_one_line(message):
 
 FILES = {
     "terms = 3: expected name=value,name=value": ("a.toml", "terms = 3"),
-    "terms.x = [1]: expected a number, true or false, or a word": ("a.toml", "[terms]\nx = [1]"),
+    "terms.x = [[1]]: expected a number, true or false, a word": ("a.toml", "[terms]\nx = [[1]]"),
     "terms.x = None: expected a number": ("a.json", '{"terms": {"x": null}}'),
     "num_env: unknown setting; did you mean 'num_envs'?": ("a.toml", "num_env = 3"),
     "rate = 'x': expected a number": ("a.toml", "rate = 'x'"),

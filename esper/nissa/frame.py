@@ -51,13 +51,15 @@ def span(name: str, values: Sequence[float], include: Sequence[float] = ()) -> A
 
 
 def ticks(axis: Axis, about: int, whole: bool = False) -> list[float]:
-    """Round numbers within an axis: multiples of 1, 2 or 5 times a power of ten.
+    """Round numbers within an axis: multiples of 1, 2 or 5 times a power of ten; of one point, that point.
 
     Args:
       axis: the range.
       about: how many, roughly.
       whole: integers only.
     """
+    if axis.high <= axis.low:
+        return [axis.low]
     rough = (axis.high - axis.low) / max(about, 1)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= 0.7 * rough)

@@ -24,6 +24,7 @@ from bench.frontier_report import summarise, write
 from esper.leyline.config import Config, ConfigError, SampleOrder
 from esper.runtime.build import make
 from esper.runtime.policy_checkpoint import load_policy
+from esper.runtime.report_frontier import frontier_folder, put_frontier
 from esper.runtime.scene import SceneSettings, build_scene
 from esper.runtime.tasks import named
 from esper.tezzeret.choose import CHOICES
@@ -139,9 +140,12 @@ def main(arguments: list[str] | None = None) -> None:
         points, study = frontier(asked)
     except (ConfigError, DatasetError, SettingsError, CheckpointError) as error:
         flags.exit(2, f"{error}\n")
-    folder = asked.out or Path("runs") / f"frontier-{asked.task.partition(':')[0]}"
+    folder = asked.out or frontier_folder(Path("runs"), asked.task)
     print(write(folder, summarise(points, study) | {"date": datetime.date.today().isoformat()}))
     print(f"{folder}/frontier.md, .json and .svg")
+    if asked.policy and (run := Path(asked.policy)).is_dir() and folder.absolute().parent == run.absolute().parent:
+        put_frontier(run, asked.task)
+        print(f"{run}/report.html has the chart")
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ def contenders(task: Task, field: Field) -> list[Contender]:
 
 def static(task: Task, host: Host) -> Contender:
     """A host without slots."""
-    return Contender(host.name, STATIC, _prepared(task, host, (), slots=()))
+    return Contender(host.name, STATIC, prepared(task, host, (), slots=()))
 
 
 def joint(task: Task, host: Host, kind: Blueprint) -> Contender:
@@ -138,7 +138,7 @@ def joint(task: Task, host: Host, kind: Blueprint) -> Contender:
 def grown(task: Task, host: Host, kind: Blueprint) -> Contender:
     """The same, the bypass germinated at the first decision."""
     name = f"{host.name} + {kind.name}"
-    policy = _growing(kind)
+    policy = growing(kind)
     return Contender(f"{name}, grown", GROWN, _bypassed(task, host, kind), policy, partner=f"{name}, joint")
 
 
@@ -146,19 +146,21 @@ def bottlenecks(task: Task, host: Host) -> Contender:
     """The first presets' form: three seeds that keep the shape of the last block's maps, straight-through, gated."""
     last = max(host.sites)
     settings = {"slots": (last,) * 3, "isolation": Isolation.STRAIGHT_THROUGH}
-    prepared = _prepared(task, host, (BOTTLENECK,), **settings)
-    return Contender(f"{host.name} + 3 bottlenecks, grown", GROWN, prepared, _growing(BOTTLENECK))
+    own = prepared(task, host, (BOTTLENECK,), **settings)
+    return Contender(f"{host.name} + 3 bottlenecks, grown", GROWN, own, growing(BOTTLENECK))
 
 
-def _growing(kind: Blueprint) -> Callable[[Codec], Policy]:
+def growing(kind: Blueprint) -> Callable[[Codec], Policy]:
+    """The script that grows a kind wherever there is room."""
     return lambda codec: from_mask(f"grow {kind.name}", grow(codec, kind.name, Blend.LINEAR))
 
 
 def _bypassed(task: Task, host: Host, kind: Blueprint) -> Task:
-    return _prepared(task, host, (kind,), slots=(BYPASS,), isolation=Isolation.OBJECTIVE, **UNGATED)
+    return prepared(task, host, (kind,), slots=(BYPASS,), isolation=Isolation.OBJECTIVE, **UNGATED)
 
 
-def _prepared(task: Task, host: Host, kinds: tuple[Blueprint, ...], **settings: Any) -> Task:
+def prepared(task: Task, host: Host, kinds: tuple[Blueprint, ...], **settings: Any) -> Task:
+    """A task's data for another host, with other seeds and settings."""
     return task._replace(host=host, blueprints=kinds, settings=task.settings | OWN | settings)
 
 

@@ -1,7 +1,7 @@
 """Training a contender with many initialisations at every rate, and what came of it at the best one."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -89,20 +89,29 @@ def init(engine: Engine, study: Study) -> State:
     return engine.init(study.seed, torch.arange(study.envs).repeat(repeats))
 
 
+def epochs_of(
+    engine: Engine, state: State, policy: Policy, epochs: int, seed: int = 0
+) -> Iterator[tuple[State, Tensor, State]]:
+    """Play some epochs: of each the state before, the action [E] and the state after."""
+    count = state.batch_size[0]
+    memory = policy.init(count)
+    keys = rng.fold_in(rng.fold_in(rng.key(seed), DRAWS), torch.arange(count))
+    for number in range(epochs):
+        seen = PolicyInput(state, engine.observe(state), engine.mask(state), rng.fold_in(keys, number))
+        memory, decision = policy.act(memory, seen)
+        before, (state, _) = state, engine.step(state, decision.action)
+        yield before, decision.action, state
+
+
 def advance(engine: Engine, state: State, policy: Policy, epochs: int, seed: int = 0) -> tuple[State, Tensor, Spent]:
     """Play some epochs.
 
     Returns:
       state, validation accuracy [epochs, E] in pp, and what it cost.
     """
-    count = state.batch_size[0]
-    memory, spent, curve = policy.init(count), nothing(count), list[Tensor]()
-    keys = rng.fold_in(rng.fold_in(rng.key(seed), DRAWS), torch.arange(count))
-    for number in range(epochs):
-        seen = PolicyInput(state, engine.observe(state), engine.mask(state), rng.fold_in(keys, number))
-        memory, decision = policy.act(memory, seen)
-        spent = spent.plus(step_flops(engine, state, decision.action))
-        state, _ = engine.step(state, decision.action)
+    spent, curve = nothing(state.batch_size[0]), list[Tensor]()
+    for before, action, after in epochs_of(engine, state, policy, epochs, seed):
+        spent, state = spent.plus(step_flops(engine, before, action)), after
         curve.append(state.signals.val_accuracy.double())
     return state, torch.stack(curve), spent
 

@@ -17,7 +17,7 @@ from esper.leyline.learners import Learners, Weights, learners_of, parts, with_l
 from esper.leyline.state import Snapshot, State, lock
 from esper.leyline.streams import Stream
 from esper.tamiyo.interface import Interface
-from esper.tamiyo.observation import column_names, observe
+from esper.tamiyo.observation import STANDARD, Scales, column_names, observe
 from esper.tezzeret.backend import Backend
 from esper.tolaria.data import Dataset
 from esper.tolaria.evaluation import evaluate, measure
@@ -150,12 +150,14 @@ class Engine:
       backend: how they are run.
       hypers: numbers.
       data: the task on its device.
+      scales: units of what a policy sees.
     """
 
     structure: Structure
     backend: Backend
     hypers: HyperParams
     data: Dataset
+    scales: Scales = STANDARD
 
     def __repr__(self) -> str:
         return f"Engine({self.structure.host.name}, {self.config.num_envs} environments, {self.backend.name})"
@@ -197,7 +199,7 @@ class Engine:
     def observe(self, state: State) -> Tensor:
         """What a policy sees, float32 [E, O]; see ``esper.tamiyo.observation``."""
         growth = seed_sizes(self.structure, state.slots).sum(1) / self.structure.host.num_params
-        return observe(self.config, state, growth, len(self.structure.blueprints))
+        return observe(self.config, state, growth, len(self.structure.blueprints), self.scales)
 
     @property
     def interface(self) -> Interface:

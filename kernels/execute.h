@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "program.h"
+#include "neighbours.h"
 
 namespace esper {
 
@@ -68,9 +68,16 @@ struct Pass {
 
   private:
     Conv conv(const Instruction& i) const {
-        const Register &from = program.registers[i.from], &to = program.registers[i.to];
-        return {i.groups, from.channels / i.groups, to.channels / i.groups, from.height, from.width, i.kernel};
+        const Register& to = program.registers[i.to];
+        const i64 in = program.registers[i.from].size() / to.area();
+        return {i.groups, in / i.groups, to.channels / i.groups, to.height, to.width, i.kernel};
     }
+    Matrices matrices(const Instruction& i) const {
+        const i64 from = program.registers[i.from].size(), other = program.registers[i.other].size();
+        return {i.groups, from / (i.groups * i.kernel), i.kernel, other / (i.groups * i.kernel)};
+    }
+    const i64* table(const Instruction& i) const { return program.tables.data() + i.constant; }
+    i64 side(const Instruction& i) const { return program.registers[i.other].size(); }  // of a pair, of the second
     void forward(const Instruction& i);
     void backward(const Instruction& i, const BackwardStep& step);
     void close_batch_norm(const Instruction& i, const std::vector<Moments>& moments);
@@ -78,9 +85,9 @@ struct Pass {
 };
 
 inline void Pass::forward(const Instruction& i) {
-    const Register& from = program.registers[i.from];
-    const i64 channels = from.channels, area = from.area(), size = from.size();
-    const Vec* x = value(i.from);
+    const Register &from = program.registers[i.from], &to = program.registers[i.to];
+    const i64 channels = to.channels, area = to.area(), size = to.size();
+    const Vec *x = value(i.from), *other = i.reads_two() ? value(i.other) : nullptr;
     Vec* y = value(i.to);
     const float *w = params + i.weight, *b = i.bias < 0 ? nullptr : params + i.bias;
     switch (i.op) {
@@ -99,45 +106,42 @@ inline void Pass::forward(const Instruction& i) {
             }
             return;
         }
-        case RELU:
-            for (i64 n = 0; n < size; ++n) y[n] = relu(x[n]);
-            return;
         case POOL: return pool_forward(x, channels, from.height, from.width, y);
-        case MEAN: return mean_forward(x, channels, area, y);
-        case SIGMOID: return sigmoid_forward(x, size, y);
-        case TIMES:
-            for (i64 n = 0; n < size; ++n) y[n] = x[n] * i.factor();
+        case MEAN: return mean_forward(x, size, from.size() / size, y);
+        case ADD: return pair_forward<false>(x, other, side(i), size / side(i), y);
+        case SCALE: return pair_forward<true>(x, other, side(i), size / side(i), y);
+        case FADE: {
+            const float openness = std::tanh(w[0]);
+            for (i64 n = 0; n < size; ++n) y[n] = x[n] + openness * (other[n] - x[n]);
             return;
-        default: break;
-    }
-    const Vec* other = value(i.other);
-    if (i.op == SCALE) {
-        for (i64 c = 0; c < channels; ++c)
-            for (i64 n = c * area; n < (c + 1) * area; ++n) y[n] = x[n] * other[c];
-    } else if (i.op == FADE) {
-        const float openness = std::tanh(w[0]);
-        for (i64 n = 0; n < size; ++n) y[n] = x[n] + openness * (other[n] - x[n]);
-    } else {
-        for (i64 n = 0; n < size; ++n) y[n] = x[n] + other[n];
+        }
+        case LOAD:
+            for (i64 n = 0; n < size; ++n) y[n] = zero() + w[n];
+            return;
+        case CONST: return const_forward(table(i), size, y);
+        case TAKE: return take_forward(x, table(i), size, y);
+        case MATMUL: return matmul_forward(matrices(i), x, other, y);
+        case SOFTMAX: return softmax_forward(x, i.groups, size / i.groups, y);
+        case LARGEST: return largest_forward(x, size, from.size() / size, y);
+        case NORMALISE: return normalise_forward(x, i.groups, size / i.groups, i.number(), stats + i.stats, y);
+        default: return map_forward(i, x, size, y);
     }
 }
 
-inline void give(Vec* to, i64 n, bool add, Vec value) { to[n] = add ? to[n] + value : value; }
-
 inline void Pass::backward(const Instruction& i, const BackwardStep& step) {
-    const Register& from = program.registers[i.from];
-    const i64 channels = from.channels, area = from.area(), size = from.size();
+    const Register &from = program.registers[i.from], &to = program.registers[i.to];
+    const i64 channels = to.channels, area = to.area(), size = to.size();
     const Vec *x = value(i.from), *y = value(i.to), *other = i.reads_two() ? value(i.other) : nullptr;
     Vec *gy = grad(i.to), *gx = step.want[0] ? grad(i.from) : nullptr;
     Vec* g_other = i.reads_two() && step.want[1] ? grad(i.other) : nullptr;
     const float* w = params + i.weight;
     float *gw = grad_params + i.weight, *gb = i.bias < 0 ? nullptr : grad_params + i.bias;
     const bool add = step.add[0];
+    const Both both{x, other, gy, gx, g_other, {step.add[0], step.add[1]}};
     switch (i.op) {
         case CONV:
             if (!given) conv_backward_weight(conv(i), x, gy, gw);
-            for (i64 c = 0; gb && !given && c < program.registers[i.to].channels; ++c)
-                gb[c] += sum_lanes(total(gy + c * area, area));
+            for (i64 c = 0; gb && !given && c < channels; ++c) gb[c] += sum_lanes(total(gy + c * area, area));
             if (gx) conv_backward_input(conv(i), gy, w, add, gx);
             return;
         case GROUP_NORM:
@@ -147,37 +151,21 @@ inline void Pass::backward(const Instruction& i, const BackwardStep& step) {
             const float *mean = header() + i.header, count = static_cast<float>(batch * area);
             return batch_norm_backward(x, channels, area, count, samples, mean, mean + channels, w, gy, gw, gb, add, gx);
         }
-        case RELU:
-            for (i64 n = 0; n < size; ++n) give(gx, n, add, y[n] <= 0.0f ? zero() : gy[n]);
-            return;
         case POOL: return pool_backward(x, channels, from.height, from.width, gy, add, gx);
-        case MEAN: return mean_backward(gy, channels, area, add, gx);
-        case SIGMOID:
-            for (i64 n = 0; n < size; ++n) give(gx, n, add, gy[n] * y[n] * (1.0f - y[n]));
+        case MEAN: return mean_backward(gy, size, from.size() / size, add, gx);
+        case ADD: return pair_backward<false>(both, side(i), size / side(i));
+        case SCALE: return pair_backward<true>(both, side(i), size / side(i));
+        case FADE: return fade_backward(both, size, w, gw);
+        case LOAD:
+            for (i64 n = 0; n < size && !given; ++n) gw[n] += sum_lanes(gy[n]);
             return;
-        case TIMES:
-            for (i64 n = 0; n < size; ++n) give(gx, n, add, gy[n] * i.factor());
-            return;
-        case ADD:
-            for (i64 n = 0; gx && n < size; ++n) give(gx, n, add, gy[n]);
-            for (i64 n = 0; g_other && n < size; ++n) give(g_other, n, step.add[1], gy[n]);
-            return;
-        case SCALE:
-            for (i64 c = 0; c < channels; ++c) {
-                Vec sum = {};
-                for (i64 n = c * area; n < (c + 1) * area; ++n) sum += gy[n] * x[n];
-                for (i64 n = c * area; gx && n < (c + 1) * area; ++n) give(gx, n, add, gy[n] * other[c]);
-                if (g_other) give(g_other, c, step.add[1], sum);
-            }
-            return;
-        default: {
-            const float openness = std::tanh(w[0]);
-            Vec sum = {};
-            for (i64 n = 0; n < size; ++n) sum += gy[n] * (other[n] - x[n]);
-            gw[0] += sum_lanes(sum) * (1.0f - openness * openness);
-            for (i64 n = 0; gx && n < size; ++n) give(gx, n, add, gy[n] * (1.0f - openness));
-            for (i64 n = 0; g_other && n < size; ++n) give(g_other, n, step.add[1], gy[n] * openness);
-        }
+        case CONST: return;
+        case TAKE: return take_backward(gy, table(i), size, from.size(), add, gx);
+        case MATMUL: return matmul_backward(matrices(i), both);
+        case SOFTMAX: return softmax_backward(y, gy, i.groups, size / i.groups, add, gx);
+        case LARGEST: return largest_backward(x, y, gy, size, from.size() / size, i.constant, add, gx);
+        case NORMALISE: return normalise_backward(y, stats + i.stats, gy, i.groups, size / i.groups, add, gx);
+        default: return map_backward(i, x, y, gy, size, add, gx);
     }
 }
 
@@ -195,9 +183,9 @@ inline void Pass::close_batch_norm(const Instruction& i, const std::vector<Momen
 
 // First half of a batch norm's backward.
 inline void Pass::sum_batch_norm(const Instruction& i) {
-    const Register& from = program.registers[i.from];
+    const Register& to = program.registers[i.to];
     const float* mean = header() + i.header;
-    batch_norm_sums(value(i.from), value(i.to), from.channels, from.area(), mean, mean + from.channels, i.rectify,
+    batch_norm_sums(value(i.from), value(i.to), to.channels, to.area(), mean, mean + to.channels, i.rectify,
                     grad(i.to), grad_params + i.weight, grad_params + i.bias);
 }
 
@@ -207,14 +195,14 @@ void Pass::run_forward(i64 first, i64 last, bool always_load, const Load& load, 
         const Instruction* norm = nullptr;
         for (const Instruction& i : program.instructions)
             if (i.op == BATCH_NORM && i.segment == segment + 1) norm = &i;
-        std::vector<Moments> moments(norm ? program.registers[norm->from].channels : 0);
+        std::vector<Moments> moments(norm ? program.registers[norm->to].channels : 0);
         for (i64 number = first; number < last; ++number) {
             enter(number);
             if (program.loads_input[segment] || always_load) load();
             for (const Instruction& i : program.instructions)
                 if (i.segment == segment) forward(i);
             if (norm)
-                batch_norm_observe(value(norm->from), moments.size(), program.registers[norm->from].area(), samples,
+                batch_norm_observe(value(norm->from), moments.size(), program.registers[norm->to].area(), samples,
                                    moments.data());
             if (segment == program.segments - 1) leave();
         }

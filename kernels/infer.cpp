@@ -20,13 +20,15 @@ class Inference {
     std::vector<Lane> lanes;
     std::vector<bool> read;  // by point; whether a bypass reads it
     Vec *work, *weight, *saved;
+    float* numbers;  // a row and what follows from it
     i64 live = 1, size, widest = 0;
 
     void place(Scratch& scratch) {
-        i64 most = 0, saves = std::count(read.begin(), read.end(), true);
+        i64 most = 0, longest = 0, saves = std::count(read.begin(), read.end(), true);
         const auto consider = [&](const Program& p) {
             widest = std::max({widest, p.registers[0].size(), p.registers[p.output].size()});
-            most = std::max(most, Pass::room(p, 1) + p.kept_by_network(1));
+            most = std::max({most, Pass::room(p, 1) + p.kept_by_network(1), setup_room(p)});
+            if (p.setup) longest = std::max(longest, packs_of(p.row()));
         };
         for (i64 step = 0; step < call.length; ++step)
             for (const Lane& lane : lanes) {
@@ -35,8 +37,9 @@ class Inference {
                 if (leg.program && leg.gate()) consider(*leg.gate());
             }
         const i64 count = lanes.size();
-        work = scratch.room(most + 1 + (3 + saves) * count * widest);
-        weight = work + most;
+        work = scratch.room(most + longest + 1 + (3 + saves) * count * widest);
+        numbers = reinterpret_cast<float*>(work + most);
+        weight = work + most + longest;
         Vec* next = weight + 1;
         const auto take = [&] { return next += widest, next - widest; };
         for (Lane& lane : lanes) lane.features = take(), lane.spare = take(), lane.grown = take();
@@ -61,8 +64,14 @@ class Inference {
             std::copy(lanes[l].features, lanes[l].features + size, lanes[l].at[point] = saved);
     }
 
+    Pass enter(Leg leg) {
+        if (leg.program->setup)
+            set_up(*leg.program, params_of(call, leg, network), work, numbers), leg.numbers = numbers;
+        return pass_of(call, leg, network, work);
+    }
+
     void through_block(Lane& lane, const Leg& leg) {
-        Pass pass = pass_of(call, leg, network, work);
+        Pass pass = enter(leg);
         pass.input = {lane.features, 0}, pass.output = {lane.spare, 0};
         pass.run_forward(pack, pack + 1, false, nothing, nothing);
         std::swap(lane.features, lane.spare);
@@ -79,7 +88,7 @@ class Inference {
         const Vec w = (leg.gate() ? *weight : zero() + 1.0f) * leg.slot->alpha[leg.row];
         const Vec* s = leg.is_bypass() ? known(l, leg) : nullptr;
         if (!s) {
-            Pass pass = pass_of(call, leg, network, work);
+            Pass pass = enter(leg);
             pass.input = {x, 0}, pass.output = {leg.is_bypass() ? lane.grown : nullptr, 0};
             pass.run_forward(pack, pack + 1, false, nothing, nothing);
             s = pass.value(leg.program->output);

@@ -67,6 +67,7 @@ struct Leg {
     i64 in, out;           // sizes of its input and output
     Vec *x, *h, *y, *own;  // its input; features before and after it; after it by a seed's own objective
     Vec *kept, *gate_kept, *weights;
+    float *numbers, *grads;  // where the program has a setup: the network's row, what follows from it; their gradients
     const Program* gate() const { return slot && slot->gates && slot->gates[row] >= 0 ? slot->gate : nullptr; }
     bool is_bypass() const { return slot && slot->source >= 0; }
     bool trains() const { return slot && slot->training && slot->training[row]; }
@@ -88,13 +89,59 @@ inline Leg leg_of(const Call& call, i64 step, i64 lane) {
     return leg;
 }
 
+inline const auto nothing = [] {};
+
+// A network's own numbers for a leg, of the call.
+inline const float* params_of(const Call& call, const Leg& leg, i64 network) {
+    if (leg.block) return call.host + network * call.host_row + leg.block->params;
+    return leg.slot->params + (leg.slot->owners ? leg.slot->owners[leg.row] : leg.row) * leg.slot->params_row;
+}
+
 inline Pass pass_of(const Call& call, const Leg& leg, i64 network, Vec* work) {
+    const float* params = leg.numbers ? leg.numbers : params_of(call, leg, network);
     if (leg.block)
-        return {*leg.program, call.batch, call.host + network * call.host_row + leg.block->params,
-                call.buffers + network * call.buffers_row + leg.block->buffers, work, leg.kept};
+        return {*leg.program, call.batch, params, call.buffers + network * call.buffers_row + leg.block->buffers, work,
+                leg.kept};
     const Slot& s = *leg.slot;
     const i64 owner = s.owners ? s.owners[leg.row] : leg.row;
-    return {*leg.program, call.batch, s.params + owner * s.params_row, s.buffers + owner * s.buffers_row, work, leg.kept};
+    return {*leg.program, call.batch, params, s.buffers + owner * s.buffers_row, work, leg.kept};
+}
+
+// The setup's input: a network's row as the one sample.
+inline Pass setup_of(const Program& program, const float* row, Vec* work) {
+    Pass pass{*program.setup, 1, nullptr, nullptr, work, nullptr};
+    for (i64 n = 0; n < program.params; ++n) pass.input.at[n] = zero() + row[n];
+    return pass;
+}
+
+// A copy of a network's row, and what follows from it.
+inline void set_up(const Program& program, const float* params, Vec* work, float* row) {
+    std::copy(params, params + program.params, row);
+    Pass pass = setup_of(program, row, work);
+    pass.run_forward(0, 1, false, nothing, [&] {
+        const Vec* found = pass.value(program.setup->output);
+        for (i64 n = program.params; n < program.row(); ++n) row[n] = found[n - program.params][0];
+    });
+}
+
+// Gradients of a row and of what follows from it -> those of the row.
+inline void pull_setup(const Program& program, const float* row, const float* grad_row, Vec* work, float* grad) {
+    Pass pass = setup_of(program, row, work);
+    pass.run_backward(
+        program.setup->backward[1], 0, 1, false, nothing,
+        [&] {
+            Vec* to = pass.grad(program.setup->output);
+            std::fill_n(to, program.row() - program.params, zero());
+            for (i64 n = program.params; n < program.row(); ++n) to[n - program.params][0] = grad_row[n];
+        },
+        [&] {
+            for (i64 n = 0; n < program.params; ++n) grad[n] = grad_row[n] + pass.grad(0)[n][0];
+        });
+}
+
+// Room for `setup_of`.
+inline i64 setup_room(const Program& program) {
+    return program.setup ? Pass::room(*program.setup, 1) + program.setup->kept_by_network(1) : 0;
 }
 
 inline Pass gate_of(const Call& call, const Leg& leg, Vec* work) {
@@ -110,17 +157,16 @@ inline void mix(const Leg& leg, const Vec* h, const Vec* s, Vec w, Vec* y) {
         for (i64 n = 0; n < leg.out; ++n) y[n] = lerp(h[n], s[n], w);
 }
 
-inline const auto nothing = [] {};
-
+// Lanes without a sample repeat the last one: what a layer makes of it is a number wherever it is one of the samples.
 inline void load_input(const Call& call, i64 network, i64 pack, i64 size, Vec* to) {
-    const i64 first = pack * PACK, count = std::min(PACK, call.batch - first);
-    if (!call.picks)
-        return load_pack(call.x + network * call.x_network + first * call.x_sample, call.x_sample, count, size, to);
     const float* samples[PACK];
-    for (i64 lane = 0; lane < count; ++lane)
-        samples[lane] = call.x + call.x_sample * call.picks[network * call.picks_network +
-                                                            (first + lane) * call.picks_sample];
-    load_samples(samples, count, size, to);
+    for (i64 lane = 0; lane < PACK; ++lane) {
+        const i64 sample = std::min(pack * PACK + lane, call.batch - 1);
+        samples[lane] = call.x + (call.picks ? call.x_sample * call.picks[network * call.picks_network +
+                                                                          sample * call.picks_sample]
+                                             : network * call.x_network + sample * call.x_sample);
+    }
+    load_samples(samples, size, to);
 }
 
 }  // namespace esper

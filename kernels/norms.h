@@ -6,9 +6,9 @@
 
 namespace esper {
 
-inline Vec inverse_root(Vec variance) {
+inline Vec inverse_root(Vec variance, float epsilon = EPSILON) {
     Vec out;
-    for (i64 lane = 0; lane < PACK; ++lane) out[lane] = 1.0f / std::sqrt(variance[lane] + EPSILON);
+    for (i64 lane = 0; lane < PACK; ++lane) out[lane] = 1.0f / std::sqrt(variance[lane] + epsilon);
     return out;
 }
 
@@ -187,11 +187,6 @@ inline void mean_backward(const Vec* gy, i64 channels, i64 area, bool add, Vec* 
         const Vec each = gy[c] / static_cast<float>(area);
         for (i64 p = c * area; p < (c + 1) * area; ++p) gx[p] = add ? gx[p] + each : each;
     }
-}
-
-inline void sigmoid_forward(const Vec* x, i64 size, Vec* y) {
-    for (i64 i = 0; i < size; ++i)
-        for (i64 lane = 0; lane < PACK; ++lane) y[i][lane] = 1.0f / (1.0f + std::exp(-x[i][lane]));
 }
 
 }  // namespace esper

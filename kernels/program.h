@@ -1,8 +1,11 @@
 // A program: the layers of a module in order, and what follows from them for running it forward and backward.
 //
-// Registers hold the values between layers; register 0 is the input. What a convolution gives is kept for backward,
-// everything else is cheap and computed again. A batch norm needs all samples before it gives any: it begins a new
-// segment, and what a later segment reads is kept.
+// Registers hold the values between layers; register 0 is the input. What a convolution or a product of matrices gives is
+// kept for backward, everything else is cheap and computed again. A batch norm needs all samples before it gives any: it
+// begins a new segment, and what a later segment reads is kept.
+//
+// Numbers that follow from a network's parameters alone are what another program makes of its row (setup): the weights of
+// this one are in that row and, behind it, in these.
 
 #pragma once
 
@@ -12,18 +15,40 @@
 
 namespace esper {
 
-enum Op : i64 { CONV, GROUP_NORM, BATCH_NORM, AFFINE, RELU, POOL, MEAN, ADD, SCALE, SIGMOID, TIMES, FADE };
+enum Op : i64 {
+    CONV, GROUP_NORM, BATCH_NORM, AFFINE, RELU, POOL, MEAN, ADD, SCALE, SIGMOID, TIMES, FADE, TANH, GELU, GELU_TANH,
+    SOFTPLUS, EXP, LOG, SQRT, RECIPROCAL, ABS, PLUS, LOAD, CONST, TAKE, MATMUL, SOFTMAX, LARGEST, NORMALISE
+};
+
+// What backward reads again: of what an instruction reads first, second, and of what it gave.
+struct Reread {
+    bool from, other, to;
+};
+inline Reread reread_by(i64 op, bool rectify) {
+    switch (op) {
+        case ADD: case MEAN: case TIMES: case PLUS: case LOAD: case CONST: case TAKE: return {false, false, false};
+        case SCALE: case FADE: case MATMUL: return {true, true, false};
+        case RELU: case SIGMOID: case TANH: case EXP: case SQRT: case RECIPROCAL: case SOFTMAX: case NORMALISE:
+            return {false, false, true};
+        case LARGEST: return {true, false, true};
+        default: return {true, false, rectify};
+    }
+}
+
+// A number that is written as the integer of the bits of a double.
+inline float number_of(i64 bits) {
+    double value;
+    std::memcpy(&value, &bits, sizeof value);
+    return static_cast<float>(value);
+}
 
 struct Instruction {
     i64 op, to, from, other, weight, bias, groups, kernel, rectify, constant;
     i64 segment = 0, stats = 0, header = 0, aux = 0;  // where group norm's, batch norm's numbers are
-    bool reads_two() const { return op == ADD || op == SCALE || op == FADE; }
-    bool reads(i64 r) const { return from == r || (reads_two() && other == r); }
-    float factor() const {
-        double value;
-        std::memcpy(&value, &constant, sizeof value);
-        return static_cast<float>(value);
-    }
+    bool reads_two() const { return op == ADD || op == SCALE || op == FADE || op == MATMUL; }
+    i64 sources() const { return op == LOAD || op == CONST ? 0 : reads_two() ? 2 : 1; }
+    bool reads(i64 r) const { return sources() && (from == r || (reads_two() && other == r)); }
+    float number() const { return number_of(constant); }
     i64 gives() const { return segment - (op == BATCH_NORM); }  // the segment in which backward gives its gradient
 };
 constexpr i64 FIELDS = 10;
@@ -50,23 +75,29 @@ struct Backward {
 struct Program {
     std::vector<Register> registers;
     std::vector<Instruction> instructions;
-    i64 output, params, buffers, aux = 0, segments = 1;
+    std::vector<i64> tables;
+    const Program* setup;
+    i64 output, params, aux = 0, segments = 1;
     i64 values = 0, stats = 0, grads = 0, crossing = 0, kept = 0, header = 0;  // sizes, in vectors
     std::vector<bool> loads_input;
     Backward backward[4];  // input's gradient wanted + 2 * output's value wanted
 
-    explicit Program(const i64* code) {
-        const i64 count = code[0], length = code[1];
-        output = code[2], params = code[3], buffers = code[4];
+    Program(const i64* code, const Program* setup) : setup(setup) {
+        const i64 count = code[0], length = code[1], entries = code[4];
+        output = code[2], params = code[3];
         code += 5;
         for (i64 r = 0; r < count; ++r, code += 3) registers.push_back({code[0], code[1], code[2]});
         for (i64 i = 0; i < length; ++i, code += FIELDS)
             instructions.push_back({code[0], code[1], code[2], code[3], code[4], code[5], code[6], code[7], code[8],
                                     code[9]});
+        tables.assign(code, code + entries);
         cut_into_segments();
         place();
         for (int asked = 0; asked < 4; ++asked) backward[asked] = plan(asked & 1, asked & 2);
     }
+
+    // Numbers of a network's row: its parameters, and what follows from them.
+    i64 row() const { return params + (setup ? setup->registers[setup->output].size() : 0); }
 
     // Vectors that one network keeps for backward.
     i64 kept_by_network(i64 packs) const { return header + packs * kept; }
@@ -85,13 +116,13 @@ struct Program {
             Register &to = registers[i.to], &from = registers[i.from];
             if (i.op == BATCH_NORM) {
                 ++segments;
-                i.header = floats, floats += 2 * from.channels;
-                i.aux = aux, aux += 2 * from.channels;
+                i.header = floats, floats += 2 * to.channels;
+                i.aux = aux, aux += 2 * to.channels;
             }
             i.segment = to.segment = segments - 1;
-            to.kept = i.op == CONV;
-            to.trained = from.trained || i.weight >= 0 || (i.reads_two() && registers[i.other].trained);
-            read(i.from, i.segment, i.gives());
+            to.kept = i.op == CONV || i.op == MATMUL;
+            to.trained = (i.sources() && from.trained) || i.weight >= 0 || (i.reads_two() && registers[i.other].trained);
+            if (i.sources()) read(i.from, i.segment, i.gives());
             if (i.reads_two()) read(i.other, i.segment, i.segment);
             if (i.op == BATCH_NORM) to.crosses = true;  // its gradient is read in the segment before
         }
@@ -109,7 +140,7 @@ struct Program {
             r.grad = grad_room, grad_room += r.size();
         }
         for (Instruction& i : instructions)
-            if (i.op == GROUP_NORM) i.stats = stats, stats += 2 * i.groups;
+            if (i.op == GROUP_NORM || i.op == NORMALISE) i.stats = stats, stats += 2 * i.groups;
     }
 
     Backward plan(bool wants_input, bool wants_output) const {
@@ -120,24 +151,24 @@ struct Program {
             const Instruction& i = instructions[n];
             if (!written[i.to] || !(registers[i.to].trained || wants_input)) continue;
             BackwardStep step{n, {}, {}};
-            for (int s = 0; s < (i.reads_two() ? 2 : 1); ++s) {
+            for (int s = 0; s < i.sources(); ++s) {
                 const i64 r = s ? i.other : i.from;
                 step.want[s] = registers[r].trained || wants_input, step.add[s] = written[r];
                 if (step.want[s]) written[r] = true;
             }
             b.steps.push_back(step);
-            rerun[n] = i.op == GROUP_NORM;
-            if (i.op != ADD && i.op != MEAN && i.op != TIMES) needed[i.from] = true;
-            if (i.op == SCALE || i.op == FADE) needed[i.other] = true;
-            if (i.op == RELU || i.op == SIGMOID || i.rectify) needed[i.to] = true;
+            rerun[n] = i.op == GROUP_NORM || i.op == NORMALISE;
+            const Reread again = reread_by(i.op, i.rectify);
+            if (again.from) needed[i.from] = true;
+            if (again.other) needed[i.other] = true;
+            if (again.to) needed[i.to] = true;
         }
         for (i64 n = instructions.size() - 1; n >= 0; --n) {
             const Instruction& i = instructions[n];
             rerun[n] = rerun[n] || (needed[i.to] && !registers[i.to].kept);
-            if (rerun[n]) {
-                needed[i.from] = true;
-                if (i.reads_two()) needed[i.other] = true;
-            }
+            if (!rerun[n]) continue;
+            if (i.sources()) needed[i.from] = true;
+            if (i.reads_two()) needed[i.other] = true;
         }
         for (i64 n = 0; n < static_cast<i64>(instructions.size()); ++n)
             if (rerun[n]) b.again.push_back(n);

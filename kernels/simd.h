@@ -53,12 +53,10 @@ inline void transpose4(Quad& a, Quad& b, Quad& c, Quad& d) {
 inline Quad load4(const float* from) { return *reinterpret_cast<const LooseQuad*>(from); }
 inline void store4(float* to, Quad value) { *reinterpret_cast<LooseQuad*>(to) = value; }
 
-// Samples, wherever each of them is, of `size` numbers -> a pack; lanes without a sample are 0.
-inline void load_samples(const float* const* samples, i64 count, i64 size, Vec* pack) {
+// Samples, wherever each of them is, of `size` numbers -> a pack.
+inline void load_samples(const float* const* samples, i64 size, Vec* pack) {
     float* to = reinterpret_cast<float*>(pack);
-    if (count < PACK) std::memset(to, 0, size * sizeof(Vec));
-    i64 lane = 0;
-    for (; lane + 4 <= count; lane += 4) {
+    for (i64 lane = 0; lane < PACK; lane += 4) {
         const float* const* s = samples + lane;
         i64 i = 0;
         for (; i + 4 <= size; i += 4) {
@@ -70,15 +68,6 @@ inline void load_samples(const float* const* samples, i64 count, i64 size, Vec* 
         for (; i < size; ++i)
             for (i64 l = 0; l < 4; ++l) to[i * PACK + lane + l] = s[l][i];
     }
-    for (; lane < count; ++lane)
-        for (i64 i = 0; i < size; ++i) to[i * PACK + lane] = samples[lane][i];
-}
-
-// The same of samples at equal distances.
-inline void load_pack(const float* from, i64 sample, i64 count, i64 size, Vec* pack) {
-    const float* samples[PACK];
-    for (i64 lane = 0; lane < count; ++lane) samples[lane] = from + lane * sample;
-    load_samples(samples, count, size, pack);
 }
 
 // A pack -> `count` samples of `size` numbers.

@@ -20,6 +20,7 @@ struct Memory {
         used += vectors;
         return at ? at + used - vectors : nullptr;
     }
+    float* numbers(const Leg& leg) { return reinterpret_cast<float*>(take(packs_of(leg.program->row()))); }
 };
 
 // A part of an environment's way, forward and backward: all of it, or in an objective pass what lies behind a slot.
@@ -42,6 +43,7 @@ struct Way {
             leg.h = features, leg.x = leg.is_bypass() ? at[leg.slot->source] : features;
             leg.y = at[leg.point] = features = memory.take(packs * leg.out);
             leg.kept = memory.take(leg.program->kept_by_network(packs));
+            if (leg.program->setup) leg.numbers = memory.numbers(leg), leg.grads = memory.numbers(leg);
             if (!given && leg.trains() && call.own) leg.own = memory.take(packs * leg.out);
             if (!leg.gate()) continue;
             leg.gate_kept = memory.take(leg.gate()->kept_by_network(packs)), leg.weights = memory.take(packs);
@@ -74,6 +76,7 @@ struct Way {
             pass.input = {leg.x, leg.in}, pass.output = {leg.weights, 1};
             pass.run_forward(0, packs, false, nothing, [&] { leg.weights[pass.pack] *= alpha; });
         }
+        if (leg.program->setup) set_up(*leg.program, params_of(call, leg, network), work, leg.numbers);
         Pass pass = pass_of(call, leg, network, work);
         pass.input = {leg.x, leg.in};
         if (leg.block) {
@@ -121,15 +124,25 @@ struct Way {
         float* to = given ? numbers : rows + row * stride;
         return static_cast<float*>(std::memset(to, 0, (given ? size : stride) * sizeof(float)));
     }
+    // Where a pass leaves gradients of numbers: `to`, or where these go on beyond the row, what `settle` reads.
+    float* before_settling(const Leg& leg, float* to) {
+        if (!leg.program->setup) return to;
+        return static_cast<float*>(std::memset(leg.grads, 0, leg.program->row() * sizeof(float)));
+    }
+    void settle(const Leg& leg, float* to) {
+        if (leg.program->setup && !given) pull_setup(*leg.program, leg.numbers, leg.grads, work, to);
+    }
 
     void backward_block(const Leg& leg) {
         Pass pass = pass_of(call, leg, network, work);
         pass.given = given, pass.input = {leg.x, leg.in}, pass.output = {leg.y, leg.out};
         pass.grad_output = {gradient, leg.out}, pass.grad_input = {other, leg.in};
-        pass.grad_params = given ? gradients(nullptr, 0, 0, leg.program->params)
-                                 : call.grad_host + network * call.host_row + leg.block->params;
+        float* to = given ? gradients(nullptr, 0, 0, leg.program->params)
+                          : call.grad_host + network * call.host_row + leg.block->params;
+        pass.grad_params = before_settling(leg, to);
         pass.run_backward(leg.program->backward[given || &leg != legs.data()], 0, packs, false, nothing, nothing,
                           nothing);
+        settle(leg, to);
         std::swap(gradient, other);
     }
 
@@ -149,7 +162,8 @@ struct Way {
         const bool bypass = leg.is_bypass(), gated = leg.gate(), hidden = !given && leg.trains();
         const i64 size = leg.out;
         pass.given = given, pass.input = {leg.x, leg.in};
-        pass.grad_params = gradients(leg.slot->grad_params, leg.slot->params_row, leg.row, leg.program->params);
+        float* to = gradients(leg.slot->grad_params, leg.slot->params_row, leg.row, leg.program->params);
+        pass.grad_params = before_settling(leg, to);
         pass.run_backward(
             leg.program->backward[wanted + 2 * gated], 0, packs, false, nothing,
             [&] {
@@ -167,6 +181,7 @@ struct Way {
                     for (i64 n = 0; n < size; ++n) gp[n] *= 1.0f - weight_of(pass.pack);
                 if (wanted) give_back(leg, pass, g);
             });
+        settle(leg, to);
         if (gated) pull_gate(leg, g, wanted);
     }
 
@@ -223,7 +238,7 @@ class Training {
     void share(Memory& memory) {
         i64 widest = 0, room = 0, params = 0, aux = 0;
         const auto consider = [&](const Program& p) {
-            room = std::max(room, Pass::room(p, main.packs));
+            room = std::max({room, Pass::room(p, main.packs), setup_room(p)});
             params = std::max(params, p.params), aux = std::max(aux, p.aux);
         };
         for (const Leg& leg : main.legs) {

@@ -211,3 +211,28 @@ def test_docstrings_have_one_style():
                     assert len(indent) == len(margin) + 2, f"{module}: {section} in {text[:50]!r}"
                     checked += 1
     assert checked > 300
+
+
+def calls_of(name):
+    """Calls of a method of this name in the package: (place, names of its keywords)."""
+    for module, path in MODULES.items():
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == name:
+                yield f"{module}:{node.lineno}", {keyword.arg for keyword in node.keywords}
+
+
+def test_no_text_is_read_or_written_in_an_encoding_of_the_platform():
+    """Nor what another program prints: ``LANG`` decides nothing."""
+    for name in ("read_text", "write_text"):
+        found = dict(calls_of(name))
+        assert len(found) > 2 and not [place for place, keywords in found.items() if "encoding" not in keywords]
+    assert not [place for place, keywords in calls_of("run") if "text" in keywords and "encoding" not in keywords]
+
+
+def test_no_function_keeps_a_stream_of_the_time_when_it_was_defined():
+    """Redirection and capture would not reach it."""
+    for module, path in MODULES.items():
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.FunctionDef | ast.Lambda):
+                defaults = [*node.args.defaults, *filter(None, node.args.kw_defaults)]
+                assert not any(ast.unparse(each).startswith("sys.std") for each in defaults), f"{module}:{node.lineno}"

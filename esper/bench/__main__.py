@@ -20,9 +20,9 @@ from esper.bench.settings import THROUGHPUT, Asked, choose, read_arguments
 from esper.bench.throughput import ENVS, measure, to_rows
 from esper.bench.throughput_report import chart, table
 from esper.leyline.config import ConfigError
-from esper.nissa.sinks import json_text
 from esper.runtime.tasks import TASKS
 from esper.tolaria.data import DatasetError
+from esper.utils.documents import to_json
 from esper.utils.settings import SettingsError
 
 RED, MISUSED = 1, 2
@@ -73,7 +73,7 @@ def throughput(asked: Asked, out: TextIO, notes: TextIO, envs: Sequence[int] = E
         out.write(f"chart: {asked.chart}\n")
     if asked.json is not None:
         record = {"format": FORMAT, "machine": facts, "settings": settings, "throughput": to_rows(rows)}
-        asked.json.write_text(json_text(record, indent=1), encoding="utf-8")
+        asked.json.write_text(to_json(record, indent=1) + "\n", encoding="utf-8")
     return RED if any((row.missing or "").startswith("WRONG") for row in rows) else 0
 
 

@@ -71,7 +71,8 @@ def ask(bench: Bench, case: str, envs: int, caches: dict[str, str]) -> dict[str,
         input=json.dumps(request),
         env=os.environ | caches,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
     )
     if done.returncode:
         words = done.stderr.strip().splitlines()[-1:] or ["no message"]

@@ -16,7 +16,7 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def _field(name: str) -> int:
-    lines = STATUS.read_text().splitlines()
+    lines = STATUS.read_text(encoding="utf-8", errors="replace").splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
@@ -47,4 +47,4 @@ def restart_peak(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
     elif CLEAR.exists():
         held(device)
-        CLEAR.write_text("5")
+        CLEAR.write_text("5", encoding="utf-8")

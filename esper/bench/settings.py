@@ -11,9 +11,11 @@ import torch
 
 from esper.bench.case import Bench, Case
 from esper.leyline.config import Precision
+from esper.runtime.build import find_device
 from esper.runtime.tasks import TASKS
 from esper.tezzeret.choose import CHOICES
-from esper.utils.settings import Parser, SettingsError
+from esper.utils.paths import user_path
+from esper.utils.settings import Parser, SettingsError, boolean, spell
 
 MOST_ENVS = 1 << 20
 REPEAT, QUICK_REPEAT = 21, 3
@@ -75,7 +77,7 @@ def read_arguments(words: Sequence[str]) -> Asked:
     words = list(words)
     if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
         words = [THROUGHPUT, *words]
-    given = vars(_parser().parse_args(words))
+    given = vars(_parser().parse_args(spell(words, ("quick", "probe"), positionals=True)))
     quick = given.get("quick", False)
     if given["action"] == THROUGHPUT:
         given["quick"] = False
@@ -86,10 +88,10 @@ def read_arguments(words: Sequence[str]) -> Asked:
         given["probe"] = not quick if given["probe"] is None else given["probe"]
     for name in ("json", "chart"):
         if given.get(name) is not None:
-            given[name] = _writable(f"--{name}", Path(given[name]))
+            given[name] = _writable(f"--{name}", user_path(given[name]))
     for name in ("cases", "files"):
         if name in given:
-            given[name] = tuple(Path(word) if name == "files" else word for word in given[name])
+            given[name] = tuple(user_path(word) if name == "files" else word for word in given[name])
     return Asked(**given)
 
 
@@ -116,9 +118,19 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     flag("--envs", metavar="1,16,64", help=f"numbers of environments (default: {ENVS})")
     _add_places(parser)
     flag("--repeat", metavar="N", help=f"timings of each case, in turn (default: {REPEAT})")
-    flag("--quick", action="store_true", help="tiny sizes: whether a case works, not what it costs")
-    both = argparse.BooleanOptionalAction
-    flag("--probe", action=both, help="fresh processes for first repeats and memory (default: not with --quick)")
+    flag(
+        "--quick",
+        type=boolean,
+        default=False,
+        metavar="true|false",
+        help="tiny sizes: whether a case works, not what it costs",
+    )
+    flag(
+        "--probe",
+        type=boolean,
+        metavar="true|false",
+        help="fresh processes for first repeats and memory (default: not with --quick)",
+    )
 
 
 def _add_places(parser: argparse.ArgumentParser) -> None:
@@ -151,15 +163,9 @@ def _writable(flag: str, path: Path) -> Path:
 
 
 def _device(word: str) -> torch.device:
-    try:
-        device = torch.device(word)
-    except RuntimeError:
-        raise SettingsError(f"--device = {word!r}: expected cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
+    if word.partition(":")[0] not in ("cpu", "cuda"):
         raise SettingsError(f"--device = {word!r}: expected cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise SettingsError(f"--device = {word!r}: found {torch.cuda.device_count()} CUDA devices")
-    return device
+    return find_device(word, "--device")
 
 
 def choose(table: dict[str, Case], patterns: Sequence[str]) -> list[Case]:

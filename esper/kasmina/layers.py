@@ -1,8 +1,7 @@
 """Layers of many networks at once: every tensor has the network dimension n first, weights included.
 
 They are plain functions of tensors. Anything written for one network works too, through ``torch.func.vmap``; these
-forms compile without specialising on n. Called with the stand-ins of ``esper.tezzeret.native.capture``, a layer is
-written down instead.
+forms compile without specialising on n. Who overrides torch's functions (``torch.overrides``) sees a layer as one.
 """
 
 import functools
@@ -12,6 +11,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 __all__ = [
     "apply_batch_norm",
@@ -34,11 +34,13 @@ Layer = TypeVar("Layer", bound=Callable[..., Any])
 
 
 def layer(function: Layer) -> Layer:
-    """A function of features that can be written down by name."""
+    """A function of features that can be overridden as torch's own are."""
 
     @functools.wraps(function)
-    def call(x: Any, *args: Any, **kwargs: Any) -> Any:
-        return function(x, *args, **kwargs) if isinstance(x, Tensor) else x.layer(function.__name__, *args, **kwargs)
+    def call(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if has_torch_function_unary(x):
+            return handle_torch_function(call, (x,), x, *args, **kwargs)
+        return function(x, *args, **kwargs)
 
     return cast(Layer, call)
 
@@ -59,8 +61,8 @@ def per_channel(vector: Tensor, features: Tensor) -> Tensor:
 def conv2d(x: Tensor, weight: Tensor) -> Tensor:
     """2-D convolution, stride 1, "same" zero padding, no bias, one weight per network.
 
-    Every position's window becomes a row, and the convolution one matrix product per network: a grouped convolution of
-    the library would be specialised on the number of networks when it is compiled.
+    Every position's window becomes a column, and the convolution one matrix product per network: a grouped convolution
+    of the library would be specialised on the number of networks when it is compiled.
 
     Args:
       x: [n, B, C, H, W].
@@ -70,41 +72,27 @@ def conv2d(x: Tensor, weight: Tensor) -> Tensor:
     Returns:
       [n, B, C', H, W]. Law: row i equals ``F.conv2d(x[i], weight[i], padding=k // 2, groups=g)``.
     """
-    count, outputs, per_group, kernel = weight.shape[:4]
+    outputs, per_group, kernel = weight.shape[1:4]
     groups = x.shape[2] // per_group
-    last = x.permute(0, 1, 3, 4, 2)  # channels last: a window's rows lie side by side
-    if groups == 1:
-        taps = weight.permute(0, 3, 4, 2, 1).reshape(count, kernel * kernel * per_group, outputs)
-        return _product(last, taps, kernel).permute(0, 1, 4, 2, 3)
-    if per_group == 1 and outputs == groups:
-        return _depthwise(last, weight).permute(0, 1, 4, 2, 3)
-    parts = [conv2d(part, own) for part, own in zip(x.chunk(groups, 2), weight.chunk(groups, 1), strict=True)]
-    return torch.cat(parts, dim=2)
+    if groups > 1 and (per_group > 1 or outputs != groups):
+        parts = [conv2d(part, own) for part, own in zip(x.chunk(groups, 2), weight.chunk(groups, 1), strict=True)]
+        return torch.cat(parts, dim=2)
+    shared = x.stride(0) == 0  # samples that all networks see are cut once
+    columns = _windows(x[:1] if shared else x, kernel)
+    columns = columns.expand(weight.shape[0], -1, -1, -1) if shared else columns
+    if groups > 1:
+        out = (columns.unflatten(1, (groups, -1)) * weight.flatten(2)[..., None, None]).sum(2)
+    else:
+        out = torch.bmm(weight.flatten(2), columns.flatten(2)).unflatten(2, columns.shape[2:])
+    return out.unflatten(3, x.shape[3:]).transpose(1, 2)
 
 
-def _windows(x: Tensor, kernel: int) -> list[Tensor]:
-    """Per place in a window [k * k], the features there: x [n, B, H, W, C] -> views of the same shape."""
-    height, width, pad = x.shape[2], x.shape[3], kernel // 2
-    padded = F.pad(x, (0, 0, pad, pad, pad, pad))
-    places = [(row, column) for row in range(kernel) for column in range(kernel)]
-    return [padded[:, :, row : row + height, column : column + width] for row, column in places]
-
-
-def _product(x: Tensor, taps: Tensor, kernel: int) -> Tensor:
-    """Windows of x [n, B, H, W, C] times taps [n, k * k * C, C'] -> [n, B, H, W, C']; shared samples are cut once."""
-    shared = x.stride(0) == 0
-    once = x[:1] if shared else x
-    rows = torch.cat(_windows(once, kernel), dim=-1) if kernel > 1 else once
-    flat = rows.reshape(rows.shape[0], -1, taps.shape[1])
-    flat = flat.expand(taps.shape[0], -1, -1) if shared else flat
-    return torch.bmm(flat, taps).reshape(x.shape[0], *x.shape[1:4], taps.shape[2])
-
-
-def _depthwise(x: Tensor, weight: Tensor) -> Tensor:
-    """Every channel by itself: x [n, B, H, W, C], weight [n, C, 1, k, k]."""
-    taps = weight.flatten(2).unbind(2)
-    terms = [part * tap[:, None, None, None] for part, tap in zip(_windows(x, weight.shape[-1]), taps, strict=True)]
-    return torch.stack(terms).sum(0)
+def _windows(x: Tensor, kernel: int) -> Tensor:
+    """Windows of x [n, B, C, H, W], zeros beyond its border -> [n, C * k * k, B, H * W]."""
+    if kernel == 1:
+        return x.flatten(3).transpose(1, 2)
+    columns = F.unfold(x.flatten(0, 1), kernel, padding=kernel // 2)
+    return columns.unflatten(0, x.shape[:2]).transpose(1, 2)
 
 
 @layer

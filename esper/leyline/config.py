@@ -5,10 +5,17 @@ Numbers that may vary without changing the program are ``HyperParams``.
 
 from dataclasses import dataclass
 from enum import Enum
+from numbers import Integral
 
 import torch
 
 from esper.leyline.actions import Blend
+from esper.utils.documents import shown
+
+MOST_SAMPLES = 1 << 31
+"""What a count may be at most; those of ``MOST`` are sizes of tensors for every environment, or of a loop."""
+
+MOST = {"batch_size": 1 << 20, "loss_window": 1 << 16, "history": 1 << 12, "horizon": 10**6, "crop_padding": 1 << 10}
 
 
 class ConfigError(ValueError):
@@ -87,7 +94,7 @@ class Config:
     mirror: bool = False
     host_optimizer: str = "sgd"
     seed_optimizer: str = "sgd"
-    isolation: Isolation = Isolation.STRAIGHT_THROUGH
+    isolation: Isolation = Isolation.OBJECTIVE
     auto_advance: bool = True
     precision: Precision = Precision.FLOAT32
     loss_window: int = 20
@@ -98,11 +105,9 @@ class Config:
         least = {"num_envs": 1, "batch_size": 1, "steps_per_epoch": 1, "eval_batch_size": 1, "horizon": 1}
         least |= {"loss_window": 2, "history": 1, "crop_padding": 0}
         for name, low in least.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < low:
-                raise ConfigError(f"config.{name} = {value!r}: expected an integer >= {low}")
-        if self.val_samples is not None and (type(self.val_samples) is not int or self.val_samples < 1):
-            raise ConfigError(f"config.val_samples = {self.val_samples!r}: expected an integer >= 1, or None")
+            self._count(name, low, "")
+        if self.val_samples is not None:
+            self._count("val_samples", 1, ", or None")
         kinds = {"sample_order": SampleOrder, "host_optimizer": str, "seed_optimizer": str, "isolation": Isolation}
         for name, kind in (kinds | {"precision": Precision, "auto_advance": bool, "mirror": bool}).items():
             value = getattr(self, name)
@@ -122,6 +127,15 @@ class Config:
         good = isinstance(self.blends, tuple) and self.blends and all(isinstance(b, Blend) for b in self.blends)
         if not good or len(set(self.blends)) != len(self.blends):
             raise ConfigError(f"config.blends = {self.blends!r}: expected a non-empty tuple of distinct Blend members")
+
+    def _count(self, name: str, low: int, other: str) -> None:
+        """Check an integer, and keep it as Python's own where it is NumPy's."""
+        value, high = getattr(self, name), MOST.get(name, MOST_SAMPLES)
+        if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < low:
+            raise ConfigError(f"config.{name} = {shown(value)}: expected an integer >= {low}{other}")
+        if int(value) > high:
+            raise ConfigError(f"config.{name} = {shown(value)}: expected an integer <= {high}{other}")
+        object.__setattr__(self, name, int(value))
 
     @property
     def most_val_samples(self) -> int:

@@ -11,6 +11,7 @@ from tensordict import TypedTensorDict
 from torch import Tensor
 
 from esper.leyline.config import ConfigError
+from esper.utils.documents import shown
 
 
 class Number(NamedTuple):
@@ -119,8 +120,11 @@ def build_leaves(
             )
         try:
             value = torch.as_tensor(given, dtype=dtype, device=device)
-        except (TypeError, ValueError, RuntimeError):
-            raise ConfigError(f"{place}.{name} = {given!r}: expected a number or a tensor [{num_envs}]") from None
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            expected = f"{number.low:g} to {number.high:g}" if isinstance(given, int) else "a number"
+            raise ConfigError(
+                f"{place}.{name} = {shown(given)}: expected {expected} or a tensor [{num_envs}]"
+            ) from None
         if value.shape not in ((), (num_envs,)):
             raise ConfigError(f"{place}.{name}: shape {list(value.shape)}; expected [] or [{num_envs}]")
         if not bool(((value >= number.low) & (value <= number.high)).all()):

@@ -10,6 +10,10 @@ LEFT, RIGHT, TOP, BOTTOM = 66.0, 14.0, 10.0, 44.0
 """Margins around the area, for tick labels and the axes' names."""
 
 
+LARGEST = 1e300
+"""Values beyond which differences of two would be infinite; they are not shown."""
+
+
 class Axis(NamedTuple):
     """A range of numbers with its name; ``low < high``."""
 
@@ -39,8 +43,8 @@ class Frame(NamedTuple):
 
 
 def span(name: str, values: Sequence[float], include: Sequence[float] = ()) -> Axis:
-    """An axis that shows all finite values, with a little room; ``include`` without room."""
-    sound = [value for value in values if math.isfinite(value)]
+    """An axis that shows all values up to ``LARGEST``, with a little room; ``include`` without room."""
+    sound = [value for value in values if abs(value) <= LARGEST]
     whole = [*sound, *include]
     if not whole:
         return Axis(name, 0.0, 1.0)
@@ -57,8 +61,11 @@ def ticks(axis: Axis, about: int, whole: bool = False) -> list[float]:
       axis: the range.
       about: how many, roughly.
       whole: integers only.
+
+    Returns:
+      the numbers; of a range without extent its one number.
     """
-    if axis.high <= axis.low:
+    if not axis.high > axis.low:
         return [axis.low]
     rough = (axis.high - axis.low) / max(about, 1)
     power = 10.0 ** math.floor(math.log10(rough))

@@ -2,7 +2,7 @@
 
 from html import escape
 
-VOID = frozenset({"meta", "br"})
+VOID = frozenset({"meta", "br", "img"})
 """Elements without an end tag."""
 
 

@@ -2,10 +2,12 @@
 
 import os
 import shutil
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
-KINDS = ("auto", "bar", "lines", "off")
-"""What ``make_progress`` accepts; auto = a bar on a terminal, lines elsewhere."""
+from esper.nissa.sinks import SinkError
+
+KINDS = ("auto", "bar", "lines", "tqdm", "off")
+"""What ``make_progress`` accepts; auto = a bar on a terminal, lines elsewhere; tqdm fits itself into notebooks."""
 
 WIDTH = 20
 """Cells of the bar."""
@@ -30,16 +32,34 @@ def make_progress(kind: str, unit: str, out: TextIO) -> Progress:
     Args:
       kind: one of ``KINDS``.
       unit: what is counted, such as "round".
-      out: where it goes.
+      out: where it goes; in a notebook, tqdm goes into the page instead.
+
+    Raises:
+      SinkError: tqdm is asked for and not installed.
     """
     if kind == "off":
         return Silent()
+    if kind == "tqdm":
+        return Tqdm(unit, out)
     return Bar(unit, out) if kind == "bar" or (kind == "auto" and is_terminal(out)) else Lines(unit, out)
 
 
 def is_terminal(out: TextIO) -> bool:
     """Whether a line can be written over there."""
     return out.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def require_tqdm() -> Any:
+    """The class ``tqdm.auto.tqdm``.
+
+    Raises:
+      SinkError: tqdm is not installed.
+    """
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        raise SinkError("--progress tqdm: needs tqdm; pip install 'esper-growth[tqdm]'") from None
+    return tqdm
 
 
 def clock(seconds: float) -> str:
@@ -115,3 +135,29 @@ class Bar:
         columns = shutil.get_terminal_size().columns
         self.out.write("\r\x1b[K" + line[: max(columns - 1, 1)])
         self.out.flush()
+
+
+class Tqdm:
+    """A bar of tqdm's, made when there is something to show."""
+
+    def __init__(self, unit: str, out: TextIO) -> None:
+        self.kind, self.unit, self.out = require_tqdm(), unit, out
+        self.bar: Any = None
+
+    def show(self, done: int, total: int, text: str, left: float) -> None:
+        """Move the bar; tqdm estimates the time that is left by itself."""
+        del left
+        if self.bar is None:
+            self.bar = self.kind(total=total, unit=self.unit, file=self.out, initial=done - 1)
+        self.bar.set_postfix_str(text, refresh=False)
+        self.bar.update(done - self.bar.n)
+
+    def note(self, text: str) -> None:
+        """Write a line."""
+        self.out.write(text + "\n")
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None

@@ -1,34 +1,17 @@
 """Sinks: where a run's numbers go, under the same names everywhere."""
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
+
+from esper.utils.documents import as_number, to_json
 
 METRICS = "metrics.jsonl"
 
 
 class SinkError(ValueError):
     """A sink that cannot be opened or read; one line with the place and what is expected."""
-
-
-def json_text(value: Any, indent: int | None = None) -> str:
-    """Strict JSON, ended by a line break: NaN, which says "not measured", is null, and infinities are strings."""
-    return json.dumps(_strict(value), indent=indent, allow_nan=False) + "\n"
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    if isinstance(value, dict):
-        return {key: _strict(each) for key, each in value.items()}
-    return [_strict(each) for each in value] if isinstance(value, (list, tuple)) else value
-
-
-def number_of(written: float | str | None) -> float:
-    """The number that ``json_text`` wrote; NaN where nothing was measured."""
-    return math.nan if written is None else float(written)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -47,14 +30,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             row = None
         if not isinstance(row, dict) or not isinstance(row.get("round"), int):
             raise SinkError(f"{path}: line {number}: found {line[:40]!r}; expected a JSON object with a round")
-        rows.append(row)
+        rows.append({name: as_number(value) for name, value in row.items()})
     return rows
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file in one step: a reader sees the old one or the new one."""
+    """Write a file in one step: a reader sees the old one or the new one. What UTF-8 lacks is escaped."""
     beside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
+    beside.write_text(text, encoding="utf-8", errors="backslashreplace")
     os.replace(beside, path)
 
 
@@ -78,7 +61,7 @@ class Metrics:
     def write(self, row: dict[str, float]) -> None:
         """Add a round; ``row["round"]`` counts from 1."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json_text(row))
+            file.write(to_json(row) + "\n")
         if self.events is not None:
             for name, value in row.items():
                 self.events.add_scalar(name, value, int(row["round"]))

@@ -1,7 +1,9 @@
 """Assembly: from a task to an engine."""
 
+from collections.abc import Mapping
 from dataclasses import fields
 from difflib import get_close_matches
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -10,10 +12,42 @@ from esper.engine import Engine
 from esper.kasmina.structure import build_structure
 from esper.leyline.config import Config, ConfigError
 from esper.leyline.hypers import build_hypers, numbers
+from esper.leyline.words import as_meant
 from esper.runtime.tasks import Task, named
+from esper.tamiyo.observation import build_scales
 from esper.tezzeret.choose import build_backend
 from esper.tolaria.data import validate
 from esper.tolaria.split import limit_validation
+from esper.utils.documents import shown
+
+
+def find_device(device: object, place: str = "device") -> torch.device:
+    """A device on which tensors can be made and read.
+
+    Args:
+      device: as ``torch.device`` takes it.
+      place: what a message calls it.
+
+    Raises:
+      ConfigError: torch does not know it, or it is not there; one line.
+    """
+    try:
+        found = torch.device(device)  # type: ignore[call-overload]
+        torch.zeros(1, device=found).cpu()
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        named = shown(str(device) if isinstance(device, torch.device) else device)
+        raise ConfigError(
+            f"{place} = {named}: {reason[:120]}; expected one that is here: {', '.join(devices())}"
+        ) from None
+    return found
+
+
+def devices() -> list[str]:
+    """Names of the devices that are here."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    count = torch.accelerator.device_count() if accelerator is not None else 0
+    return ["cpu", *(f"{accelerator.type}:{index}" for index in range(count) if accelerator is not None)]
 
 
 def make(
@@ -22,6 +56,7 @@ def make(
     device: str | torch.device = "cpu",
     backend: str = "auto",
     differentiable: bool = False,
+    observation: Mapping[str, Any] = MappingProxyType({}),
     **overrides: Any,
 ) -> Engine:
     """Build an engine.
@@ -29,12 +64,14 @@ def make(
     Args:
       task: name of a preset, a kind of dataset and its path (``cifar10:PATH``), or a task of your own.
       num_envs: environments E in the batch.
-      device: where everything lives.
+      device: where everything lives; one that is here.
       backend: how networks are run: "native" (C++ on CPUs), "inductor" (compiled), "eager" (operation by operation), or
         "auto", the first of them that can (``Engine.describe`` tells which).
       differentiable: whether derivatives are taken from outside; selects "eager". Otherwise hyperparameters are
         detached.
-      **overrides: fields of ``Config`` and ``HyperParams`` by name; a hyperparameter may be an [E] tensor.
+      observation: fields of ``esper.tamiyo.observation.Scales`` by name: units of what a policy sees.
+      **overrides: fields of ``Config`` and ``HyperParams`` by name, as ``esper.leyline.words`` reads them; a
+        hyperparameter may be an [E] tensor.
 
     Returns:
       the engine: ``config, hypers, data, codec, init(seed), step(state, action), mask(state), test(state)``,
@@ -56,8 +93,9 @@ def make(
             near = get_close_matches(name, [*known, *table], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted(known | set(table)))}"
             raise ConfigError(f"make({task.name!r}): unknown setting {name!r}{hint}")
-    config = Config(num_envs=num_envs, **{"slots": (), **{k: v for k, v in settings.items() if k in known}})
-    place = torch.device(device)
+    meant = {name: as_meant(name, value) for name, value in settings.items() if name in known}
+    config = Config(num_envs=num_envs, **{"slots": (), **meant})
+    place = find_device(device)
     dtype = config.precision.dtype
     hypers = build_hypers({k: v for k, v in settings.items() if k in table}, num_envs, dtype, place)
     dataset = limit_validation(validate(task.data, task.host.input_shape), config.most_val_samples).to(place, dtype)
@@ -80,4 +118,5 @@ def make(
         )
     hypers = hypers if differentiable else hypers.detach()
     structure = build_structure(config, task.host, task.blueprints, task.objective, place)
-    return Engine(structure, build_backend(backend, structure, place, differentiable), hypers.lock_(), dataset)
+    runs = build_backend(backend, structure, place, differentiable)
+    return Engine(structure, runs, hypers.lock_(), dataset, build_scales(observation))

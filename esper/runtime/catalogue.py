@@ -1,14 +1,14 @@
 """The tasks command: every preset with its host, its slots and what can grow in them."""
 
-import json
-import sys
 from dataclasses import dataclass
 from textwrap import wrap
 from typing import Any, TextIO
 
 from esper.kasmina.structure import find_points
 from esper.runtime.tasks import SOURCES, TASKS, Task, named
+from esper.utils.documents import to_json
 from esper.utils.settings import setting
+from esper.utils.terminal import output
 
 WIDTH = 110
 """Columns of a line of prose."""
@@ -22,16 +22,17 @@ class TasksSettings:
     json: bool = setting(False, "print one JSON object instead of text")
 
 
-def show_tasks(settings: TasksSettings, out: TextIO = sys.stdout) -> None:
+def show_tasks(settings: TasksSettings, out: TextIO | None = None) -> None:
     """Print what tasks there are.
 
     Raises:
       ConfigError, DatasetError: no such task, or its dataset does not load.
     """
+    out = output(out)
     names = [settings.task] if settings.task else list(TASKS)
     facts = [describe(named(name)) for name in names]
     if settings.json:
-        out.write(json.dumps({"tasks": facts, "sources": list(SOURCES)}) + "\n")
+        out.write(to_json({"tasks": facts, "sources": list(SOURCES)}) + "\n")
         return
     for fact in facts:
         out.write(_text(fact))

@@ -63,7 +63,7 @@ def compare(
       note: told what is going on.
 
     Returns:
-      the report, for ``json_text``, and the outcomes. Of the data it holds name, sizes and split. Per policy it holds
+      the report, for ``to_json``, and the outcomes. Of the data it holds name, sizes and split. Per policy it holds
       of every column (``COLUMNS`` has names and units) the ``cell``, and the ``values`` of environments 0 to E - 1, so
       that evaluations of several seeds can be pooled; its shares of the operations as a whole and by third of the
       episode, the entropy of that mix and of the policy itself, the survival of its seeds, the

@@ -1,8 +1,6 @@
 """``esper data check PATH``: what a dataset's folder or file holds, and whether it loads."""
 
 import argparse
-import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,13 +12,15 @@ from esper.runtime.tasks import COUNTED, named
 from esper.tolaria.data import DatasetError
 from esper.tolaria.formats.detect import DatasetReport, PartReport, check, detect
 from esper.tolaria.formats.files import Listed, as_path, listing
-from esper.utils.settings import Parser
+from esper.utils.documents import to_json
+from esper.utils.settings import Parser, boolean, spell
+from esper.utils.terminal import output
 
 MAX_CLASSES_SHOWN = 26
 """With more classes, the counts are summed up in a line."""
 
 
-def data_check(arguments: Sequence[str], out: TextIO = sys.stdout) -> None:
+def data_check(arguments: Sequence[str], out: TextIO | None = None) -> None:
     """Run ``check PATH [--classes N] [--json]``: list the files, load the dataset as training would, report it.
 
     Args:
@@ -33,6 +33,7 @@ def data_check(arguments: Sequence[str], out: TextIO = sys.stdout) -> None:
       DatasetError: the dataset does not load. What was found is reported before.
       SystemExit: ``--help``.
     """
+    out = output(out)
     given = _parse(arguments)
     facts: dict[str, Any] = {"path": given.path, "files": [], "format": None}
     try:
@@ -46,10 +47,10 @@ def data_check(arguments: Sequence[str], out: TextIO = sys.stdout) -> None:
         _build(report.format, given.path, given.classes)
     except DatasetError as error:
         if given.json:
-            _write(out, [json.dumps({**facts, "ok": False, "error": str(error), "report": None})])
+            _write(out, [to_json({**facts, "ok": False, "error": str(error), "report": None})])
         raise
     if given.json:
-        _write(out, [json.dumps({**facts, "ok": True, "error": None, "report": asdict(report)})])
+        _write(out, [to_json({**facts, "ok": True, "error": None, "report": asdict(report)})])
     else:
         _write(out, [*_show_report(report), "ok"])
 
@@ -73,8 +74,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("path", help="folder of a cifar10 or idx dataset, .npz file, or UTF-8 text")
     text = "number of classes (default: 10 for cifar10 and idx; of npz, its num_classes or the largest target + 1)"
     parser.add_argument("--classes", type=int, metavar="N", help=text)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    return parser.parse_args(list(arguments))
+    parser.add_argument("--json", type=boolean, default=False, metavar="true|false", help="print one JSON object")
+    return parser.parse_args(spell(arguments, ("json",), positionals=True))
 
 
 def _write(out: TextIO, lines: Sequence[str]) -> None:

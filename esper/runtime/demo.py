@@ -1,6 +1,5 @@
 """The demonstration: the same hosts, on the same data in the same order, grown and not grown."""
 
-import sys
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -13,6 +12,7 @@ from esper.tamiyo.scripted import grow, wait
 from esper.tezzeret.choose import CHOICES
 from esper.utils.settings import SettingsError, setting
 from esper.utils.stats import mean_interval
+from esper.utils.terminal import output
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ def _row(outcome: Outcome) -> str:
     )
 
 
-def demonstrate(settings: DemoSettings, out: TextIO = sys.stdout) -> tuple[Outcome, Outcome]:
+def demonstrate(settings: DemoSettings, out: TextIO | None = None) -> tuple[Outcome, Outcome]:
     """Play a static and a growing policy in the same environments.
 
     Args:
       settings: everything.
-      out: where the table goes.
+      out: where the table goes; None = standard output.
 
     Returns:
       the static and the growing outcome.
@@ -48,6 +48,7 @@ def demonstrate(settings: DemoSettings, out: TextIO = sys.stdout) -> tuple[Outco
     Raises:
       SettingsError: the blueprint is unknown.
     """
+    out = output(out)
     engine = make("digits", settings.num_envs, backend=settings.backend)
     host, config = engine.structure.host, engine.config
     try:

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from esper.nissa.progress import is_terminal, make_progress
-from esper.nissa.sinks import json_text
 from esper.runtime.compare import compare
 from esper.runtime.scene import SceneSettings, build_scene, gradient_of, own_policy, policies_of
 from esper.runtime.table import table
 from esper.tamiyo import scripted
 from esper.tamiyo.policies import from_mask
 from esper.tezzeret.choose import CHOICES
+from esper.utils.documents import to_json
 from esper.utils.settings import SettingsError, setting
+from esper.utils.terminal import output
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,12 @@ class EvaluateSettings(SceneSettings):
     json: bool = setting(False, "print one JSON object instead of a table")
 
 
-def evaluate(settings: EvaluateSettings, out: TextIO = sys.stdout) -> dict[str, Any]:
+def evaluate(settings: EvaluateSettings, out: TextIO | None = None) -> dict[str, Any]:
     """Run every policy on the same environments and report.
 
     Args:
       settings: everything.
-      out: where the table or the JSON object goes.
+      out: where the table or the JSON object goes; None = standard output.
 
     Returns:
       the report of ``compare``.
@@ -40,6 +41,7 @@ def evaluate(settings: EvaluateSettings, out: TextIO = sys.stdout) -> dict[str, 
     Raises:
       SettingsError, CheckpointError: the run cannot be read, or a name or number is not allowed.
     """
+    out = output(out)
     loaded = settings.loaded()
     scene = build_scene(settings.rules(loaded), settings.num_envs, settings.backend)
     policies = policies_of(scene, loaded, settings.greedy)
@@ -54,5 +56,5 @@ def evaluate(settings: EvaluateSettings, out: TextIO = sys.stdout) -> dict[str, 
     progress = make_progress("bar" if is_terminal(sys.stderr) else "off", "policy", sys.stderr)
     report, _ = compare(scene, policies, settings.seed, progress.note)
     progress.close()
-    out.write(json_text(report) if settings.json else table(report))
+    out.write(to_json(report) + "\n" if settings.json else table(report))
     return report

@@ -1,6 +1,5 @@
 """The inspection command: one episode told decision by decision."""
 
-import sys
 from dataclasses import dataclass
 from textwrap import wrap
 from typing import Any, TextIO
@@ -10,14 +9,15 @@ from torch import Tensor
 from esper.leyline.actions import Codec
 from esper.leyline.codes import CHECK_TEXT, REFUSAL_TEXT, VERDICT_TEXT, Check, Refusal, Verdict
 from esper.leyline.stages import Stage
-from esper.nissa.sinks import json_text
 from esper.nissa.trace import Trace
 from esper.runtime.own import is_own
 from esper.runtime.rollout import rollout
 from esper.runtime.scene import Scene, SceneSettings, build_scene, gradient_of, own_policy, policies_of
 from esper.tezzeret.choose import CHOICES
 from esper.urza.checkpoint import Checkpoint
+from esper.utils.documents import to_json
 from esper.utils.settings import SettingsError, setting
+from esper.utils.terminal import output
 
 POLICIES = ("auto", "learned", "heuristic", "random", "wait", "gradient")
 
@@ -40,12 +40,12 @@ class InspectSettings(SceneSettings):
     json: bool = setting(False, "print one JSON object instead of text")
 
 
-def inspect(settings: InspectSettings, out: TextIO = sys.stdout) -> dict[str, Any]:
+def inspect(settings: InspectSettings, out: TextIO | None = None) -> dict[str, Any]:
     """Play an episode and tell it.
 
     Args:
       settings: everything.
-      out: where the text or the JSON object goes.
+      out: where the text or the JSON object goes; None = standard output.
 
     Returns:
       the story: what was played, and per decision what was seen, chosen and brought about.
@@ -53,6 +53,7 @@ def inspect(settings: InspectSettings, out: TextIO = sys.stdout) -> dict[str, An
     Raises:
       SettingsError, CheckpointError: the run cannot be read, or a name or number is not allowed.
     """
+    out = output(out)
     loaded = settings.loaded()
     name = settings.policy if settings.policy != "auto" else "heuristic" if loaded is None else "learned"
     if name == "learned" and loaded is None:
@@ -73,7 +74,7 @@ def inspect(settings: InspectSettings, out: TextIO = sys.stdout) -> dict[str, An
         "end": situation(trace, scene.engine.codec, trace.length, settings.env)
         | {name: float(column[settings.env]) for name, column in tested.items()},
     }
-    out.write(json_text(story) if settings.json else tell(story))
+    out.write(to_json(story) + "\n" if settings.json else tell(story))
     return story
 
 

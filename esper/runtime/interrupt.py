@@ -1,40 +1,83 @@
-"""Asked to stop: signals as an exception, held back where something must be done whole; and draws from a seed."""
+"""Asked to stop: a flag that signals set and that is looked at where work can be left; and draws from a seed."""
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
+from esper.engine import Engine
 
-class Stopped(BaseException):
-    """The process was asked to stop; the signal's name. No library's ``except Exception`` takes it for its own."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(KeyboardInterrupt):
+    """The process was asked to stop, and everything is in order. No ``except Exception`` takes it for its own.
+
+    Attributes:
+      status: exit status of a process that stops for it, by the shells' convention.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.status = 128 + number
+
+
+@dataclass
+class Watch:
+    """Whether the process was asked to stop.
+
+    Attributes:
+      number: of the signal; None while there was none.
+    """
+
+    number: int | None = None
+
+    def check(self) -> None:
+        """Stop here if that was asked for.
+
+        Raises:
+          Stopped: with the signal.
+        """
+        if self.number is not None:
+            raise Stopped(self.number)
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into ``Stopped`` while the block runs."""
+def watched() -> Iterator[Watch]:
+    """Note SIGINT and SIGTERM while the block runs, for whoever looks at the watch; a second one stops at once.
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Stopped(signal.Signals(number).name)
+    A signal that the process ignores stays ignored. Python hands signals to the main thread alone: in another thread
+    nothing is noted.
+    """
+    watch = Watch()
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    def note(number: int, frame: object) -> None:
+        watch.check()
+        watch.number = number
+
+    main = threading.current_thread() is threading.main_thread()
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN] if main else []
+    before = {number: signal.signal(number, note) for number in heard}
     try:
-        yield
+        yield watch
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Hold SIGINT and SIGTERM back until the block is done, so that a round is recorded whole or not at all."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def interruptible(engine: Engine, watch: Watch) -> Engine:
+    """The same engine, each of whose steps begins with a look at the watch."""
+    plan = engine.backend.plan
+
+    def look(*arguments: Any) -> Any:
+        watch.check()
+        return plan(*arguments)
+
+    return replace(engine, backend=engine.backend._replace(plan=look))
 
 
 @contextmanager

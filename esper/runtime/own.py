@@ -48,11 +48,11 @@ def load(place: str, name: str) -> Any:
 
 
 def recorded(place: str, name: str) -> str:
-    """A name that a run recorded, if it asks for nothing to be imported.
+    """A name, or names with commas between, that a run recorded, if it asks for nothing to be imported.
 
     Raises:
       ConfigError: it does; the line says how the command names it.
     """
-    if is_own(name):
+    if any(is_own(part) for part in name.split(",")):
         raise ConfigError(f"{place}: the run recorded {name!r}, which imports a module; expected {place} {name}")
     return name

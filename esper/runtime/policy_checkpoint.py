@@ -80,7 +80,7 @@ def load_policy(loaded: Checkpoint, task: Interface, greedy: bool) -> Policy:
       CheckpointError: its tensors do not fit its settings.
     """
     settings, own = loaded.table["settings"], from_table(loaded.table["interface"])
-    sizes = ActorCriticConfig(settings["features"], settings["lstm"])
+    sizes = ActorCriticConfig(*(settings[name] for name in ("features", "lstm", "head") if name in settings))
     policy = build_actor_critic(sizes, own.codec, len(own.columns), settings["seed"])
     restore_policy(policy, loaded)
     return learned_policy(policy, sizes.lstm, greedy, translate(own, task))

@@ -8,9 +8,10 @@ from esper.leyline.actions import Op
 from esper.nissa import page
 from esper.nissa.charts import Series, colour, line_chart, smooth, stacked_chart
 from esper.nissa.markup import Markup
-from esper.nissa.sinks import METRICS, number_of, read_rows, write_text
+from esper.nissa.sinks import METRICS, read_rows, write_text
 from esper.runtime.report_episodes import action_section, episode_section, seed_section
 from esper.runtime.report_evaluation import evaluation_section, headline, value_section
+from esper.runtime.report_frontier import frontier_section
 from esper.runtime.rollout import Outcome
 from esper.runtime.runs import BEST, SMOOTHING
 from esper.runtime.table import number
@@ -62,20 +63,28 @@ def write_report(folder: Path, findings: Findings) -> None:
     """Write ``report.html`` into a run directory.
 
     Args:
-      folder: holds ``config.json``, ``versions.json`` and ``metrics.jsonl``.
+      folder: holds ``config.json``, ``versions.json`` and ``metrics.jsonl``; beside it may lie a frontier.
       findings: what was played.
 
     Raises:
       SinkError: the metrics cannot be read.
     """
-    config, versions = (json.loads((folder / f"{name}.json").read_text()) for name in ("config", "versions"))
+    config, versions = (
+        json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("config", "versions")
+    )
     rows = read_rows(folder / METRICS)
     best = checkpoint.load(folder / BEST).table["done"]
-    write_text(folder / "report.html", report(config, versions, rows, best, findings))
+    frontier = frontier_section(folder, config["task"])
+    write_text(folder / "report.html", report(config, versions, rows, best, findings, frontier))
 
 
 def report(
-    config: dict[str, Any], versions: dict[str, str], rows: list[dict[str, Any]], best: int, findings: Findings
+    config: dict[str, Any],
+    versions: dict[str, str],
+    rows: list[dict[str, Any]],
+    best: int,
+    findings: Findings,
+    frontier: Markup,
 ) -> str:
     """The document.
 
@@ -85,6 +94,7 @@ def report(
       rows: of its metrics.
       best: round after which the best policy was stored.
       findings: what was played.
+      frontier: the part on static and grown networks, empty where none was made.
     """
     done, total = len(rows), config["rounds"]
     state = f"finished after {done} rounds" if done >= total else f"stopped after {done} of {total} rounds"
@@ -107,7 +117,7 @@ def report(
         ]
     else:
         sections.append(page.paragraph("Nothing was played on held-out environments.", kind="remark"))
-    sections += [learning_section(rows), time_section(rows), settings_section(config, versions)]
+    sections += [learning_section(rows), time_section(rows), settings_section(config, versions), frontier]
     return page.page(f"Esper: {config['task']}, seed {config['seed']}", *sections)
 
 
@@ -128,7 +138,7 @@ def learning_section(rows: list[dict[str, Any]]) -> Markup:
         return page.section("Learning", page.paragraph("No round was finished.", kind="remark"))
     charts = []
     for name, (title, unit, include) in CURVES.items():
-        values = [number_of(row[name]) for row in rows]
+        values = [row[name] for row in rows]
         lines, legend = [Series("round", values, 0)], None
         if name in ("return", "val_accuracy") and len(rows) >= 2 * SMOOTHING:
             lines.append(Series(f"mean of {SMOOTHING} rounds", smooth(values, SMOOTHING), 1))
@@ -144,7 +154,7 @@ def _rounds(rows: list[dict[str, Any]]) -> Markup:
     step = -(-len(rows) // ROWS)
     listed = [row for row in rows if row["round"] % step == 0 or row is rows[-1]]
     caption = "Every round" if step == 1 else f"Every {step}th round; metrics.jsonl has all"
-    cells = [[str(row["round"]), *(number(number_of(row[name]), ".4g") for name in LISTED)] for row in listed]
+    cells = [[str(row["round"]), *(number(row[name], ".4g") for name in LISTED)] for row in listed]
     return page.table(["round", *(name.replace("_", " ") for name in LISTED)], cells, caption)
 
 

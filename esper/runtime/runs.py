@@ -6,10 +6,10 @@ the test part), ``checkpoint.npz`` the learner after the last round, ``best.npz`
 the best ``SMOOTHING`` rounds in a row, ``evaluation.json`` and ``report.html`` what came of it, on the test part.
 """
 
-import json
 import math
 import platform
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,8 @@ from typing import Any
 
 from tensordict import TensorDictBase
 
-from esper.nissa.sinks import METRICS, Metrics, json_text, read_rows, write_text
+from esper.nissa.sinks import METRICS, Metrics, read_rows, write_text
+from esper.runtime.own import recorded
 from esper.runtime.policy_checkpoint import CHECKPOINTS, learner_tensors, load_run, restore_learner
 from esper.runtime.scene import Scene
 from esper.runtime.train_settings import TrainSettings
@@ -25,7 +26,9 @@ from esper.simic.ppo import Learner
 from esper.tamiyo.interface import Interface, to_table
 from esper.urza import checkpoint
 from esper.urza.checkpoint import Checkpoint
-from esper.utils.settings import SettingsError
+from esper.utils.documents import as_number, json_ready, to_json
+from esper.utils.paths import folder_name, user_path
+from esper.utils.settings import SettingsError, from_record, read_file
 from esper.version import __version__
 
 SMOOTHING = 5
@@ -33,7 +36,10 @@ SMOOTHING = 5
 
 LATEST, BEST = CHECKPOINTS["latest"], CHECKPOINTS["best"]
 
-INCIDENTAL = ("out", "resume", "progress", "tensorboard", "eval_envs")
+OWN = ("out", "resume", "dry_run")
+"""Settings of one command, which say nothing of the run."""
+
+INCIDENTAL = (*OWN, "progress", "tensorboard", "eval_envs", "heuristic")
 """Settings that do not decide what a run computes."""
 
 
@@ -64,22 +70,66 @@ def places(settings: TrainSettings) -> tuple[Path, Path | None]:
     Raises:
       SettingsError: the directory holds a run that is not the one to go on with.
     """
-    folder = Path(settings.out or f"runs/{settings.task}")
-    own = folder / LATEST
-    if settings.resume == "auto":
-        return folder, own if own.exists() else None
-    if settings.resume:
-        named = Path(settings.resume)
-        source = named / LATEST if named.is_dir() else named
-        if not source.exists():
-            raise SettingsError(f"--resume {named}: no such file; expected a run directory or a checkpoint, or auto")
-        folder = folder if settings.out else source.parent
-        if own.exists() and settings.out and folder.resolve() != source.parent.resolve():
+    source = source_of(settings.resume, settings.out, settings.task)
+    named = bool(settings.out) or source is None
+    folder = _folder(settings.out, settings.task) if named or source is None else source.parent
+    if (folder / LATEST).exists():
+        if source is None:
+            raise SettingsError(f"--out {folder}: holds a run already; {again(folder)} goes on with it")
+        if folder.resolve() != source.parent.resolve():
             raise SettingsError(f"--out {folder}: holds a run already; expected an unused directory, or that run's own")
-        return folder, source
-    if own.exists():
-        raise SettingsError(f"--out {folder}: holds a run already; --resume auto goes on with it")
-    return folder, None
+    return folder, source
+
+
+def _folder(out: str, task: str) -> Path:
+    return user_path(out) if out else Path("runs") / folder_name(task)
+
+
+def source_of(resume: str, out: str, task: str) -> Path | None:
+    """The checkpoint that ``--resume`` means, if any.
+
+    Raises:
+      SettingsError: there is none where one is named.
+    """
+    if resume == "auto":
+        own = _folder(out, task) / LATEST
+        return own if own.exists() else None
+    if not resume:
+        return None
+    named = user_path(resume)
+    source = named / LATEST if named.is_dir() else named
+    if not source.exists():
+        raise SettingsError(f"--resume {named}: no such file; expected a run directory or a checkpoint, or auto")
+    return source
+
+
+def again(folder: Path) -> str:
+    """The command that goes on with a run."""
+    place = str(folder) if not str(folder).startswith("-") else f"./{folder}"
+    return f"python -m esper train --resume {shlex.quote(place)}"
+
+
+def settings_before(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the run that is to be gone on with, so that nothing of them need be said again.
+
+    Args:
+      asked: settings that were asked for, ``resume`` perhaps among them.
+
+    Raises:
+      SettingsError, CheckpointError: the run cannot be read.
+    """
+    source = source_of(asked.get("resume", ""), asked.get("out", ""), asked.get("task", TrainSettings.task))
+    if source is None:
+        return {}
+    config = source.parent / "config.json"
+    beside = read_file(TrainSettings, config) if config.exists() else {}
+    kept = {name: value for name, value in beside.items() if name in INCIDENTAL and name not in OWN}
+    known = {entry.name for entry in fields(TrainSettings)}
+    decided = {name: value for name, value in load_run(source).table["settings"].items() if name in known}
+    for name in ("task", "room_for", "reward"):
+        if name not in asked:
+            recorded(f"--{name.replace('_', '-')}", str(decided.get(name, "")))
+    return kept | from_record(decided)
 
 
 def open_run(
@@ -114,7 +164,7 @@ def open_run(
         restore_learner(learner, loaded)
         kept = [row for row in read_rows(source.parent / METRICS) if row["round"] <= learner.done]
         _bring_best(source.parent / BEST, folder / BEST, learner.done)
-    write_text(folder / METRICS, "".join(map(json_text, kept)))
+    write_text(folder / METRICS, "".join(to_json(row) + "\n" for row in kept))
     for stale in ("evaluation.json", "report.html"):
         (folder / stale).unlink(missing_ok=True)
     settings = replace(settings, out=str(folder))
@@ -123,10 +173,11 @@ def open_run(
         ("resolved.json", {scene.rules.task: resolved(scene) for scene in scenes}),
         ("versions.json", versions()),
     ):
-        write_text(folder / name, json_text(table, indent=2))
+        write_text(folder / name, to_json(table, indent=2) + "\n")
     so_far: dict[str, Any] = {"returns": [], "best": None} if loaded is None else loaded.table
     metrics = Metrics(folder, settings.tensorboard, learner.done)
-    run = Run(folder, identity, to_table(interface), list(so_far["returns"]), so_far["best"], metrics)
+    returns = [as_number(value) for value in so_far["returns"]]
+    run = Run(folder, identity, to_table(interface), returns, so_far["best"], metrics)
     if not (folder / BEST).exists():
         _save(run, BEST, learner)
     _save(run, LATEST, learner)
@@ -145,8 +196,9 @@ def record(run: Run, learner: Learner, row: dict[str, float]) -> None:
 
 
 def identity_of(settings: TrainSettings) -> dict[str, Any]:
-    """The settings that decide what a run computes."""
-    return {name: value for name, value in asdict(settings).items() if name not in INCIDENTAL}
+    """The settings that decide what a run computes, as a checkpoint's table has them."""
+    decided = {name: value for name, value in asdict(settings).items() if name not in INCIDENTAL}
+    return dict(json_ready(decided))
 
 
 def resolved(scene: Scene) -> dict[str, Any]:
@@ -162,7 +214,7 @@ def resolved(scene: Scene) -> dict[str, Any]:
         "blueprints": [blueprint.name for blueprint in structure.blueprints],
         "backend": list(scene.engine.backend.describe()),
         "data": scene.engine.data.record(),
-        "config": json.loads(json.dumps(config, default=lambda member: member.value)),
+        "config": config,
         "hypers": leaves(scene.engine.hypers),
         "rewards": leaves(scene.params),
     }
@@ -175,13 +227,21 @@ def versions() -> dict[str, str]:
 
 
 def _taken_up(source: Path, wanted: dict[str, Any]) -> Checkpoint:
+    """The checkpoint to go on from. More rounds than it was planned for are an extension; all else must be as it was.
+
+    Settings that there were not when it was written had their defaults.
+    """
     loaded = load_run(source)
-    found = loaded.table["settings"]
-    if found != wanted:
-        changed = [f"{n} {found.get(n)!r}, not {v!r}" for n, v in wanted.items() if found.get(n) != v]
+    found = identity_of(TrainSettings()) | loaded.table["settings"]
+    if wanted["rounds"] < found["rounds"]:
         raise SettingsError(
-            f"--resume: {source} was written with other settings ({'; '.join(changed)}); "
-            f"--config {source.parent / 'config.json'} repeats them"
+            f"--rounds = {wanted['rounds']}: {source} is of a run of {found['rounds']}; expected as many or more"
+        )
+    changed = [f"{n} {found.get(n)!r}, not {v!r}" for n, v in wanted.items() if n != "rounds" and found.get(n) != v]
+    if changed:
+        raise SettingsError(
+            f"--resume: {source} was written with other settings ({'; '.join(changed)}); {again(source.parent)} takes "
+            "them from there"
         )
     return loaded
 

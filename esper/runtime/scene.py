@@ -4,28 +4,30 @@ inspection.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from enum import EnumMeta
-from pathlib import Path
-from typing import Any, NamedTuple, cast, get_type_hints
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 
 from esper.engine import Engine
 from esper.leyline.actions import Blend
-from esper.leyline.config import Config, ConfigError
+from esper.leyline.config import ConfigError
 from esper.leyline.hypers import numbers
 from esper.leyline.state import State
+from esper.leyline.words import as_meant
 from esper.runtime.build import make
 from esper.runtime.own import is_own, load, recorded
 from esper.runtime.policy_checkpoint import CHECKPOINTS, load_policy, load_run
-from esper.runtime.tasks import named
+from esper.runtime.tasks import begins_task, named, takes_path
 from esper.simic.rewards import OwnReward, RewardMode, RewardParams, build_reward_params
 from esper.tamiyo import scripted
+from esper.tamiyo.baselines import HeuristicConfig
 from esper.tamiyo.gradient import gradient_policy
+from esper.tamiyo.observation import build_scales
 from esper.tamiyo.policies import Policy, from_mask, heuristic_policy, random_policy
 from esper.tolaria.slopes import birth_norms
 from esper.urza.checkpoint import Checkpoint
-from esper.utils.settings import SettingsError, Value, setting
+from esper.utils.paths import user_path
+from esper.utils.settings import Entry, SettingsError, Table, from_record, setting
 
 OWN_FLAGS = {"task": "--task", "num_envs": "--num-envs", "horizon": "--horizon", "backend": "--backend"}
 """Arguments of ``make`` that are settings of their own."""
@@ -43,19 +45,23 @@ class Rules:
     Attributes:
       task: name of a preset, a kind of dataset and its path, or py:module:name.
       horizon: decisions per episode; 0 = the preset's.
-      engine: values of ``Config`` and ``HyperParams`` by name; enumerations by their words, and tuples of words or
-        numbers with + between them, such as ``slots=0+input:logits``.
+      engine: values of ``Config`` and ``HyperParams`` by name; as ``esper.leyline.words`` reads them, such as
+        ``slots=0+input:logits``.
       reward: mode, or py:module:name.
       rewards: values of ``RewardParams`` by name, but for gamma.
       gamma: discount per decision, of learner and shaping alike.
+      heuristic: values of ``HeuristicConfig`` by name, for the rule of thumb that others are compared with.
+      observation: values of ``Scales`` by name: units of what a policy sees.
     """
 
     task: str = "digits"
     horizon: int = 0
-    engine: Mapping[str, Value] = field(default_factory=dict)
+    engine: Table = field(default_factory=dict)
     reward: str = RewardMode.SHAPED.value
-    rewards: Mapping[str, Value] = field(default_factory=dict)
+    rewards: Table = field(default_factory=dict)
     gamma: float = numbers(RewardParams)["gamma"].default
+    heuristic: Table = field(default_factory=dict)
+    observation: Table = field(default_factory=dict)
 
 
 class Scene(NamedTuple):
@@ -69,16 +75,22 @@ class Scene(NamedTuple):
 
 def rules_of(settings: Mapping[str, Any]) -> Rules:
     """The rules among a run's settings; what they do not name has its default."""
-    return Rules(**{entry.name: settings[entry.name] for entry in fields(Rules) if entry.name in settings})
+    given = from_record({entry.name: settings[entry.name] for entry in fields(Rules) if entry.name in settings})
+    return Rules(**given)
 
 
 def tasks_of(names: str) -> list[str]:
-    """Tasks named with commas between.
+    """Tasks named with commas between; a comma after which no task begins belongs to the path before it.
 
     Raises:
       SettingsError: an empty name, or one twice.
     """
-    tasks = names.split(",")
+    tasks = list[str]()
+    for part in names.split(","):
+        if tasks and takes_path(tasks[-1]) and not begins_task(part):
+            tasks[-1] += f",{part}"
+        else:
+            tasks.append(part)
     if "" in tasks or len(set(tasks)) < len(tasks):
         raise SettingsError(f"--task = {names!r}: expected different names with commas between")
     return tasks
@@ -99,10 +111,14 @@ def build_scene(rules: Rules, num_envs: int, backend: str) -> Scene:
     engine_numbers, reward_numbers = dict(rules.engine), dict(rules.rewards)
     if "gamma" in reward_numbers:
         raise SettingsError("--rewards: gamma: is a setting of its own (--gamma), which learner and shaping share")
-    overrides = _meant(engine_numbers) | ({"horizon": rules.horizon} if rules.horizon else {})
+    try:
+        build_scales(rules.observation)
+    except ConfigError as error:
+        raise SettingsError(f"--observation: {error}") from None
+    overrides = _own(engine_numbers) | ({"horizon": rules.horizon} if rules.horizon else {})
     try:
         task = named(rules.task)
-        engine = make(task, num_envs, backend=backend, **overrides)
+        engine = make(task, num_envs, backend=backend, observation=rules.observation, **overrides)
     except ConfigError as error:
         raise SettingsError(f"--engine: {error}") from None if engine_numbers else error
     try:
@@ -145,34 +161,16 @@ def own_policy(scene: Scene, place: str, name: str) -> Policy:
     return policy._replace(name=name)
 
 
-def _meant(given: dict[str, Value]) -> dict[str, Any]:
-    """Words of ``Config``'s enumerations as their members, lists such as ``0+input:logits`` as tuples of theirs; the
-    other values as they are.
+def _own(given: Mapping[str, Entry]) -> dict[str, Any]:
+    """The numbers of the engine.
+
+    Raises:
+      SettingsError: one that is a setting of its own.
     """
-    hints, found = get_type_hints(Config), dict[str, Any]()
-    for name, value in given.items():
+    for name in given:
         if name in OWN_FLAGS or name == "device":
             raise SettingsError(f"--engine: {name}: is a setting of its own ({OWN_FLAGS.get(name, 'the CPU is used')})")
-        kind = hints.get(name)
-        if isinstance(kind, EnumMeta):
-            words = [member.value for member in kind]  # type: ignore[var-annotated]
-            if value not in words:
-                raise SettingsError(f"--engine: {name} = {value!r}: expected {' or '.join(words)}")
-            found[name] = kind(value)
-        elif name == "slots":
-            found[name] = tuple(int(word) if word.isdecimal() else word for word in str(value).split("+"))
-        elif name == "blends":
-            found[name] = tuple(_blend(word) for word in str(value).split("+"))
-        else:
-            found[name] = value
-    return found
-
-
-def _blend(word: str) -> Blend:
-    known = {blend.name.lower(): blend for blend in Blend}
-    if word not in known:
-        raise SettingsError(f"--engine: blends: {word!r}: expected some of {', '.join(known)}, with + between")
-    return known[word]
+    return dict(given)
 
 
 @dataclass(frozen=True)
@@ -186,11 +184,13 @@ class SceneSettings:
         RUNS, "preset, KIND:PATH or py:module:name (esper tasks lists them); auto = the run's first, digits without one"
     )
     horizon: int = setting(0, "decisions per episode; 0 = the run's, or the preset's", low=0, high=100_000)
-    engine: Mapping[str, Value] = setting({}, "numbers of the engine by name, over the run's own")
+    engine: Mapping[str, Entry] = setting({}, "numbers of the engine by name, over the run's own")
     reward: str = setting(
         RUNS, "reward that is summed up; auto = the run's, shaped without one; else one of a run, or py:module:name"
     )
-    rewards: Mapping[str, Value] = setting({}, "numbers of the reward by name, over the run's own")
+    rewards: Mapping[str, Entry] = setting({}, "numbers of the reward by name, over the run's own")
+    heuristic: Mapping[str, Entry] = setting({}, "numbers of the rule of thumb by name, over the run's own")
+    observation: Mapping[str, Entry] = setting({}, "units of what policies see, by name, over the run's own")
     greedy: bool = setting(False, "the learned policy takes its likeliest action instead of drawing one")
 
     def loaded(self) -> Checkpoint | None:
@@ -199,7 +199,7 @@ class SceneSettings:
         Raises:
           CheckpointError: it cannot be read.
         """
-        return load_run(Path(self.run) / CHECKPOINTS[self.checkpoint]) if self.run else None
+        return load_run(user_path(self.run) / CHECKPOINTS[self.checkpoint]) if self.run else None
 
     def rules(self, loaded: Checkpoint | None) -> Rules:
         """The run's rules, or the defaults, with what was asked for in their place.
@@ -221,6 +221,8 @@ class SceneSettings:
             reward=base.reward if self.reward == RUNS else self.reward,
             rewards=dict(base.rewards) | dict(self.rewards),
             gamma=base.gamma,
+            heuristic=dict(base.heuristic) | dict(self.heuristic),
+            observation=dict(base.observation) | dict(self.observation),
         )
 
 
@@ -232,7 +234,40 @@ def policies_of(scene: Scene, loaded: Checkpoint | None, greedy: bool) -> list[P
     """
     codec = scene.engine.codec
     learned = [] if loaded is None else [load_policy(loaded, scene.engine.interface, greedy)]
-    return [*learned, heuristic_policy(codec), random_policy(codec), from_mask("wait", scripted.wait(codec))]
+    rule = heuristic_of(scene.rules.heuristic, scene.engine.config.blends)
+    try:
+        heuristic = heuristic_policy(codec, rule)
+    except ValueError as error:
+        raise SettingsError(f"--heuristic: {error}") from None
+    return [*learned, heuristic, random_policy(codec), from_mask("wait", scripted.wait(codec))]
+
+
+def heuristic_of(given: Table, blends: tuple[Blend, ...]) -> HeuristicConfig:
+    """The rule of thumb's numbers.
+
+    Args:
+      given: values of ``HeuristicConfig`` by name.
+      blends: those on offer; the first is taken where the default is not among them.
+
+    Raises:
+      SettingsError: an unknown name, or a value that is not allowed.
+    """
+    known = [entry.name for entry in fields(HeuristicConfig)]
+    for name in given:
+        if name not in known:
+            raise SettingsError(f"--heuristic: {name}: unknown; known are {', '.join(known)}")
+    read = dict[str, Any](given)
+    if "rotation" in read:
+        names = read["rotation"]
+        read["rotation"] = tuple(names.split("+")) if isinstance(names, str) else names
+    try:
+        if "blend" in read:
+            (read["blend"],) = as_meant("blends", read["blend"])
+        elif HeuristicConfig.blend not in blends:
+            read["blend"] = blends[0]
+        return HeuristicConfig(**read)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise SettingsError(f"--heuristic: {error}") from None
 
 
 def gradient_of(scene: Scene) -> Policy:

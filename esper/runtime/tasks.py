@@ -16,8 +16,10 @@ from esper.kasmina.cnn import cnn_host
 from esper.kasmina.conv_blueprints import BOTTLENECK, CONV_BLUEPRINTS, CONV_HEAVY, NORM
 from esper.kasmina.host import Host
 from esper.kasmina.objectives import Objective, cross_entropy
-from esper.kasmina.token_blueprints import TOKEN_BLUEPRINTS
+from esper.kasmina.token_blueprints import ATTENTION, LORA, MLP, TOKEN_BLUEPRINTS
+from esper.kasmina.token_bypasses import TRANSFORMER16, TRANSFORMER32
 from esper.kasmina.transformer import transformer_host
+from esper.leyline.actions import Blend
 from esper.leyline.config import ConfigError, Isolation
 from esper.runtime.own import is_own, load
 from esper.tolaria.characters import characters, python_topics
@@ -55,8 +57,14 @@ class Task(NamedTuple):
     objective: Objective = cross_entropy()
 
 
-DIGITS_BLUEPRINTS = (NORM, CONV_HEAVY, BOTTLENECK, CONV4X2, CONV8X2, CONV16X2)
-"""Three kinds behind the host's block, and networks beside it of three sizes."""
+IMAGE_BLUEPRINTS = (NORM, CONV_HEAVY, BOTTLENECK, CONV4X2, CONV8X2, CONV16X2)
+"""Three kinds behind a host's blocks, and networks beside it of three sizes."""
+
+TEXT_BLUEPRINTS = (LORA, ATTENTION, MLP, TRANSFORMER16, TRANSFORMER32)
+"""Three kinds behind the embeddings, and transformers of one block beside the host, of two widths."""
+
+BESIDE = "input:logits"
+"""The slot of what grows beside a whole host."""
 
 PARAMETER_PRICE = 0.08
 """Rent per step and e-fold of parameters: over 25 steps as much as 2 pp of final accuracy."""
@@ -70,10 +78,9 @@ def digits() -> Task:
     """
     dataset = read_digits()
     host = cnn_host(dataset.input_shape, dataset.num_classes, num_blocks=1, base_channels=4)
-    settings = {"slots": (0, 0, "input:logits"), "steps_per_epoch": 16, "horizon": 25, "host_lr": 0.1, "seed_lr": 0.1}
-    settings |= {"isolation": Isolation.OBJECTIVE}
+    settings = {"slots": (0, 0, BESIDE), "steps_per_epoch": 16, "horizon": 25, "host_lr": 0.1, "seed_lr": 0.1}
     rewards = {"loss_target": 0.1, "terminal_accuracy": 1.0, "terminal_fossil": 0.5, "rent_weight": PARAMETER_PRICE}
-    return Task("digits", host, DIGITS_BLUEPRINTS, dataset, settings, rewards)
+    return Task("digits", host, IMAGE_BLUEPRINTS, dataset, settings, rewards)
 
 
 def digits_v1() -> Task:
@@ -89,7 +96,7 @@ def digits_v1() -> Task:
 
 
 def digits_impaired() -> Task:
-    """The digits for a host that is nearly blind: convolutions of one pixel, one channel."""
+    """The digits for a host that is starved on purpose, nearly blind: convolutions of one pixel, one channel."""
     dataset = read_digits()
     host = cnn_host(dataset.input_shape, dataset.num_classes, num_blocks=1, base_channels=1, kernel_size=1)
     settings = {"slots": (0, 0, 0), "steps_per_epoch": 16, "horizon": 25, "host_lr": 0.1, "seed_lr": 0.1}
@@ -97,16 +104,21 @@ def digits_impaired() -> Task:
 
 
 def digits_deep() -> Task:
-    """The digits for five narrow blocks, a slot behind each: where to grow matters."""
+    """The digits for five narrow blocks, a slot behind each and one beside them all: where to grow matters.
+
+    On the test part the host reaches 92.9 %, with bottlenecks in all five slots 93.2, with ``conv8x2`` beside it 97.6;
+    a static network of two blocks of 16 and 32 channels 98.1 (16 environments).
+    """
     dataset = read_digits()
     host = cnn_host(dataset.input_shape, dataset.num_classes, num_blocks=5, base_channels=2, pool_blocks=2)
-    settings = {"slots": (0, 1, 2, 3, 4), "steps_per_epoch": 16, "horizon": 25, "host_lr": 0.05, "seed_lr": 0.05}
-    return Task("digits_deep", host, CONV_BLUEPRINTS, dataset, settings)
+    slots = (0, 1, 2, 3, 4, BESIDE)
+    settings = {"slots": slots, "steps_per_epoch": 16, "horizon": 25, "host_lr": 0.05, "seed_lr": 0.05}
+    return Task("digits_deep", host, IMAGE_BLUEPRINTS, dataset, settings)
 
 
 def images(dataset: Dataset, name: str) -> Task:
-    """Three blocks of 8, 16 and 32 channels with a slot behind each, for images [C, H, W] of any kind; as many blocks
-    pool as there are pixels for.
+    """Three blocks of 8, 16 and 32 channels, a slot behind each and one beside all, for images [C, H, W] of any kind;
+    as many blocks pool as there are pixels for.
 
     Raises:
       DatasetError: samples that are not images.
@@ -116,8 +128,8 @@ def images(dataset: Dataset, name: str) -> Task:
         raise dataset_error(dataset.name, "train.inputs", f"sample shape {shape}", "images (C, H, W), or int64 tokens")
     pools = min(3, min(shape[1:]).bit_length() - 1)
     host = cnn_host(shape, dataset.num_classes, num_blocks=3, base_channels=8, pool_blocks=pools)
-    settings = {"slots": (0, 1, 2), "steps_per_epoch": 16, "horizon": 25, "host_lr": 0.05, "seed_lr": 0.05}
-    return Task(name, host, CONV_BLUEPRINTS, dataset, settings)
+    settings = {"slots": (0, 1, 2, BESIDE), "steps_per_epoch": 16, "horizon": 25, "host_lr": 0.05, "seed_lr": 0.05}
+    return Task(name, host, IMAGE_BLUEPRINTS, dataset, settings)
 
 
 def cifar10(path: str) -> Task:
@@ -138,7 +150,7 @@ def npz(path: str, num_classes: int | None = None) -> Task:
         return images(dataset, "npz")
     block = dataset.input_shape[0]
     host = transformer_host(dataset.num_classes, block=block, num_layers=0, num_heads=4, width=32)
-    return Task("npz", host, TOKEN_BLUEPRINTS, dataset, TOKEN_SETTINGS)
+    return Task("npz", host, TEXT_BLUEPRINTS, dataset, TOKEN_SETTINGS)
 
 
 def synthetic() -> Task:
@@ -149,7 +161,8 @@ def synthetic() -> Task:
 
 
 TOKEN_SETTINGS: dict[str, Any] = {
-    "slots": (0, 0, 0),
+    "slots": (0, 0, BESIDE),
+    "blends": (Blend.LINEAR, Blend.SIGMOID),
     "batch_size": 32,
     "steps_per_epoch": 16,
     "val_samples": 256,
@@ -157,35 +170,33 @@ TOKEN_SETTINGS: dict[str, Any] = {
     "horizon": 25,
     "host_optimizer": "adam",
     "seed_optimizer": "adam",
-    "host_lr": 0.02,
-    "seed_lr": 0.005,
+    "host_lr": 0.01,
+    "seed_lr": 0.01,
     "host_weight_decay": 0.0,
     "min_training_epochs": 1,
     "blend_epochs": 2,
     "min_blending_epochs": 1,
     "min_improvement": 0.3,
     "min_contribution": 0.3,
-    "isolation": Isolation.STRAIGHT_THROUGH,
 }
-"""What the language tasks share. A seed behind the host follows the gradient at the host's output, whatever it has
-learned already, and Adam keeps its pace: so it trains slower than the host, and not long before it is blended in.
-Thresholds: next-token accuracy moves by less than that of a classifier. At the defaults (0.5 and 1 pp) growing
-``attention`` on ``chars`` keeps 1.7 of 3 seeds instead of 2.8 and gains 4.5 instead of 5.6 pp (16 environments). The
-price is that the gates let some seeds through whose contribution is within its standard error, about 0.5 pp.
+"""What the language tasks share. The rates are those at which growing on ``chars`` ends highest in the sweep of
+``bench.isolation``. Episodes are short, and a seed that learns its own objective is worth its place after an epoch, so
+it is blended in early; by no gate, which averages features: characters are none. Thresholds: next-token accuracy moves
+by less than that of a classifier.
 """
 
 
 def text(corpus: str, name: str = "text") -> Task:
     """Next-character prediction on any text. The host is embeddings and a tied head without a block between them: no
-    position sees another, and the scores of a pair of characters hardly depend on its order. Three slots behind the
-    embeddings let it grow attention and depth.
+    position sees another, and the scores of a pair of characters hardly depend on its order. Two slots behind the
+    embeddings let it grow attention and depth, and one from the characters to the scores a transformer beside it.
 
     Raises:
       DatasetError: the text is too short, or of one character.
     """
     dataset = characters(corpus, block=16, max_vocabulary=96, name=name)
     host = transformer_host(dataset.num_classes, block=16, num_layers=0, num_heads=4, width=32)
-    return Task(name, host, TOKEN_BLUEPRINTS, dataset, TOKEN_SETTINGS, {"loss_target": 1.5})
+    return Task(name, host, TEXT_BLUEPRINTS, dataset, TOKEN_SETTINGS, {"loss_target": 1.5})
 
 
 def chars() -> Task:
@@ -199,7 +210,8 @@ def synthetic_tokens() -> Task:
     """
     dataset = markov(draw_chain(vocabulary=4, sharpness=3.0, seed=0), block=12, num_train=1024)
     host = transformer_host(dataset.num_classes, block=12, num_layers=0, num_heads=4, width=16)
-    settings = TOKEN_SETTINGS | {"steps_per_epoch": 8, "eval_batch_size": 256}
+    settings = TOKEN_SETTINGS | {"slots": (0, 0, 0), "blends": tuple(Blend), "steps_per_epoch": 8}
+    settings |= {"eval_batch_size": 256}
     return Task("synthetic_tokens", host, TOKEN_BLUEPRINTS, dataset, settings, {"loss_target": 0.54})
 
 
@@ -261,6 +273,16 @@ def _own(name: str) -> Task:
     if not isinstance(task, Task):
         raise ConfigError(f"task {name!r}: found a {type(task).__name__}; expected an esper.Task, or a function to one")
     return task._replace(name=name)
+
+
+def takes_path(name: str) -> bool:
+    """Whether a task's name is a kind of dataset and a path."""
+    return name.partition(":")[0] in SOURCES and ":" in name
+
+
+def begins_task(word: str) -> bool:
+    """Whether a word is a task's name, or the beginning of one that goes on behind a comma."""
+    return word in TASKS or takes_path(word) or is_own(word)
 
 
 def _expected() -> str:

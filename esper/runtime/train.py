@@ -4,7 +4,6 @@ That is what makes an interrupted and resumed run end in the same bits: the stat
 learner, nothing else. What a run leaves behind is described in ``esper.runtime.runs``.
 """
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TextIO
@@ -13,13 +12,13 @@ from tensordict import TensorDictBase
 from torchrl.collectors import Collector
 
 from esper.leyline.actions import Op
-from esper.nissa.progress import Progress, make_progress
-from esper.nissa.sinks import METRICS, json_text, read_rows, require_tensorboard, write_text
+from esper.nissa.progress import Progress, make_progress, require_tqdm
+from esper.nissa.sinks import METRICS, read_rows, require_tensorboard, write_text
 from esper.runtime.compare import compare
-from esper.runtime.interrupt import Stopped, stoppable, torch_draws_from, undisturbed
+from esper.runtime.interrupt import Stopped, Watch, interruptible, torch_draws_from, watched
 from esper.runtime.policy_checkpoint import load_run
 from esper.runtime.report import Findings, write_report
-from esper.runtime.runs import LATEST, Run, open_run, places, record
+from esper.runtime.runs import LATEST, Run, again, open_run, places, record
 from esper.runtime.scene import Rules, Scene, build_scene, policies_of, tasks_of
 from esper.runtime.stopwatch import Stopwatch
 from esper.runtime.table import table
@@ -27,57 +26,81 @@ from esper.runtime.train_settings import TrainSettings
 from esper.simic.environment import EsperEnv
 from esper.simic.ppo import Learner, make_collector
 from esper.tamiyo.actor_critic import ActorCriticConfig, build_actor_critic
-from esper.tamiyo.interface import Interface, common
+from esper.tamiyo.interface import Interface, common, from_table
+from esper.utils.documents import to_json
 from esper.utils.settings import SettingsError
 from esper.utils.stats import FEWEST
+from esper.utils.terminal import output
 
 HELD_OUT = 1
 """Seed of the evaluation at the end: odd, as ``evaluate``'s default; training uses even ones."""
 
 
-def train(settings: TrainSettings, out: TextIO = sys.stdout) -> Learner:
+def train(settings: TrainSettings, out: TextIO | None = None) -> Learner:
     """Train a policy.
 
     Args:
       settings: everything.
-      out: where progress goes.
+      out: where progress goes; None = standard output.
 
     Returns:
-      the learner after its last round.
+      the learner after its last round; of a dry run, as it would start.
 
     Raises:
       SettingsError, SinkError, CheckpointError: the run directory holds another run, nothing to resume, or a setting
         is not allowed.
+      Stopped: asked to stop by a signal; the last whole round is kept, and the report written.
     """
     _check(settings)
+    out = output(out)
     folder, source = places(settings)
     scenes = [build_scene(rules, settings.num_envs, settings.backend) for rules in settings.rules()]
+    for scene in scenes:
+        policies_of(scene, None, greedy=False)  # what the evaluation will ask for must not fail then
     interface = _interface(settings, scenes)
-    sizes = ActorCriticConfig(settings.features, settings.lstm, value_scale=settings.value_scale)
+    sizes = ActorCriticConfig(settings.features, settings.lstm, settings.head, settings.value_scale)
     policy = build_actor_critic(sizes, interface.codec, len(interface.columns), settings.seed)
     learner = Learner(policy, settings.ppo(), settings.rounds, settings.seed)
+    if settings.dry_run:
+        out.write(f"{folder}: nothing written\n" + "".join(line for scene in scenes for line in _resolved(scene)))
+        return learner
     run = open_run((folder, source), settings, scenes, interface, learner)
-    tracks = [_track(scene, interface, learner) for scene in scenes]
+    with watched() as watch:
+        _work(settings, scenes, learner, run, (watch, out))
+    return learner
+
+
+def _resolved(scene: Scene) -> list[str]:
+    """What is played on which backend, line by line."""
+    return [f"{scene.rules.task}: {line}\n" for line in (repr(scene.engine), *scene.engine.describe())]
+
+
+def _work(
+    settings: TrainSettings, scenes: Sequence[Scene], learner: Learner, run: Run, ends: tuple[Watch, TextIO]
+) -> None:
+    """All rounds, the evaluation and the report; the report also of a run that is stopped."""
+    watch, out = ends
+    tracks = [_track(scene, run, learner, watch) for scene in scenes]
     progress = make_progress(settings.progress, "round", out)
-    findings = Findings()
+    findings, stopped = Findings(), None
     try:
-        with stoppable():
-            _learn(settings, tracks, learner, run, progress)
-            out.write(_time_split(read_rows(folder / METRICS)))
-            if settings.eval_envs:
-                findings = _evaluate(settings, run, progress, out)
-    except Stopped as stopped:
+        _learn(settings, tracks, learner, run, (progress, watch))
+        out.write(_time_split(read_rows(run.folder / METRICS)))
+        if settings.eval_envs:
+            findings = _evaluate(settings, run, progress, ends)
+    except Stopped as asked:
+        stopped = asked
         progress.close()
-        done = load_run(folder / LATEST).table["done"]
-        out.write(f"{stopped}: stopped after round {done}; --resume auto --out {folder} goes on\n")
+        done = load_run(run.folder / LATEST).table["done"]
+        out.write(f"{asked}: stopped after round {done}; {again(run.folder)} goes on\n")
     finally:
         run.metrics.close()
         for track in tracks:
             track.collector.shutdown()
-    with undisturbed():
-        write_report(folder, findings)
-    out.write(f"{folder / 'report.html'}\n")
-    return learner
+    write_report(run.folder, findings)
+    out.write(f"{run.folder / 'report.html'}\n")
+    if stopped is not None:
+        raise stopped
 
 
 def _check(settings: TrainSettings) -> None:
@@ -86,6 +109,8 @@ def _check(settings: TrainSettings) -> None:
         raise SettingsError(f"--eval-envs = {settings.eval_envs}: expected 0 (no evaluation) or an integer >= {FEWEST}")
     if settings.tensorboard:
         require_tensorboard()
+    if settings.progress == "tqdm":
+        require_tqdm()
 
 
 class Track(NamedTuple):
@@ -105,28 +130,31 @@ def _interface(settings: TrainSettings, scenes: Sequence[Scene]) -> Interface:
     return common([scene.engine.interface for scene in (*scenes, *rooms)])
 
 
-def _track(scene: Scene, interface: Interface, learner: Learner) -> Track:
-    watch = Stopwatch(scene.engine)
-    env = EsperEnv(watch.engine, scene.mode, scene.params, interface=interface)
+def _track(scene: Scene, run: Run, learner: Learner, watch: Watch) -> Track:
+    timed = Stopwatch(interruptible(scene.engine, watch))
+    env = EsperEnv(timed.engine, scene.mode, scene.params, interface=from_table(run.interface))
     collector = make_collector(env, learner.policy)
-    return Track(scene.rules.task, env, watch, collector, iter(collector))
+    return Track(scene.rules.task, env, timed, collector, iter(collector))
 
 
-def _learn(settings: TrainSettings, tracks: Sequence[Track], learner: Learner, run: Run, progress: Progress) -> None:
+def _learn(
+    settings: TrainSettings, tracks: Sequence[Track], learner: Learner, run: Run, ends: tuple[Progress, Watch]
+) -> None:
     """All rounds that are left, each recorded whole or not at all."""
+    progress, watch = ends
     start, first = time.perf_counter(), learner.done
     try:
         while learner.done < settings.rounds:
-            row = _round(settings, tracks, learner)
-            with undisturbed():
-                record(run, learner, row)
+            watch.check()
+            row = _round(settings, tracks, learner, watch)
+            record(run, learner, row)
             left = (time.perf_counter() - start) / (learner.done - first) * (settings.rounds - learner.done)
             progress.show(learner.done, settings.rounds, _line(row), left)
     finally:
         progress.close()
 
 
-def _round(settings: TrainSettings, tracks: Sequence[Track], learner: Learner) -> dict[str, float]:
+def _round(settings: TrainSettings, tracks: Sequence[Track], learner: Learner, watch: Watch) -> dict[str, float]:
     """One episode of every environment of every task, and what is learned from it."""
     number, begun = learner.done, time.perf_counter()
     seed, batches = round_seed(settings.seed, number), []
@@ -135,7 +163,7 @@ def _round(settings: TrainSettings, tracks: Sequence[Track], learner: Learner) -
         with torch_draws_from(seed):
             batches.append(next(track.batches))
     collected = time.perf_counter()
-    learned = learner.update(batches)
+    learned = learner.update(batches, watch.check)
     ended = time.perf_counter()
     told = [_describe(track, batch) for track, batch in zip(tracks, batches, strict=True)]
     row = {
@@ -201,20 +229,21 @@ def _time_split(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def _evaluate(settings: TrainSettings, run: Run, progress: Progress, out: TextIO) -> Findings:
+def _evaluate(settings: TrainSettings, run: Run, progress: Progress, ends: tuple[Watch, TextIO]) -> Findings:
     """Play the learned policy and the baselines on held-out environments of every task; write what came of it.
 
     Returns:
       the first task's findings; the others' are in files of their own, ``evaluation-2.json`` and on.
     """
-    found = []
+    (watch, out), found = ends, []
     for place, rules in enumerate(settings.rules(), start=1):
         scene = build_scene(rules, settings.eval_envs, settings.backend)
+        scene = scene._replace(engine=interruptible(scene.engine, watch))
         policies = policies_of(scene, load_run(run.folder / LATEST), greedy=False)
         report, outcomes = compare(scene, policies, HELD_OUT, progress.note)
         progress.close()
         name = "evaluation.json" if place == 1 else f"evaluation-{place}.json"
-        write_text(run.folder / name, json_text(report, indent=2))
+        write_text(run.folder / name, to_json(report, indent=2) + "\n")
         out.write("\n" + table(report))
         where = scene.engine.structure.slot_names
         found.append(Findings(report, tuple(outcomes), scene.engine.codec.blueprint_names, where))

@@ -7,7 +7,7 @@ from esper.nissa.progress import KINDS
 from esper.runtime.scene import MODES, Rules, rules_of, tasks_of
 from esper.simic.ppo import RANGES, PPOConfig
 from esper.tezzeret.choose import CHOICES
-from esper.utils.settings import Value, setting
+from esper.utils.settings import Entry, setting
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,18 @@ class TrainSettings:
     )
     room_for: str = setting("", "further tasks that the policy shall be able to play, with commas between")
     num_envs: int = setting(32, "environments per round and task", low=2, high=65536)
-    rounds: int = setting(24, "PPO rounds, one episode of every environment each", low=1)
+    rounds: int = setting(
+        24,
+        "PPO rounds, one episode of every environment each; more than a resumed run had extend it",
+        low=1,
+        high=10**9,
+    )
     horizon: int = setting(0, "decisions per episode; 0 = the preset's", low=0, high=100_000)
     seed: int = setting(0, "seed of policy and environments", low=0, high=2**31)
-    engine: Mapping[str, Value] = setting({}, "numbers of the engine by name, such as host_lr and steps_per_epoch")
+    engine: Mapping[str, Entry] = setting({}, "numbers of the engine by name, such as host_lr and steps_per_epoch")
     reward: str = setting("shaped", f"reward: {', '.join(MODES)}, or py:module:name")
-    rewards: Mapping[str, Value] = setting({}, "numbers of the reward by name, such as rent_weight")
+    rewards: Mapping[str, Entry] = setting({}, "numbers of the reward by name, such as rent_weight")
+    observation: Mapping[str, Entry] = setting({}, "units of what the policy sees by name, such as plateau")
     lr: float = setting(3e-3, "peak learning rate", *RANGES["lr"])
     gamma: float = setting(0.995, "discount per decision", *RANGES["gamma"])
     gae_lambda: float = setting(0.95, "decay of the advantage estimate", *RANGES["gae_lambda"])
@@ -34,17 +40,30 @@ class TrainSettings:
     minibatches: int = setting(4, "parts of a pass", *RANGES["minibatches"])
     entropy_start: float = setting(0.02, "entropy bonus at the start", *RANGES["entropy_start"])
     entropy_end: float = setting(0.002, "entropy bonus at the end", *RANGES["entropy_end"])
+    value_weight: float = setting(0.5, "weight of the critic's loss", *RANGES["value_weight"])
+    warmup: float = setting(0.05, "share of the rounds in which the learning rate rises to its peak", *RANGES["warmup"])
+    max_grad_norm: float = setting(0.5, "L2 norm to which the gradient is cut", *RANGES["max_grad_norm"])
+    target_kl: float = setting(
+        0.03, "an update ends after a pass whose KL exceeds 1.5 times this", *RANGES["target_kl"]
+    )
     value_scale: float = setting(
         20.0, "unit of the critic: of the order of an episode's return", *RANGES["value_scale"]
     )
-    features: int = setting(64, "width of the feature layer", low=1)
-    lstm: int = setting(64, "width of the memory", low=1)
+    features: int = setting(64, "width of the feature layer", low=1, high=4096)
+    lstm: int = setting(64, "width of the memory", low=1, high=4096)
+    head: int = setting(64, "width of each head's hidden layer", low=1, high=4096)
+    heuristic: Mapping[str, Entry] = setting({}, "numbers of the rule of thumb in the evaluation, such as min_epochs")
     backend: str = setting("auto", "how networks are run", choices=CHOICES)
     out: str = setting("", "run directory; empty = runs/<task>, or the one that --resume names")
-    resume: str = setting("", "go on: auto = from --out if it holds a run; or a run directory or checkpoint file")
-    eval_envs: int = setting(128, "held-out environments of the evaluation at the end; 0 = none, else >= 6", low=0)
+    resume: str = setting(
+        "", "go on, with the run's own settings: a run directory or checkpoint; auto = --out if it holds a run"
+    )
+    eval_envs: int = setting(
+        128, "held-out environments of the evaluation at the end; 0 = none, else >= 6", low=0, high=65536
+    )
     progress: str = setting("auto", "auto = a bar on a terminal, lines elsewhere", choices=KINDS)
     tensorboard: bool = setting(False, "also write TensorBoard events")
+    dry_run: bool = setting(False, "check and build everything, say what would run, and write nothing")
 
     def ppo(self) -> PPOConfig:
         """The learner's numbers."""

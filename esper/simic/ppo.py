@@ -9,7 +9,7 @@ With one epoch per batch the ratio is always 1 and clipping never acts, so there
 an update stops early when the policy has moved too far.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -226,7 +226,7 @@ class Learner:
         entropy = config.entropy_start + (config.entropy_end - config.entropy_start) * min(1.0, share)
         return config.lr * warm * (1 - 0.9 * min(1.0, share)), entropy
 
-    def update(self, batches: Sequence[TensorDictBase]) -> dict[str, float]:
+    def update(self, batches: Sequence[TensorDictBase], check: Callable[[], None] = lambda: None) -> dict[str, float]:
         """Learn from whole episodes, of one task or of several.
 
         Advantages are normalised within a task: their returns need not be on one scale. Every minibatch holds a share
@@ -234,6 +234,7 @@ class Learner:
 
         Args:
           batches: a task each, [E, T] from ``make_collector``; E and T may differ.
+          check: called before every minibatch; an update that it ends by an exception is incomplete.
 
         Returns:
           means over the minibatches: losses, entropy, approximate KL, clipped fraction, and which share of them was
@@ -251,10 +252,10 @@ class Learner:
         for epoch in range(config.epochs):
             key = rng.fold_in(rng.key(self.seed), self.done, epoch)
             parts = [rng.permutation(key, len(part.data)).tensor_split(count) for part in prepared]
-            kl = [
-                self._minibatch([part.data[rows] for part, rows in zip(prepared, share, strict=True)], seen)
-                for share in zip(*parts, strict=True)
-            ]
+            kl = []
+            for share in zip(*parts, strict=True):
+                check()
+                kl.append(self._minibatch([part.data[rows] for part, rows in zip(prepared, share, strict=True)], seen))
             epochs += 1
             if sum(kl) / len(kl) > 1.5 * config.target_kl:
                 break

@@ -34,9 +34,20 @@ class EsperVecEnv(VecEnv):
 
     def reset(self) -> Array:
         """Begin anew, with the seed of ``seed`` or the next one."""
-        observation: Array = self.batch.reset(seed=self._seeds[0])[0]
-        self._reset_seeds()
+        observation: Array = self.batch.reset()[0]
         return observation
+
+    def seed(self, seed: int | None = None) -> list[int | None]:
+        """The next reset's seed; environments of a seed differ by their number. None: as it would have been."""
+        if seed is not None:
+            self.batch.env.next_seed = seed
+        return [seed] * self.num_envs
+
+    def among(self, indices: Indices) -> list[int]:
+        """Numbers of the environments that are meant; None: all."""
+        if indices is None:
+            return list(range(self.num_envs))
+        return [indices] if isinstance(indices, int) else list(indices)
 
     def step_async(self, actions: Array) -> None:
         """Keep the actions."""
@@ -56,7 +67,7 @@ class EsperVecEnv(VecEnv):
     def get_attr(self, attr_name: str, indices: Indices = None) -> list[Any]:
         """An attribute of every environment: the batch's own, and no rendering."""
         value = None if attr_name == "render_mode" else getattr(self.batch, attr_name)
-        return [value for _ in self._get_indices(indices)]
+        return [value for _ in self.among(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: Indices = None) -> None:
         """Environments of a batch have no attributes of their own.
@@ -69,8 +80,8 @@ class EsperVecEnv(VecEnv):
     def env_method(self, method_name: str, *args: Any, indices: Indices = None, **kwargs: Any) -> list[Any]:
         """What a method of the batch gives for each environment."""
         rows = getattr(self.batch, method_name)(*args, **kwargs)
-        return [rows[index] for index in self._get_indices(indices)]
+        return [rows[index] for index in self.among(indices)]
 
     def env_is_wrapped(self, wrapper_class: Any, indices: Indices = None) -> list[bool]:
         """No environment is wrapped."""
-        return [False for _ in self._get_indices(indices)]
+        return [False for _ in self.among(indices)]

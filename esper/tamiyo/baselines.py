@@ -179,7 +179,7 @@ def _look_back(config: HeuristicConfig, memory: Memory, state: State) -> Memory:
     )
 
 
-def _rotation(config: HeuristicConfig, codec: Codec) -> list[int]:
+def rotation_of(config: HeuristicConfig, codec: Codec) -> list[int]:
     """The rotation as blueprint indices; ``ValueError`` for a name or a blend that is not on offer."""
     names, blends = codec.blueprint_names, {action.blend for action in codec.actions} - {NONE}
     if blends and int(config.blend) not in blends:
@@ -193,7 +193,7 @@ def _rotation(config: HeuristicConfig, codec: Codec) -> list[int]:
 
 def _next_blueprint(config: HeuristicConfig, codec: Codec, memory: Memory, mask: Tensor) -> tuple[Tensor, Tensor]:
     """The blueprint to germinate next, int64 [E] (any, where none may be), and the rotation's place after it."""
-    rotation = _rotation(config, codec)
+    rotation = rotation_of(config, codec)
     place = (codec.op == int(Op.GERMINATE)) & (codec.blend == int(config.blend))
     open_ = torch.stack([(mask & place & (codec.blueprint == kind)).any(1) for kind in rotation], dim=1)
     penalty = torch.stack([memory.penalty[:, kind] for kind in rotation], dim=1)

@@ -4,17 +4,22 @@ Every column is bounded by [-1, 1]. What is absent differs from what is zero: a 
 a history that has not happened yet is -1.
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from esper.leyline.actions import Blend
-from esper.leyline.config import Config
+from esper.leyline.config import Config, ConfigError
 from esper.leyline.stages import Stage
 from esper.leyline.state import Slots, State
+from esper.utils.documents import shown
+
+SMALLEST = 1e-6
+"""The smallest scale, and the inverse of the largest."""
 
 ABSENT = -1.0
 """Value of a history entry before there is one."""
@@ -23,10 +28,52 @@ STAGES = tuple(Stage)[1:]
 """Stages a slot can be seen in: all but UNKNOWN."""
 
 
+@dataclass(frozen=True)
+class Scales:
+    """Units in which columns are measured before they are cut to [-1, 1]; positive numbers.
+
+    Attributes:
+      loss_gain: 1 / nats; changes of the loss are seen as tanh(loss_gain x).
+      accuracy_delta: pp; the accuracy's change.
+      class_spread: pp; deviation of the classes' accuracies.
+      plateau: epochs without gain.
+      spikes: epochs in a row.
+      stage_age: epochs in a stage.
+      contribution: pp; a seed's contribution, its error, prospect and improvement.
+    """
+
+    loss_gain: float = 5.0
+    accuracy_delta: float = 10.0
+    class_spread: float = 50.0
+    plateau: float = 10.0
+    spikes: float = 3.0
+    stage_age: float = 10.0
+    contribution: float = 10.0
+
+
+STANDARD = Scales()
+
+
+def build_scales(given: Mapping[str, Any]) -> Scales:
+    """Defaults with overrides.
+
+    Raises:
+      ConfigError: an unknown name, or not a positive number; one line.
+    """
+    known = [entry.name for entry in fields(Scales)]
+    for name, value in given.items():
+        if name not in known:
+            raise ConfigError(f"observation.{name}: unknown; known are {', '.join(known)}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not SMALLEST <= value <= 1 / SMALLEST:
+            raise ConfigError(f"observation.{name} = {shown(value)}: expected a number from 1e-06 to 1e+06")
+    return Scales(**{name: float(value) for name, value in given.items()})
+
+
 class View(NamedTuple):
     """What the columns are computed from."""
 
     config: Config
+    unit: Scales
     state: State
     num_blueprints: int
     growth: Tensor  # [E]; parameters in seeds / parameters of the host
@@ -67,20 +114,30 @@ def _scalar(name: str, unit: str, scaling: str, value: Callable[[View], Tensor])
     return Column(name, unit, scaling, _one, value)
 
 
+def _accuracy_delta(view: View) -> Tensor:
+    return view.state.signals.accuracy_delta / view.unit.accuracy_delta
+
+
+def _class_spread(view: View) -> Tensor:
+    return view.state.signals.class_accuracy.std(1, correction=0) / view.unit.class_spread
+
+
 BASE: tuple[Column, ...] = (
     _scalar("epoch", "epochs", "/ horizon", lambda v: v.state.epoch / v.config.horizon),
     _scalar("seen", "1", "1 once validated", lambda v: (v.state.signals.epochs_seen > 0).float()),
     _scalar("train_loss", "nats", "x / (1 + x)", lambda v: squash(v.state.signals.train_loss)),
     _scalar("val_loss", "nats", "x / (1 + x)", lambda v: squash(v.state.signals.val_loss)),
     _scalar("best_loss", "nats", "x / (1 + x)", lambda v: squash(v.state.signals.best_loss)),
-    _scalar("loss_delta", "nats", "tanh(5 x)", lambda v: torch.tanh(5 * v.state.signals.loss_delta)),
+    _scalar("loss_delta", "nats", "tanh(gain x)", lambda v: torch.tanh(v.unit.loss_gain * v.state.signals.loss_delta)),
     _scalar("train_accuracy", "pp", "/ 100", lambda v: v.state.signals.train_accuracy / 100),
     _scalar("val_accuracy", "pp", "/ 100", lambda v: v.state.signals.val_accuracy / 100),
     _scalar("best_accuracy", "pp", "/ 100", lambda v: v.state.signals.best_accuracy / 100),
-    _scalar("accuracy_delta", "pp", "/ 10, clipped", lambda v: v.state.signals.accuracy_delta / 10),
+    _scalar(
+        "accuracy_delta", "pp", "/ unit, clipped", lambda v: v.state.signals.accuracy_delta / v.unit.accuracy_delta
+    ),
     _scalar("worst_class", "pp", "/ 100", lambda v: v.state.signals.class_accuracy.amin(1) / 100),
-    _scalar("class_spread", "pp", "/ 50", lambda v: v.state.signals.class_accuracy.std(1, correction=0) / 50),
-    _scalar("plateau", "epochs", "/ 10, clipped", lambda v: v.state.signals.plateau / 10),
+    _scalar("class_spread", "pp", "/ unit", _class_spread),
+    _scalar("plateau", "epochs", "/ unit, clipped", lambda v: v.state.signals.plateau / v.unit.plateau),
     _scalar("stable", "1", "flag", lambda v: v.state.signals.stable.float()),
     _scalar("growth", "seed / host parameters", "x / (1 + x)", lambda v: squash(v.growth)),
     _scalar("occupied", "fraction of slots", "1", lambda v: _share(v.state.slots.blueprint >= 0)),
@@ -88,7 +145,7 @@ BASE: tuple[Column, ...] = (
     _scalar("gradient_norm", "L2", "x / (1 + x)", lambda v: squash(v.state.signals.gradient_norm)),
     _scalar("vanishing", "fraction of tensors", "1", lambda v: v.state.signals.vanishing),
     _scalar("exploding", "fraction of tensors", "1", lambda v: v.state.signals.exploding),
-    _scalar("spikes", "epochs in a row", "/ 3, clipped", lambda v: v.state.governor.spikes / 3),
+    _scalar("spikes", "epochs in a row", "/ unit, clipped", lambda v: v.state.governor.spikes / v.unit.spikes),
     _scalar("rollbacks", "count", "x / (1 + x)", lambda v: squash(v.state.governor.rollbacks.float())),
     Column(
         "loss_history",
@@ -120,16 +177,25 @@ def _prospect_known(slots: Slots) -> Tensor:
     return ((slots.stage == int(Stage.TRAINING)) & (slots.evaluations > 0)).float()
 
 
+def _prospect(view: View) -> Tensor:
+    slots = view.state.slots
+    return _prospect_known(slots) * slots.prospect / view.unit.contribution
+
+
+def _scaled(name: str, unit: str, value: Callable[[View], Tensor]) -> Column:
+    return Column(name, unit, "/ unit, clipped", _one, value)
+
+
 PER_SLOT: tuple[Column, ...] = (
     _slot("alpha", "1", "1", lambda s: s.alpha),
     Column("age", "epochs", "/ horizon", _one, lambda v: v.state.slots.age / v.config.horizon),
-    _slot("stage_age", "epochs", "/ 10, clipped", lambda s: s.stage_age / 10),
+    _scaled("stage_age", "epochs", lambda v: v.state.slots.stage_age / v.unit.stage_age),
     _slot("measured", "1", "flag", lambda s: s.measured.float()),
-    _slot("contribution", "pp", "/ 10, clipped", lambda s: s.contribution / 10),
-    _slot("contribution_error", "pp", "/ 10, clipped", lambda s: s.contribution_error / 10),
+    _scaled("contribution", "pp", lambda v: v.state.slots.contribution / v.unit.contribution),
+    _scaled("contribution_error", "pp", lambda v: v.state.slots.contribution_error / v.unit.contribution),
     _slot("prospect_known", "1", "flag", _prospect_known),
-    _slot("prospect", "pp", "/ 10, clipped", lambda s: _prospect_known(s) * s.prospect / 10),
-    _slot("improvement", "pp", "/ 10, clipped", lambda s: s.improvement / 10),
+    _scaled("prospect", "pp", _prospect),
+    _scaled("improvement", "pp", lambda v: v.state.slots.improvement / v.unit.contribution),
     _slot("gradient_norm", "L2", "x / (1 + x)", lambda s: squash(s.gradient_norm)),
     _slot("gradient_ratio", "seed / host norm", "x / (1 + x)", lambda s: squash(s.gradient_ratio)),
     _slot("healthy", "1", "flag", lambda s: s.healthy.float()),
@@ -171,7 +237,7 @@ def column_names(config: Config, blueprints: Sequence[str]) -> list[str]:
     return names + [f"slot{slot}.{name}" for slot in range(config.num_slots) for name in each]
 
 
-def observe(config: Config, state: State, growth: Tensor, num_blueprints: int) -> Tensor:
+def observe(config: Config, state: State, growth: Tensor, num_blueprints: int, scales: Scales = STANDARD) -> Tensor:
     """What a policy sees.
 
     Args:
@@ -179,11 +245,12 @@ def observe(config: Config, state: State, growth: Tensor, num_blueprints: int) -
       state: [E].
       growth: [E]; parameters in seeds divided by parameters of the host.
       num_blueprints: K.
+      scales: units of the columns that have one of their own.
 
     Returns:
       float32 [E, O] in [-1, 1], always finite; O and the order are those of ``column_names``.
     """
-    view = View(config, state, num_blueprints, growth)
+    view = View(config, scales, state, num_blueprints, growth)
     base = [column.value(view) for column in BASE]
     each = [column.value(view) for column in PER_SLOT]
     parts = [value if value.dim() == 2 else value.unsqueeze(1) for value in base]

@@ -66,8 +66,13 @@ def random_policy(codec: Codec) -> Policy:
 
 
 def heuristic_policy(codec: Codec, config: baselines.HeuristicConfig | None = None) -> Policy:
-    """The rule of thumb."""
+    """The rule of thumb.
+
+    Raises:
+      ValueError: it names a blueprint or a blend that is not on offer.
+    """
     numbers = baselines.HeuristicConfig() if config is None else config
+    baselines.rotation_of(numbers, codec)
 
     def act(memory: baselines.Memory, seen: PolicyInput) -> tuple[baselines.Memory, Decision]:
         memory, action = baselines.heuristic(numbers, codec, memory, seen.state, seen.mask)

@@ -57,9 +57,16 @@ def build_backend(name: str, structure: Structure, device: torch.device, differe
 
 def _first(structure: Structure, device: torch.device, differentiable: bool) -> Backend:
     names = ("eager",) if differentiable else AUTO.get((device.type, structure.config.precision.dtype), ("eager",))
+    reasons: list[str] = []
     for name in names[:-1]:
         try:
-            return BUILDERS[name](structure, device)
+            return _because(BUILDERS[name](structure, device), reasons)
         except BackendError as reason:
             logger.info("esper: %s", reason)
-    return BUILDERS[names[-1]](structure, device)
+            reasons.append(str(reason))
+    return _because(BUILDERS[names[-1]](structure, device), reasons)
+
+
+def _because(backend: Backend, reasons: list[str]) -> Backend:
+    """The backend, whose description says why those before it cannot run the structure."""
+    return backend._replace(describe=lambda: (*backend.describe(), *reasons))

@@ -1,13 +1,59 @@
 """The C++ compiler of this machine, which Inductor and the native library need alike."""
 
+import functools
+import logging
 import os
+import shlex
 import shutil
+import subprocess
 
 COMPILERS = ("c++", "g++", "clang++", "cl")
-"""Programs one of which Inductor needs on a CPU; the environment variable CXX names another."""
+"""Programs one of which Inductor needs on a CPU; the environment variable CXX names another, perhaps with a wrapper in
+front (``ccache g++``) or options behind it."""
+
+Command = tuple[str, ...]
+"""A program and the words that go with it."""
+
+logger = logging.getLogger("esper")
 
 
-def find_compiler() -> str | None:
-    """Path of a C++ compiler, or None."""
-    names = (os.environ.get("CXX", ""), *COMPILERS)
-    return next((path for name in names if name and (path := shutil.which(name))), None)
+def find_compiler() -> Command | None:
+    """The command of a C++ compiler that runs: CXX, else the first of ``COMPILERS``; None where there is none."""
+    wanted = os.environ.get("CXX", "").strip()
+    found = next((command for name in COMPILERS if (command := _command(name)) is not None), None)
+    if not wanted:
+        return found
+    named = _command(wanted)
+    if named is None:
+        instead = "nothing is compiled" if found is None else f"{' '.join(found)} is taken"
+        _warn_once(f"CXX = {wanted!r}: does not run; {instead}")
+    return named or found
+
+
+def program_of(command: Command) -> str:
+    """The compiler itself: the last word of a command that is a program."""
+    return next((path for word in reversed(command) if (path := shutil.which(word)) is not None), command[0])
+
+
+def _command(name: str) -> Command | None:
+    """The words of a command that runs, its program by its path; a path may hold spaces."""
+    try:
+        words = [name] if shutil.which(name) else shlex.split(name)
+    except ValueError:  # a quotation without an end
+        return None
+    program = shutil.which(words[0]) if words else None
+    command = None if program is None else (program, *words[1:])
+    return command if command is not None and (os.name == "nt" or _runs(command)) else None
+
+
+@functools.cache
+def _runs(command: Command) -> bool:
+    try:
+        return subprocess.run([*command, "--version"], capture_output=True, timeout=60).returncode == 0
+    except (OSError, subprocess.SubprocessError):
+        return False
+
+
+@functools.cache
+def _warn_once(line: str) -> None:
+    logger.warning("esper: %s", line)

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from esper.utils.documents import json_ready
+
 TABLE = "__table__"
 VERSION = 1
 
@@ -45,8 +47,9 @@ def save(path: Path, tensors: dict[str, Tensor], table: dict[str, Any]) -> None:
     Args:
       path: the file; an existing one is replaced in one step.
       tensors: name -> tensor, any device.
-      table: small JSON-able facts.
+      table: small facts; what JSON lacks is written as ``esper.utils.documents.json_ready`` says.
     """
+    table = json_ready(table)
     arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
     entry = {"version": VERSION, "sha256": _digest(arrays, table), "table": table}
     beside = path.with_name(path.name + f".tmp-{os.getpid()}")
@@ -56,6 +59,8 @@ def save(path: Path, tensors: dict[str, Tensor], table: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

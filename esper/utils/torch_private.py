@@ -5,6 +5,7 @@ be the answer that is slower, and still right; where there is none, the loud one
 """
 
 import logging
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -70,6 +71,25 @@ def without_duck_shapes() -> AbstractContextManager[object]:
     return nullcontext() if config is None else config.patch(use_duck_shape=False)
 
 
+def default_inductor_cache() -> str | None:
+    """Where Inductor keeps compiled code unless it is told otherwise. Without the name: None, as if nothing was set."""
+    try:
+        from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+    except ImportError:
+        return None
+    return str(default_cache_dir())
+
+
+def use_compiler(program: str) -> None:
+    """Let Inductor use a C++ compiler where the one it would take does not run. Without the name: no change."""
+    from torch._inductor import config  # it takes a second to import
+
+    own = getattr(getattr(config, "cpp", None), "cxx", None)
+    named = own if isinstance(own, tuple | list) else (own,)
+    if own is not None and not any(isinstance(name, str) and shutil.which(name) for name in named):
+        config.cpp.cxx = (None, program)
+
+
 def compile_errors() -> tuple[type[Exception], ...]:
     """What torch.compile raises where it cannot compile a function. Without the names: no such error is known."""
     from torch.fx.experimental import symbolic_shapes  # loaded by torch.compile; slow to import otherwise
@@ -105,3 +125,15 @@ def on_compilation(begun: Callable[[Any], None]) -> Iterator[None]:
         yield
     finally:
         handler.remove_start_callback(begun)
+
+
+def below_maps(tensor: Tensor) -> tuple[Tensor, int]:
+    """What lies below all wrappers of vmap, their dimensions in front, outermost first; and how many there are.
+
+    Without the names: the tensor itself, which is known to nobody then.
+    """
+    inside, place = getattr(_FUNCTORCH, "get_unwrapped", None), getattr(_FUNCTORCH, "maybe_get_bdim", None)
+    if inside is None or place is None or _IS_BATCHED is None or not _IS_BATCHED(tensor):
+        return tensor, 0
+    below, count = below_maps(inside(tensor).movedim(place(tensor), 0))
+    return below, count + 1

@@ -63,7 +63,12 @@ def test_a_wrong_word_is_one_line_and_status_2(words, message):
 
 def test_a_device_that_is_not_there_is_one_line():
     status, _, notes = command("run", "--device", "cuda:77")
-    assert status == MISUSED and "--device = 'cuda:77': found" in notes and notes.count("\n") == 1
+    assert (
+        status == MISUSED
+        and "--device = 'cuda:77': " in notes
+        and "expected one that is here: cpu" in notes
+        and notes.count("\n") == 1
+    )
 
 
 @pytest.mark.parametrize("task", TASKS)

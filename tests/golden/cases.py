@@ -15,6 +15,8 @@ from torch import Tensor
 
 import esper
 from esper.engine import Engine
+from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
+from esper.kasmina.token_blueprints import TOKEN_BLUEPRINTS
 from esper.leyline.actions import BLENDS, NONE, Action, Blend, Op
 from esper.leyline.config import Isolation, Precision, SampleOrder
 from esper.leyline.events import Transition
@@ -75,6 +77,9 @@ class GoldenRun(NamedTuple):
         return FOLDER / f"{self.name}-{precision.value}.npz"
 
 
+KINDS = {"digits_deep": CONV_BLUEPRINTS, "chars": TOKEN_BLUEPRINTS}
+"""What could grow when the trajectories were recorded, where presets offer something else by now."""
+
 SWEEP = (0.005, 0.01, 0.02, 0.03)
 CASES = (
     GoldenRun("digits_sgd", "digits_v1", 6, SGD | {"host_lr": 0.01, "seed_lr": 0.01}, seed=1),
@@ -109,7 +114,7 @@ CASES = (
         },
         seed=4,
     ),
-    GoldenRun("tokens_adam", "synthetic_tokens", 4, ADAM, seed=5),
+    GoldenRun("tokens_adam", "synthetic_tokens", 4, ADAM | {"host_lr": 0.02, "seed_lr": 0.005}, seed=5),
     GoldenRun(
         "tokens_sgd",
         "synthetic_tokens",
@@ -119,7 +124,7 @@ CASES = (
         | {"host_lr": 0.2, "seed_lr": 0.1},
         seed=8,
     ),
-    GoldenRun("chars_adam", "chars", 3, ADAM | {"slots": (0, 0), "seed_lr": 0.01}, seed=7),
+    GoldenRun("chars_adam", "chars", 3, ADAM | {"slots": (0, 0), "host_lr": 0.02, "seed_lr": 0.01}, seed=7),
 )
 
 
@@ -146,6 +151,7 @@ def held_out(task: str, data: Dataset) -> Part:
 def build(case: GoldenRun, precision: Precision) -> Engine:
     """The engine of a case."""
     task = named(case.task)
+    task = task._replace(blueprints=KINDS.get(case.task, task.blueprints))
     data = task.data._replace(validation=held_out(case.task, task.data).take(slice(VALIDATION)))
     settings = {k: torch.tensor(v) if isinstance(v, tuple) and k == "host_lr" else v for k, v in case.settings.items()}
     return esper.make(

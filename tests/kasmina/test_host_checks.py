@@ -132,7 +132,7 @@ def test_the_users_host_is_small():
 
 def test_the_users_host_grows_and_its_seeds_help():
     """Two permanent seeds in every host; the paired 95 % interval of the gain is above 3 percentage points."""
-    engine = esper.make(mlp.mlp_task(), 16)
+    engine = esper.make(mlp.mlp_task(), 48)
     accuracies = []
     for policy in (wait(engine.codec), grow(engine.codec, "mlp_small")):
         state = engine.init(0)

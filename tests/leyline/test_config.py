@@ -60,7 +60,7 @@ CHANGES = {
     "sample_order": SampleOrder.INDEPENDENT,
     "host_optimizer": "adam",
     "seed_optimizer": "adam",
-    "isolation": Isolation.OBJECTIVE,
+    "isolation": Isolation.NONE,
     "auto_advance": False,
     "precision": Precision.FLOAT64,
     "crop_padding": 2,

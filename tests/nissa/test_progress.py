@@ -5,7 +5,9 @@ import json
 import os
 import pty
 import sys
+import types
 import warnings
+from typing import ClassVar
 
 import pytest
 
@@ -134,3 +136,46 @@ def test_without_tensorboard_the_error_says_what_to_install(tmp_path, monkeypatc
     assert not (tmp_path / "x").exists()
     expected = "esper train: --tensorboard true: needs tensorboard; pip install 'esper-growth[tensorboard]'\n"
     assert capsys.readouterr().err == expected
+
+
+class FakeTqdm:
+    """What of tqdm is used, by its documentation: ``n`` counts, ``update`` adds, ``set_postfix_str`` tells."""
+
+    made: ClassVar[list] = []
+
+    def __init__(self, total, unit, file, initial):
+        self.total, self.unit, self.n, self.told, self.closed = total, unit, initial, [], False
+        self.made.append(self)
+
+    def set_postfix_str(self, text, refresh):
+        self.told.append(text)
+
+    def update(self, more):
+        self.n += more
+
+    def close(self):
+        self.closed = True
+
+
+def test_tqdm_counts_the_rounds_and_goes_on_where_a_run_was_resumed(monkeypatch):
+    module = types.ModuleType("tqdm.auto")
+    module.tqdm = FakeTqdm
+    monkeypatch.setitem(sys.modules, "tqdm.auto", module)
+    monkeypatch.setitem(sys.modules, "tqdm", types.ModuleType("tqdm"))
+    FakeTqdm.made.clear()
+    out = io.StringIO()
+    progress = make_progress("tqdm", "round", out)
+    progress.note("playing")
+    progress.show(4, 6, "return 1", 9.0)
+    progress.show(6, 6, "return 2", 0.0)
+    progress.close()
+    (bar,) = FakeTqdm.made
+    assert (bar.total, bar.unit, bar.n, bar.closed) == (6, "round", 6, True)
+    assert bar.told == ["return 1", "return 2"] and out.getvalue() == "playing\n"
+
+
+def test_tqdm_that_is_not_installed_is_one_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    assert esper.__main__.main(["train", "--progress", "tqdm", "--out", str(tmp_path / "x")]) == 2
+    assert capsys.readouterr().err.endswith("needs tqdm; pip install 'esper-growth[tqdm]'\n")
+    assert not (tmp_path / "x").exists()

@@ -2,7 +2,7 @@
 
 ``Plain`` is written from the documentation alone, for one environment at a time, with ``torch.nn`` modules, autograd
 and ``torch.optim``, always in float64: the truth for both precisions. ``CONFIGS`` gives every (stage, blueprint, blend)
-to every slot; each config has another combination of sites, optimizers and sample order.
+to every slot; each config has another combination of sites, optimizers and sample order, and isolations take turns.
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ import esper
 from esper.engine import Engine
 from esper.kasmina.slot_table import SlotTable, take_table
 from esper.leyline.actions import NONE, Blend
-from esper.leyline.config import Precision, SampleOrder
+from esper.leyline.config import Isolation, Precision, SampleOrder
 from esper.leyline.events import Epoch
 from esper.leyline.stages import ACTIVE, MERGED, Stage
 from esper.leyline.state import ParamState, State
@@ -58,6 +58,7 @@ class RunConfig(NamedTuple):
     host_optimizer: str
     seed_optimizer: str
     order: SampleOrder
+    isolation: Isolation
     blends: tuple[Blend, ...]
     specs: tuple[tuple[SlotSpec, ...], ...]
 
@@ -76,13 +77,15 @@ def draw_configs(topology: str) -> Iterator[RunConfig]:
     active = [SlotSpec(*spec) for spec in product(ACTIVE, range(len(TOPOLOGIES[topology].blueprints)), BLENDS)]
     pool = [*active, *islice(cycle(IDLE), size - len(active))]
     orders = [torch.randperm(size, generator=torch.Generator().manual_seed(slot)).tolist() for slot in range(3)]
+    isolations = cycle(Isolation)
     for index, setting in enumerate(settings):
         span = slice(index * ENVS, (index + 1) * ENVS)
-        yield RunConfig(topology, *setting, BLENDS, tuple(tuple(pool[i] for i in order[span]) for order in orders))
-    yield RunConfig(topology, (), "sgd", "sgd", SampleOrder.SHARED, BLENDS, ())
+        specs = tuple(tuple(pool[i] for i in order[span]) for order in orders)
+        yield RunConfig(topology, *setting, next(isolations), BLENDS, specs)
+    yield RunConfig(topology, (), "sgd", "sgd", SampleOrder.SHARED, Isolation.OBJECTIVE, BLENDS, ())
     plain = tuple(spec for spec in active if spec.blend == Blend.LINEAR)
     specs = (plain[:ENVS], plain[-ENVS:])
-    yield RunConfig(topology, (1, 2), "adam", "adam", SampleOrder.SHARED, (Blend.LINEAR,), specs)
+    yield RunConfig(topology, (1, 2), "adam", "adam", SampleOrder.SHARED, Isolation.OBJECTIVE, (Blend.LINEAR,), specs)
 
 
 CONFIGS = {topology: tuple(draw_configs(topology)) for topology in TOPOLOGIES}
@@ -147,6 +150,7 @@ def random_state(config: RunConfig, index: int, precision: Precision) -> tuple[E
         eval_batch_size=40,
         horizon=HORIZON,
         sample_order=config.order,
+        isolation=config.isolation,
         host_optimizer=config.host_optimizer,
         seed_optimizer=config.seed_optimizer,
         precision=precision,
@@ -174,21 +178,30 @@ def random_state(config: RunConfig, index: int, precision: Precision) -> tuple[E
 class PlainSlot:
     """One slot of one environment: its spec with its modules."""
 
-    def __init__(self, topology: NamedTuple, spec: SlotSpec, site: int) -> None:
-        self.stage, self.site = spec.stage, site
+    def __init__(self, topology: NamedTuple, spec: SlotSpec, site: int, isolation: Isolation) -> None:
+        self.stage, self.site, self.isolation = spec.stage, site, isolation
         active, name = spec.stage in ACTIVE, topology.blueprints[spec.blueprint].name
         self.seed = topology.seed_module(name, site).double() if active else None
         self.gate = topology.gate_module(site).double() if active and spec.blend == Blend.GATED else None
 
     def __call__(self, h: Tensor, alpha: float, training: bool) -> Tensor:
+        """What leaves the slot when the network trains, or is looked at."""
         if self.seed is None:
             return h
-        seen = h.detach() if self.stage in (Stage.TRAINING, Stage.BLENDING) else h
-        s = self.seed(seen)
-        if training and self.stage == Stage.TRAINING:
+        behind = training and self.stage == Stage.TRAINING
+        if behind and self.isolation is Isolation.OBJECTIVE:
+            return h
+        held = self.stage in (Stage.TRAINING, Stage.BLENDING) and self.isolation is not Isolation.NONE
+        seen = h.detach() if held else h
+        if behind:
+            s = self.seed(seen)
             return h + (s - s.detach())
+        return self.on(h, seen, alpha)
+
+    def on(self, h: Tensor, seen: Tensor, alpha: float) -> Tensor:
+        """What leaves the slot if its seed reaches the output."""
         weight = torch.tensor(alpha, dtype=h.dtype)
-        return torch.lerp(h, s, weight if self.gate is None else weight * self.gate(seen))
+        return torch.lerp(h, self.seed(seen), weight if self.gate is None else weight * self.gate(seen))
 
 
 class PlainTrained:
@@ -253,7 +266,8 @@ def seed_spans(engine: Engine, config: RunConfig, env: int) -> dict[str, tuple[i
         if specs[env].stage in ACTIVE:
             place = engine.structure.slots[slot]
             spans[f"seed {slot}"] = slot, place.blueprint_columns(specs[env].blueprint)
-            if specs[env].blend == Blend.GATED and specs[env].stage != Stage.TRAINING:
+            learns = specs[env].stage != Stage.TRAINING or config.isolation is Isolation.OBJECTIVE
+            if specs[env].blend == Blend.GATED and learns:
                 spans[f"gate {slot}"] = slot, place.gate_columns
     return spans
 
@@ -276,7 +290,8 @@ class Plain:
             topology = TOPOLOGIES[config.topology]
             self.host = topology.host_module().double()
             self.slots = [
-                PlainSlot(topology, specs[env], site) for specs, site in zip(config.specs, config.slots, strict=True)
+                PlainSlot(topology, specs[env], site, config.isolation)
+                for specs, site in zip(config.specs, config.slots, strict=True)
             ]
         own = state.host[env]
         host = PlainTrained(self.host, config.host_optimizer, self.numbers, "host")
@@ -311,6 +326,32 @@ class Plain:
                 x = slot(x, alpha, self.host.training) if slot.site == site else x
         return x
 
+    def objective(self, x: Tensor, own: int) -> Tensor:
+        """Logits as if a seed in TRAINING were on, the others in TRAINING absent; everything else is given."""
+        norms = [module for module in self.host.modules() if isinstance(module, nn.BatchNorm2d)]
+        pace = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.momentum = 0.0  # running statistics stay
+        for site, block in enumerate(self.host):
+            x = block(x)
+            for number, slot in enumerate(self.slots):
+                alpha = self.numbers["alpha_target"] if number == own else self.alphas[number]
+                if slot.site == site and slot.seed and (slot.stage != Stage.TRAINING or number == own):
+                    x = slot.on(x, x, alpha)
+        for norm, given in zip(norms, pace, strict=True):
+            norm.momentum = given
+        return x
+
+    def learn_own(self, inputs: Tensor, targets: Tensor) -> None:
+        """Gradients of seeds in TRAINING, and of their gates, by their own objectives."""
+        for number, slot in enumerate(self.slots):
+            if slot.stage == Stage.TRAINING and slot.isolation is Isolation.OBJECTIVE:
+                loss = nn.CrossEntropyLoss()(self.objective(inputs, number).flatten(0, -2), targets.flatten())
+                parts = [self.trained[name] for name in (f"seed {number}", f"gate {number}") if name in self.trained]
+                params = [param for part in parts for param in part.params]
+                for param, grad in zip(params, torch.autograd.grad(loss, params), strict=True):
+                    param.grad = grad
+
     def train(self, batches: Sequence[tuple[Tensor, Tensor]]) -> PlainEpoch:
         self.host.train()
         losses, accuracies, norms = [], [], {}
@@ -318,6 +359,7 @@ class Plain:
             logits = self.logits(inputs, self.alphas)
             loss = nn.CrossEntropyLoss()(logits.flatten(0, -2), targets.flatten())
             loss.backward()
+            self.learn_own(inputs, targets)
             norms = {name: part.norms() for name, part in self.trained.items()}
             for part in self.trained.values():
                 part.step()

@@ -13,7 +13,7 @@ from esper.engine import Engine
 from esper.kasmina import arena
 from esper.kasmina.slot_table import take_table
 from esper.leyline.actions import Blend
-from esper.leyline.config import Precision
+from esper.leyline.config import Isolation, Precision
 from esper.leyline.events import Epoch
 from esper.leyline.learners import learners_of, with_learners
 from esper.leyline.stages import Stage
@@ -31,14 +31,16 @@ PLAIN_SGD |= dict.fromkeys(("host_clip", "seed_clip"), math.inf)
 """An SGD step by which parameters change by their gradient."""
 
 
-ENGINES = [("eager", "conv"), ("eager", "token")] + [("native", "conv")] * (library() is not None)
+RUNS = [("eager", "conv"), ("eager", "token")] + [("native", "conv")] * (library() is not None)
+ENGINES = [(*names, way) for way in (Isolation.OBJECTIVE, Isolation.STRAIGHT_THROUGH) for names in RUNS]
 
 
-@pytest.fixture(scope="module", params=ENGINES, ids="-".join)
+@pytest.fixture(scope="module", params=ENGINES, ids=lambda each: "-".join((*each[:2], each[2].value)))
 def engine(request: pytest.FixtureRequest) -> Engine:
-    backend, topology = request.param[0], TOPOLOGIES[request.param[1]]
+    backend, topology, isolation = request.param[0], TOPOLOGIES[request.param[1]], request.param[2]
     task = esper.Task("isolation", topology.host, topology.blueprints, topology.data, {})
     settings = {"slots": SLOTS, "batch_size": 16, "steps_per_epoch": 4, "precision": PRECISION[backend]}
+    settings |= {"isolation": isolation}
     return esper.make(task, 2 * len(topology.blueprints), backend=backend, **settings)
 
 
@@ -145,14 +147,20 @@ def test_a_broken_seed_is_reported_though_its_host_is_well(engine: Engine, seede
 
 
 def test_every_seed_in_training_learns(engine: Engine, seeded: State) -> None:
-    """From its first step. Its gate does not: nothing is gated before BLENDING."""
+    """From its first step. Its gate does, too, by its own objective, unless it is born as the identity and there is
+    nothing to weigh; otherwise nothing is gated before BLENDING."""
     found, seen = pass_through(engine, seeded), set()
+    own = engine.config.isolation is Isolation.OBJECTIVE
     for number, slot in enumerate(engine.structure.slots):
         for env, kind in enumerate(seeded.slots.blueprint[:, number].tolist()):
             grad = found.seeds[env, slot.blueprint_columns(kind)]
             assert torch.linalg.vector_norm(grad) > 1e-6, engine.structure.blueprints[kind].name
             seen.add((number, kind))
-        assert not found.seeds[:, slot.gate_columns].any() and not found.moments[:, :, slot.gate_columns].any()
+        kinds = [engine.structure.blueprints[kind] for kind in seeded.slots.blueprint[:, number].tolist()]
+        differs = torch.tensor([kind.identity_bound > 0 for kind in kinds])
+        gated = (seeded.slots.blend[:, number] == int(Blend.GATED)) & differs & own
+        assert torch.equal(found.seeds[:, slot.gate_columns].any(1), gated)
+        assert torch.equal(found.moments[:, 0, slot.gate_columns].any(1), gated)
     assert len(seen) == len(SLOTS) * len(engine.structure.blueprints)
 
 

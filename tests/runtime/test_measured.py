@@ -11,10 +11,10 @@ import esper
 from esper.__main__ import main
 from esper.leyline.config import ConfigError
 from esper.nissa.charts import Interval, interval_chart, smooth
-from esper.nissa.sinks import json_text, number_of
 from esper.runtime.evaluate import EvaluateSettings, evaluate
 from esper.runtime.inspect import InspectSettings, inspect
 from esper.simic.ppo import PPOConfig
+from esper.utils.documents import as_number, to_json
 from esper.utils.stats import mean_interval, measured_interval
 
 TINY = {"steps_per_epoch": 4, "batch_size": 4, "val_samples": 8}
@@ -46,7 +46,7 @@ def test_what_is_written_of_it_is_json_that_every_parser_reads(diverged):
     def refuse(word):
         raise AssertionError(word)
 
-    read = json.loads(json_text(report), parse_constant=refuse)
+    read = json.loads(to_json(report), parse_constant=refuse)
     assert None in read["policies"]["wait"]["val_bits"]["values"]
 
 
@@ -60,7 +60,7 @@ def test_inspection_says_nothing_of_what_was_not_measured():
 def test_values_by_environment_give_the_means_and_pool_over_seeds():
     def played(seed, count):
         settings = EvaluateSettings(num_envs=count, task="synthetic", horizon=1, seed=seed, engine=TINY)
-        return json.loads(json_text(evaluate(settings, io.StringIO())))["policies"]["random"]["total_reward"]
+        return json.loads(to_json(evaluate(settings, io.StringIO())))["policies"]["random"]["total_reward"]
 
     one, two = played(1, 6), played(3, 6)
     assert one["mean"] == pytest.approx(sum(one["values"]) / 6) and len(one["values"]) == 6
@@ -80,8 +80,8 @@ def test_intervals_are_of_measured_values_only():
     ("value", "text"), [(math.nan, "null"), (math.inf, '"inf"'), (-math.inf, '"-inf"'), (1.5, "1.5"), (True, "true")]
 )
 def test_numbers_that_are_none_and_infinities_survive_json(value, text):
-    assert json_text({"a": [value]}).strip() == f'{{"a": [{text}]}}'
-    again = number_of(json.loads(text))
+    assert to_json({"a": [value]}).strip() == f'{{"a": [{text}]}}'
+    again = as_number(json.loads(text))
     assert again == value or (math.isnan(again) and math.isnan(value))
 
 

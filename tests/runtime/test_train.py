@@ -13,6 +13,7 @@ import torch
 
 import esper.__main__
 from esper.leyline.actions import Op
+from esper.runtime.interrupt import Stopped
 from esper.runtime.runs import SMOOTHING
 from esper.runtime.train import train
 from esper.runtime.train_settings import TrainSettings
@@ -66,8 +67,10 @@ def test_a_resumed_run_ends_in_the_same_bits(settings, whole, tmp_path):
     """
     part = replace(settings, out=str(tmp_path / "part"), tensorboard=False)
     out = Interrupting("round   6/7")
-    train(part, out)
-    assert "SIGTERM: stopped after round 6; --resume auto" in out.getvalue()
+    with pytest.raises(Stopped, match="SIGTERM") as stopped:
+        train(part, out)
+    assert stopped.value.status == 143
+    assert f"SIGTERM: stopped after round 6; python -m esper train --resume {part.out} goes on" in out.getvalue()
     assert load(tmp_path / "part" / "checkpoint.npz").table["done"] == 6
     assert "stopped after 6 of 7 rounds" in (tmp_path / "part" / "report.html").read_text()
     assert not (tmp_path / "part" / "evaluation.json").exists()
@@ -76,9 +79,11 @@ def test_a_resumed_run_ends_in_the_same_bits(settings, whole, tmp_path):
         file.write('{"round": 7, "return": 1e9}\n{"round": 8, "ret')
 
     out = Interrupting("playing random")
-    train(replace(settings, out=str(tmp_path / "other"), resume=str(tmp_path / "part")), out)
+    with pytest.raises(Stopped):
+        train(replace(settings, out=str(tmp_path / "other"), resume=str(tmp_path / "part")), out)
     assert "stopped after round 7" in out.getvalue() and not (tmp_path / "other" / "evaluation.json").exists()
-    train(replace(settings, out=str(tmp_path / "other"), resume="auto"), io.StringIO())
+    resumed = ["train", "--resume", str(tmp_path / "other")]  # needs nothing but the directory
+    assert esper.__main__.main(resumed) == 0
 
     for name in ("checkpoint.npz", "best.npz"):
         assert_same_checkpoint(tmp_path / "other" / name, Path(settings.out) / name)
@@ -145,9 +150,12 @@ def test_other_settings_or_a_taken_directory_are_refused(settings, whole, capsys
         assert error.count("\n") == 1
         return error
 
-    assert "holds a run already; --resume auto goes on with it" in refused()
-    error = refused("--resume", "auto")
-    assert "written with other settings (" in error and "num_envs 4, not 32" in error and "config.json" in error
+    assert f"holds a run already; python -m esper train --resume {settings.out} goes on with it" in refused()
+    error = refused("--resume", "auto", "--num-envs", "32", "--engine", "seed_lr=0.5")
+    assert "written with other settings (" in error and "num_envs 4, not 32" in error and "'seed_lr': 0.5" in error
+    assert f"--rounds = 3: {settings.out}/checkpoint.npz is of a run of 7; expected as many or more" in refused(
+        "--resume", "auto", "--rounds", "3"
+    )
     assert "no such file" in refused("--resume", settings.out + "-none")
     (tmp_path / "checkpoint.npz").write_bytes(b"something else")
     assert "expected an unused directory" in refused("--resume", str(tmp_path))

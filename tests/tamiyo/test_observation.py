@@ -1,14 +1,16 @@
 """The observation: bounded, finite, named, and absent is not zero."""
 
 import math
+from dataclasses import fields, replace
 
 import pytest
 import torch
 
 import esper
 from esper.leyline.actions import Action, Op
+from esper.leyline.config import ConfigError
 from esper.leyline.stages import Stage
-from esper.tamiyo.observation import ABSENT, BASE, PER_SLOT
+from esper.tamiyo.observation import ABSENT, BASE, PER_SLOT, STANDARD, Scales, build_scales
 
 E = 3
 
@@ -87,3 +89,21 @@ def test_reset_renews_some_environments_and_leaves_the_rest(engine):
         if key not in ("rounds", "order_key"):
             assert torch.equal(leaf[fresh], start.get(key)[fresh]), key
     assert renewed.rounds.tolist() == [3, 3, 3] and renewed.epoch.tolist() == [3, 0, 3]
+
+
+def test_units_of_columns_are_settings() -> None:
+    """Half the unit is twice the number, before it is cut; a column without a unit of its own stays."""
+    half = {entry.name: getattr(STANDARD, entry.name) / 2 for entry in fields(Scales)}
+    engine = esper.make("synthetic", 2, backend="eager", steps_per_epoch=1)
+    other = replace(engine, scales=build_scales(half))
+    state = engine.step(engine.init(0), torch.zeros(2, dtype=torch.int64))[0]
+    state = state.replace(signals=state.signals.replace(plateau=torch.tensor([3, 8]), loss_delta=torch.ones(2)))
+    names, seen, again = engine.columns, engine.observe(state), other.observe(state)
+    plateau, delta = names.index("plateau"), names.index("loss_delta")
+    assert seen[:, plateau].tolist() == pytest.approx([0.3, 0.8])
+    assert again[:, plateau].tolist() == pytest.approx([0.6, 1.0])
+    assert again[0, delta].item() == pytest.approx(math.tanh(2.5))
+    assert torch.equal(seen[:, names.index("val_accuracy")], again[:, names.index("val_accuracy")])
+    for given in ({"plateau": 0}, {"plateau": math.nan}, {"plateaus": 1}, {"spikes": True}, {"spikes": "x"}):
+        with pytest.raises(ConfigError, match=r"^observation\."):
+            build_scales(given)

@@ -2,7 +2,9 @@
 
 import functools
 import logging
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,11 +18,16 @@ from esper.leyline.config import ConfigError, Isolation, Precision
 from esper.leyline.learners import learners_of
 from esper.tezzeret import choose, native
 from esper.tezzeret.backend import BackendError
+from esper.tezzeret.compiler import find_compiler
 from esper.tezzeret.inductor import compiled
 from esper.tezzeret.native import toolchain
 from esper.tezzeret.native.library import library
+from esper.utils.torch_private import default_inductor_cache
 
 pytestmark = pytest.mark.usefixtures("auto_as_shipped")
+
+SHIPPED_TRIAL = compiled.trial
+"""As users have it; tests are spared it."""
 
 NATIVE = pytest.mark.skipif(library() is None, reason="no C++ compiler")
 
@@ -36,7 +43,7 @@ def made(backend: str, **settings: object) -> Engine:
         ({}, "native"),
         ({"precision": Precision.FLOAT64}, "inductor"),
         ({"differentiable": True}, "eager"),
-        ({"seed_optimizer": "adamw"}, "inductor"),
+        ({"seed_optimizer": "adamw"}, "native"),
         ({"isolation": Isolation.OBJECTIVE}, "native"),
     ],
 )
@@ -55,7 +62,6 @@ def test_auto_has_an_answer_for_every_device_and_dtype() -> None:
 
 REFUSED = {
     "precision float64; expected float32": {"precision": Precision.FLOAT64},
-    "optimizer 'adamw'; expected sgd or adam": {"host_optimizer": "adamw"},
     "gives no derivatives; with differentiable=True expected 'eager'": {"differentiable": True},
 }
 
@@ -154,3 +160,42 @@ def test_derivatives_of_native_raise_instead_of_being_wrong() -> None:
     for derivative in (lambda: torch.func.grad(loss)(host), lambda: torch.func.jvp(loss, (host,), (host,))):
         with pytest.raises(BackendError, match='expected backend="eager"'):
             derivative()
+
+
+def test_where_a_trial_of_inductor_fails_auto_is_eager_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A compiler that only the kernels take, a cache that cannot be written, headers that are missing."""
+
+    def fails(function: object, compiler: str = "inductor") -> object:
+        def run(*arguments: object) -> object:
+            raise RuntimeError("CppCompileError: no omp.h\n\nmore\nlines")
+
+        return run
+
+    monkeypatch.setenv("ESPER_NATIVE", "0")
+    monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setattr(compiled, "compiled", fails)
+    monkeypatch.setattr(compiled, "trial", SHIPPED_TRIAL.__wrapped__)
+    with caplog.at_level(logging.INFO, logger="esper"):
+        assert made("auto").backend.name == "eager"
+    line = "backend 'inductor': a trial failed: CppCompileError: no omp.h"
+    assert caplog.records[-1].getMessage() == f"esper: {line}"
+    with pytest.raises(BackendError, match=f"^{line}$"):
+        made("inductor")
+
+
+@pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
+def test_inductors_cache_is_ours_unless_somebody_chose_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Importing tensordict writes torch's default into the environment; that is nobody's choice."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for before, after in (
+        (default_inductor_cache(), tmp_path / "esper" / "inductor"),
+        (None, tmp_path / "esper" / "inductor"),
+        (str(tmp_path / "chosen"), tmp_path / "chosen"),
+    ):
+        monkeypatch.delenv(compiled.CACHE, raising=False)
+        if before is not None:
+            monkeypatch.setenv(compiled.CACHE, before)
+        compiled.require_compiler(CPU)
+        assert os.environ[compiled.CACHE] == str(after)

@@ -74,7 +74,9 @@ def build(name: str, which: int) -> Engine:
     settings = SIZES | EASY | numbers() | {"host_optimizer": host, "seed_optimizer": seeds}
     settings |= {"sample_order": tuple(SampleOrder)[which % 2], "blends": tuple(Blend), "isolation": isolation}
     if name == "digits_deep":  # Shapley values want at most 4
-        settings |= {"slots": (0, 1, 2, 4)}
+        settings |= {"slots": (0, 2, 4, "input:logits")}
+    if name == "chars":  # no gate averages tokens
+        settings |= {"slots": (0, 0, "block0:logits")}
     return esper.make(task._replace(data=data, objective=OBJECTIVES[which]), E, backend="eager", **settings)
 
 

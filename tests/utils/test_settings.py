@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esper.runtime.evaluate import EvaluateSettings
-from esper.utils.settings import SettingsError, Value, read_settings, setting
+from esper.utils.settings import SettingsError, Value, read_settings, setting, spell
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,10 @@ def test_flags_beat_the_file_and_the_file_beats_defaults(tmp_path):
     assert read() == Example()
 
 
-@given(st.integers(1, 4096), st.floats(0, 1e6), st.sampled_from(["shaped", "sparse"]), st.booleans(), st.text())
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))  # what a file can be named
+
+
+@given(st.integers(1, 4096), st.floats(0, 1e6), st.sampled_from(["shaped", "sparse"]), st.booleans(), texts)
 def test_file_round_trip(tmp_path_factory, envs, rate, mode, fast, out):
     example = Example(envs, rate, mode, fast, out)
     path = tmp_path_factory.mktemp("settings") / "run.json"
@@ -91,6 +94,12 @@ FAULTS = {
     "--fast = 'maybe': expected true or false": ["--fast", "maybe"],
     "unrecognized arguments: --num": ["--num", "3"],
     "--rate = nan: expected": ["--rate", "nan"],
+    "--rate = inf: expected a number": ["--rate", "inf"],
+    "--rate = -inf: expected a number": ["--rate", "-inf"],
+    "--terms: rent: given twice, 1 and 2; expected once": ["--terms", "rent=1", "--terms", "x=3,rent=2"],
+    "--num-envs = 10000000000000000000000: expected an integer from 1": ["--num-envs", "1" + "0" * 22],
+    "expected an integer from 1 to 4096": ["--num-envs", "9" * 5000],
+    "--fast = 'perhaps'": ["--fast", "perhaps"],
 }
 
 
@@ -114,6 +123,17 @@ FILES = {
     "expected a .toml or .json file": ("a.yaml", "x: 1"),
     "a.toml: ": ("a.toml", "num_envs = = 3"),
     "No such file": ("missing.toml", None),
+    "num_envs = 10000000000000000000000: expected an integer from 1": ("a.json", '{"num_envs": 1%s}' % ("0" * 22)),
+    "rate = 1000": ("a.json", '{"rate": 1%s}' % ("0" * 400)),
+    "rate = -1000": ("a.toml", f"rate = -1{'0' * 400}"),
+    "num_envs = an integer of 20000 bits": ("a.toml", f"num_envs = 0x{'f' * 5000}"),
+    "rate = nan: expected a number": ("a.json", '{"rate": NaN}'),
+    "rate = inf: expected a number": ("a.toml", "rate = inf"),
+    "out = 'a\\x00b': expected text": ("a.json", '{"out": "a\\u0000b"}'),
+    "out = '\\ud800': expected text": ("a.json", '{"out": "\\ud800"}'),
+    "num_envs: stands twice; expected once": ("a.json", '{"num_envs": 3, "num_envs": 4}'),
+    "nested too deeply": ("a.json", '{"terms": ' + "[" * 100_000),
+    "mode = datetime.date(2026, 1, 1)": ("a.toml", "mode = 2026-01-01"),
 }
 
 
@@ -134,3 +154,33 @@ def test_a_setting_under_its_old_name_names_its_heir(tmp_path):
     path.write_text("compile = false\n")
     with pytest.raises(SettingsError, match=r"compile: unknown setting; did you mean 'backend'\?"):
         read_settings(EvaluateSettings, ["--config", str(path)], "esper evaluate")
+
+
+SPELT = {True: (["--fast"], ["--fast", "true"], ["--fast=TRUE"]), False: (["--no-fast"], ["--fast", "false"], [])}
+
+
+@pytest.mark.parametrize("value", SPELT)
+def test_booleans_are_spelt_in_one_way_and_its_short_forms(value):
+    for words in SPELT[value]:
+        assert read(*words).fast is value and read(*words, "--num-envs", "3") == Example(num_envs=3, fast=value)
+    assert spell(["--json", "PATH", "--json"], ["json"], positionals=True) == ["--json=true", "PATH", "--json=true"]
+
+
+def test_flags_and_files_given_more_than_once(tmp_path):
+    """Tables add up; of single values, and of files, the later counts."""
+    (tmp_path / "a.toml").write_text("rate = 1\nnum_envs = 2\n[terms]\nx = 1\ny = 1")
+    (tmp_path / "b.json").write_text('{"rate": 3, "terms": {"y": 2}}')
+    files = ["--config", str(tmp_path / "a.toml"), "--config", str(tmp_path / "b.json")]
+    found = read(*files, "--terms", "z=3", "--terms", "w=4", "--num-envs", "7", "--num-envs", "8")
+    assert found == Example(num_envs=8, rate=3.0, terms={"x": 1, "y": 2, "z": 3, "w": 4})
+
+
+def test_a_list_in_a_file_is_several_words(tmp_path):
+    (tmp_path / "a.toml").write_text('[terms]\nslots = [0, "input:logits"]\nlimit = "inf"\n')
+    assert read("--config", str(tmp_path / "a.toml")).terms == {"slots": (0, "input:logits"), "limit": float("inf")}
+
+
+def test_a_file_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.json").write_text('{"num_envs": 5}')
+    assert read("--config", "~/a.json").num_envs == 5

@@ -15,7 +15,7 @@ WALKS = {
     "stage": ["esper/kasmina/quality_gates.py", "esper/leyline/codes.py", "esper/leyline/stages.py"],
     "optimizer": ["esper/kasmina/optimizers/lion.py"],
     "blueprint": ["esper/kasmina/conv_blueprints.py"],
-    "host_layer": ["esper/kasmina/cnn.py", "esper/kasmina/layers.py", "esper/tezzeret/native/capture.py"],
+    "host_layer": ["esper/kasmina/cnn.py", "esper/kasmina/layers.py"],
     "reward_term": ["esper/simic/reward_terms.py", "esper/simic/rewards.py"],
 }
 

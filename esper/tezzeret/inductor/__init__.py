@@ -10,10 +10,10 @@ from esper.tezzeret.inductor.unit_calls import build_units
 
 
 def build(structure: Structure, device: torch.device) -> Backend:
-    """The compiled backend of a structure. Nothing is compiled before it is called.
+    """The compiled backend of a structure. Nothing of it is compiled before it is called.
 
     Raises:
-      BackendError: Inductor needs a C++ compiler on a CPU and there is none.
+      BackendError: Inductor needs a C++ compiler on a CPU and there is none, or what is here does not serve.
     """
     require_compiler(device)
     return build_units(structure) if device.type == "cpu" else build_graph(structure)

@@ -1,16 +1,18 @@
 """The one place where torch.compile is called."""
 
+import contextlib
+import functools
 import os
 import types
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from esper.tezzeret.backend import BackendError
-from esper.tezzeret.compiler import COMPILERS, find_compiler
-from esper.utils.torch_private import without_duck_shapes
+from esper.tezzeret.compiler import COMPILERS, find_compiler, program_of
+from esper.utils.paths import cache_folder
+from esper.utils.torch_private import default_inductor_cache, use_compiler, without_duck_shapes
 
 STANDING = (
     "CONSTANT_MATCH",
@@ -24,15 +26,48 @@ STANDING = (
 """Kinds of guards on what a function refers to, other than its arguments."""
 
 
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
+
+
 def require_compiler(device: torch.device) -> None:
-    """Check that compiled code can be built, and say where it is kept.
+    """Check that compiled code can be built, by building some, and say where it is kept.
+
+    It is kept in ``cache_folder("inductor")`` unless the environment variable ``TORCHINDUCTOR_CACHE_DIR`` names a place
+    other than torch's default, which importing torch's libraries writes into the environment.
 
     Raises:
-      BackendError: Inductor needs a C++ compiler on a CPU and there is none.
+      BackendError: Inductor needs a C++ compiler on a CPU and there is none, or what is here does not serve.
     """
-    if device.type == "cpu" and find_compiler() is None:
+    command = find_compiler()
+    if device.type == "cpu" and command is None:
         raise BackendError(f"backend 'inductor': no C++ compiler; looked for CXX, {', '.join(COMPILERS)}")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "esper" / "inductor"))
+    if os.environ.get(CACHE) in (None, default_inductor_cache()):
+        with contextlib.suppress(OSError):  # Inductor says what it cannot write
+            os.environ[CACHE] = str(cache_folder("inductor"))
+    reason = trial(device, None if command is None else program_of(command))
+    if reason is not None:
+        raise BackendError(f"backend 'inductor': a trial failed: {reason}")
+
+
+@functools.cache
+def trial(device: torch.device, program: str | None) -> str | None:
+    """Build and run a small function; whatever keeps it from running would keep every other.
+
+    Args:
+      device: where.
+      program: the C++ compiler.
+
+    Returns:
+      why it cannot be done, in one line; None if it can.
+    """
+    if program is not None:
+        use_compiler(program)
+    numbers = torch.arange(16.0, device=device)
+    try:
+        found = compiled(lambda x: 2 * x + 1)(numbers)
+    except Exception as error:  # of dynamo, Inductor, the compiler, the linker, the file system
+        return " ".join(str(error).split("\n\n")[0].split())[:300] or type(error).__name__
+    return None if torch.equal(found, 2 * numbers + 1) else "its result is wrong"
 
 
 def compiled(function: Callable[..., Any], compiler: str = "inductor") -> Callable[..., Any]:

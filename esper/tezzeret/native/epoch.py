@@ -33,10 +33,13 @@ class Rows(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """Learning rates of an epoch's steps."""
+    """Learning rates of an epoch's steps, and which columns a decoupled decay shrinks."""
 
     host: Tensor  # [k, E, 1]
     seeds: Tensor  # [k, S, E, 1]
+    host_decays: Tensor  # bool [P]
+    seed_decays: tuple[Tensor, ...]  # per slot bool [n, W]
+    gate_decays: tuple[Tensor, ...]  # per slot bool [g, G]
 
 
 def seed_columns(slot: Slot, rows: SlotRows) -> slice:
@@ -87,7 +90,7 @@ def epoch(
     structure = network.structure
     rows, table = gather(structure, plan, learners), rate_table(hypers)
     weights = [alphas[:, slot].index_select(0, listed.envs) for slot, listed in enumerate(plan.slots)]
-    rates = _schedule(structure, table, learners, batches.length)
+    rates = _schedule(structure, table, plan, learners, batches.length)
     learns_own = structure.config.isolation is Isolation.OBJECTIVE
     own = hypers.alpha_target.expand(alphas.shape[0]).contiguous() if learns_own else None
     loss = score = torch.zeros_like(alphas[:, :0]).sum(1)
@@ -162,30 +165,53 @@ def _with_buffers(network: Network, plan: Plan, rows: Rows, result: NetworkGradi
     return rows._replace(buffers=torch.lerp(rows.buffers, result.aux[:, list(network.tracked)], RUNNING_MOMENTUM))
 
 
-def _schedule(structure: Structure, table: RateTable, learners: Learners, count: int) -> Schedule:
+def _schedule(structure: Structure, table: RateTable, plan: Plan, learners: Learners, count: int) -> Schedule:
     config = structure.config
     taken = torch.cat((learners.host.steps.unsqueeze(1), learners.seeds.steps), dim=1)
     ahead = torch.arange(count, device=taken.device).reshape(-1, 1, 1)
     begun = (taken + ahead).to(table.host.lr.dtype) / config.steps_per_epoch
     factor = schedule(table.warmup, table.final, begun, 1 / config.steps_per_epoch, config.horizon)
     seeds = (table.seeds.lr * factor[:, :, 1:]).transpose(1, 2).unsqueeze(3).contiguous()
-    return Schedule((table.host.lr * factor[:, :, :1]).contiguous(), seeds)
+    host = (table.host.lr * factor[:, :, :1]).contiguous()
+    return Schedule(host, seeds, structure.host_decays, *_decays(structure, plan))
+
+
+def _decays(structure: Structure, plan: Plan) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Of seeds and of gates; nothing where the rule has no decoupled decay."""
+    if structure.seed_optimizer.name != "adamw":
+        none = tuple(structure.host_decays[:0] for _ in structure.slots)
+        return none, none
+    seeds, gates = [], []
+    for slot, rows in zip(structure.slots, plan.slots, strict=True):
+        held = torch.stack(slot.decays).index_select(0, rows.blueprints)
+        own, gate = seed_columns(slot, rows), slot.gate_columns
+        seeds.append(held[:, : own.stop - own.start].contiguous())
+        gates.append(held[rows.gated, gate.start - slot.start : gate.stop - slot.start].contiguous())
+    return tuple(seeds), tuple(gates)
 
 
 def learn(
     structure: Structure, table: RateTable, plan: Plan, rows: Rows, result: NetworkGradients, rates: Schedule, step: int
 ) -> Rows:
     """Clip and apply one minibatch's gradients; a seed and its gate are clipped each by its own norm."""
-    host = update(structure.host_optimizer, rows.host, result.host, table.host._replace(lr=rates.host[step]), None)
+    rule, seed_rule, scheduled = (
+        structure.host_optimizer,
+        structure.seed_optimizer,
+        table.host._replace(lr=rates.host[step]),
+    )
+    host = update(rule, rows.host, result.host, scheduled, None, rates.host_decays)
     seeds, gates = [], []
     for slot, listed in enumerate(plan.slots):
         own = table.seeds._replace(lr=rates.seeds[step, slot])
-        seeds.append(update(structure.seed_optimizer, rows.seeds[slot], result.seeds[slot], own, listed.envs))
-        gates.append(update(structure.seed_optimizer, rows.gates[slot], result.gates[slot], own, listed.gate_envs))
+        decays, opens = rates.seed_decays[slot], rates.gate_decays[slot]
+        seeds.append(update(seed_rule, rows.seeds[slot], result.seeds[slot], own, listed.envs, decays))
+        gates.append(update(seed_rule, rows.gates[slot], result.gates[slot], own, listed.gate_envs, opens))
     return rows._replace(host=host, seeds=tuple(seeds), gates=tuple(gates))
 
 
-def update(rule: Optimizer, weights: Weights, grad: Tensor, rates: Rates, owners: Tensor | None) -> Weights:
+def update(
+    rule: Optimizer, weights: Weights, grad: Tensor, rates: Rates, owners: Tensor | None, decays: Tensor
+) -> Weights:
     """One optimizer step of some rows [n, P], clipping included, in one pass of the library.
 
     Args:
@@ -193,11 +219,12 @@ def update(rule: Optimizer, weights: Weights, grad: Tensor, rates: Rates, owners
       weights, grad: the rows.
       rates: numbers of every environment.
       owners: int64 [n]; environment of each row; None: its own number.
+      decays: bool [P] or [n, P]; the columns that a decoupled decay shrinks.
     """
     if not weights.params.shape[0]:
         return weights
     params, moments, steps = weights
-    return Weights(*update_rows(rule.name, (params, moments, grad, steps + 1), rates, owners), steps + 1)
+    return Weights(*update_rows(rule.name, (params, moments, grad, steps + 1), rates, owners, decays), steps + 1)
 
 
 def _seed_gradients(structure: Structure, plan: Plan, result: NetworkGradients) -> list[SlotGradients]:

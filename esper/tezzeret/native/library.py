@@ -11,7 +11,7 @@ ADDRESS, NUMBER = ctypes.c_void_p, ctypes.c_int64
 
 FUNCTIONS = {
     "esper_pack": ([], NUMBER),
-    "esper_program": ([ADDRESS], ADDRESS),
+    "esper_program": ([ADDRESS, ADDRESS], ADDRESS),
     "esper_release": ([ADDRESS], None),
     "esper_aux": ([ADDRESS], NUMBER),
     "esper_train": ([ADDRESS], None),

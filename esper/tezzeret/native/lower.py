@@ -1,5 +1,6 @@
 """From a structure to its native network: every module captured, or the reason why one cannot be."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,31 +12,54 @@ from esper.kasmina.host import HostBlock
 from esper.kasmina.layout import Layout
 from esper.kasmina.structure import Structure
 from esper.tezzeret.backend import BackendError
-from esper.tezzeret.native.capture import Captured, NotCaptured, Shape, capture
+from esper.tezzeret.native.capture import capture
+from esper.tezzeret.native.emit import Emitted, emit
+from esper.tezzeret.native.graph import Graph, Shape
 from esper.tezzeret.native.network import Network
+from esper.tezzeret.native.observe import NotCaptured
 from esper.tezzeret.native.programs import BlockProgram, NetworkProgram, Program, SlotPrograms
 
 
 class Lowered(NamedTuple):
-    """A module as a program."""
+    """A module as a program.
 
+    Attributes:
+      graph: what it computes.
+      emitted: as instructions.
+      program: as the library has them.
+    """
+
+    graph: Graph
+    emitted: Emitted
     program: Program
-    captured: Captured
+
+
+@functools.lru_cache(maxsize=128)
+def _written(
+    function: Callable[..., Any], trains: bool, shape: Shape, layout: Layout, buffers: Layout | None
+) -> tuple[Graph, Emitted]:
+    """A module's graph and instructions: engines of the same blueprints share them."""
+
+    def without_key(*given: Any) -> Any:
+        return function(*given, None)
+
+    graph = capture(without_key if trains else function, shape, layout, buffers)
+    return graph, emit(graph, layout.size, buffers.size if buffers is not None else 0)
 
 
 def lower(
-    place: str, function: Callable[..., Any], shape: Shape, layout: Layout, buffers: Layout | None = None
+    place: str, function: Callable[..., Any], trains: bool, shape: Shape, layout: Layout, buffers: Layout | None = None
 ) -> Lowered:
-    """The program of a module; arguments as ``capture``, and what messages call it.
+    """The program of a module; arguments as ``capture``, what messages call it, and whether it takes a key, too.
 
     Raises:
       BackendError: it cannot be captured; one line with the module and the operation.
     """
     try:
-        captured = capture(function, shape, layout, buffers)
+        graph, emitted = _written(function, trains, shape, layout, buffers)
     except NotCaptured as reason:
         raise BackendError(f"backend 'native': {place}: {reason}") from None
-    return Lowered(Program(captured.code), captured)
+    return Lowered(graph, emitted, Program(emitted.code))
 
 
 class LoweredBlock(NamedTuple):
@@ -50,8 +74,7 @@ def lower_block(place: str, block: HostBlock, shape: Shape) -> LoweredBlock:
     if block.ties or block.draws:
         raise BackendError(f"backend 'native': {place}: {'tied tensors' if block.ties else 'draws of random numbers'}")
     layouts = (block.reads, block.buffer_layout)
-    train = lower(place, lambda params, buffers, x: block.train(params, buffers, x, None), shape, *layouts)
-    infer = lower(place, block.infer, shape, *layouts)
+    train, infer = lower(place, block.train, True, shape, *layouts), lower(place, block.infer, False, shape, *layouts)
     if infer.program.joins_samples:
         raise BackendError(f"backend 'native': {place}: batch statistics in inference")
     return LoweredBlock(train, infer)
@@ -62,7 +85,7 @@ def lower_blocks(structure: Structure) -> tuple[LoweredBlock, ...]:
     blocks, shape = [], structure.host.input_shape
     for index, block in enumerate(structure.host.blocks):
         blocks.append(lower_block(f"{structure.host.name}, block {index}", block, shape))
-        shape = blocks[-1].train.captured.shape
+        shape = blocks[-1].train.emitted.shape
     return tuple(blocks)
 
 
@@ -86,12 +109,14 @@ def lower_slot(structure: Structure, number: int) -> LoweredSlot:
         raise BackendError(f"backend 'native': slot {number}: acts at the input")
     kinds = [_lower_seed(structure, number, kind) if layout else None for kind, layout in enumerate(slot.layouts)]
     opening = (
-        lower(f"slot {number}, gate", gate.opening(slot.reads), slot.reads.shape, slot.gate) if slot.gate.size else None
+        lower(f"slot {number}, gate", gate.opening(slot.reads), False, slot.reads.shape, slot.gate)
+        if slot.gate.size
+        else None
     )
     tracked = torch.full((len(kinds), slot.buffer_width), -1)
     for kind, lowered in enumerate(kinds):
-        if lowered and lowered.train.captured.tracked:
-            tracked[kind, : slot.buffer_row(kind).size] = torch.tensor(lowered.train.captured.tracked)
+        if lowered and lowered.train.emitted.tracked:
+            tracked[kind, : slot.buffer_row(kind).size] = torch.tensor(lowered.train.emitted.tracked)
 
     def programs(each: Sequence[Lowered | None]) -> SlotPrograms:
         own = tuple(lowered.program if lowered else None for lowered in each)
@@ -108,11 +133,12 @@ def _lower_seed(structure: Structure, number: int, kind: int) -> LoweredBlock:
     if blueprint.draws:
         raise BackendError(f"backend 'native': {place}: draws of random numbers")
     layouts = (slot.reads.shape, slot.row(kind), slot.buffer_row(kind))
-    infer = lower(place, blueprint.infer, *layouts)
-    train = lower(place, lambda params, buffers, x: blueprint.train(params, buffers, x, None), *layouts)
+    infer, train = lower(place, blueprint.infer, False, *layouts), lower(place, blueprint.train, True, *layouts)
     if infer.program.joins_samples:
         raise BackendError(f"backend 'native': {place}: batch statistics in inference")
-    if len(train.captured.tracked) != slot.buffer_row(kind).size:
+    if not infer.emitted.shape == train.emitted.shape == slot.acts.shape:
+        raise BackendError(f"backend 'native': {place}: gives {train.emitted.shape}; expected {slot.acts.shape}")
+    if len(train.emitted.tracked) != slot.buffer_row(kind).size:
         raise BackendError(f"backend 'native': {place}: buffers that are no running averages")
     return LoweredBlock(train, infer)
 
@@ -136,7 +162,7 @@ def lower_structure(structure: Structure) -> Network:
     tracked = tuple(
         link.aux + place
         for link, block in zip(train.blocks, blocks, strict=True)
-        for place in block.train.captured.tracked
+        for place in block.train.emitted.tracked
     )
     return Network(structure, train, infer, tracked, tuple(slot.tracked for slot in slots))
 

@@ -29,6 +29,23 @@ class Op(IntEnum):
     SIGMOID = 9
     TIMES = 10
     FADE = 11
+    TANH = 12
+    GELU = 13
+    GELU_TANH = 14
+    SOFTPLUS = 15
+    EXP = 16
+    LOG = 17
+    SQRT = 18
+    RECIPROCAL = 19
+    ABS = 20
+    PLUS = 21
+    LOAD = 22
+    CONST = 23
+    TAKE = 24
+    MATMUL = 25
+    SOFTMAX = 26
+    LARGEST = 27
+    NORMALISE = 28
 
 
 class Instruction(NamedTuple):
@@ -37,14 +54,16 @@ class Instruction(NamedTuple):
     Attributes:
       op: what it does.
       to: register it writes; every register is written once.
-      source: register it reads.
+      source: register it reads, if it reads one.
       other: second register it reads, -1 if none.
       weight: where its weights begin in the row of parameters, -1 if it has none; those of a batch norm are its own.
       bias: likewise.
-      groups: of channels.
-      kernel: side of a convolution.
+      groups: of channels, of neighbours that are normalised together, or of matrices.
+      kernel: side of a convolution; of MATMUL, columns of the left matrices.
       rectify: a norm that is followed by a relu.
-      constant: where AFFINE's mean and variance begin in the row of buffers; ``float_bits`` of the factor of TIMES.
+      constant: where AFFINE's mean and variance begin in the row of buffers; where the table begins of TAKE (places in
+        the source, -1: 0) and CONST (``float_bits``); ``float_bits`` of the number of TIMES and PLUS, and of what
+        NORMALISE adds to variances; whether LARGEST gives its gradient to the first of equals alone.
     """
 
     op: Op
@@ -73,6 +92,9 @@ class Code(NamedTuple):
       output: register of the result.
       num_params: length of a network's row of parameters.
       num_buffers: length of its row of buffers.
+      tables: of instructions.
+      setup: from the row of parameters, as one sample, to further numbers that weights are read from: what follows from
+        parameters alone. They have the places behind ``num_params``.
     """
 
     registers: tuple[tuple[int, int, int], ...]
@@ -80,6 +102,8 @@ class Code(NamedTuple):
     output: int
     num_params: int
     num_buffers: int = 0
+    tables: tuple[int, ...] = ()
+    setup: "Code | None" = None
 
 
 class Program:
@@ -88,11 +112,14 @@ class Program:
     def __init__(self, code: Code) -> None:
         built = library()
         assert built is not None, "there is no built library"
-        head = (len(code.registers), len(code.instructions), code.output, code.num_params, code.num_buffers)
+        self.setup: Program | None = Program(code.setup) if code.setup is not None else None
+        head = (len(code.registers), len(code.instructions), code.output, code.num_params, len(code.tables))
         numbers = [*head, *(n for register in code.registers for n in register)]
-        numbers += [int(field) for instruction in code.instructions for field in instruction]
+        numbers += [*(int(field) for instruction in code.instructions for field in instruction), *code.tables]
         self.code = code
-        self.handle = built.esper_program((ctypes.c_int64 * len(numbers))(*numbers))
+        self.handle: int
+        setup = self.setup.handle if self.setup else None
+        self.handle = built.esper_program((ctypes.c_int64 * len(numbers))(*numbers), setup)
         self.num_aux: int = built.esper_aux(self.handle)
         weakref.finalize(self, built.esper_release, self.handle)
 

@@ -8,6 +8,7 @@ the definition's up to rounding.
 """
 
 import ctypes
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -218,7 +219,7 @@ def infer(
     found, x = library(), inner(x)
     assert found is not None and not network.num_aux, "batch statistics have no inference form"
     last = network.blocks[-1].program.code
-    logits = x.new_empty(lanes.lanes.shape[0], x.shape[1], last.registers[last.output][0])
+    logits = x.new_empty(lanes.lanes.shape[0], x.shape[1], math.prod(last.registers[last.output]))
     call, _ = _call(network, _inputs(x), host, buffers, seeds)
     call.first, call.lanes, call.forks, call.parents = map(address, lanes)
     call.logits = address(logits)

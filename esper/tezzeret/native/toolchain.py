@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import esper.kernels
-from esper.tezzeret.compiler import find_compiler
+from esper.tezzeret.compiler import Command, find_compiler
+from esper.utils.paths import cache_folder
 
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 """No flag that changes what arithmetic means: infinities and NaN stay what they are, sums keep their order."""
@@ -69,11 +70,6 @@ def check_isa() -> None:
             _target(compiler)
 
 
-def cache_folder() -> Path:
-    """Where built libraries are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "esper" / "native"
-
-
 @functools.cache
 def load() -> ctypes.CDLL | None:
     """The library, built if this machine has none yet.
@@ -101,30 +97,29 @@ def sources() -> Path:
     return next(folder for folder in map(Path, esper.kernels.__path__) if any(folder.glob("*.cpp")))
 
 
-def _builder() -> str | None:
+def _builder() -> Command | None:
     """The compiler that the library is built by; None where none is."""
     return find_compiler() if os.name == "posix" and os.environ.get("ESPER_NATIVE") != "0" else None
 
 
-def built(folder: Path, compiler: str) -> Path:
+def built(folder: Path, compiler: Command) -> Path:
     """The library of all sources of a folder: its file, named after everything that its code depends on."""
     names = sorted(folder.glob("*.cpp"))
     text = b"".join(path.read_bytes() for path in (*names, *sorted(folder.glob("*.h"))))
     flags = (*FLAGS, *_target(compiler), *LINKING)
-    identity = "\n".join((compiler, _version(compiler), *flags, _processor()))
+    identity = "\n".join((*compiler, _version(compiler), *flags, _processor()))
     digest = hashlib.sha256(text + identity.encode()).hexdigest()[:16]
-    target = cache_folder() / f"esper-{digest}.so"
+    target = cache_folder("native") / f"esper-{digest}.so"
     if not target.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as fresh_folder:
             fresh = Path(fresh_folder) / target.name
-            command = [compiler, *flags, "-o", str(fresh), *map(str, names)]
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+            command = [*compiler, *flags, "-o", str(fresh), *map(str, names)]
+            _run(command, timeout=300)
             fresh.replace(target)
     return target
 
 
-def _target(compiler: str) -> tuple[str, ...]:
+def _target(compiler: Command) -> tuple[str, ...]:
     """Flags for the instruction set that ``ESPER_ISA`` names, else for the machine's own."""
     name = os.environ.get("ESPER_ISA", "")
     if not name:
@@ -138,20 +133,29 @@ def _target(compiler: str) -> tuple[str, ...]:
 
 
 @functools.cache
-def macros(compiler: str) -> frozenset[str]:
+def macros(compiler: Command) -> frozenset[str]:
     """What a compiler defines for the machine's own instruction set."""
-    command = [compiler, NATIVE, "-dM", "-E", "-x", "c++", os.devnull]
-    text = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    text = _run([*compiler, NATIVE, "-dM", "-E", "-x", "c++", os.devnull])
     return frozenset(line.split()[1] for line in text.splitlines() if line.startswith("#define"))
 
 
-def _version(compiler: str) -> str:
-    return subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True, timeout=60).stdout
+def _version(compiler: Command) -> str:
+    return _run([*compiler, "--version"])
+
+
+def _run(command: list[str], timeout: int = 60) -> str:
+    """What a program prints, in whatever encoding.
+
+    Raises:
+      OSError, SubprocessError: it does not run, fails, or takes too long.
+    """
+    done = subprocess.run(command, check=True, capture_output=True, encoding="utf-8", errors="replace", timeout=timeout)
+    return done.stdout
 
 
 def _processor() -> str:
     """What ``-march=native`` and ``-mtune=native`` depend on; a cache folder may be shared by different machines."""
     flags = Path("/proc/cpuinfo")
-    lines = flags.read_text().splitlines() if flags.is_file() else []
+    lines = flags.read_text(encoding="utf-8", errors="replace").splitlines() if flags.is_file() else []
     known = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
     return "\n".join((platform.machine(), platform.processor(), *known))

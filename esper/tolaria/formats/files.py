@@ -10,6 +10,7 @@ from typing import BinaryIO, NamedTuple, Protocol
 import numpy as np
 
 from esper.tolaria.data import DatasetError
+from esper.utils.paths import user_path
 
 MAX_BYTES = 2**32
 """The most bytes that one file, or one unpacked array, may hold: 4 GiB. A dataset lives on one device in full."""
@@ -81,12 +82,12 @@ def read_up_to(stream: Readable, count: int) -> bytearray:
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:
-    """A path that names something; of a folder that holds a file of its own name, that file.
+    """A path that names something; ``~`` is a home folder. Of a folder that holds a file of its own name, that file.
 
     Raises:
       DatasetError: there is nothing at it.
     """
-    path = Path(path)
+    path = user_path(path)
     if not os.path.exists(path):  # unlike Path.exists, False for every name that no file can have
         raise broken(path, "path", "nothing", "a dataset's folder or file")
     inner = path / path.name

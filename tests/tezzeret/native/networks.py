@@ -183,23 +183,27 @@ def convolve(code: Code, i: Instruction, h: Tensor, params: Tensor) -> Tensor:
     return F.conv2d(h, weight, bias, padding=i.kernel // 2, groups=i.groups)
 
 
+PLAIN: dict[Op, Callable[[Instruction, Tensor, Tensor, Tensor, float], Tensor]] = {
+    Op.RELU: lambda i, h, other, row, edge: rectify(h, edge),
+    Op.POOL: lambda i, h, other, row, edge: pool(h, edge),
+    Op.MEAN: lambda i, h, other, row, edge: h.mean((2, 3), keepdim=True),
+    Op.ADD: lambda i, h, other, row, edge: h + other,
+    Op.SCALE: lambda i, h, other, row, edge: h * other,
+    Op.SIGMOID: lambda i, h, other, row, edge: torch.sigmoid(h),
+    Op.TIMES: lambda i, h, other, row, edge: struct.unpack("<d", struct.pack("<q", i.constant))[0] * h,
+    Op.FADE: lambda i, h, other, row, edge: h + torch.tanh(row[i.weight]) * (other - h),
+}
+HERE = (Op.CONV, *NORMS, *PLAIN)
+"""What this file has a second source of truth for; of the others ``test_graphs.py`` has it."""
+
+
 def layer(code: Code, i: Instruction, h: Tensor, other: Tensor, row: tuple[Tensor, Tensor], edge: float) -> Tensor:
     """One instruction for one network; h [B, C, H, W], row: its parameters and buffers."""
     if i.op is Op.CONV:
         return convolve(code, i, h, row[0])
     if i.op in NORMS:
         return normalise(i, h, *row)
-    rest: dict[Op, Callable[[], Tensor]] = {
-        Op.RELU: lambda: rectify(h, edge),
-        Op.POOL: lambda: pool(h, edge),
-        Op.MEAN: lambda: h.mean((2, 3), keepdim=True),
-        Op.ADD: lambda: h + other,
-        Op.SCALE: lambda: h * other,
-        Op.SIGMOID: lambda: torch.sigmoid(h),
-        Op.TIMES: lambda: struct.unpack("<d", struct.pack("<q", i.constant))[0] * h,
-        Op.FADE: lambda: h + torch.tanh(row[0][i.weight]) * (other - h),
-    }
-    return rest[i.op]()
+    return PLAIN[i.op](i, h, other, row[0], edge)
 
 
 def through(code: Code, h: Tensor, row: tuple[Tensor, Tensor], edge: float) -> tuple[list[Tensor], float]:

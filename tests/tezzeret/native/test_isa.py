@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import tezzeret_states as states
 import torch
+from native_builds import Build, unload
 from native_networks import Writer, assert_agrees, deal, enclose
 
 import esper
@@ -23,47 +23,8 @@ from esper.tolaria.synthetic import synthetic
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler")
 
-CACHES = (toolchain.load, library, pack)
 BATCHES = (1, 3, 5, 13, 21, 64)
 ENVS = 3
-
-
-class Build(NamedTuple):
-    """How libraries are built: the instruction set, more flags, and the width that results."""
-
-    isa: str
-    flags: tuple[str, ...]
-    pack: int
-
-
-BUILDS = {
-    "sse": Build("sse", (), 4),
-    "neon": Build("neon", (), 4),
-    "avx2": Build("avx2", (), 8),
-    "avx512": Build("avx512", (), 16),
-    "avx512's row": Build("", ("-DESPER_LANES=16", "-DESPER_REGISTERS=32", "-O1"), 16),
-}
-"""The last on any machine, slowly: vectors that are wider than its registers."""
-
-
-def unload() -> None:
-    for cache in CACHES:
-        cache.cache_clear()
-
-
-@pytest.fixture(scope="module", params=BUILDS.values(), ids=BUILDS)
-def build(request: pytest.FixtureRequest) -> Iterator[Build]:
-    """Everything that runs meanwhile runs in libraries of this build."""
-    compiler, wanted = find_compiler(), request.param
-    assert compiler is not None
-    if wanted.isa and not toolchain.ISAS[wanted.isa].macros <= toolchain.macros(compiler):
-        pytest.skip(f"this machine has no {wanted.isa}")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ESPER_ISA", wanted.isa)
-        patch.setattr(toolchain, "FLAGS", (*toolchain.FLAGS, *wanted.flags))
-        unload()
-        yield wanted
-    unload()
 
 
 def test_the_library_has_the_width_of_its_build(build: Build) -> None:

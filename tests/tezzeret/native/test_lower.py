@@ -132,7 +132,12 @@ def lifted(p: Any, x: Any) -> Any:
 
 SHARP = third_party("sharp", lambda p, x: x + torch.sigmoid(conv2d(x, p["conv"])) * 0.5)
 BARE = third_party("bare", lambda p, x: x + torch.sigmoid(x), params=False)
-BOXES = {"one of a third party": (SHARP, *CONV_BLUEPRINTS), "without parameters": (BARE, *CONV_BLUEPRINTS[:2])}
+LIFTED = third_party("lifted", lifted)
+BOXES = {
+    "lifted": (LIFTED, *CONV_BLUEPRINTS[:2]),
+    "one of a third party": (SHARP, *CONV_BLUEPRINTS),
+    "without parameters": (BARE, *CONV_BLUEPRINTS[:2]),
+}
 
 
 @pytest.mark.parametrize("box", BOXES)
@@ -173,12 +178,15 @@ BATCHED = third_party(
 COUNT = (constant("count", (2,), 0.0),)
 SOUND = plain_block(PARAMS, twice_read, SITE, 1)
 REFUSED: dict[str, tuple[esper.Task, str]] = {
-    "a layer": (task(plain_block((), lambda p, x: torch.tanh(x), SITE, 0)), "own, block 1: .*tanh"),
+    "a layer": (task(plain_block((), lambda p, x: torch.cumsum(x, 2), SITE, 0)), "own, block 1: operation cumsum"),
     "a blueprint's layer": (
-        task(SOUND, SHARP, third_party("soft", lambda p, x: torch.tanh(x))),
-        "slot 0, blueprint 'soft': .*tanh",
+        task(SOUND, SHARP, third_party("soft", lambda p, x: torch.nn.functional.hardswish(x))),
+        "slot 0, blueprint 'soft': operation hardswish",
     ),
-    "a lifted function": (task(SOUND, third_party("lifted", lifted)), "slot 0, blueprint 'lifted': "),
+    "another shape": (
+        task(SOUND, SHARP, third_party("narrow", lambda p, x: x[..., 1:])),
+        r"slot 0, blueprint 'narrow': gives \(4, 3, 4\); expected \(4, 3, 5\)",
+    ),
     "batch statistics": (task(SOUND, BATCHED), "slot 0, blueprint 'batched': batch statistics"),
     "a blueprint's buffers": (
         task(SOUND, SHARP._replace(buffers=lambda source, target: COUNT)),
@@ -215,5 +223,5 @@ def test_what_is_no_native_network_is_told_by_module_and_reason(name: str, caplo
     assert "\n" not in str(error.value)
     with caplog.at_level("INFO", logger="esper"):
         engine = esper.make(refused, 2)
-    assert engine.backend.name == "inductor"
+    assert engine.backend.name == "inductor" and str(error.value) in engine.describe()
     assert [record.getMessage() for record in caplog.records] == [f"esper: {error.value}"]

@@ -1,0 +1,100 @@
+"""Documents: JSON that every reader takes, and files of settings (TOML, JSON) as people write them.
+
+JSON has no infinities and no NaN. What is written says ``"inf"`` and ``"-inf"`` for the first and ``null`` for the
+second; ``as_number`` reads them back.
+"""
+
+import codecs
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from enum import Enum
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+SUFFIXES = (".toml", ".json")
+
+INFINITIES = {"inf": math.inf, "-inf": -math.inf}
+"""How infinities are written where numbers alone cannot be."""
+
+LONGEST = 60
+"""Characters of a value that a message shows."""
+
+
+def json_ready(value: Any) -> Any:
+    """A value of dicts, lists, tuples, words and numbers (NumPy's and enumerations as well) as strict JSON knows it."""
+    if isinstance(value, Mapping):
+        return {str(name): json_ready(member) for name, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_ready(member) for member in value]
+    if isinstance(value, Enum):
+        return json_ready(value.value)
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        number = float(value)
+        return number if math.isfinite(number) else None if math.isnan(number) else str(number)
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Strict JSON; see ``json_ready``."""
+    return json.dumps(json_ready(value), indent=indent, allow_nan=False)
+
+
+def as_number(value: Any) -> Any:
+    """An infinity from its word, NaN from null; anything else as it is."""
+    if value is None:
+        return math.nan
+    return INFINITIES.get(value, value) if isinstance(value, str) else value
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: on one line, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no decimal integer of more than some thousand digits
+        text = f"an integer of {value.bit_length()} bits"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+def read_document(path: Path) -> Any:
+    """What a file of TOML or JSON holds.
+
+    A byte order mark is skipped (UTF-16 is read by it). A name that stands twice in one JSON object is refused, as
+    TOML does.
+
+    Args:
+      path: a file whose suffix is one of ``SUFFIXES``.
+
+    Raises:
+      ValueError: one line; another suffix, unreadable, or not what the suffix says.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ValueError(f"expected a {' or '.join(SUFFIXES)} file")
+    try:
+        text = _decode(path.read_bytes())
+        return tomllib.loads(text) if suffix == ".toml" else json.loads(text, object_pairs_hook=_once)
+    except RecursionError:
+        raise ValueError("nested too deeply; expected a table of settings") from None
+    except (OSError, ValueError) as error:
+        text = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+        raise ValueError(text.splitlines()[0]) from None
+
+
+def _decode(data: bytes) -> str:
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if wide else "utf-8-sig")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)}: stands twice; expected once")
+    return table

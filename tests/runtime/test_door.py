@@ -1,0 +1,307 @@
+"""At the door: what people type, and what a run needs to be gone on with."""
+
+import io
+import json
+import os
+import shlex
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import esper
+import esper.__main__
+from esper.leyline.actions import Blend
+from esper.leyline.config import ConfigError, Isolation, Precision, SampleOrder
+from esper.runtime import doctor, interrupt
+from esper.runtime.build import make
+from esper.runtime.interrupt import Stopped, watched
+from esper.runtime.scene import Rules, build_scene, policies_of, tasks_of
+from esper.simic.ppo import Learner
+from esper.tezzeret import compiler
+from esper.tolaria.synthetic import synthetic
+from esper.urza.checkpoint import load
+from esper.utils.settings import SettingsError
+
+SIZES = {"num-envs": 2, "rounds": 2, "horizon": 1, "features": 8, "lstm": 8, "head": 8, "epochs": 2, "minibatches": 2}
+TINY = [word for name, size in SIZES.items() for word in (f"--{name}", str(size))] + ["--backend", "eager"]
+SMALL = [*TINY, "--task", "synthetic", "--engine", "steps_per_epoch=1"]
+
+
+def run(*words: str) -> int:
+    return esper.__main__.main([*words])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one decision an episode, with its evaluation, and infinity among its numbers."""
+    out = tmp_path_factory.mktemp("door") / "a run"
+    words = ["--eval-envs", "6", "--engine", "host_clip=inf", "--engine", "slots=0+block1,blends=linear"]
+    assert run("train", *SMALL, *words, "--out", str(out), "--heuristic", "min_epochs=0", "--progress", "off") == 0
+    return out
+
+
+def refuse(word: str) -> None:
+    raise AssertionError(f"{word} is no JSON")
+
+
+def test_everything_a_run_writes_is_json(trained: Path) -> None:
+    texts = [path.read_text(encoding="utf-8") for path in trained.glob("*.json")]
+    texts += (trained / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    tables = [json.loads(text, parse_constant=refuse) for text in texts]
+    assert len(tables) == 6
+    config = json.loads((trained / "config.json").read_text())
+    wanted = {"steps_per_epoch": 1, "host_clip": "inf", "slots": "0+block1", "blends": "linear"}
+    assert config["engine"] == wanted and config["heuristic"] == {"min_epochs": 0}
+
+
+def test_going_on_needs_nothing_but_the_directory(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command that the directory's refusal names works as it stands; more rounds are an extension."""
+    assert run("train", *SMALL, "--out", str(trained)) == 2
+    command = shlex.split(capsys.readouterr().err.split("; ")[1].removesuffix(" goes on with it\n"))
+    assert command[:3] == ["python", "-m", "esper"] and run(*command[3:]) == 0
+    assert "WAIT" in capsys.readouterr().out  # evaluated anew, with as many environments as before
+    assert run(*command[3:], "--rounds", "3", "--eval-envs", "0") == 0
+    assert load(trained / "checkpoint.npz").table["done"] == 3
+    assert json.loads((trained / "config.json").read_text())["rounds"] == 3
+    assert run("train", "--resume", str(trained), "--rounds", "2") == 2
+    assert run("train", "--resume", "auto", "--out", str(trained), "--engine", "host_lr=0.5") == 2
+    assert "'host_lr': 0.5" in capsys.readouterr().err
+    assert run("train", "--resume", "auto", "--out", str(trained), "--config", str(trained / "config.json")) == 0
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", *SMALL, "--dry-run", "--out", str(tmp_path / "x")) == 0
+    assert not (tmp_path / "x").exists() and "synthetic: eager" in capsys.readouterr().out
+
+
+class Asking(io.StringIO):
+    """Sends a signal to its own process when words are written."""
+
+    def __init__(self, words: str, number: int) -> None:
+        super().__init__()
+        self.words, self.number = words, number
+
+    def write(self, text: str) -> int:
+        if self.words in text:
+            self.words = "\0"
+            os.kill(os.getpid(), self.number)
+        return super().write(text)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_is_no_success(
+    number: int, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``train && deploy`` must not deploy."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background ignores it
+    monkeypatch.setattr(sys, "stdout", Asking("round   1/2", number))
+    try:
+        assert run("train", *SMALL, "--eval-envs", "0", "--progress", "lines", "--out", str(tmp_path / "a b")) == status
+    finally:
+        signal.signal(signal.SIGINT, before)
+    told = sys.stdout.getvalue()
+    assert f"stopped after round 1; python -m esper train --resume '{tmp_path}/a b' goes on" in told
+    assert load(tmp_path / "a b" / "checkpoint.npz").table["done"] == 1
+    assert "stopped after 1 of 2 rounds" in (tmp_path / "a b" / "report.html").read_text()
+
+
+def test_a_signal_during_the_update_ends_it_before_the_next_minibatch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, minibatch = [], Learner._minibatch
+
+    def interrupted(*arguments: object) -> float:
+        loss = minibatch(*arguments)
+        calls.append(loss)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss
+
+    monkeypatch.setattr(Learner, "_minibatch", interrupted)
+    assert run("train", *SMALL, "--eval-envs", "0", "--target-kl", "1e9", "--out", str(tmp_path / "x")) == 143
+    assert len(calls) == 2 and load(tmp_path / "x" / "checkpoint.npz").table["done"] == 0
+
+
+def test_a_watch_hears_once_and_the_second_time_stops_at_once() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with watched() as watch:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert watch.number == signal.SIGTERM
+        with pytest.raises(Stopped, match="SIGTERM"):
+            os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped):
+            watch.check()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_what_a_process_ignores_stays_ignored() -> None:
+    """As ``nohup`` and a shell's ``&`` ask for."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with watched() as watch:
+            os.kill(os.getpid(), signal.SIGINT)
+            watch.check()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_step_of_an_interruptible_engine_looks_first() -> None:
+    engine, watch = make("synthetic", 2, backend="eager", steps_per_epoch=1), interrupt.Watch()
+    state, wait = engine.init(0), torch.zeros(2, dtype=torch.int64)
+    same = interrupt.interruptible(engine, watch)
+    assert torch.equal(same.step(state, wait)[0].host.params, engine.step(state, wait)[0].host.params)
+    watch.number = signal.SIGINT
+    with pytest.raises(KeyboardInterrupt, match="SIGINT"):
+        same.step(state, wait)
+
+
+TASKS = {
+    "digits,chars": ["digits", "chars"],
+    "npz:a,b.npz": ["npz:a,b.npz"],
+    "digits,npz:a,b,c.npz,chars": ["digits", "npz:a,b,c.npz", "chars"],
+    "npz:a,text:b,c": ["npz:a", "text:b,c"],
+    "digits,chras": ["digits", "chras"],
+}
+
+
+@pytest.mark.parametrize("names", TASKS)
+def test_a_comma_in_a_path_is_part_of_it(names: str) -> None:
+    assert tasks_of(names) == TASKS[names]
+
+
+def test_paths_with_commas_and_tildes_and_dots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The dataset is found, and the run lies in a folder of its own under ``runs``."""
+    data = synthetic((1, 8, 8), num_classes=2, num_train=40, num_val=20)
+    parts = {"train": data.train, "val": data.validation, "test": data.test}
+    arrays = {f"{name}_inputs": part.inputs.numpy() for name, part in parts.items()}
+    arrays |= {f"{name}_targets": part.targets.numpy() for name, part in parts.items()}
+    np.savez(tmp_path / "d,1.npz", **arrays)
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    small = ["--engine", "steps_per_epoch=1,batch_size=8", *TINY, "--eval-envs", "0"]
+    for task, folder in (("npz:../../d,1.npz", "npz-d,1.npz"), ("npz:~/d,1.npz", "npz-d,1.npz")):
+        assert run("train", "--task", task, *small, "--dry-run") == 0
+        assert capsys.readouterr().out.startswith(f"runs/{folder}: nothing written\n")
+    (tmp_path / "s.toml").write_text('task = "npz:~/d,1.npz"\nout = "~/there"\n')
+    assert run("train", "--config", "~/s.toml", *small, "--dry-run") == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path}/there: nothing written\n")
+    assert run("evaluate", "--run", "~/nowhere") == 2
+    assert f"{tmp_path}/nowhere/checkpoint.npz: no such file" in capsys.readouterr().err
+    assert run("data", "check", "~/d,1.npz", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["ok"] is True
+
+
+WORDS = {
+    "isolation": ("objective", Isolation.OBJECTIVE),
+    "precision": ("float64", Precision.FLOAT64),
+    "sample_order": ("independent", SampleOrder.INDEPENDENT),
+    "blends": (["cosine", "linear"], (Blend.COSINE, Blend.LINEAR)),
+    "slots": ([np.int64(0), "block1"], (0, "block1")),
+    "horizon": (np.int32(3), 3),
+    "val_samples": (np.uint8(9), 9),
+    "host_optimizer": ("adam", "adam"),
+}
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_make_takes_what_a_flag_takes(name: str) -> None:
+    written, meant = WORDS[name]
+    config = make("synthetic", np.int64(2), backend="eager", **{name: written}).config
+    assert getattr(config, name) == meant and type(getattr(config, name)) is type(meant)
+    assert type(config.num_envs) is int
+
+
+@pytest.mark.parametrize("value", [np.True_, np.float64(3), np.array([3])])
+def test_what_numpy_does_not_call_an_integer_is_none(value: object) -> None:
+    with pytest.raises(ConfigError, match=r"^config.horizon = [^\n]*: expected an integer >= 1$"):
+        make("synthetic", 2, backend="eager", horizon=value)
+
+
+FAR = 10**22
+WRONG = {
+    "config.isolation = 'objectiv': expected straight_through or objective or none": {"isolation": "objectiv"},
+    "config.blends: 'round': expected some of linear, sigmoid, gated, cosine": {"blends": ("round",)},
+    f"config.horizon = {FAR}: expected an integer <= 1000000": {"horizon": FAR},
+    f"config.val_samples = {FAR}: expected an integer <= 2147483648, or None": {"val_samples": FAR},
+    "hypers.host_lr = 9.99": {"host_lr": FAR},
+    "hypers.host_lr = 1000000000": {"host_lr": 10**400},
+    "hypers.host_lr = True: expected a number": {"host_lr": True},
+    "config.horizon = 3.0: expected an integer >= 1": {"horizon": 3.0},
+    "config.horizon = True: expected an integer >= 1": {"horizon": True},
+}
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_make_says_what_it_does_not_take(line: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        make("synthetic", 2, backend="eager", **WRONG[line])
+    assert str(error.value).startswith(line) and "\n" not in str(error.value)
+
+
+def test_the_rule_of_thumb_takes_its_numbers_and_a_blend_that_is_on_offer() -> None:
+    scene = build_scene(Rules(task="synthetic", engine={"blends": "linear"}), 2, "eager")
+    assert [policy.name for policy in policies_of(scene, None, False)] == ["heuristic", "random", "wait"]
+    for given, line in (
+        ({"max_drop": "x"}, "--heuristic: "),
+        ({"rotation": "norm+nothing"}, "--heuristic: heuristic.rotation 'nothing': expected names among"),
+        ({"blend": "sigmoid"}, "--heuristic: heuristic.blend SIGMOID: expected one of LINEAR"),
+        ({"min_epoch": 1}, "--heuristic: min_epoch: unknown; known are rotation, blend"),
+    ):
+        with pytest.raises(SettingsError, match=line):
+            policies_of(scene._replace(rules=Rules(heuristic=given)), None, False)
+
+
+def test_the_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"esper {esper.__version__}\n"
+
+
+def test_another_library_of_the_same_import_name_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = doctor.version
+    monkeypatch.setattr(doctor, "version", lambda name: "3.2" if name == "esper" else real(name))
+    assert run("tasks", "--task", "synthetic") == 0
+    assert "distribution 'esper' 3.2, another library" in capsys.readouterr().err
+    assert any("pip uninstall esper" in line for line in doctor.diagnose(doctor.DoctorSettings())["remedies"])
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_commands_write_where_standard_output_is_now(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = (["tasks", "--task", "synthetic"], ["--version"], ["--help"])[length - 1]
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    assert run(*words) == 0 and sys.stdout.getvalue()
+
+
+def script(path: Path, text: str) -> str:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.skipif(compiler.find_compiler() is None or os.name != "posix", reason="no C++ compiler")
+def test_cxx_as_people_set_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrapper in front, options behind, a path with a space; what does not run is passed over."""
+    (plain,) = compiler.find_compiler()
+    spaced = script(tmp_path / "my c++", f'exec "{plain}" "$@"')
+    monkeypatch.setenv("CXX", f"env {plain} -O1")
+    found = compiler.find_compiler()
+    assert found[1:] == (plain, "-O1") and found[0].endswith("/env") and compiler.program_of(found) == plain
+    for wanted, expected in (
+        (spaced, spaced),
+        (f"'{spaced}'", spaced),
+        ("/nowhere/c++", plain),
+        ("'", plain),
+        ("  ", plain),
+        (script(tmp_path / "broken", "exit 3"), plain),
+        (str(tmp_path), plain),
+    ):
+        monkeypatch.setenv("CXX", wanted)
+        assert compiler.find_compiler() == (expected,), wanted

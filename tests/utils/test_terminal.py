@@ -1,0 +1,39 @@
+"""Standard output in every encoding."""
+
+import io
+import sys
+
+import pytest
+
+from esper.utils.terminal import output
+
+TEXT = "██░ 58.0 ± 0.9 …\nnaïve 数 \udcff\n"
+
+
+@pytest.mark.parametrize("code", ["ascii", "cp1252", "cp437", "utf-8", "utf-16", "shift_jis"])
+def test_whatever_is_written_arrives(code):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=code, newline="\n")
+    out = output(stream)
+    assert out.write(TEXT) == len(TEXT)
+    out.flush()
+    found = stream.buffer.getvalue().decode(code)
+    assert found.count("\n") == 2 and "58.0" in found and "na" in found
+    assert ("██░" in found) == (code not in ("ascii", "cp1252", "shift_jis")) or "##." in found
+    assert "±" in found or "58.0 +/- 0.9 ..." in found
+
+
+def test_nothing_changes_where_everything_can_be_written():
+    stream = io.StringIO()
+    output(stream).write("± …")
+    assert stream.getvalue() == "± …"
+    assert output(output(stream)).stream is stream
+
+
+def test_standard_output_is_looked_up_when_it_is_asked_for(monkeypatch):
+    for _ in range(2):
+        stream = io.StringIO()
+        monkeypatch.setattr(sys, "stdout", stream)
+        output().write("here")
+        assert stream.getvalue() == "here"
+    monkeypatch.setattr(sys, "stdout", None)  # a process without a console
+    output().write("nowhere")

@@ -55,7 +55,7 @@ def span(name: str, values: Sequence[float], include: Sequence[float] = ()) -> A
 
 
 def ticks(axis: Axis, about: int, whole: bool = False) -> list[float]:
-    """Round numbers within an axis: multiples of 1, 2 or 5 times a power of ten.
+    """Round numbers within an axis: multiples of 1, 2 or 5 times a power of ten; of one point, that point.
 
     Args:
       axis: the range.

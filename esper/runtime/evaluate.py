@@ -6,7 +6,7 @@ from typing import Any, TextIO
 
 from esper.nissa.progress import is_terminal, make_progress
 from esper.runtime.compare import compare
-from esper.runtime.scene import SceneSettings, build_scene, gradient_of, policies_of
+from esper.runtime.scene import SceneSettings, build_scene, gradient_of, own_policy, policies_of
 from esper.runtime.table import table
 from esper.tamiyo import scripted
 from esper.tamiyo.policies import from_mask
@@ -22,6 +22,7 @@ class EvaluateSettings(SceneSettings):
 
     num_envs: int = setting(128, "environments", low=6, high=65536)
     grow: str = setting("", "also evaluate growing this blueprint wherever there is room")
+    policy: str = setting("", "also evaluate this policy of your own, py:module:name, a function from an engine to it")
     gradient: bool = setting(False, "also evaluate growing what the gradient of the validation loss is largest for")
     backend: str = setting("auto", "how networks are run", choices=CHOICES)
     json: bool = setting(False, "print one JSON object instead of a table")
@@ -50,6 +51,7 @@ def evaluate(settings: EvaluateSettings, out: TextIO | None = None) -> dict[str,
         except ValueError as error:
             raise SettingsError(f"--grow: {error}") from None
         policies.append(from_mask(f"grow {settings.grow}", growing))
+    policies += [own_policy(scene, "--policy", settings.policy)] if settings.policy else []
     policies += [gradient_of(scene)] if settings.gradient else []
     progress = make_progress("bar" if is_terminal(sys.stderr) else "off", "policy", sys.stderr)
     report, _ = compare(scene, policies, settings.seed, progress.note)

@@ -10,8 +10,9 @@ from esper.leyline.actions import Codec
 from esper.leyline.codes import CHECK_TEXT, REFUSAL_TEXT, VERDICT_TEXT, Check, Refusal, Verdict
 from esper.leyline.stages import Stage
 from esper.nissa.trace import Trace
+from esper.runtime.own import is_own
 from esper.runtime.rollout import rollout
-from esper.runtime.scene import Scene, SceneSettings, build_scene, gradient_of, policies_of
+from esper.runtime.scene import Scene, SceneSettings, build_scene, gradient_of, own_policy, policies_of
 from esper.tezzeret.choose import CHOICES
 from esper.urza.checkpoint import Checkpoint
 from esper.utils.documents import to_json
@@ -32,7 +33,9 @@ class InspectSettings(SceneSettings):
     """Tell one episode decision by decision."""
 
     env: int = setting(0, "which environment; those before it are played along", low=0, high=65535)
-    policy: str = setting("auto", "who decides; auto = learned with a run, heuristic without", choices=POLICIES)
+    policy: str = setting(
+        "auto", f"who decides: {', '.join(POLICIES)}, or py:module:name; auto = learned with a run, heuristic without"
+    )
     backend: str = setting("auto", "how networks are run", choices=CHOICES)
     json: bool = setting(False, "print one JSON object instead of text")
 
@@ -55,9 +58,14 @@ def inspect(settings: InspectSettings, out: TextIO | None = None) -> dict[str, A
     name = settings.policy if settings.policy != "auto" else "heuristic" if loaded is None else "learned"
     if name == "learned" and loaded is None:
         raise SettingsError("--policy learned: needs a run; expected --run DIRECTORY")
+    if name not in POLICIES and not is_own(name):
+        raise SettingsError(f"--policy = {name!r}: expected {', '.join(POLICIES)} or py:module:name")
     scene = build_scene(settings.rules(loaded), settings.env + 1, settings.backend)
-    policies = [*policies_of(scene, loaded, settings.greedy), gradient_of(scene)]
-    policy = next(policy for policy in policies if policy.name == name)
+    if is_own(name):
+        policy = own_policy(scene, "--policy", name)
+    else:
+        policies = [*policies_of(scene, loaded, settings.greedy), gradient_of(scene)]
+        policy = next(policy for policy in policies if policy.name == name)
     outcome = rollout(scene.engine, policy, settings.seed, scene.mode, scene.params)[1]
     trace = outcome.trace
     tested = {"test_accuracy": outcome.test_accuracy, "test_loss": outcome.test_loss}
@@ -124,7 +132,7 @@ def decision(trace: Trace, codec: Codec, t: int, env: int) -> dict[str, Any]:
     return {
         "epoch": t + 1,
         "before": situation(trace, codec, t, env),
-        "action": codec.describe(int(trace.action[here])),
+        "action": _named(codec, int(trace.action[here])),
         "diagnostics": _diagnostics(trace, codec, t, env),
         "refused": None if refusal is Refusal.NONE else REFUSAL_TEXT[refusal],
         "failed_checks": [CHECK_TEXT[check] for check in Check if failed & check],
@@ -135,6 +143,10 @@ def decision(trace: Trace, codec: Codec, t: int, env: int) -> dict[str, Any]:
         "reward": float(trace.reward[here]),
         "terms": dict(zip(trace.term_names, trace.terms[here].tolist(), strict=True)),
     }
+
+
+def _named(codec: Codec, index: int) -> str:
+    return codec.describe(index) if 0 <= index < codec.size else f"number {index}, which is no action"
 
 
 def _diagnostics(trace: Trace, codec: Codec, t: int, env: int) -> dict[str, Any] | None:

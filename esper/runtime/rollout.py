@@ -12,7 +12,7 @@ from esper.leyline.state import State, validated
 from esper.nissa.actions import counts
 from esper.nissa.seeds import REMOVED, Fate, Lives, lives
 from esper.nissa.trace import Trace, record, record_diagnostics, stack
-from esper.simic.rewards import RewardMode, RewardParams, build_reward_params, reward
+from esper.simic.rewards import OwnReward, RewardMode, RewardParams, build_reward_params, reward
 from esper.tamiyo.policies import Policy, PolicyInput
 from esper.tolaria.evaluation import bits, perplexity
 from esper.utils import rng
@@ -49,7 +49,7 @@ def rollout(
     engine: Engine,
     policy: Policy,
     seed: int,
-    mode: RewardMode = RewardMode.SHAPED,
+    mode: RewardMode | OwnReward = RewardMode.SHAPED,
     params: RewardParams | None = None,
     progress: TextIO | None = None,
 ) -> tuple[State, Outcome]:

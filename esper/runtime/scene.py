@@ -4,7 +4,7 @@ inspection.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 
@@ -15,9 +15,10 @@ from esper.leyline.hypers import numbers
 from esper.leyline.state import State
 from esper.leyline.words import as_meant
 from esper.runtime.build import make
+from esper.runtime.own import is_own, load, recorded
 from esper.runtime.policy_checkpoint import CHECKPOINTS, load_policy, load_run
 from esper.runtime.tasks import begins_task, named, takes_path
-from esper.simic.rewards import RewardMode, RewardParams, build_reward_params
+from esper.simic.rewards import OwnReward, RewardMode, RewardParams, build_reward_params
 from esper.tamiyo import scripted
 from esper.tamiyo.baselines import HeuristicConfig
 from esper.tamiyo.gradient import gradient_policy
@@ -42,11 +43,11 @@ class Rules:
     """What is played, apart from how many environments.
 
     Attributes:
-      task: name of a preset, or a kind of dataset and its path.
+      task: name of a preset, a kind of dataset and its path, or py:module:name.
       horizon: decisions per episode; 0 = the preset's.
       engine: values of ``Config`` and ``HyperParams`` by name; as ``esper.leyline.words`` reads them, such as
         ``slots=0+input:logits``.
-      reward: mode.
+      reward: mode, or py:module:name.
       rewards: values of ``RewardParams`` by name, but for gamma.
       gamma: discount per decision, of learner and shaping alike.
       heuristic: values of ``HeuristicConfig`` by name, for the rule of thumb that others are compared with.
@@ -68,7 +69,7 @@ class Scene(NamedTuple):
 
     rules: Rules
     engine: Engine
-    mode: RewardMode
+    mode: RewardMode | OwnReward
     params: RewardParams
 
 
@@ -124,7 +125,40 @@ def build_scene(rules: Rules, num_envs: int, backend: str) -> Scene:
         params = build_reward_params({"gamma": rules.gamma, **task.rewards, **reward_numbers}, engine.config)  # type: ignore[dict-item]
     except ConfigError as error:
         raise SettingsError(f"--rewards: {error}") from None
-    return Scene(rules, engine, RewardMode(rules.reward), params)
+    return Scene(rules, engine, reward_of(rules.reward), params)
+
+
+def reward_of(name: str) -> RewardMode | OwnReward:
+    """The reward of a name: a mode, or a function of the user's own; see ``esper.simic.rewards.OwnReward``.
+
+    Raises:
+      SettingsError: no such reward.
+    """
+    if name in MODES:
+        return RewardMode(name)
+    if not is_own(name):
+        raise SettingsError(f"--reward = {name!r}: expected {' or '.join(MODES)} or py:module:name")
+    found = load("--reward", name)
+    if not callable(found):
+        raise SettingsError(f"--reward = {name!r}: found a {type(found).__name__}; expected a function")
+    return cast(OwnReward, found)
+
+
+def own_policy(scene: Scene, place: str, name: str) -> Policy:
+    """A policy of the user's own: what their function of the engine returns.
+
+    Raises:
+      SettingsError: the name means no such function.
+    """
+    if not is_own(name):
+        raise SettingsError(f"{place} = {name!r}: expected py:module:name")
+    found = load(place, name)
+    policy = found(scene.engine) if callable(found) and not isinstance(found, Policy) else found
+    if not isinstance(policy, Policy):
+        raise SettingsError(
+            f"{place} = {name!r}: found a {type(policy).__name__}; expected a function from an engine to a Policy"
+        )
+    return policy._replace(name=name)
 
 
 def _own(given: Mapping[str, Entry]) -> dict[str, Any]:
@@ -147,12 +181,12 @@ class SceneSettings:
     checkpoint: str = setting("latest", "which policy of the run", choices=("latest", "best"))
     seed: int = setting(1, "seed of the environments; odd numbers are never trained on", low=0, high=2**40)
     task: str = setting(
-        RUNS, "preset or KIND:PATH (esper tasks lists them); auto = the run's first, digits without one"
+        RUNS, "preset, KIND:PATH or py:module:name (esper tasks lists them); auto = the run's first, digits without one"
     )
     horizon: int = setting(0, "decisions per episode; 0 = the run's, or the preset's", low=0, high=100_000)
     engine: Mapping[str, Entry] = setting({}, "numbers of the engine by name, over the run's own")
     reward: str = setting(
-        RUNS, "reward that is summed up; auto = the run's, shaped without one", choices=(RUNS, *MODES)
+        RUNS, "reward that is summed up; auto = the run's, shaped without one; else one of a run, or py:module:name"
     )
     rewards: Mapping[str, Entry] = setting({}, "numbers of the reward by name, over the run's own")
     heuristic: Mapping[str, Entry] = setting({}, "numbers of the rule of thumb by name, over the run's own")
@@ -174,6 +208,10 @@ class SceneSettings:
         """
         base = Rules() if loaded is None else rules_of(loaded.table["settings"])
         base = replace(base, task=tasks_of(base.task)[0])
+        if self.task == RUNS:
+            recorded("--task", base.task)
+        if self.reward == RUNS:
+            recorded("--reward", base.reward)
         if self.task not in (RUNS, base.task):
             base = replace(base, task=self.task, horizon=0, engine={})
         return Rules(

@@ -1,6 +1,7 @@
 """Task presets: plain functions that return what a run needs.
 
-A task's name is that of a preset (``digits``), or of a kind of dataset and where it lies (``cifar10:PATH``).
+A task's name is that of a preset (``digits``), of a kind of dataset and where it lies (``cifar10:PATH``), or of a
+module and a task in it (``py:module:name``).
 """
 
 import re
@@ -20,6 +21,7 @@ from esper.kasmina.token_bypasses import TRANSFORMER16, TRANSFORMER32
 from esper.kasmina.transformer import transformer_host
 from esper.leyline.actions import Blend
 from esper.leyline.config import ConfigError, Isolation
+from esper.runtime.own import is_own, load
 from esper.tolaria.characters import characters, python_topics
 from esper.tolaria.data import Dataset, dataset_error
 from esper.tolaria.digits import digits as read_digits
@@ -258,8 +260,19 @@ def named(name: str) -> Task:
         return SOURCES[kind](told[1], int(told[2]))._replace(name=name)
     if name in TASKS:
         return TASKS[name]()
+    if is_own(name):
+        return _own(name)
     near = get_close_matches(name, TASKS, n=1)
     raise ConfigError(f"task {name!r}: {_expected()}" + (f"; did you mean {near[0]!r}?" if near else ""))
+
+
+def _own(name: str) -> Task:
+    """A task, or a function without arguments that returns one, of the user's own."""
+    found = load("task", name)
+    task = found if isinstance(found, Task) or not callable(found) else found()
+    if not isinstance(task, Task):
+        raise ConfigError(f"task {name!r}: found a {type(task).__name__}; expected an esper.Task, or a function to one")
+    return task._replace(name=name)
 
 
 def takes_path(name: str) -> bool:
@@ -269,8 +282,8 @@ def takes_path(name: str) -> bool:
 
 def begins_task(word: str) -> bool:
     """Whether a word is a task's name, or the beginning of one that goes on behind a comma."""
-    return word in TASKS or takes_path(word)
+    return word in TASKS or takes_path(word) or is_own(word)
 
 
 def _expected() -> str:
-    return f"expected one of {', '.join((*TASKS, *(f'{source}:PATH' for source in SOURCES)))}"
+    return f"expected one of {', '.join((*TASKS, *(f'{source}:PATH' for source in SOURCES), 'py:module:name'))}"

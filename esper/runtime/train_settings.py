@@ -15,7 +15,8 @@ class TrainSettings:
     """Train a policy that decides when to grow."""
 
     task: str = setting(
-        "digits", "preset or KIND:PATH (esper tasks lists them); several, with commas between, share a policy"
+        "digits",
+        "preset, KIND:PATH (esper tasks lists them) or py:module:name; several, with commas between, share one policy",
     )
     room_for: str = setting("", "further tasks that the policy shall be able to play, with commas between")
     num_envs: int = setting(32, "environments per round and task", low=2, high=65536)
@@ -28,7 +29,7 @@ class TrainSettings:
     horizon: int = setting(0, "decisions per episode; 0 = the preset's", low=0, high=100_000)
     seed: int = setting(0, "seed of policy and environments", low=0, high=2**31)
     engine: Mapping[str, Entry] = setting({}, "numbers of the engine by name, such as host_lr and steps_per_epoch")
-    reward: str = setting("shaped", "reward", choices=MODES)
+    reward: str = setting("shaped", f"reward: {', '.join(MODES)}, or py:module:name")
     rewards: Mapping[str, Entry] = setting({}, "numbers of the reward by name, such as rent_weight")
     observation: Mapping[str, Entry] = setting({}, "units of what the policy sees by name, such as plateau")
     lr: float = setting(3e-3, "peak learning rate", *RANGES["lr"])

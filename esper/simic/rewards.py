@@ -74,6 +74,10 @@ class Reward(NamedTuple):
     total: Tensor  # [E]; their sum
 
 
+OwnReward = Callable[[EnvStep], dict[str, Tensor]]
+"""A reward of one's own: a step -> its terms by name, [E] each. The reward is their sum."""
+
+
 class Term(NamedTuple):
     """One row of the table.
 
@@ -196,12 +200,17 @@ def build_reward_params(
 
 
 def reward(
-    mode: RewardMode, params: RewardParams, structure: Structure, before: State, after: State, event: Transition
+    mode: RewardMode | OwnReward,
+    params: RewardParams,
+    structure: Structure,
+    before: State,
+    after: State,
+    event: Transition,
 ) -> Reward:
     """Reward of one environment step.
 
     Args:
-      mode: which terms count.
+      mode: which terms count; or a reward of one's own, of which none of the laws is known.
       params: numbers.
       structure: horizon, sizes of host and seeds.
       before: state before the decision.
@@ -213,7 +222,10 @@ def reward(
       episode is shaping_weight (gamma^T Phi_T - Phi_0). The horizon is a truncation: shaping is paid there as anywhere.
     """
     step = EnvStep(params, structure, before, after, event)
-    values = {name: term.value(step) for name, term in TERMS.items() if mode in term.modes}
+    if isinstance(mode, RewardMode):
+        values = {name: term.value(step) for name, term in TERMS.items() if mode in term.modes}
+    else:
+        values = mode(step)
     return Reward(values, torch.stack(list(values.values())).sum(0))
 
 

@@ -30,7 +30,8 @@ def command(*words):
 @pytest.mark.parametrize(
     ("words", "message"),  # each names a case that does not exist, so that nothing runs if the word is let through
     [
-        ([], "required"),
+        (["--chart", "/nowhere/at/all.svg"], "--chart = '/nowhere/at/all.svg': expected a file in a folder"),
+        (["--device", "abacus"], "--device = 'abacus': expected cpu, cuda"),
         (["measure"], "invalid choice: 'measure'"),
         (["run", "host-stpe"], "case 'host-stpe': unknown; did you mean 'host-step'?"),
         (["run", "x"], "case 'x': unknown; known are host-step, env-step-dormant"),

@@ -1,0 +1,116 @@
+"""A task, a reward and a policy of one's own, named on the command line; and what a stranger's run may not import."""
+
+import json
+import sys
+
+import pytest
+
+from esper.__main__ import main
+from esper.leyline.config import ConfigError
+from esper.runtime.own import load
+from esper.runtime.tasks import named
+
+MODULE = """
+import pathlib
+import torch
+from esper.runtime.tasks import synthetic
+from esper.tamiyo.policies import from_mask
+from esper.tamiyo.scripted import wait
+
+pathlib.Path("imported").touch()
+
+def task():
+    found = synthetic()
+    return found._replace(settings=found.settings | {"steps_per_epoch": 1, "batch_size": 4, "val_samples": 4})
+
+READY = task()
+
+def reward(step):
+    return {"accuracy": step.after.signals.val_accuracy / 100, "one": torch.ones_like(step.after.signals.val_loss)}
+
+def policy(engine):
+    return from_mask("mine", wait(engine.codec))
+
+NUMBER = 3
+"""
+SMALL = ["--num-envs", "6", "--horizon", "1"]
+TRAIN = [*SMALL, "--rounds", "1", "--eval-envs", "0", "--progress", "off", "--features", "8", "--lstm", "8"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "ours.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.delitem(sys.modules, "ours", raising=False)
+    return tmp_path
+
+
+def test_one_s_own_task_reward_and_policy_train_are_recorded_and_never_imported_unasked(folder, monkeypatch, capsys):
+    own = ["--task", "py:ours:task", "--reward", "py:ours:reward"]
+    assert main(["train", *own, *TRAIN, "--out", "run"]) == 0
+    config = json.loads((folder / "run" / "config.json").read_text())
+    assert (config["task"], config["reward"]) == ("py:ours:task", "py:ours:reward")
+    capsys.readouterr()
+    assert main(["evaluate", "--run", "run", *own, *SMALL, "--policy", "py:ours:policy", "--json", "true"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    mine, waiting = report["policies"]["py:ours:policy"], report["policies"]["wait"]
+    assert mine["total_reward"] == waiting["total_reward"]
+    expected = [1 + value / 100 for value in waiting["val_accuracy"]["values"]]
+    assert waiting["total_reward"]["values"] == pytest.approx(expected, rel=1e-5)
+    monkeypatch.delitem(sys.modules, "ours")
+    (folder / "imported").unlink()
+    for words in (["evaluate", "--run", "run", *SMALL], ["inspect", "--run", "run", "--horizon", "1"]):
+        assert main(words) == 2
+        assert "--task py:ours:task" in capsys.readouterr().err
+        assert main([*words, "--task", "synthetic"]) == 2  # the reward is the run's, too
+        assert "--reward py:ours:reward" in capsys.readouterr().err
+    assert main(["train", *TRAIN, "--out", "run", "--resume", "auto"]) == 2
+    assert not (folder / "imported").exists() and "ours" not in sys.modules
+
+
+def test_inspection_takes_a_policy_of_one_s_own(folder, capsys):
+    words = ["inspect", "--task", "py:ours:READY", "--policy", "py:ours:policy", "--horizon", "1", "--json", "true"]
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out)["policy"] == "py:ours:policy"
+
+
+WRONG = {
+    "py:": "expected py:module:name",
+    "py:ours": "expected py:module:name",
+    "py:ours:a b": "expected py:module:name",
+    "py:no_such_module_at_all:x": "ModuleNotFoundError",
+    "py:ours:tasks": "has no 'tasks'; expected a name that it has; did you mean 'task'?",
+    "py:broken:x": "ZeroDivisionError",
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_name_that_leads_nowhere_is_one_line(name, folder):
+    (folder / "broken.py").write_text("1 / 0\n")
+    with pytest.raises(ConfigError) as error:
+        load("--task", name)
+    assert WRONG[name] in str(error.value) and "\n" not in str(error.value) and repr(name) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["evaluate", "--task", "py:ours:NUMBER"], "found a int; expected an esper.Task"),
+        (["evaluate", "--task", "synthetic", "--reward", "py:ours:NUMBER"], "found a int; expected a function"),
+        (["evaluate", "--task", "synthetic", "--policy", "py:ours:NUMBER"], "found a int; expected a function from"),
+        (["evaluate", "--task", "synthetic", "--policy", "mine"], "expected py:module:name"),
+        (["evaluate", "--task", "synthetic", "--reward", "shapd"], "--reward = 'shapd': expected shaped or"),
+        (["inspect", "--task", "synthetic", "--policy", "mine"], "or py:module:name"),
+        (["train", "--task", "synthetic", "--reward", "fame", "--out", "run"], "--reward = 'fame': expected shaped or"),
+    ],
+)
+def test_what_is_no_task_reward_or_policy_is_refused(words, said, folder, capsys):
+    assert main(words) == 2
+    lines = capsys.readouterr().err
+    assert said in lines and lines.count("\n") == 1 and not (folder / "run").exists()
+
+
+def test_the_name_of_one_s_own_task_is_kept(folder):
+    assert named("py:ours:READY").name == "py:ours:READY"
+    assert named("py:ours:READY").settings == named("py:ours:task").settings

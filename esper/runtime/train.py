@@ -4,6 +4,7 @@ That is what makes an interrupted and resumed run end in the same bits: the stat
 learner, nothing else. What a run leaves behind is described in ``esper.runtime.runs``.
 """
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TextIO
@@ -203,9 +204,10 @@ def round_seed(seed: int, number: int) -> int:
 
 
 def _line(row: dict[str, float]) -> str:
+    skipped = "" if math.isfinite(row["gradient_norm"]) else "  minibatches skipped: gradient not finite"
     return (
         f"return {row['return']:7.2f}  validation {row['val_accuracy']:5.1f} %  "
-        f"entropy {row['entropy']:5.2f}  kl {row['kl']:6.4f}  {row['seconds']:5.1f} s"
+        f"entropy {row['entropy']:5.2f}  kl {row['kl']:6.4f}  {row['seconds']:5.1f} s" + skipped
     )
 
 

@@ -106,6 +106,7 @@ def test_a_host_lifted_by_vmap_passes_its_check_and_trains(small_task, caplog):
         torch.testing.assert_close(loss, losses[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.compiled
 def test_a_fault_of_the_function_itself_is_raised(small_task):
     def broken(params: Params, x: Tensor) -> Tensor:
         return x @ params["w"]

@@ -47,7 +47,7 @@ class UnitCalls:
     def _run(
         self, unit: Unit, wrt: tuple[int, ...], function: Callable[..., Any], arguments: tuple[Tensor, ...]
     ) -> Any:
-        key = (unit.name, wrt, *(argument.shape[1:] for argument in arguments))
+        key = (unit.name, wrt, *((argument.shape[1:], _is_shared(argument)) for argument in arguments))
         if key not in self.functions:
             self.functions[key] = OrPlainly(_said(unit), function, self.compiler)
         run = self.functions[key]
@@ -74,9 +74,14 @@ def _packed(x: Tensor) -> Tensor:
     """
     if x.numel() == 0:
         return x.new_empty(x.shape)
-    if x.dim() > 2 and x.shape[0] > 1 and x.stride(0) == 0:
+    if _is_shared(x):
         return x
     return x.clone(memory_format=torch.contiguous_format) if is_view(x) else x.contiguous()
+
+
+def _is_shared(x: Tensor) -> bool:
+    """Whether it is one minibatch, seen by several networks."""
+    return x.dim() > 2 and x.shape[0] > 1 and x.stride(0) == 0
 
 
 def _with_symbolic_rows(run: Callable[..., Any], arguments: tuple[Tensor, ...]) -> Any:

@@ -57,10 +57,10 @@ def test_a_folder(mnist):
 
 def test_a_text(tmp_path):
     path = tmp_path / "a.txt"
-    path.write_bytes("ab\r\nbä".encode())
+    path.write_bytes(100 * "ab\r\nbä".encode())
     assert said(path).splitlines()[2:] == [
         "format text, read: a.txt",
-        "text        5 characters, 4 different, U+000A to U+00E4",
+        "text        500 characters, 4 different, U+000A to U+00E4",
         "ok",
     ]
 
@@ -68,7 +68,7 @@ def test_a_text(tmp_path):
 def test_many_classes_are_summed_up(tmp_path):
     targets = np.repeat(np.arange(100), 2)
     targets[0] = 1
-    inputs = np.linspace(-1.5, 2, 200)[:, None]
+    inputs = np.linspace(-1.5, 2, 200)[:, None, None, None]
     held_out = {
         f"{part}_{kind}": rows[2:3]
         for part in ("val", "test")
@@ -79,11 +79,11 @@ def test_many_classes_are_summed_up(tmp_path):
     assert report[2:] == [
         "format npz, read: train_inputs, train_targets, val_inputs, val_targets, test_inputs, test_targets",
         "split       the three parts as the archive names them",
-        "train       200 records of float32 1, values -1.5 to 2",
+        "train       200 records of float32 1x1x1, values -1.5 to 2",
         "            100 classes: 1 to 3 of each, 0 absent",
-        f"validation  1 records of float32 1, values {inputs[2, 0]:g} to {inputs[2, 0]:g}",
+        f"validation  1 records of float32 1x1x1, values {inputs[2].item():g} to {inputs[2].item():g}",
         "            100 classes: 0 to 1 of each, 99 absent",
-        f"test        1 records of float32 1, values {inputs[2, 0]:g} to {inputs[2, 0]:g}",
+        f"test        1 records of float32 1x1x1, values {inputs[2].item():g} to {inputs[2].item():g}",
         "            100 classes: 0 to 1 of each, 99 absent",
         "ok",
     ]
@@ -148,7 +148,7 @@ def test_help(capsys):
 
 def test_an_undecodable_name_is_escaped(tmp_path):
     path = tmp_path / "a\udcff.txt"
-    path.write_bytes(b"abc")
+    path.write_bytes(150 * b"abc")
     assert "a\\udcff.txt" in said(path) and said(path).encode()
     path.write_bytes(b"a\0c")
     with pytest.raises(DatasetError, match=r"a\\udcff\.txt: byte 1: found NUL"):

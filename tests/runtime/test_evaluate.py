@@ -52,7 +52,7 @@ def without_seconds(policies):
 def test_evaluation_is_paired_and_repeatable(asked, report):
     policies = report["policies"]
     assert list(policies) == ["learned", "heuristic", "random", "wait", "grow conv_light"]
-    assert policies["wait"]["added"]["mean"] == 0 and "no seed was ever germinated" in policies["wait"]["red_flags"]
+    assert policies["wait"]["added"]["mean"] == 0 and policies["wait"]["red_flags"] == []
     assert policies["wait"]["operations"]["WAIT"] == 1.0 and policies["wait"]["entropy_by_third"] == [0.0] * 3
     assert policies["wait"]["survival"]["count"] == 0 and policies["wait"]["calibration"] is None
     for other, row in report["first_minus"].items():
@@ -110,8 +110,10 @@ def test_the_table_shows_the_report(asked, report):
         round(100 * third[op.name]) for op in Op for third in learned["operations_by_third"]
     ]
     assert f"has slope {learned['calibration']['slope']:.2f} and" in text
-    for words in ("paired differences, learned minus", "seeds germinated: %", "red flags", "wait: WAIT is over 90 %"):
+    for words in ("paired differences, learned minus", "seeds germinated: %"):
         assert words in text
+    flags = [flag for row in report["policies"].values() for flag in row["red_flags"]]
+    assert ("red flags" in text) == bool(flags) and all(flag in text for flag in flags)
 
 
 @pytest.fixture(scope="module")

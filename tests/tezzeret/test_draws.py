@@ -13,7 +13,7 @@ from esper.kasmina.site import conv_site
 from esper.kasmina.slot_table import SlotTable
 from esper.kasmina.structure import build_structure
 from esper.leyline.actions import Blend
-from esper.leyline.config import Config, Precision
+from esper.leyline.config import Config, Isolation, Precision
 from esper.leyline.hypers import build_hypers
 from esper.leyline.learners import Learners, Weights
 from esper.leyline.stages import Stage
@@ -62,7 +62,8 @@ DROPPED = Blueprint(
     9.0,
     draws=True,
 )
-CONFIG = Config(E, (0,), (Blend.LINEAR,), batch_size=B, precision=Precision.FLOAT64)
+SETTINGS = {"batch_size": B, "precision": Precision.FLOAT64, "isolation": Isolation.STRAIGHT_THROUGH}
+CONFIG = Config(E, (0,), (Blend.LINEAR,), **SETTINGS)
 STRUCTURE = build_structure(CONFIG, HOST, (DROPPED,), cross_entropy(), CPU)
 HYPERS = build_hypers(
     {"host_lr": RATE, "seed_lr": RATE, "momentum": 0.0, "host_weight_decay": 0.0}

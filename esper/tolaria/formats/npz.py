@@ -62,7 +62,7 @@ def npz(path: str | os.PathLike[str], num_classes: int | None = None) -> Dataset
     - uint8 [N, C, H, W] or [N, H, W] (one channel): pixels, standardised per channel by the training part
       (``standardise``);
     - float16, float32 or float64 [N, *shape]: used as they are, as float32;
-    - images of either kind as [N, H, W, C], where C is one of ``CHANNELS`` and H is not;
+    - images of either kind as [N, H, W, C], where C is one of ``CHANNELS`` and H larger than all of them;
     - other integers [N, T]: tokens, as int64, with targets [N, T].
 
     Targets are integers [N], from 0, or in all parts together 1 to C.
@@ -124,9 +124,9 @@ def read_npz(path: Path, num_classes: int | None = None) -> Source:
 
 
 def _channels_are_last(inputs: list[np.ndarray]) -> bool:
-    """Whether images can only be [N, H, W, C]: an axis of so many channels is last, and none stands where C would."""
+    """Whether images can only be [N, H, W, C]: channels are last, and too many for C where it would stand."""
     images = all(each.ndim == 4 and (each.dtype == np.uint8 or each.dtype.kind == "f") for each in inputs)
-    return images and all(each.shape[3] in CHANNELS and each.shape[1] not in CHANNELS for each in inputs)
+    return images and all(each.shape[3] in CHANNELS and each.shape[1] > max(CHANNELS) for each in inputs)
 
 
 def _three(

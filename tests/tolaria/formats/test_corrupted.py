@@ -93,7 +93,7 @@ def idx_cases(sound):
     yield Corruption("mislabelled", "idx", {images: files[labels], labels: files[images]}, images)
     yield Corruption("mislabelled", "idx", {labels: files["t10k-labels-idx1-ubyte"]}, labels)
     yield Corruption("mislabelled", "idx", {"t10k-images-idx3-ubyte": files[images]}, "t10k-labels-idx1-ubyte")
-    for record, label in ((0, 10), (5, 11), (3, 255)):
+    for record, label in ((1, 10), (5, 11), (3, 255)):  # record 0 keeps the label 0: labels begin there
         content = bytearray(files[labels])
         content[8 + record] = label
         yield Corruption("label out of range", "idx", {labels: bytes(content)}, labels)

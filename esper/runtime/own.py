@@ -7,10 +7,15 @@ directory may be a stranger's: see ``recorded``.
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, cast
+
+from torch import Tensor
 
 from esper.leyline.config import ConfigError
+from esper.simic.reward_terms import EnvStep
+from esper.simic.rewards import OwnReward
 
 PREFIX = "py:"
 
@@ -45,6 +50,45 @@ def load(place: str, name: str) -> Any:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"{place} = {name!r}: {module} has no {attribute!r}; expected a name that it has{hint}")
     return getattr(found, attribute)
+
+
+def called(place: str, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a user's own function gives.
+
+    Args:
+      place, name: as in ``load``.
+      function: what was loaded.
+      arguments: what it is called with.
+
+    Raises:
+      ConfigError: it cannot be called so, or fails; one line, with its own words. Esper's errors pass.
+    """
+    try:
+        return function(*arguments)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever a function does
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"{place} = {name!r}: called with {len(arguments)} arguments: {said[:200]}") from error
+
+
+def own_reward(name: str, function: Callable[..., Any]) -> OwnReward:
+    """A reward of the user's own that says in one line what is wrong with what it gives."""
+
+    def reward(step: EnvStep) -> dict[str, Tensor]:
+        terms = called("--reward", name, function, step)
+        shape = step.after.epoch.shape
+        good = isinstance(terms, dict) and terms
+        if not good or not all(isinstance(term, Tensor) and term.shape == shape for term in terms.values()):
+            found = {key: _kind(term) for key, term in terms.items()} if good else _kind(terms)
+            raise ConfigError(f"--reward = {name!r}: gave {found}; expected a dict of tensors {list(shape)}")
+        return cast(dict[str, Tensor], terms)
+
+    return reward
+
+
+def _kind(value: Any) -> str:
+    return f"tensor {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def recorded(place: str, name: str) -> str:

@@ -4,7 +4,7 @@ inspection.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -15,7 +15,7 @@ from esper.leyline.hypers import numbers
 from esper.leyline.state import State
 from esper.leyline.words import as_meant
 from esper.runtime.build import make
-from esper.runtime.own import is_own, load, recorded
+from esper.runtime.own import called, is_own, load, own_reward, recorded
 from esper.runtime.policy_checkpoint import CHECKPOINTS, load_policy, load_run
 from esper.runtime.tasks import begins_task, named, takes_path
 from esper.simic.rewards import OwnReward, RewardMode, RewardParams, build_reward_params
@@ -116,8 +116,8 @@ def build_scene(rules: Rules, num_envs: int, backend: str) -> Scene:
     except ConfigError as error:
         raise SettingsError(f"--observation: {error}") from None
     overrides = _own(engine_numbers) | ({"horizon": rules.horizon} if rules.horizon else {})
+    task = named(rules.task)
     try:
-        task = named(rules.task)
         engine = make(task, num_envs, backend=backend, observation=rules.observation, **overrides)
     except ConfigError as error:
         raise SettingsError(f"--engine: {error}") from None if engine_numbers else error
@@ -141,7 +141,7 @@ def reward_of(name: str) -> RewardMode | OwnReward:
     found = load("--reward", name)
     if not callable(found):
         raise SettingsError(f"--reward = {name!r}: found a {type(found).__name__}; expected a function")
-    return cast(OwnReward, found)
+    return own_reward(name, found)
 
 
 def own_policy(scene: Scene, place: str, name: str) -> Policy:
@@ -153,7 +153,8 @@ def own_policy(scene: Scene, place: str, name: str) -> Policy:
     if not is_own(name):
         raise SettingsError(f"{place} = {name!r}: expected py:module:name")
     found = load(place, name)
-    policy = found(scene.engine) if callable(found) and not isinstance(found, Policy) else found
+    made = callable(found) and not isinstance(found, Policy)
+    policy = called(place, name, found, scene.engine) if made else found
     if not isinstance(policy, Policy):
         raise SettingsError(
             f"{place} = {name!r}: found a {type(policy).__name__}; expected a function from an engine to a Policy"

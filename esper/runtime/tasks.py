@@ -21,7 +21,7 @@ from esper.kasmina.token_bypasses import TRANSFORMER16, TRANSFORMER32
 from esper.kasmina.transformer import transformer_host
 from esper.leyline.actions import Blend
 from esper.leyline.config import ConfigError, Isolation
-from esper.runtime.own import is_own, load
+from esper.runtime.own import called, is_own, load
 from esper.tolaria.characters import characters, python_topics
 from esper.tolaria.data import Dataset, dataset_error
 from esper.tolaria.digits import digits as read_digits
@@ -269,7 +269,7 @@ def named(name: str) -> Task:
 def _own(name: str) -> Task:
     """A task, or a function without arguments that returns one, of the user's own."""
     found = load("task", name)
-    task = found if isinstance(found, Task) or not callable(found) else found()
+    task = found if isinstance(found, Task) or not callable(found) else called("task", name, found)
     if not isinstance(task, Task):
         raise ConfigError(f"task {name!r}: found a {type(task).__name__}; expected an esper.Task, or a function to one")
     return task._replace(name=name)

@@ -253,7 +253,7 @@ def _check(entry: "Field[Any]", value: Any, place: str) -> Any:
 
 def _entry(found: Any, place: str) -> Entry:
     """An entry of a table that a file holds, or a flag."""
-    if isinstance(found, list) and found and all(isinstance(each, Value) for each in found):
+    if isinstance(found, list | tuple) and found and all(isinstance(each, Value) for each in found):
         return tuple(found)
     if not isinstance(found, Value) or (isinstance(found, str) and not _is_plain(found)):
         raise SettingsError(f"{place} = {shown(found)}: expected a number, true or false, a word, or a list of them")

@@ -192,6 +192,10 @@ def test_paths_with_commas_and_tildes_and_dots(
     (tmp_path / "s.toml").write_text('task = "npz:~/d,1.npz"\nout = "~/there"\n')
     assert run("train", "--config", "~/s.toml", *small, "--dry-run") == 0
     assert capsys.readouterr().out.startswith(f"{tmp_path}/there: nothing written\n")
+    with (tmp_path / "s.toml").open("a") as file:
+        file.write('[engine]\nslots = [0, "input:logits"]\nblends = ["linear", "sigmoid"]\n')
+    assert run("train", "--config", "~/s.toml", *small, "--dry-run") == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path}/there: nothing written\n")
     assert run("evaluate", "--run", "~/nowhere") == 2
     assert f"{tmp_path}/nowhere/checkpoint.npz: no such file" in capsys.readouterr().err
     assert run("data", "check", "~/d,1.npz", "--json") == 0

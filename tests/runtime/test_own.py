@@ -32,6 +32,18 @@ def policy(engine):
     return from_mask("mine", wait(engine.codec))
 
 NUMBER = 3
+
+def needs(what):
+    return what
+
+def fails(*given):
+    raise RuntimeError("boom")
+
+def floats(step):
+    return {"one": 1.0}
+
+def short(step):
+    return {"one": torch.ones(2)}
 """
 SMALL = ["--num-envs", "6", "--horizon", "1"]
 TRAIN = [*SMALL, "--rounds", "1", "--eval-envs", "0", "--progress", "off", "--features", "8", "--lstm", "8"]
@@ -109,6 +121,32 @@ def test_what_is_no_task_reward_or_policy_is_refused(words, said, folder, capsys
     assert main(words) == 2
     lines = capsys.readouterr().err
     assert said in lines and lines.count("\n") == 1 and not (folder / "run").exists()
+
+
+FAILING = {
+    "task = 'py:ours:needs': called with 0 arguments: TypeError": ["evaluate", "--task", "py:ours:needs"],
+    "task = 'py:ours:fails': called with 0 arguments: RuntimeError: boom": ["evaluate", "--task", "py:ours:fails"],
+    "--policy = 'py:ours:task': called with 1 arguments: TypeError": ["--policy", "py:ours:task"],
+    "--reward = 'py:ours:fails': called with 1 arguments: RuntimeError: boom": ["--reward", "py:ours:fails"],
+    "--reward = 'py:ours:floats': gave {'one': 'float'}; expected a dict of tensors [6]": [
+        "--reward",
+        "py:ours:floats",
+    ],
+    "--reward = 'py:ours:short': gave {'one': 'tensor [2]'}; expected a dict of tensors [6]": [
+        "--reward",
+        "py:ours:short",
+    ],
+    "--reward = 'py:ours:needs': gave EnvStep; expected a dict of tensors [6]": ["--reward", "py:ours:needs"],
+}
+
+
+@pytest.mark.parametrize("said", FAILING)
+def test_what_one_s_own_function_does_wrong_is_one_line(said, folder, capsys):
+    words = FAILING[said]
+    given = words if words[0] == "evaluate" else ["evaluate", "--task", "py:ours:task", *SMALL, *words]
+    assert main(given) == 2
+    lines = capsys.readouterr().err
+    assert said in lines and lines.strip().count("\n") == 0
 
 
 def test_the_name_of_one_s_own_task_is_kept(folder):

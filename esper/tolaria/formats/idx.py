@@ -49,6 +49,9 @@ AXES = {1: "labels [records]", 3: "images [records, rows, columns]"}
 NUM_CLASSES = 10
 """Classes of MNIST, Fashion-MNIST and KMNIST."""
 
+MAX_CLASSES = 256
+"""A label is a byte."""
+
 _NAME = re.compile(r"(train|t10k)-(images[-.]idx3|labels[-.]idx1)-ubyte(\.gz)?")
 
 
@@ -92,6 +95,9 @@ def holds_idx(path: Path) -> bool:
 def read_idx_dataset(where: Path | IdxFiles, num_classes: int | None = None) -> Source:
     """Read the four files; arguments and errors as for ``idx``, None = 10 classes."""
     limit = NUM_CLASSES if num_classes is None else num_classes
+    if not 2 <= limit <= MAX_CLASSES:
+        place = where if isinstance(where, Path) else where.train_labels
+        raise broken(place, "classes", str(limit), f"2 to {MAX_CLASSES}")
     files = where if isinstance(where, IdxFiles) else _find(where)
     pairs = ((files.train_images, files.train_labels), (files.test_images, files.test_labels))
     pixels, labels = zip(*(_read_pair(*pair) for pair in pairs), strict=True)

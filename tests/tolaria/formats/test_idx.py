@@ -173,3 +173,9 @@ def test_pixels_that_never_vary_are_refused(folder, sound):
     (folder / "train-images-idx3-ubyte").write_bytes(sound.idx_array((TRAIN, 5, 4), b"\x07" * (TRAIN * 20)))
     with pytest.raises(DatasetError, match="training inputs, channel 0: found only the pixel value 7, expected pixels"):
         idx(folder)
+
+
+@pytest.mark.parametrize("classes", [0, 1, 257, 10**9])
+def test_a_number_of_classes_that_no_byte_can_say_is_refused(folder, classes):
+    with pytest.raises(DatasetError, match=rf"mnist: classes: found {classes}, expected 2 to 256"):
+        idx(folder, classes)

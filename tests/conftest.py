@@ -1,4 +1,7 @@
+import importlib.util
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,6 +45,19 @@ def small_task() -> esper.Task:
         "min_gradient_ratio": 0.0,
     }
     return esper.Task("small", host, CONV_BLUEPRINTS, dataset, settings)
+
+
+@pytest.fixture(scope="module")
+def bench_module():
+    """Imports a module of bench/ by name; the folder is no part of the installed package."""
+    folder = Path(__file__).resolve().parents[1] / "bench"
+    spec = importlib.util.spec_from_file_location(
+        "bench", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    sys.modules["bench"] = importlib.util.module_from_spec(spec)
+    yield lambda name: importlib.import_module(f"bench.{name}")
+    for name in [name for name in sys.modules if name.split(".")[0] == "bench"]:
+        del sys.modules[name]
 
 
 LIKING = torch.tensor([0.0, 0.0, 2.0, -3.0, 1.0, -3.0])

@@ -1,13 +1,10 @@
 """bench.frontier: FLOPs against torch's counter, composites against torch.nn, choices and intervals by hand."""
 
-import importlib
-import importlib.util
 import json
 import math
 import statistics
 import sys
 import xml.etree.ElementTree as ElementTree
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -29,20 +26,14 @@ from esper.tezzeret import eager
 from esper.tezzeret.batches import batch_at
 from esper.tolaria.training import draw_batches
 
-FOLDER = Path(__file__).resolve().parents[1] / "bench"
 NAMES = ("flops", "contenders", "play", "prune", "report", "chart", "gromo")
 
 
 @pytest.fixture(scope="module")
-def bench():
-    """The modules by their short names; the folder is no part of the installed package."""
-    file = FOLDER / "__init__.py"
-    spec = importlib.util.spec_from_file_location("bench", file, submodule_search_locations=[str(FOLDER)])
-    sys.modules["bench"] = importlib.util.module_from_spec(spec)
-    modules = {name: importlib.import_module(f"bench.frontier_{name}") for name in NAMES}
-    yield SimpleNamespace(**modules, main=importlib.import_module("bench.frontier"))
-    for name in [name for name in sys.modules if name.split(".")[0] == "bench"]:
-        del sys.modules[name]
+def bench(bench_module):
+    """The modules by their short names."""
+    modules = {name: bench_module(f"frontier_{name}") for name in NAMES}
+    return SimpleNamespace(**modules, main=bench_module("frontier"))
 
 
 @pytest.fixture(autouse=True)

@@ -1,11 +1,7 @@
 """bench.isolation: what became of seeds, intervals and the rule, by hand."""
 
-import importlib
-import importlib.util
 import math
 import statistics
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,19 +9,11 @@ import torch
 
 from esper.leyline.stages import Stage
 
-FOLDER = Path(__file__).resolve().parents[1] / "bench"
-
 
 @pytest.fixture(scope="module")
-def bench():
-    """The modules; the folder is no part of the installed package."""
-    file = FOLDER / "__init__.py"
-    spec = importlib.util.spec_from_file_location("bench", file, submodule_search_locations=[str(FOLDER)])
-    sys.modules["bench"] = importlib.util.module_from_spec(spec)
-    main = importlib.import_module("bench.isolation")
-    yield SimpleNamespace(main=main, report=importlib.import_module("bench.isolation_report"))
-    for name in [name for name in sys.modules if name.split(".")[0] == "bench"]:
-        del sys.modules[name]
+def bench(bench_module):
+    """The modules by their short names."""
+    return SimpleNamespace(main=bench_module("isolation"), report=bench_module("isolation_report"))
 
 
 def test_fates_are_of_the_first_seed(bench):

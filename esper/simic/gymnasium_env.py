@@ -1,4 +1,4 @@
-"""Gymnasium's and Stable-Baselines3's views of ``EsperEnv``, for learners of other libraries; extra ``gym``.
+"""Gymnasium's views of ``EsperEnv``, of a batch and of one network, for learners of other libraries; extra ``gym``.
 
 Both are thin: they hold an ``EsperEnv`` and turn its tensors into arrays. All environments of a batch reach the horizon
 in the same step; it is a truncation, after which they begin anew in that very step, with the next seed.
@@ -126,5 +126,5 @@ def _array(tensor: torch.Tensor) -> Array:
 
 def _row(info: Info, index: int) -> Info:
     """One environment's entries, of those that it has."""
-    names = [name for name in info if f"_{name}" in info]
-    return {name: info[name][index] for name in names if info[f"_{name}"][index] and name not in ("final_info",)}
+    names = [name for name in info if f"_{name}" in info and name != "final_info"]
+    return {name: info[name][index] for name in names if info[f"_{name}"][index]}

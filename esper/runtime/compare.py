@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from esper.leyline.actions import Op
@@ -14,7 +15,7 @@ from esper.nissa.trace import Trace
 from esper.runtime.rollout import Outcome, rollout
 from esper.runtime.scene import Scene
 from esper.tamiyo.policies import Policy
-from esper.utils.stats import measured_interval
+from esper.utils.stats import measured_interval, rank_correlation
 
 
 class TableColumn(NamedTuple):
@@ -29,6 +30,7 @@ class TableColumn(NamedTuple):
 COLUMNS = {
     "test_accuracy": TableColumn("test %", "pp, accuracy at the end on the test part", 1),
     "val_accuracy": TableColumn("validation %", "pp, last validation accuracy", 1),
+    "utility": TableColumn("J", "pp, test accuracy less the price of ln(1 + added / host) parameters", 2),
     "test_bits": TableColumn("test bits", "bits per token at the end on the test part", 3, of_tokens=True),
     "val_bits": TableColumn("val. bits", "bits per token, last validation", 3, of_tokens=True),
     "test_perplexity": TableColumn("perplexity", "at the end on the test part", of_tokens=True),
@@ -67,8 +69,8 @@ def compare(
       of every column (``COLUMNS`` has names and units) the ``cell``, and the ``values`` of environments 0 to E - 1, so
       that evaluations of several seeds can be pooled; its shares of the operations as a whole and by third of the
       episode, the entropy of that mix and of the policy itself, the survival of its seeds, the
-      calibration of its values, and red flags; per other policy the paired differences of the first policy to it. None
-      stands for what is undefined.
+      calibration of its values, and red flags; the ``agreement`` of return and J; per other policy the paired
+      differences of the first policy to it. None stands for what is undefined.
     """
     outcomes, tokens = [], scene.engine.data.has_tokens
     names = [name for name, column in COLUMNS.items() if column.of_tokens in (None, tokens)]
@@ -85,11 +87,31 @@ def compare(
         "reward": rules.reward,
         "gamma": rules.gamma,
         "rewards": dict(rules.rewards),
+        "price": float(scene.params.price),
+        "host_params": scene.engine.structure.host.num_params,
         "engine": dict(rules.engine),
         "policies": {outcome.policy: summary(outcome, names, rules.gamma) for outcome in outcomes},
+        "rank_correlation": agreement(outcomes),
         "first_minus": {other.policy: differences(outcomes[0], other, names) for other in outcomes[1:]},
     }
     return report, outcomes
+
+
+def agreement(outcomes: Sequence[Outcome]) -> dict[str, float | None]:
+    """How well the return, which decisions are learned from, ranks as J does, which growing is for.
+
+    Args:
+      outcomes: of several policies.
+
+    Returns:
+      Spearman's rank correlation of return and J over all episodes of all policies, and over the policies' means; None
+      where it is undefined, as where all are equal.
+    """
+    pairs = [torch.stack((each.total_reward.double(), each.utility.double())) for each in outcomes]
+    return {
+        "episodes": rank_correlation(*torch.cat(pairs, dim=1)),
+        "policies": rank_correlation(*torch.stack([pair.nanmean(1) for pair in pairs], dim=1)),
+    }
 
 
 def columns_of(report: dict[str, Any]) -> list[str]:

@@ -18,7 +18,7 @@ from esper.runtime.build import make
 from esper.runtime.own import called, is_own, load, own_reward, recorded
 from esper.runtime.policy_checkpoint import CHECKPOINTS, load_policy, load_run
 from esper.runtime.tasks import begins_task, named, takes_path
-from esper.simic.rewards import OwnReward, RewardMode, RewardParams, build_reward_params
+from esper.simic.rewards import DEFAULT_REWARD, OwnReward, RewardMode, RewardParams, build_reward_params
 from esper.tamiyo import scripted
 from esper.tamiyo.baselines import HeuristicConfig
 from esper.tamiyo.gradient import gradient_policy
@@ -57,7 +57,7 @@ class Rules:
     task: str = "digits"
     horizon: int = 0
     engine: Table = field(default_factory=dict)
-    reward: str = RewardMode.SHAPED.value
+    reward: str = DEFAULT_REWARD.value
     rewards: Table = field(default_factory=dict)
     gamma: float = numbers(RewardParams)["gamma"].default
     heuristic: Table = field(default_factory=dict)
@@ -187,7 +187,7 @@ class SceneSettings:
     horizon: int = setting(0, "decisions per episode; 0 = the run's, or the preset's", low=0, high=100_000)
     engine: Mapping[str, Entry] = setting({}, "numbers of the engine by name, over the run's own")
     reward: str = setting(
-        RUNS, "reward that is summed up; auto = the run's, shaped without one; else one of a run, or py:module:name"
+        RUNS, "reward that is summed up; auto = the run's, utility without one; else one of a run, or py:module:name"
     )
     rewards: Mapping[str, Entry] = setting({}, "numbers of the reward by name, over the run's own")
     heuristic: Mapping[str, Entry] = setting({}, "numbers of the rule of thumb by name, over the run's own")

@@ -80,6 +80,7 @@ def digits() -> Task:
     host = cnn_host(dataset.input_shape, dataset.num_classes, num_blocks=1, base_channels=4)
     settings = {"slots": (0, 0, BESIDE), "steps_per_epoch": 16, "horizon": 25, "host_lr": 0.1, "seed_lr": 0.1}
     rewards = {"loss_target": 0.1, "terminal_accuracy": 1.0, "terminal_fossil": 0.5, "rent_weight": PARAMETER_PRICE}
+    rewards |= {"price": 2.0}
     return Task("digits", host, IMAGE_BLUEPRINTS, dataset, settings, rewards)
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from esper.nissa.progress import KINDS
 from esper.runtime.scene import MODES, Rules, rules_of, tasks_of
 from esper.simic.ppo import RANGES, PPOConfig
+from esper.simic.rewards import DEFAULT_REWARD
 from esper.tezzeret.choose import CHOICES
 from esper.utils.settings import Entry, setting
 
@@ -29,7 +30,7 @@ class TrainSettings:
     horizon: int = setting(0, "decisions per episode; 0 = the preset's", low=0, high=100_000)
     seed: int = setting(0, "seed of policy and environments", low=0, high=2**31)
     engine: Mapping[str, Entry] = setting({}, "numbers of the engine by name, such as host_lr and steps_per_epoch")
-    reward: str = setting("shaped", f"reward: {', '.join(MODES)}, or py:module:name")
+    reward: str = setting(DEFAULT_REWARD.value, f"reward: {', '.join(MODES)}, or py:module:name")
     rewards: Mapping[str, Entry] = setting({}, "numbers of the reward by name, such as rent_weight")
     observation: Mapping[str, Entry] = setting({}, "units of what the policy sees by name, such as plateau")
     lr: float = setting(3e-3, "peak learning rate", *RANGES["lr"])

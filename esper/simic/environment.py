@@ -12,7 +12,7 @@ from esper.engine import Engine
 from esper.kasmina.structure import seed_sizes
 from esper.leyline.codes import Refusal
 from esper.leyline.state import State, validated
-from esper.simic.rewards import OwnReward, RewardMode, RewardParams, build_reward_params, reward
+from esper.simic.rewards import DEFAULT_REWARD, OwnReward, RewardMode, RewardParams, build_reward_params, reward
 from esper.tamiyo.interface import Interface, translate
 
 METRICS = ("val_accuracy", "val_loss", "seed_params", "refused", "refusal", "rolled_back")
@@ -38,7 +38,7 @@ class EsperEnv(EnvBase):
     def __init__(
         self,
         engine: Engine,
-        mode: RewardMode | OwnReward = RewardMode.SHAPED,
+        mode: RewardMode | OwnReward = DEFAULT_REWARD,
         params: RewardParams | None = None,
         seed: int = 0,
         interface: Interface | None = None,

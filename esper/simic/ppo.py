@@ -4,6 +4,7 @@ Schulman et al. 2017; generalised advantage estimation, Schulman et al. 2016. Co
 recursion are TorchRL's. The horizon ends the task here: the policy sees how much of it is left, rewards are paid for
 it, and nothing follows. The environment calls it a truncation, for learners that would look beyond; bootstrapping
 there lets the values run away, for the state at the horizon is a target's part in every update and a target in none.
+So the reward's potentials are 0 there, and shaping changes no decision.
 
 With one epoch per batch the ratio is always 1 and clipping never acts, so there are several;
 an update stops early when the policy has moved too far.

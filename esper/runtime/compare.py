@@ -29,16 +29,16 @@ class TableColumn(NamedTuple):
 
 COLUMNS = {
     "test_accuracy": TableColumn("test %", "pp, accuracy at the end on the test part", 1),
-    "val_accuracy": TableColumn("validation %", "pp, last validation accuracy", 1),
-    "utility": TableColumn("J", "pp, test accuracy less the price of ln(1 + added / host) parameters", 2),
+    "val_accuracy": TableColumn("val. %", "pp, last validation accuracy", 1),
+    "utility": TableColumn("J", "pp, test accuracy less the price of ln(1 + added / host) parameters", 1),
     "test_bits": TableColumn("test bits", "bits per token at the end on the test part", 3, of_tokens=True),
     "val_bits": TableColumn("val. bits", "bits per token, last validation", 3, of_tokens=True),
     "test_perplexity": TableColumn("perplexity", "at the end on the test part", of_tokens=True),
-    "total_reward": TableColumn("return", "undiscounted"),
+    "total_reward": TableColumn("return", "undiscounted", 1),
     "added": TableColumn("added", "parameters in seeds at the end", 0),
-    "germinated": TableColumn("germinated", "seeds"),
-    "fossilized": TableColumn("fossilized", "seeds"),
-    "culled": TableColumn("culled", "seeds"),
+    "germinated": TableColumn("germinated", "seeds", 1),
+    "fossilized": TableColumn("fossilized", "seeds", 1),
+    "culled": TableColumn("culled", "seeds", 1),
     "rollbacks": TableColumn("rollbacks", "count"),
 }
 """Fields of ``Outcome`` that are averaged and compared, in the order of the tables; also their names in the JSON

@@ -137,7 +137,7 @@ def test_what_training_prints(settings, whole):
     assert f"validation: {validation:.1f} % of a step; " in whole
     assert f"other than the hosts: {share:.1f} % of a round" in whole
     assert whole.count("  validation  ") == ROUNDS
-    assert "synthetic, 6 environments from seed 1, 4 decisions, reward shaped" in whole
+    assert "synthetic, 6 environments from seed 1, 4 decisions, reward utility" in whole
     assert whole.splitlines()[-1] == str(Path(settings.out) / "report.html")
 
 

@@ -121,7 +121,9 @@ def table(found: Row) -> str:
     if found["final_lr_fraction"] < 1:
         by += f" along a cosine to {found['final_lr_fraction']:g} of it"
     chosen = (
-        f"Each at its best of the rates {rates}{by}, chosen by validation" if "," in rates else f"All at the rate {rates}{by}"
+        f"Each at its best of the rates {rates}{by}, chosen by validation"
+        if "," in rates
+        else f"All at the rate {rates}{by}"
     )
     lines = [
         f"# The frontier: {found['task']}\n",

@@ -14,6 +14,7 @@ from esper.nissa.seeds import survival
 from esper.nissa.trace import Trace
 from esper.runtime.rollout import Outcome, rollout
 from esper.runtime.scene import Scene
+from esper.runtime.yardsticks import STATIC, best_script, static_network
 from esper.tamiyo.policies import Policy
 from esper.utils.stats import measured_interval, rank_correlation
 
@@ -49,14 +50,14 @@ DOMINANT, COLLAPSED = 0.9, 0.05
 """Share of one operation, and entropy in nats of the mix of operations, beyond which a reader is warned."""
 
 
-FIXED = frozenset({"wait"})
-"""Policies that know one operation only."""
+FIXED = ("wait", "grow ", STATIC)
+"""How names begin of what cannot act otherwise than it does."""
 
 
 def compare(
     scene: Scene, policies: list[Policy], seed: int, note: Callable[[str], None]
 ) -> tuple[dict[str, Any], list[Outcome]]:
-    """Run every policy on the same environments.
+    """Run every policy, the best script known and a static network on the same environments.
 
     Args:
       scene: task and reward.
@@ -72,12 +73,15 @@ def compare(
       calibration of its values, and red flags; the ``agreement`` of return and J; per other policy the paired
       differences of the first policy to it. None stands for what is undefined.
     """
-    outcomes, tokens = [], scene.engine.data.has_tokens
+    outcomes, tokens = list[Outcome](), scene.engine.data.has_tokens
     names = [name for name, column in COLUMNS.items() if column.of_tokens in (None, tokens)]
+    asked = [policy.name for policy in policies]
+    policies = policies + [script for script in best_script(scene) if script.name not in asked]
     for number, policy in enumerate(policies, start=1):
         note(f"playing {policy.name} in {scene.engine.config.num_envs} environments ({number}/{len(policies)})")
         outcomes.append(rollout(scene.engine, policy, seed, scene.mode, scene.params)[1])
-    rules = scene.rules
+    agrees, rules = agreement(outcomes), scene.rules
+    outcomes += static_network(scene, seed)
     report = {
         "task": rules.task,
         "data": scene.engine.data.record(),
@@ -91,7 +95,7 @@ def compare(
         "host_params": scene.engine.structure.host.num_params,
         "engine": dict(rules.engine),
         "policies": {outcome.policy: summary(outcome, names, rules.gamma) for outcome in outcomes},
-        "rank_correlation": agreement(outcomes),
+        "rank_correlation": agrees,
         "first_minus": {other.policy: differences(outcomes[0], other, names) for other in outcomes[1:]},
     }
     return report, outcomes
@@ -150,7 +154,7 @@ def red_flags(outcome: Outcome) -> list[str]:
 
     A policy that can do nothing else does not do it by fault; there is nothing to warn of.
     """
-    if outcome.policy in FIXED:
+    if outcome.policy.startswith(FIXED):
         return []
     mix = shares(outcome.operations)
     flags = [f"{op.name} is over {DOMINANT:.0%} of all actions" for op in Op if mix[op.name] > DOMINANT]

@@ -17,7 +17,7 @@ from esper.leyline.words import as_meant
 from esper.runtime.build import make
 from esper.runtime.own import called, is_own, load, own_reward, recorded
 from esper.runtime.policy_checkpoint import CHECKPOINTS, load_policy, load_run
-from esper.runtime.tasks import begins_task, named, takes_path
+from esper.runtime.tasks import Task, begins_task, named, takes_path
 from esper.simic.rewards import DEFAULT_REWARD, OwnReward, RewardMode, RewardParams, build_reward_params
 from esper.tamiyo import scripted
 from esper.tamiyo.baselines import HeuristicConfig
@@ -71,6 +71,7 @@ class Scene(NamedTuple):
     engine: Engine
     mode: RewardMode | OwnReward
     params: RewardParams
+    task: Task
 
 
 def rules_of(settings: Mapping[str, Any]) -> Rules:
@@ -125,7 +126,7 @@ def build_scene(rules: Rules, num_envs: int, backend: str) -> Scene:
         params = build_reward_params({"gamma": rules.gamma, **task.rewards, **reward_numbers}, engine.config)  # type: ignore[dict-item]
     except ConfigError as error:
         raise SettingsError(f"--rewards: {error}") from None
-    return Scene(rules, engine, reward_of(rules.reward), params)
+    return Scene(rules, engine, reward_of(rules.reward), params, task)
 
 
 def reward_of(name: str) -> RewardMode | OwnReward:

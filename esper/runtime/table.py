@@ -83,7 +83,7 @@ def _unmeasured(report: dict[str, Any]) -> list[str]:
         "validated: their networks were not finite from the first epoch on\n"
         for name, row in report["policies"].items()
         for key in columns_of(report)
-        if row[key]["measured"] < total
+        if key != "total_reward" and row[key]["measured"] < total
     ]
 
 

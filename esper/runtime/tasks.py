@@ -46,6 +46,8 @@ class Task(NamedTuple):
       rewards: values of ``RewardParams`` that differ from their defaults, by name; such as the loss at which the task
         counts as solved (a loss at which nothing is known, ln C, follows from the classes).
       objective: what hosts and seeds learn; its score times 100 is what is called accuracy.
+      script: the blueprint that the best script known grows wherever there is room; evaluations play it, too.
+      rival: the best static network known of about the size that growing ends at; evaluations train it, too.
     """
 
     name: str
@@ -55,6 +57,8 @@ class Task(NamedTuple):
     settings: dict[str, Any]
     rewards: Mapping[str, float] = MappingProxyType({})
     objective: Objective = cross_entropy()
+    script: str = ""
+    rival: Host | None = None
 
 
 IMAGE_BLUEPRINTS = (NORM, CONV_HEAVY, BOTTLENECK, CONV4X2, CONV8X2, CONV16X2)
@@ -81,7 +85,8 @@ def digits() -> Task:
     settings = {"slots": (0, 0, BESIDE), "steps_per_epoch": 16, "horizon": 25, "host_lr": 0.1, "seed_lr": 0.1}
     rewards = {"loss_target": 0.1, "terminal_accuracy": 1.0, "terminal_fossil": 0.5, "rent_weight": PARAMETER_PRICE}
     rewards |= {"price": 2.0}
-    return Task("digits", host, IMAGE_BLUEPRINTS, dataset, settings, rewards)
+    task = Task("digits", host, IMAGE_BLUEPRINTS, dataset, settings, rewards)
+    return task._replace(script=CONV8X2.name, rival=cnn_host(dataset.input_shape, dataset.num_classes, 2, 8))
 
 
 def digits_v1() -> Task:
@@ -114,7 +119,8 @@ def digits_deep() -> Task:
     host = cnn_host(dataset.input_shape, dataset.num_classes, num_blocks=5, base_channels=2, pool_blocks=2)
     slots = (0, 1, 2, 3, 4, BESIDE)
     settings = {"slots": slots, "steps_per_epoch": 16, "horizon": 25, "host_lr": 0.05, "seed_lr": 0.05}
-    return Task("digits_deep", host, IMAGE_BLUEPRINTS, dataset, settings)
+    task = Task("digits_deep", host, IMAGE_BLUEPRINTS, dataset, settings)
+    return task._replace(script=CONV8X2.name, rival=cnn_host(dataset.input_shape, dataset.num_classes, 2, 8))
 
 
 def images(dataset: Dataset, name: str) -> Task:
@@ -202,7 +208,9 @@ def text(corpus: str, name: str = "text") -> Task:
 
 def chars() -> Task:
     """English that every CPython carries: the topics of its help."""
-    return text(python_topics(), "chars")
+    task = text(python_topics(), "chars")
+    rival = transformer_host(task.data.num_classes, block=16, num_layers=1, num_heads=4, width=16)
+    return task._replace(script=TRANSFORMER16.name, rival=rival)
 
 
 def synthetic_tokens() -> Task:

@@ -60,7 +60,7 @@ class TrainSettings:
         "", "go on, with the run's own settings: a run directory or checkpoint; auto = --out if it holds a run"
     )
     eval_envs: int = setting(
-        128, "held-out environments of the evaluation at the end; 0 = none, else >= 6", low=0, high=65536
+        64, "held-out environments of the evaluation at the end; 0 = none, else >= 6", low=0, high=65536
     )
     progress: str = setting("auto", "auto = a bar on a terminal, lines elsewhere", choices=KINDS)
     tensorboard: bool = setting(False, "also write TensorBoard events")

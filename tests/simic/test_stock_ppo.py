@@ -12,6 +12,7 @@ import esper
 from esper.kasmina.cnn import cnn_host
 from esper.kasmina.conv_blueprints import CONV_SMALL, DEPTHWISE
 from esper.simic.environment import EsperEnv
+from esper.simic.rewards import RewardMode
 from esper.tolaria.synthetic import synthetic
 
 ALLOWED = {"esper", "esper.simic.environment", "esper.simic.rewards"}
@@ -58,7 +59,7 @@ def run(engine, seed, batches):
     actor that came out asks for what is illegal."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        env = EsperEnv(engine)
+        env = EsperEnv(engine, RewardMode.SHAPED)
         networks = torch.nn.ModuleList(stock_ppo.build(env))
         before = [parameter.detach().clone() for parameter in networks.parameters()]
         returns = stock_ppo.train(env, *networks, batches=batches)

@@ -7,6 +7,7 @@ the best ``SMOOTHING`` rounds in a row, ``evaluation.json`` and ``report.html`` 
 """
 
 import math
+import os
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
@@ -68,7 +69,7 @@ def places(settings: TrainSettings) -> tuple[Path, Path | None]:
     """The run directory, and the checkpoint to go on from, if any.
 
     Raises:
-      SettingsError: the directory holds a run that is not the one to go on with.
+      SettingsError: the directory holds a run that is not the one to go on with, or can be none.
     """
     source = source_of(settings.resume, settings.out, settings.task)
     named = bool(settings.out) or source is None
@@ -78,7 +79,19 @@ def places(settings: TrainSettings) -> tuple[Path, Path | None]:
             raise SettingsError(f"--out {folder}: holds a run already; {again(folder)} goes on with it")
         if folder.resolve() != source.parent.resolve():
             raise SettingsError(f"--out {folder}: holds a run already; expected an unused directory, or that run's own")
+    _expect_room(folder)
     return folder, source
+
+
+def _expect_room(folder: Path) -> None:
+    """Raise unless a directory is there that can be written, or can be made."""
+    place = folder.absolute()
+    while not os.path.exists(place):  # unlike Path.exists, False for every name that no file can have
+        place = place.parent
+    if not place.is_dir():
+        raise SettingsError(f"--out {folder}: {place} is no directory; expected a place for one")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise SettingsError(f"--out {folder}: {place} cannot be written; expected a place for a directory")
 
 
 def _folder(out: str, task: str) -> Path:

@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -76,6 +77,43 @@ def test_going_on_needs_nothing_but_the_directory(trained: Path, capsys: pytest.
 def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("train", *SMALL, "--dry-run", "--out", str(tmp_path / "x")) == 0
     assert not (tmp_path / "x").exists() and "synthetic: eager" in capsys.readouterr().out
+    (tmp_path / "file").write_text("kept")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        for more in ([], ["--dry-run"]):
+            assert run("train", *SMALL, *more, "--out", str(place)) == 2
+            assert capsys.readouterr().err.endswith("/file is no directory; expected a place for one\n")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+STARTS = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background ignores it
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+INTERRUPTS = """
+import os, signal
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except BaseException:  # as modules do that try an import
+    pass
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell's statuses")
+@pytest.mark.parametrize("words", [["-m", "esper", "tasks"], ["-m", "esper.bench"], ["bin/esper", "tasks"]])
+def test_an_interrupt_while_python_still_imports_is_130_and_no_traceback(words: list[str], tmp_path: Path) -> None:
+    """The first module of others that Esper imports interrupts the process, and would swallow the exception."""
+    for module in ("torch", "numpy", "tensordict"):
+        (tmp_path / f"{module}.py").write_text(INTERRUPTS)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "esper").write_text("import sys\nfrom esper.__main__ import main\nsys.exit(main())\n")
+    paths = os.pathsep.join([str(tmp_path), str(Path(esper.__file__).parents[1])])
+    command = [sys.executable, "-c", STARTS, *words]
+    done = subprocess.run(
+        ["sh", "-c", '"$@"; exit $?', "sh", *command],
+        env=os.environ | {"PYTHONPATH": paths}, cwd=tmp_path, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 130 and done.stdout == "" and len(done.stderr.splitlines()) <= 1
 
 
 class Asking(io.StringIO):

@@ -18,6 +18,7 @@ with ending_on_interrupt(__name__ == "__main__" or is_command()):
     from esper.runtime.evaluate import EvaluateSettings, evaluate
     from esper.runtime.inspect import InspectSettings, inspect
     from esper.runtime.interrupt import Stopped
+    from esper.runtime.own import expect_nothing_imported
     from esper.runtime.runs import settings_before
     from esper.runtime.train import train
     from esper.runtime.train_settings import TrainSettings
@@ -88,7 +89,7 @@ def _run(command: str, words: Sequence[str]) -> None:
         data_check(words)
         return
     kind, run = COMMANDS[command]
-    run(read_settings(kind, words, f"esper {command}", BASES.get(command)), None)
+    run(read_settings(kind, words, f"esper {command}", BASES.get(command), expect_nothing_imported), None)
 
 
 def overview() -> str:

@@ -1,13 +1,13 @@
 """What users wrote themselves, by its place: ``py:module:name`` wherever a task, a reward or a policy is named.
 
-A module is imported because the command names it. A name that a run recorded is not reason enough, since a run
-directory may be a stranger's: see ``recorded``.
+A module is imported because the command names it. A name that a run or a file of settings recorded is not reason
+enough, since they may be a stranger's: see ``recorded``.
 """
 
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any, cast
 
@@ -24,6 +24,10 @@ from esper.utils import rng
 from esper.utils.documents import shown
 
 PREFIX = "py:"
+
+
+NAMES = ("task", "room_for", "reward", "policy")
+"""Settings that may name something of the user's own."""
 
 
 def is_own(name: str) -> bool:
@@ -175,12 +179,18 @@ def _kind(value: Any) -> str:
     return f"{str(value.dtype).removeprefix('torch.')} tensor {list(value.shape)}"
 
 
-def recorded(place: str, name: str) -> str:
-    """A name, or names with commas between, that a run recorded, if it asks for nothing to be imported.
+def recorded(place: str, name: str, source: str = "the run") -> str:
+    """A name, or names with commas between, that a run or a file recorded, if it asks for nothing to be imported.
 
     Raises:
       ConfigError: it does; the line says how the command names it.
     """
     if any(is_own(part) for part in name.split(",")):
-        raise ConfigError(f"{place}: the run recorded {name!r}, which imports a module; expected {place} {name}")
+        raise ConfigError(f"{place}: {source} recorded {name!r}, which imports a module; expected {place} {name}")
     return name
+
+
+def expect_nothing_imported(values: Mapping[str, Any], path: str) -> None:
+    """Raise ``ConfigError`` if a file of settings, which may be a stranger's, asks for a module."""
+    for name in NAMES:
+        recorded(f"--{name.replace('_', '-')}", str(values.get(name, "")), path)

@@ -19,7 +19,7 @@ from typing import Any
 from tensordict import TensorDictBase
 
 from esper.nissa.sinks import METRICS, Metrics, read_rows, write_text
-from esper.runtime.own import recorded
+from esper.runtime.own import NAMES, recorded
 from esper.runtime.policy_checkpoint import CHECKPOINTS, learner_tensors, load_run, restore_learner
 from esper.runtime.scene import Scene
 from esper.runtime.train_settings import TrainSettings
@@ -139,7 +139,7 @@ def settings_before(asked: Mapping[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in beside.items() if name in INCIDENTAL and name not in OWN}
     known = {entry.name for entry in fields(TrainSettings)}
     decided = {name: value for name, value in load_run(source).table["settings"].items() if name in known}
-    for name in ("task", "room_for", "reward"):
+    for name in NAMES:
         if name not in asked:
             recorded(f"--{name.replace('_', '-')}", str(decided.get(name, "")))
     return kept | from_record(decided)

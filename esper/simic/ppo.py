@@ -27,6 +27,7 @@ from torchrl.objectives.value.functional import generalized_advantage_estimate
 from esper.leyline.config import ConfigError
 from esper.simic.environment import EsperEnv
 from esper.utils import rng
+from esper.utils.documents import figure
 
 KEPT = ("observation", "action_mask", "is_init", "recurrent_state_h", "recurrent_state_c", "action", "action_log_prob")
 """Keys of a rollout that the update needs, beside the advantages."""
@@ -89,7 +90,7 @@ class PPOConfig:
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-                raise ConfigError(f"ppo.{name} = {value!r}: expected {low:g} to {high:g}")
+                raise ConfigError(f"ppo.{name} = {value!r}: expected {figure(low)} to {figure(high)}")
 
 
 def make_collector(env: EsperEnv, policy: ActorValueOperator) -> Collector:
@@ -258,8 +259,7 @@ class Learner:
                 f"round {self.done + 1}: after no decision are all rewards finite; nothing can be learned"
             )
         count = min([config.minibatches, *(len(part.data) for part in prepared)])
-        seen: list[dict[str, float]] = []
-        epochs = 0
+        seen, epochs = list[dict[str, float]](), 0
         for epoch in range(config.epochs):
             key = rng.fold_in(rng.key(self.seed), self.done, epoch)
             parts = [rng.permutation(key, len(part.data)).tensor_split(count) for part in prepared]

@@ -16,6 +16,10 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 """How far results may differ that should be equal but for the order of sums."""
 
 
+LONGEST_CAUSE = 200
+"""Characters of an error that a message quotes."""
+
+
 class HostError(ValueError):
     """A host that breaks its contract; one line with the host, what was found and what was expected."""
 
@@ -44,8 +48,23 @@ def check_host(host: Host, num_networks: int = 3, batch_size: int = 4) -> None:
       batch_size: samples B, >= 2.
 
     Raises:
-      HostError: the first contract that is broken.
+      HostError: the first contract that is broken, or what the host raised.
     """
+    try:
+        _check_all(host, num_networks, batch_size)
+    except HostError:
+        raise
+    except Exception as error:  # whatever a host's functions do
+        raise HostError(f"host {getattr(host, 'name', host)!r}: {raised(error)}") from error
+
+
+def raised(error: Exception) -> str:
+    """What a user's part did in place of keeping its contract, on one line."""
+    said = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"raised {said[:LONGEST_CAUSE]}; expected functions that keep the contract"
+
+
+def _check_all(host: Host, num_networks: int, batch_size: int) -> None:
     _check_structure(host)
     for dtype in TOLERANCE:
         rows = _draw_rows(host, num_networks, batch_size, dtype)

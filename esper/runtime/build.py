@@ -16,7 +16,7 @@ from esper.leyline.words import as_meant
 from esper.runtime.tasks import Task, named
 from esper.tamiyo.observation import build_scales
 from esper.tezzeret.choose import build_backend
-from esper.tolaria.data import validate
+from esper.tolaria.data import Dataset, validate
 from esper.tolaria.split import limit_validation
 from esper.utils.documents import shown
 
@@ -93,12 +93,23 @@ def make(
             near = get_close_matches(name, [*known, *table], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted(known | set(table)))}"
             raise ConfigError(f"make({task.name!r}): unknown setting {name!r}{hint}")
+    if not isinstance(differentiable, bool):
+        raise ConfigError(f"differentiable = {shown(differentiable)}: expected True or False")
     meant = {name: as_meant(name, value) for name, value in settings.items() if name in known}
     config = Config(num_envs=num_envs, **{"slots": (), **meant})
     place = find_device(device)
     dtype = config.precision.dtype
     hypers = build_hypers({k: v for k, v in settings.items() if k in table}, num_envs, dtype, place)
     dataset = limit_validation(validate(task.data, task.host.input_shape), config.most_val_samples).to(place, dtype)
+    _expect_fit(task, config, dataset)
+    hypers = hypers if differentiable else hypers.detach()
+    structure = build_structure(config, task.host, task.blueprints, task.objective, place)
+    runs = build_backend(backend, structure, place, differentiable)
+    return Engine(structure, runs, hypers.lock_(), dataset, build_scales(observation))
+
+
+def _expect_fit(task: Task, config: Config, dataset: Dataset) -> None:
+    """Raise ``ConfigError`` unless the task's host and the settings are for such data."""
     if dataset.num_classes != task.host.num_outputs:
         raise ConfigError(
             f"make({task.name!r}): dataset {dataset.name} has {dataset.num_classes} classes, "
@@ -116,7 +127,3 @@ def make(
             f"make({task.name!r}): config.{asked} is for images; dataset {dataset.name} has samples of shape "
             f"{dataset.input_shape}; expected crop_padding = 0, mirror = False"
         )
-    hypers = hypers if differentiable else hypers.detach()
-    structure = build_structure(config, task.host, task.blueprints, task.objective, place)
-    runs = build_backend(backend, structure, place, differentiable)
-    return Engine(structure, runs, hypers.lock_(), dataset, build_scales(observation))

@@ -6,7 +6,8 @@ from typing import Any, TextIO
 
 from esper.nissa.progress import is_terminal, make_progress
 from esper.runtime.compare import compare
-from esper.runtime.scene import SceneSettings, build_scene, gradient_of, own_policy, policies_of
+from esper.runtime.own import own_policy
+from esper.runtime.scene import SceneSettings, build_scene, gradient_of, policies_of
 from esper.runtime.table import table
 from esper.tamiyo import scripted
 from esper.tamiyo.policies import from_mask
@@ -51,7 +52,7 @@ def evaluate(settings: EvaluateSettings, out: TextIO | None = None) -> dict[str,
         except ValueError as error:
             raise SettingsError(f"--grow: {error}") from None
         policies.append(from_mask(f"grow {settings.grow}", growing))
-    policies += [own_policy(scene, "--policy", settings.policy)] if settings.policy else []
+    policies += [own_policy(scene.engine, "--policy", settings.policy)] if settings.policy else []
     policies += [gradient_of(scene)] if settings.gradient else []
     progress = make_progress("bar" if is_terminal(sys.stderr) else "off", "policy", sys.stderr)
     report, _ = compare(scene, policies, settings.seed, progress.note)

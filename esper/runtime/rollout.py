@@ -73,7 +73,7 @@ def rollout(
     keys = rng.fold_in(rng.fold_in(rng.key(seed), ROLLOUT_STREAM), torch.arange(config.num_envs)).to(state.key.device)
     frames, diagnostics, names = [], [], tuple[str, ...]()
     for number in range(config.horizon):
-        memory, decision = policy.act(memory, _policy_input(engine, state, rng.fold_in(keys, number)))
+        memory, decision = policy.act(memory, policy_input(engine, state, rng.fold_in(keys, number)))
         before = state
         state, event = engine.step(state, decision.action)
         earned = reward(mode, numbers, engine.structure, before, state, event)
@@ -91,7 +91,8 @@ def rollout(
     return state, _outcome(engine, policy.name, state, trace, numbers.price, seconds)
 
 
-def _policy_input(engine: Engine, state: State, keys: Tensor) -> PolicyInput:
+def policy_input(engine: Engine, state: State, keys: Tensor) -> PolicyInput:
+    """What a policy sees; keys [E, 2] for its draws."""
     return PolicyInput(state, engine.observe(state), engine.mask(state), keys)
 
 

@@ -15,7 +15,7 @@ from esper.leyline.hypers import numbers
 from esper.leyline.state import State
 from esper.leyline.words import as_meant
 from esper.runtime.build import make
-from esper.runtime.own import called, is_own, load, own_reward, recorded
+from esper.runtime.own import is_own, load, own_reward, recorded, try_step
 from esper.runtime.policy_checkpoint import CHECKPOINTS, load_policy, load_run
 from esper.runtime.tasks import Task, begins_task, named, takes_path
 from esper.simic.rewards import DEFAULT_REWARD, OwnReward, RewardMode, RewardParams, build_reward_params
@@ -107,7 +107,7 @@ def build_scene(rules: Rules, num_envs: int, backend: str) -> Scene:
 
     Raises:
       SettingsError: a name or a value of ``--engine`` or ``--rewards`` is not allowed.
-      ConfigError, DatasetError: the rest cannot be built.
+      ConfigError, DatasetError: the rest cannot be built, or one's own task or reward fails in a first step.
     """
     engine_numbers, reward_numbers = dict(rules.engine), dict(rules.rewards)
     if "gamma" in reward_numbers:
@@ -126,7 +126,10 @@ def build_scene(rules: Rules, num_envs: int, backend: str) -> Scene:
         params = build_reward_params({"gamma": rules.gamma, **task.rewards, **reward_numbers}, engine.config)  # type: ignore[dict-item]
     except ConfigError as error:
         raise SettingsError(f"--rewards: {error}") from None
-    return Scene(rules, engine, reward_of(rules.reward), params, task)
+    scene = Scene(rules, engine, reward_of(rules.reward), params, task)
+    if is_own(rules.task) or is_own(rules.reward):
+        try_step(engine, scene.mode, params, (rules.task, rules.reward))
+    return scene
 
 
 def reward_of(name: str) -> RewardMode | OwnReward:
@@ -143,24 +146,6 @@ def reward_of(name: str) -> RewardMode | OwnReward:
     if not callable(found):
         raise SettingsError(f"--reward = {name!r}: found a {type(found).__name__}; expected a function")
     return own_reward(name, found)
-
-
-def own_policy(scene: Scene, place: str, name: str) -> Policy:
-    """A policy of the user's own: what their function of the engine returns.
-
-    Raises:
-      SettingsError: the name means no such function.
-    """
-    if not is_own(name):
-        raise SettingsError(f"{place} = {name!r}: expected py:module:name")
-    found = load(place, name)
-    made = callable(found) and not isinstance(found, Policy)
-    policy = called(place, name, found, scene.engine) if made else found
-    if not isinstance(policy, Policy):
-        raise SettingsError(
-            f"{place} = {name!r}: found a {type(policy).__name__}; expected a function from an engine to a Policy"
-        )
-    return policy._replace(name=name)
 
 
 def _own(given: Mapping[str, Entry]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from esper.tolaria.formats.npz import npz as read_npz
 from esper.tolaria.formats.text import text as read_text
 from esper.tolaria.markov import draw_chain, markov
 from esper.tolaria.synthetic import synthetic as draw_clusters
+from esper.utils.documents import shown
 
 
 class Task(NamedTuple):
@@ -245,7 +246,7 @@ SOURCES: dict[str, Callable[..., Task]] = {
 number of classes: ``idx:data/emnist#classes=27``.
 """
 
-CLASSES = re.compile(r"(.+)#classes=([0-9]{1,7})")
+CLASSES = re.compile(r"(.+)#classes=([^/#]*)")
 COUNTED = ("idx", "npz")
 """Kinds whose number of classes can be told."""
 
@@ -266,6 +267,8 @@ def named(name: str) -> Task:
             return SOURCES[kind](path)._replace(name=name)
         if kind not in COUNTED:
             raise ConfigError(f"task {name!r}: #classes is for {' and '.join(COUNTED)}; expected {kind}:PATH alone")
+        if not (told[2].isascii() and told[2].isdigit() and len(told[2]) < 8):
+            raise ConfigError(f"task {name!r}: #classes = {shown(told[2])}: expected an integer >= 2")
         return SOURCES[kind](told[1], int(told[2]))._replace(name=name)
     if name in TASKS:
         return TASKS[name]()

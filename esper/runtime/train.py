@@ -12,6 +12,7 @@ from tensordict import TensorDictBase
 from torchrl.collectors import Collector
 
 from esper.leyline.actions import Op
+from esper.leyline.config import ConfigError
 from esper.nissa.progress import Progress, make_progress, require_tqdm
 from esper.nissa.sinks import METRICS, read_rows, require_tensorboard, write_text
 from esper.runtime.compare import compare
@@ -85,7 +86,8 @@ def _work(
     findings, stopped = Findings(), None
     try:
         _learn(settings, tracks, learner, run, (progress, watch))
-        out.write(_time_split(read_rows(run.folder / METRICS)))
+        rows = read_rows(run.folder / METRICS)
+        out.write(_time_split(rows) + _left_out(rows))
         if settings.eval_envs:
             findings = _evaluate(settings, run, progress, ends)
     except Stopped as asked:
@@ -163,7 +165,10 @@ def _round(settings: TrainSettings, tracks: Sequence[Track], learner: Learner, w
         with torch_draws_from(seed):
             batches.append(next(track.batches))
     collected = time.perf_counter()
-    learned = learner.update(batches, watch.check)
+    try:
+        learned = learner.update(batches, watch.check)
+    except ConfigError as error:
+        raise SettingsError(f"--reward = {settings.reward!r}: {error}; expected finite rewards") from None
     ended = time.perf_counter()
     told = [_describe(track, batch) for track, batch in zip(tracks, batches, strict=True)]
     row = {
@@ -183,12 +188,14 @@ def _round(settings: TrainSettings, tracks: Sequence[Track], learner: Learner, w
 def _describe(track: Track, batch: TensorDictBase) -> dict[str, float]:
     """What came of one task's episodes; counts are per environment. Of rounds there is validation alone, no test.
 
-    Accuracy and loss are means over those environments that could be validated, and ``measured`` is their share.
+    Accuracy and loss are means over those environments that could be validated, and ``measured`` is their share; the
+    return is the mean over those whose rewards are all finite.
     """
     after, envs = batch["next"], batch.shape[0]
+    returns = after["reward"].sum(1)
     op = track.env.interface.codec.op[batch["action"]]
     return {
-        "return": float(after["reward"].sum(1).mean()),
+        "return": float(returns[returns.isfinite()].mean()),
         "val_accuracy": float(after["val_accuracy"][:, -1].nanmean()),
         "val_loss": float(after["val_loss"][:, -1].nanmean()),
         "measured": float(after["val_loss"][:, -1].isfinite().float().mean()),
@@ -226,6 +233,18 @@ def _time_split(rows: list[dict[str, Any]]) -> str:
     return (
         f"validation: {validation:.1f} % of a step; other than the hosts: {share:.1f} % of a round "
         f"({learned:.1f} % learning), mean of {len(counted)} rounds of {whole / len(counted):.2f} s\n"
+    )
+
+
+def _left_out(rows: list[dict[str, Any]]) -> str:
+    """A line on decisions that taught nothing, if there were any; rounds of before they were counted had none."""
+    found = [row for row in rows if row.get("left_out")]
+    if not found:
+        return ""
+    share = sum(row["left_out"] for row in found) / len(rows)
+    return (
+        f"left out: {100 * share:.2g} % of all decisions, from round {found[0]['round']} on: the rewards that followed "
+        "were not finite, and taught nothing\n"
     )
 
 

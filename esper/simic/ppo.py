@@ -28,13 +28,13 @@ from torchrl.objectives.value.functional import generalized_advantage_estimate
 from esper.leyline.config import ConfigError
 from esper.simic.environment import EsperEnv
 from esper.utils import rng
+from esper.utils.documents import figure
 
 KEPT = ("observation", "action_mask", "is_init", "recurrent_state_h", "recurrent_state_c", "action", "action_log_prob")
 """Keys of a rollout that the update needs, beside the advantages."""
 
 LOSSES = ("loss_objective", "loss_critic", "loss_entropy", "entropy", "kl_approx", "clip_fraction")
 """What TorchRL's loss says of a minibatch."""
-
 
 RANGES: dict[str, tuple[float, float]] = {
     "gamma": (0.0, 1.0),
@@ -91,7 +91,7 @@ class PPOConfig:
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-                raise ConfigError(f"ppo.{name} = {value!r}: expected {low:g} to {high:g}")
+                raise ConfigError(f"ppo.{name} = {value!r}: expected {figure(low)} to {figure(high)}")
 
 
 def make_collector(env: EsperEnv, policy: ActorValueOperator) -> Collector:
@@ -175,7 +175,8 @@ class PreparedBatch(NamedTuple):
     """A task's episodes, ready to learn from."""
 
     data: TensorDictBase  # [E, T]; what the update needs, with normalised advantages and value targets
-    explained: float  # share of the targets' variance that the critic foresaw
+    explained_variance: float  # share of the targets' variance that the critic foresaw
+    left_out: float  # share of the decisions whose advantage is not finite, and which teach nothing
 
 
 def prepare(policy: ActorValueOperator, config: PPOConfig, batch: TensorDictBase) -> PreparedBatch:
@@ -189,9 +190,11 @@ def prepare(policy: ActorValueOperator, config: PPOConfig, batch: TensorDictBase
     after = batch["next"]
     values = values_of(policy, batch)
     estimate = advantages(config, values, after["reward"], after["done"], after["done"])
-    target = estimate["value_target"]
-    explained = 1 - (target - values[:, :-1]).var() / (target.var() + 1e-8)
-    return PreparedBatch(batch.select(*KEPT).update(normalise(estimate, values[:, :-1])), float(explained))
+    finite = torch.isfinite(estimate["advantage"])
+    target, foreseen = estimate["value_target"][finite], values[:, :-1][finite]
+    explained = 1 - (target - foreseen).var() / (target.var() + 1e-8) if len(target) > 1 else math.nan
+    data = batch.select(*KEPT).update(normalise(estimate, values[:, :-1]))
+    return PreparedBatch(data, float(explained), 1 - float(finite.float().mean()))
 
 
 @dataclass
@@ -240,7 +243,11 @@ class Learner:
 
         Returns:
           means over the minibatches: losses, entropy, approximate KL, clipped fraction, and which share of them was
-          skipped, their gradient not being finite; and the epochs done.
+          skipped, their gradient not being finite; the epochs done; and which share of the decisions was left out,
+          what followed on them not being finite.
+
+        Raises:
+          ConfigError: all decisions of a task would be left out. Nothing has changed then.
         """
         config = self.config
         lr, entropy = self.schedule()
@@ -248,9 +255,12 @@ class Learner:
             group["lr"] = lr
         self.loss.entropy_coeff.fill_(entropy)
         prepared = [prepare(self.policy, config, batch) for batch in batches]
+        if max(part.left_out for part in prepared) == 1:
+            raise ConfigError(
+                f"round {self.done + 1}: after no decision are all rewards finite; nothing can be learned"
+            )
         count = min([config.minibatches, *(len(part.data) for part in prepared)])
-        seen: list[dict[str, float]] = []
-        epochs = 0
+        seen, epochs = list[dict[str, float]](), 0
         for epoch in range(config.epochs):
             key = rng.fold_in(rng.key(self.seed), self.done, epoch)
             parts = [rng.permutation(key, len(part.data)).tensor_split(count) for part in prepared]
@@ -263,8 +273,9 @@ class Learner:
                 break
         self.done += 1
         means = {name: sum(row[name] for row in seen) / len(seen) for name in seen[0]}
-        explained = sum(part.explained for part in prepared) / len(prepared)
-        return means | {"epochs": epochs, "lr": lr, "entropy_weight": entropy, "explained_variance": explained}
+        for name in ("explained_variance", "left_out"):
+            means[name] = sum(getattr(part, name) for part in prepared) / len(prepared)
+        return means | {"epochs": epochs, "lr": lr, "entropy_weight": entropy}
 
     def _minibatch(self, parts: Sequence[TensorDictBase], seen: list[dict[str, float]]) -> float:
         steps = sum(part.numel() for part in parts)

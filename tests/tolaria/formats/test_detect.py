@@ -102,7 +102,7 @@ def test_reports(paths, sound):
     report = check(paths["npz"])
     assert [part.records for part in report.parts] == [6, 1, 2] and report.split == HALVES
     part = report.parts[0]
-    assert (part.records, part.shape, part.dtype, part.low, part.high) == (6, (2, 2), "float32", -3.0, 1.25)
+    assert (part.records, part.shape, part.dtype, part.low, part.high) == (6, (1, 2, 2), "float32", -3.0, 1.25)
     part = check(paths["text"]).parts[0]
     assert (part.records, part.low, part.high) == (12, ord("\n"), ord("ö")) and check(paths["text"]).num_classes == 10
 

@@ -39,7 +39,7 @@ class RoundSetup(NamedTuple):
     def collect(self) -> TensorDictBase:
         """The same episodes every time, as long as the policy is the same."""
         self.env.next_seed = SEED
-        with torch_draws_from(SEED):
+        with torch_draws_from(SEED, self.env.device):
             return next(self.batches)
 
     def round(self) -> tuple[TensorDictBase, dict[str, float]]:

@@ -25,11 +25,15 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value.functional import generalized_advantage_estimate
 
 from esper.leyline.config import ConfigError
+from esper.simic.adam import build_adam, step_if
 from esper.simic.environment import EsperEnv
 from esper.utils import rng
 
-KEPT = ("observation", "action_mask", "is_init", "recurrent_state_h", "recurrent_state_c", "action", "action_log_prob")
+KEPT = ("observation", "action_mask", "recurrent_state_h", "recurrent_state_c", "action", "action_log_prob")
 """Keys of a rollout that the update needs, beside the advantages."""
+
+SEEN = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction", "gradient_norm", "skipped")
+"""What is told of a minibatch."""
 
 LOSSES = ("loss_objective", "loss_critic", "loss_entropy", "entropy", "kl_approx", "clip_fraction")
 """What TorchRL's loss says of a minibatch."""
@@ -108,6 +112,15 @@ def make_collector(env: EsperEnv, policy: ActorValueOperator) -> Collector:
     )
 
 
+def as_whole(episodes: TensorDictBase) -> TensorDictBase:
+    """Episodes [E, T] that begin at their first step, marked so for TorchRL's LSTM.
+
+    Before every pass it looks whether one begins further on. The flags that it looks at stay on the host, so that it
+    need not wait for the device.
+    """
+    return episodes.copy().clear_device_().set("is_init", torch.zeros(*episodes.shape, 1, dtype=torch.bool))
+
+
 def values_of(policy: ActorValueOperator, batch: TensorDictBase) -> Tensor:
     """State values along whole episodes and of the successor of their last step.
 
@@ -121,11 +134,11 @@ def values_of(policy: ActorValueOperator, batch: TensorDictBase) -> Tensor:
     last = batch[:, -1:]
     keys = ("observation", "action_mask")
     sequence = {key: torch.cat((batch[key], last["next", key]), dim=1) for key in keys}
-    again = ("is_init", "recurrent_state_h", "recurrent_state_c")
+    again = ("recurrent_state_h", "recurrent_state_c")
     sequence |= {key: torch.cat((batch[key], torch.zeros_like(last[key])), dim=1) for key in again}
     whole = TensorDict(sequence, batch_size=[batch.shape[0], batch.shape[1] + 1])
     with torch.no_grad(), set_recurrent_mode(True):
-        value: Tensor = policy.get_value_operator()(whole)["state_value"]
+        value: Tensor = policy.get_value_operator()(as_whole(whole))["state_value"]
     return value
 
 
@@ -142,7 +155,7 @@ def advantages(config: PPOConfig, values: Tensor, reward: Tensor, done: Tensor, 
       TorchRL's recursion over time, not its vectorised form: that one drops the far tail of the sum (an error of 1e-5)
       and raises where gamma * lambda is nearly 0.
     """
-    gamma, lam = values.new_tensor(config.gamma), values.new_tensor(config.gae_lambda)
+    gamma, lam = values.new_full((), config.gamma), values.new_full((), config.gae_lambda)
     advantage, target = generalized_advantage_estimate(
         gamma, lam, values[:, :-1], values[:, 1:], reward, done, terminated
     )
@@ -160,12 +173,12 @@ def normalise(estimate: TensorDict, values: Tensor) -> TensorDict:
       like estimate, finite. Law: the finite steps get what they would get if the others did not exist.
     """
     advantage, target = estimate["advantage"], estimate["value_target"]
-    finite = torch.isfinite(advantage)
-    sound = advantage[finite]
-    if sound.numel() < 2:
-        scaled = torch.zeros_like(advantage)
-    else:
-        scaled = torch.where(finite, (advantage - sound.mean()) / sound.std().clamp(min=1e-6), 0.0)
+    finite, flat = torch.isfinite(advantage), advantage.flatten()
+    count = finite.sum().to(advantage.dtype)
+    mean = torch.where(finite.flatten(), flat, 0.0).sum() / count
+    spread = torch.where(finite.flatten(), flat, mean).std()  # the mean's deviation is 0: only the divisor counts it
+    std = spread * ((flat.numel() - 1) / (count - 1).clamp(min=1)).sqrt()
+    scaled = torch.where(finite & (count > 1), (advantage - mean) / std.clamp(min=1e-6), 0.0)
     kept = {"advantage": scaled, "value_target": torch.where(finite, target, values)}
     return TensorDict(kept, batch_size=estimate.batch_size)
 
@@ -174,7 +187,7 @@ class PreparedBatch(NamedTuple):
     """A task's episodes, ready to learn from."""
 
     data: TensorDictBase  # [E, T]; what the update needs, with normalised advantages and value targets
-    explained: float  # share of the targets' variance that the critic foresaw
+    explained: Tensor  # []; share of the targets' variance that the critic foresaw
 
 
 def prepare(policy: ActorValueOperator, config: PPOConfig, batch: TensorDictBase) -> PreparedBatch:
@@ -190,7 +203,7 @@ def prepare(policy: ActorValueOperator, config: PPOConfig, batch: TensorDictBase
     estimate = advantages(config, values, after["reward"], after["done"], after["done"])
     target = estimate["value_target"]
     explained = 1 - (target - values[:, :-1]).var() / (target.var() + 1e-8)
-    return PreparedBatch(batch.select(*KEPT).update(normalise(estimate, values[:, :-1])), float(explained))
+    return PreparedBatch(batch.select(*KEPT).update(normalise(estimate, values[:, :-1])), explained)
 
 
 @dataclass
@@ -218,7 +231,7 @@ class Learner:
             normalize_advantage=False,
         )
         self.loss.set_keys(sample_log_prob="action_log_prob")
-        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=config.lr, eps=1e-5)
+        self.optimizer = build_adam(self.policy.parameters(), config.lr)
 
     def schedule(self) -> tuple[float, float]:
         """Learning rate and entropy bonus of the present round."""
@@ -241,49 +254,44 @@ class Learner:
           means over the minibatches: losses, entropy, approximate KL, clipped fraction, and which share of them was
           skipped, their gradient not being finite; and the epochs done.
         """
-        config = self.config
+        config, device = self.config, next(self.policy.parameters()).device
         lr, entropy = self.schedule()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.loss.entropy_coeff.fill_(entropy)
         prepared = [prepare(self.policy, config, batch) for batch in batches]
         count = min([config.minibatches, *(len(part.data) for part in prepared)])
-        seen: list[dict[str, float]] = []
+        seen: list[list[float]] = []
         epochs = 0
         for epoch in range(config.epochs):
-            key = rng.fold_in(rng.key(self.seed), self.done, epoch)
+            key = rng.fold_in(rng.key(self.seed).to(device), self.done, epoch)
             parts = [rng.permutation(key, len(part.data)).tensor_split(count) for part in prepared]
-            kl = []
+            taken = []
             for share in zip(*parts, strict=True):
                 check()
-                kl.append(self._minibatch([part.data[rows] for part, rows in zip(prepared, share, strict=True)], seen))
+                taken.append(self._minibatch([part.data[rows] for part, rows in zip(prepared, share, strict=True)]))
             epochs += 1
-            if sum(kl) / len(kl) > 1.5 * config.target_kl:
+            told = torch.stack(taken).tolist()  # a pass's one download, which says whether there is another
+            seen += told
+            if sum(row[SEEN.index("kl")] for row in told) / len(told) > 1.5 * config.target_kl:
                 break
         self.done += 1
-        means = {name: sum(row[name] for row in seen) / len(seen) for name in seen[0]}
-        explained = sum(part.explained for part in prepared) / len(prepared)
+        means = {name: sum(column) / len(seen) for name, column in zip(SEEN, zip(*seen, strict=True), strict=True)}
+        explained = sum(torch.stack([part.explained for part in prepared]).tolist()) / len(prepared)
         return means | {"epochs": epochs, "lr": lr, "entropy_weight": entropy, "explained_variance": explained}
 
-    def _minibatch(self, parts: Sequence[TensorDictBase], seen: list[dict[str, float]]) -> float:
+    def _minibatch(self, parts: Sequence[TensorDictBase]) -> Tensor:
+        """One step of Adam on a minibatch of every task; the numbers of ``SEEN``, which nobody waits for."""
         steps = sum(part.numel() for part in parts)
         with set_recurrent_mode(True):
-            losses = [(part.numel() / steps, self.loss(part)) for part in parts]
+            found = [(part.numel() / steps, self.loss(as_whole(part))) for part in parts]
         zero = parts[0]["action_log_prob"].new_zeros(())  # a loss of weight 0 is left out
-        out = {name: sum(share * loss.get(name, zero).mean() for share, loss in losses) for name in LOSSES}
+        out = {name: sum(share * loss.get(name, zero).mean() for share, loss in found) for name in LOSSES}
         total = out["loss_objective"] + out["loss_critic"] + out["loss_entropy"]
         self.optimizer.zero_grad()
         total.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
         sound = torch.isfinite(norm)
-        if bool(sound):
-            self.optimizer.step()
-        row = {"policy_loss": out["loss_objective"], "value_loss": out["loss_critic"], "entropy": out["entropy"]}
-        row |= {
-            "kl": out["kl_approx"],
-            "clip_fraction": out["clip_fraction"],
-            "gradient_norm": norm,
-            "skipped": (~sound).float(),
-        }
-        seen.append({name: float(value.detach()) for name, value in row.items()})
-        return seen[-1]["kl"]
+        step_if(self.optimizer, sound)
+        losses = (out[name] for name in ("loss_objective", "loss_critic", "entropy", "kl_approx", "clip_fraction"))
+        return torch.stack([*(value.detach() for value in losses), norm.detach(), (~sound).to(norm.dtype)])

@@ -122,8 +122,9 @@ def walk(
     return flow, tape
 
 
-def _wrt(mode: Mode, flows: bool) -> tuple[int, ...]:
-    """Which of (numbers, features, ...) have a gradient."""
+def _wrt(mode: Mode, x: Tensor, learns: bool) -> tuple[int, ...]:
+    """Which of (numbers, features x, ...) have a gradient: what learns, or may lead to it; tokens have none."""
+    flows = (mode.given or learns) and x.is_floating_point()
     return (() if mode.given else (0,)) + ((1,) if flows else ())
 
 
@@ -138,8 +139,8 @@ def _through_block(
     index = place.number
     drawn = _fold(mode, Stream.BLOCK, index) if structure.host.blocks[index].draws else ()
     arguments = (numbers.blocks[index], flow.h, numbers.buffers[index], *drawn)
-    flows = mode.given or structure.learns_before(index)
-    y, buffers, pull = mode.call(block_unit(structure.host, index, mode.train), arguments, _wrt(mode, flows))
+    wrt = _wrt(mode, flow.h, structure.learns_before(index))
+    y, buffers, pull = mode.call(block_unit(structure.host, index, mode.train), arguments, wrt)
     return flow._replace(h=y), BlockRecord(buffers, pull)
 
 
@@ -153,7 +154,7 @@ def _through_slot(
         return flow, SlotRecord(flow, (), held, (), None, None)
     h = flow.h.index_select(0, listed.lanes)
     x = flow.saved[slot.source].index_select(0, listed.lanes) if slot.is_bypass else h
-    wrt = _wrt(mode, mode.given or structure.learns_before(slot.source))
+    wrt = _wrt(mode, x, structure.learns_before(slot.source))
     s, buffers, pull_seeds = _grow(structure, place.number, listed, numbers, x, mode)
     grown: Grown = (s,)
     pull_gate = None
@@ -175,7 +176,7 @@ def _grow(
     drawn = _fold(mode, Stream.SEED, number) if structure.draws else ()
     parts = [numbers.seeds[number], x, numbers.seed_buffers[number], *(k.index_select(0, listed.lanes) for k in drawn)]
     chunks = zip(*(part.split(listed.sizes) for part in parts), strict=True)
-    wrt = _wrt(mode, mode.given or structure.learns_before(slot.source))
+    wrt = _wrt(mode, x, structure.learns_before(slot.source))
     features, buffers, pulls = [], [], []
     for group, (row, seen, held, *keys) in zip(listed.groups, chunks, strict=True):
         own = row[:, : slot.row(group.blueprint).size]
@@ -236,13 +237,14 @@ def _back_through_seeds(
     slot = structure.slots[number]
     parts = zip(record.pull_seeds, grown[0].split(listed.sizes), strict=True)
     pulled = [pull(part) for pull, part in parts if pull is not None]
+    found = pulled[0] if pulled else {}
     gate = record.pull_gate(grown[1]) if record.pull_gate is not None else {}
     rows = x = None
-    if 0 in pulled[0]:
+    if 0 in found:
         width = slot.width - slot.gate.size
         padded = [torch.cat((p[0], p[0].new_zeros(p[0].shape[0], width - p[0].shape[1])), 1) for p in pulled]
         rows = torch.cat(padded) if 0 not in gate else torch.cat((torch.cat(padded), gate[0]), 1)
-    if 1 in pulled[0]:
+    if 1 in found:
         x = torch.cat([part[1] for part in pulled])
         x = x + gate[1] if 1 in gate else x
     return rows, x

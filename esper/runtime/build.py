@@ -20,19 +20,22 @@ from esper.tolaria.data import Dataset, validate
 from esper.tolaria.split import limit_validation
 from esper.utils.documents import shown
 
+DEVICES = "cpu, cuda, cuda:N, or auto = a GPU if there is one"
+"""What a device may be called, for help."""
+
 
 def find_device(device: object, place: str = "device") -> torch.device:
     """A device on which tensors can be made and read.
 
     Args:
-      device: as ``torch.device`` takes it.
+      device: as ``torch.device`` takes it; or "auto", the accelerator that is here, else the CPU.
       place: what a message calls it.
 
     Raises:
       ConfigError: torch does not know it, or it is not there; one line.
     """
     try:
-        found = torch.device(device)  # type: ignore[call-overload]
+        found = torch.device(devices()[-1].partition(":")[0] if device == "auto" else device)  # type: ignore[call-overload]
         torch.zeros(1, device=found).cpu()
     except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -64,7 +67,7 @@ def make(
     Args:
       task: name of a preset, a kind of dataset and its path (``cifar10:PATH``), or a task of your own.
       num_envs: environments E in the batch.
-      device: where everything lives; one that is here.
+      device: where everything lives; one that is here, or "auto", the accelerator that is here, else the CPU.
       backend: how networks are run: "native" (C++ on CPUs), "inductor" (compiled), "eager" (operation by operation), or
         "auto", the first of them that can (``Engine.describe`` tells which).
       differentiable: whether derivatives are taken from outside; selects "eager". Otherwise hyperparameters are

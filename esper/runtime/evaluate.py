@@ -44,7 +44,7 @@ def evaluate(settings: EvaluateSettings, out: TextIO | None = None) -> dict[str,
     """
     out = output(out)
     loaded = settings.loaded()
-    scene = build_scene(settings.rules(loaded), settings.num_envs, settings.backend)
+    scene = build_scene(settings.rules(loaded), settings.num_envs, settings.backend, settings.device)
     policies = policies_of(scene, loaded, settings.greedy)
     if settings.grow:
         try:

@@ -60,7 +60,7 @@ def inspect(settings: InspectSettings, out: TextIO | None = None) -> dict[str, A
         raise SettingsError("--policy learned: needs a run; expected --run DIRECTORY")
     if name not in POLICIES and not is_own(name):
         raise SettingsError(f"--policy = {name!r}: expected {', '.join(POLICIES)} or py:module:name")
-    scene = build_scene(settings.rules(loaded), settings.env + 1, settings.backend)
+    scene = build_scene(settings.rules(loaded), settings.env + 1, settings.backend, settings.device)
     if is_own(name):
         policy = own_policy(scene.engine, "--policy", name)
     else:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from esper.engine import Engine
@@ -14,7 +15,7 @@ from esper.leyline.config import ConfigError
 from esper.leyline.hypers import numbers
 from esper.leyline.state import State
 from esper.leyline.words import as_meant
-from esper.runtime.build import make
+from esper.runtime.build import DEVICES, find_device, make
 from esper.runtime.own import is_own, load, own_reward, recorded, try_step
 from esper.runtime.policy_checkpoint import CHECKPOINTS, load_policy, load_run
 from esper.runtime.tasks import Task, begins_task, named, takes_path
@@ -29,7 +30,7 @@ from esper.urza.checkpoint import Checkpoint
 from esper.utils.paths import user_path
 from esper.utils.settings import Entry, SettingsError, Table, from_record, setting
 
-OWN_FLAGS = {"task": "--task", "num_envs": "--num-envs", "horizon": "--horizon", "backend": "--backend"}
+OWN_FLAGS = {name: f"--{name.replace('_', '-')}" for name in ("task", "num_envs", "horizon", "backend", "device")}
 """Arguments of ``make`` that are settings of their own."""
 
 RUNS = "auto"
@@ -97,13 +98,14 @@ def tasks_of(names: str) -> list[str]:
     return tasks
 
 
-def build_scene(rules: Rules, num_envs: int, backend: str) -> Scene:
+def build_scene(rules: Rules, num_envs: int, backend: str, device: str | torch.device = "cpu") -> Scene:
     """Build the engine and the reward's numbers.
 
     Args:
       rules: what is played.
       num_envs: environments E.
       backend: how networks are run.
+      device: where everything lives.
 
     Raises:
       SettingsError: a name or a value of ``--engine`` or ``--rewards`` is not allowed.
@@ -117,13 +119,14 @@ def build_scene(rules: Rules, num_envs: int, backend: str) -> Scene:
     except ConfigError as error:
         raise SettingsError(f"--observation: {error}") from None
     overrides = _own(engine_numbers) | ({"horizon": rules.horizon} if rules.horizon else {})
-    task = named(rules.task)
+    task, place = named(rules.task), find_device(device, "--device")
     try:
-        engine = make(task, num_envs, backend=backend, observation=rules.observation, **overrides)
+        engine = make(task, num_envs, place, backend, observation=rules.observation, **overrides)
     except ConfigError as error:
         raise SettingsError(f"--engine: {error}") from None if engine_numbers else error
     try:
-        params = build_reward_params({"gamma": rules.gamma, **task.rewards, **reward_numbers}, engine.config)  # type: ignore[dict-item]
+        rewards: dict[str, Any] = {"gamma": rules.gamma, **task.rewards, **reward_numbers}
+        params = build_reward_params(rewards, engine.config, place)
     except ConfigError as error:
         raise SettingsError(f"--rewards: {error}") from None
     scene = Scene(rules, engine, reward_of(rules.reward), params, task)
@@ -155,8 +158,8 @@ def _own(given: Mapping[str, Entry]) -> dict[str, Any]:
       SettingsError: one that is a setting of its own.
     """
     for name in given:
-        if name in OWN_FLAGS or name == "device":
-            raise SettingsError(f"--engine: {name}: is a setting of its own ({OWN_FLAGS.get(name, 'the CPU is used')})")
+        if name in OWN_FLAGS:
+            raise SettingsError(f"--engine: {name}: is a setting of its own ({OWN_FLAGS[name]})")
     return dict(given)
 
 
@@ -167,6 +170,7 @@ class SceneSettings:
     run: str = setting("", "run directory of a learned policy; empty = baselines only")
     checkpoint: str = setting("latest", "which policy of the run", choices=("latest", "best"))
     seed: int = setting(1, "seed of the environments; odd numbers are never trained on", low=0, high=2**40)
+    device: str = setting("cpu", DEVICES)
     task: str = setting(
         RUNS, "preset, KIND:PATH or py:module:name (esper tasks lists them); auto = the run's first, digits without one"
     )

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TextIO
 
+import torch
 from tensordict import TensorDictBase
 from torchrl.collectors import Collector
 
@@ -15,6 +16,7 @@ from esper.leyline.actions import Op
 from esper.leyline.config import ConfigError
 from esper.nissa.progress import Progress, make_progress, require_tqdm
 from esper.nissa.sinks import METRICS, read_rows, require_tensorboard, write_text
+from esper.runtime.build import find_device
 from esper.runtime.compare import compare
 from esper.runtime.interrupt import Stopped, Watch, interruptible, torch_draws_from, watched
 from esper.runtime.policy_checkpoint import load_run
@@ -55,12 +57,13 @@ def train(settings: TrainSettings, out: TextIO | None = None) -> Learner:
     _check(settings)
     out = output(out)
     folder, source = places(settings)
-    scenes = [build_scene(rules, settings.num_envs, settings.backend) for rules in settings.rules()]
+    device = find_device(settings.device, "--device")
+    scenes = [build_scene(rules, settings.num_envs, settings.backend, device) for rules in settings.rules()]
     for scene in scenes:
         policies_of(scene, None, greedy=False)  # what the evaluation will ask for must not fail then
     interface = _interface(settings, scenes)
     sizes = ActorCriticConfig(settings.features, settings.lstm, settings.head, settings.value_scale)
-    policy = build_actor_critic(sizes, interface.codec, len(interface.columns), settings.seed)
+    policy = build_actor_critic(sizes, interface.codec, len(interface.columns), settings.seed).to(device)
     learner = Learner(policy, settings.ppo(), settings.rounds, settings.seed)
     if settings.dry_run:
         out.write(f"{folder}: nothing written\n" + "".join(line for scene in scenes for line in _resolved(scene)))
@@ -162,7 +165,7 @@ def _round(settings: TrainSettings, tracks: Sequence[Track], learner: Learner, w
     seed, batches = round_seed(settings.seed, number), []
     for track in tracks:
         track.env.next_seed, track.env.engine_seconds, track.validation.seconds = seed, 0.0, 0.0
-        with torch_draws_from(seed):
+        with torch_draws_from(seed, track.env.device):
             batches.append(next(track.batches))
     collected = time.perf_counter()
     try:
@@ -194,16 +197,18 @@ def _describe(track: Track, batch: TensorDictBase) -> dict[str, float]:
     after, envs = batch["next"], batch.shape[0]
     returns = after["reward"].sum(1)
     op = track.env.interface.codec.op[batch["action"]]
-    return {
-        "return": float(returns[returns.isfinite()].mean()),
-        "val_accuracy": float(after["val_accuracy"][:, -1].nanmean()),
-        "val_loss": float(after["val_loss"][:, -1].nanmean()),
-        "measured": float(after["val_loss"][:, -1].isfinite().float().mean()),
-        "seed_params": float(after["seed_params"][:, -1].mean()),
-        "refused": float(after["refused"].sum()) / envs,
-        "rolled_back": float(after["rolled_back"].sum()) / envs,
-        **{f"share_{kind.name.lower()}": float((op == int(kind)).float().mean()) for kind in Op},
+    columns = {
+        "return": torch.where(returns.isfinite(), returns, torch.nan).nanmean(),
+        "val_accuracy": after["val_accuracy"][:, -1].nanmean(),
+        "val_loss": after["val_loss"][:, -1].nanmean(),
+        "measured": after["val_loss"][:, -1].isfinite().float().mean(),
+        "seed_params": after["seed_params"][:, -1].mean(),
+        "refused": after["refused"].sum(),
+        "rolled_back": after["rolled_back"].sum(),
+        **{f"share_{kind.name.lower()}": (op == int(kind)).float().mean() for kind in Op},
     }
+    found = dict(zip(columns, torch.stack(list(columns.values())).tolist(), strict=True))  # one download
+    return found | {name: found[name] / envs for name in ("refused", "rolled_back")}
 
 
 def round_seed(seed: int, number: int) -> int:
@@ -256,7 +261,7 @@ def _evaluate(settings: TrainSettings, run: Run, progress: Progress, ends: tuple
     """
     (watch, out), found = ends, []
     for place, rules in enumerate(settings.rules(), start=1):
-        scene = build_scene(rules, settings.eval_envs, settings.backend)
+        scene = build_scene(rules, settings.eval_envs, settings.backend, settings.device)
         scene = scene._replace(engine=interruptible(scene.engine, watch))
         policies = policies_of(scene, load_run(run.folder / LATEST), greedy=False)
         report, outcomes = compare(scene, policies, HELD_OUT, progress.note)

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 
 from esper.nissa.progress import KINDS
+from esper.runtime.build import DEVICES
 from esper.runtime.scene import MODES, Rules, rules_of, tasks_of
-from esper.simic.ppo import RANGES, PPOConfig
+from esper.simic.ppo_config import RANGES, PPOConfig
 from esper.simic.rewards import DEFAULT_REWARD
 from esper.tezzeret.choose import CHOICES
 from esper.utils.settings import Entry, setting
@@ -55,6 +56,7 @@ class TrainSettings:
     head: int = setting(64, "width of each head's hidden layer", low=1, high=4096)
     heuristic: Mapping[str, Entry] = setting({}, "numbers of the rule of thumb in the evaluation, such as min_epochs")
     backend: str = setting("auto", "how networks are run", choices=CHOICES)
+    device: str = setting("cpu", DEVICES)
     out: str = setting("", "run directory; empty = runs/<task>, or the one that --resume names")
     resume: str = setting(
         "", "go on, with the run's own settings: a run directory or checkpoint; auto = --out if it holds a run"

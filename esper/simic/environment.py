@@ -82,7 +82,7 @@ class EsperEnv(EnvBase):
         self.params = build_reward_params({}, config, device) if params is None else params
         self.next_seed = seed
         self.state: State = engine.init(seed)
-        self.interface = engine.interface if interface is None else interface
+        self.interface = engine.interface if interface is None else interface.to(device)
         self.translation = translate(self.interface, engine.interface)
         self._make_specs()
 

@@ -11,7 +11,8 @@ from esper.leyline.stages import Stage
 from esper.runtime.rollout import rollout
 from esper.runtime.tasks import TASKS
 from esper.simic.environment import METRICS, EsperEnv
-from esper.simic.ppo import Learner, PPOConfig, make_collector
+from esper.simic.ppo import Learner, make_collector
+from esper.simic.ppo_config import PPOConfig
 from esper.simic.rewards import DEFAULT_REWARD, build_reward_params, reward
 from esper.tamiyo.actor_critic import ActorCriticConfig, build_actor_critic
 from esper.tamiyo.policies import from_mask

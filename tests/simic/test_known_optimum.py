@@ -44,7 +44,8 @@ from esper.kasmina.layout import constant
 from esper.kasmina.site import Site
 from esper.leyline.config import Precision
 from esper.simic.environment import EsperEnv
-from esper.simic.ppo import Learner, PPOConfig, make_collector
+from esper.simic.ppo import Learner, make_collector
+from esper.simic.ppo_config import PPOConfig
 from esper.simic.rewards import RewardMode, build_reward_params, reward
 from esper.tamiyo.actor_critic import ActorCriticConfig, build_actor_critic
 from esper.tolaria.data import Dataset, Part

@@ -122,8 +122,9 @@ def walk(
     return flow, tape
 
 
-def _wrt(mode: Mode, flows: bool) -> tuple[int, ...]:
-    """Which of (numbers, features, ...) have a gradient."""
+def _wrt(structure: Structure, mode: Mode, point: int, x: Tensor) -> tuple[int, ...]:
+    """Which of (numbers, features x of a point, ...) have a gradient; tokens have none."""
+    flows = x.is_floating_point() and (mode.given or structure.learns_before(point))
     return (() if mode.given else (0,)) + ((1,) if flows else ())
 
 
@@ -138,8 +139,8 @@ def _through_block(
     index = place.number
     drawn = _fold(mode, Stream.BLOCK, index) if structure.host.blocks[index].draws else ()
     arguments = (numbers.blocks[index], flow.h, numbers.buffers[index], *drawn)
-    flows = mode.given or structure.learns_before(index)
-    y, buffers, pull = mode.call(block_unit(structure.host, index, mode.train), arguments, _wrt(mode, flows))
+    wrt = _wrt(structure, mode, index, flow.h)
+    y, buffers, pull = mode.call(block_unit(structure.host, index, mode.train), arguments, wrt)
     return flow._replace(h=y), BlockRecord(buffers, pull)
 
 
@@ -153,7 +154,7 @@ def _through_slot(
         return flow, SlotRecord(flow, (), held, (), None, None)
     h = flow.h.index_select(0, listed.lanes)
     x = flow.saved[slot.source].index_select(0, listed.lanes) if slot.is_bypass else h
-    wrt = _wrt(mode, mode.given or structure.learns_before(slot.source))
+    wrt = _wrt(structure, mode, slot.source, x)
     s, buffers, pull_seeds = _grow(structure, place.number, listed, numbers, x, mode)
     grown: Grown = (s,)
     pull_gate = None
@@ -175,7 +176,7 @@ def _grow(
     drawn = _fold(mode, Stream.SEED, number) if structure.draws else ()
     parts = [numbers.seeds[number], x, numbers.seed_buffers[number], *(k.index_select(0, listed.lanes) for k in drawn)]
     chunks = zip(*(part.split(listed.sizes) for part in parts), strict=True)
-    wrt = _wrt(mode, mode.given or structure.learns_before(slot.source))
+    wrt = _wrt(structure, mode, slot.source, x)
     features, buffers, pulls = [], [], []
     for group, (row, seen, held, *keys) in zip(listed.groups, chunks, strict=True):
         own = row[:, : slot.row(group.blueprint).size]
@@ -238,6 +239,8 @@ def _back_through_seeds(
     pulled = [pull(part) for pull, part in parts if pull is not None]
     gate = record.pull_gate(grown[1]) if record.pull_gate is not None else {}
     rows = x = None
+    if not pulled:
+        return rows, x
     if 0 in pulled[0]:
         width = slot.width - slot.gate.size
         padded = [torch.cat((p[0], p[0].new_zeros(p[0].shape[0], width - p[0].shape[1])), 1) for p in pulled]

@@ -17,7 +17,8 @@ namespace esper {
 
 enum Op : i64 {
     CONV, GROUP_NORM, BATCH_NORM, AFFINE, RELU, POOL, MEAN, ADD, SCALE, SIGMOID, TIMES, FADE, TANH, GELU, GELU_TANH,
-    SOFTPLUS, EXP, LOG, SQRT, RECIPROCAL, ABS, PLUS, LOAD, CONST, TAKE, MATMUL, SOFTMAX, LARGEST, NORMALISE
+    SOFTPLUS, EXP, LOG, SQRT, RECIPROCAL, ABS, PLUS, LOAD, CONST, TAKE, MATMUL, SOFTMAX, LARGEST, NORMALISE, LINEAR,
+    EMBED, GAIN, SHIFT
 };
 
 // What backward reads again: of what an instruction reads first, second, and of what it gave.
@@ -26,7 +27,8 @@ struct Reread {
 };
 inline Reread reread_by(i64 op, bool rectify) {
     switch (op) {
-        case ADD: case MEAN: case TIMES: case PLUS: case LOAD: case CONST: case TAKE: return {false, false, false};
+        case ADD: case MEAN: case TIMES: case PLUS: case LOAD: case CONST: case TAKE: case SHIFT:
+            return {false, false, false};
         case SCALE: case FADE: case MATMUL: return {true, true, false};
         case RELU: case SIGMOID: case TANH: case EXP: case SQRT: case RECIPROCAL: case SOFTMAX: case NORMALISE:
             return {false, false, true};
@@ -120,7 +122,7 @@ struct Program {
                 i.aux = aux, aux += 2 * to.channels;
             }
             i.segment = to.segment = segments - 1;
-            to.kept = i.op == CONV || i.op == MATMUL;
+            to.kept = i.op == CONV || i.op == LINEAR || i.op == MATMUL;
             to.trained = (i.sources() && from.trained) || i.weight >= 0 || (i.reads_two() && registers[i.other].trained);
             if (i.sources()) read(i.from, i.segment, i.gives());
             if (i.reads_two()) read(i.other, i.segment, i.segment);

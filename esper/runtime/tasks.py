@@ -64,7 +64,6 @@ class Task(NamedTuple):
 
 IMAGE_BLUEPRINTS = (NORM, CONV_HEAVY, BOTTLENECK, CONV4X2, CONV8X2, CONV16X2)
 """Three kinds behind a host's blocks, and networks beside it of three sizes."""
-
 TEXT_BLUEPRINTS = (LORA, ATTENTION, MLP, TRANSFORMER16, TRANSFORMER32)
 """Three kinds behind the embeddings, and transformers of one block beside the host, of two widths."""
 
@@ -210,7 +209,7 @@ def text(corpus: str, name: str = "text") -> Task:
 def chars() -> Task:
     """English that every CPython carries: the topics of its help."""
     task = text(python_topics(), "chars")
-    rival = transformer_host(task.data.num_classes, block=16, num_layers=1, num_heads=4, width=16)
+    rival = transformer_host(task.data.num_classes, 16, 1, 4, 16)
     return task._replace(script=TRANSFORMER16.name, rival=rival)
 
 

@@ -73,10 +73,10 @@ def run(engine, seed, batches):
 
 
 def test_the_script_learns(engine):
-    """Without learning, the mean return of four batches stays within 0.3 of where it began."""
+    """Without learning, the mean return of four batches stays at 1."""
     returns, before, after, refused = run(engine, seed=2, batches=16)
     assert len(returns) == 16 and refused == 0
-    assert sum(returns[-4:]) / 4 > sum(returns[:4]) / 4 + 0.5
+    assert sum(returns[-4:]) / 4 > 4
     for old, new in zip(before, after, strict=True):
         assert torch.isfinite(new).all() and not torch.equal(old, new)
 

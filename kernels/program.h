@@ -21,12 +21,14 @@ enum Op : i64 {
     EMBED, GAIN, SHIFT
 };
 
-// What backward reads again: of what an instruction reads first, second, and of what it gave.
+// What backward reads again: of what an instruction reads first, second, and of what it gave. `given`: no numbers of the
+// network learn.
 struct Reread {
     bool from, other, to;
 };
-inline Reread reread_by(i64 op, bool rectify) {
+inline Reread reread_by(i64 op, bool rectify, bool given) {
     switch (op) {
+        case CONV: case LINEAR: case EMBED: case GAIN: return {!given, false, false};
         case ADD: case MEAN: case TIMES: case PLUS: case LOAD: case CONST: case TAKE: case SHIFT:
             return {false, false, false};
         case SCALE: case FADE: case MATMUL: return {true, true, false};
@@ -82,7 +84,7 @@ struct Program {
     i64 output, params, aux = 0, segments = 1;
     i64 values = 0, stats = 0, grads = 0, crossing = 0, kept = 0, header = 0;  // sizes, in vectors
     std::vector<bool> loads_input;
-    Backward backward[4];  // input's gradient wanted + 2 * output's value wanted
+    Backward backward[8];  // input's gradient wanted + 2 * output's value wanted + 4 * numbers given
 
     Program(const i64* code, const Program* setup) : setup(setup) {
         const i64 count = code[0], length = code[1], entries = code[4];
@@ -95,7 +97,7 @@ struct Program {
         tables.assign(code, code + entries);
         cut_into_segments();
         place();
-        for (int asked = 0; asked < 4; ++asked) backward[asked] = plan(asked & 1, asked & 2);
+        for (int asked = 0; asked < 8; ++asked) backward[asked] = plan(asked & 1, asked & 2, asked & 4);
     }
 
     // Numbers of a network's row: its parameters, and what follows from them.
@@ -145,7 +147,7 @@ struct Program {
             if (i.op == GROUP_NORM || i.op == NORMALISE) i.stats = stats, stats += 2 * i.groups;
     }
 
-    Backward plan(bool wants_input, bool wants_output) const {
+    Backward plan(bool wants_input, bool wants_output, bool given) const {
         Backward b;
         std::vector<bool> written(registers.size()), needed(registers.size()), rerun(instructions.size());
         written[output] = true, needed[output] = wants_output;
@@ -160,7 +162,7 @@ struct Program {
             }
             b.steps.push_back(step);
             rerun[n] = i.op == GROUP_NORM || i.op == NORMALISE;
-            const Reread again = reread_by(i.op, i.rectify);
+            const Reread again = reread_by(i.op, i.rectify, given);
             if (again.from) needed[i.from] = true;
             if (again.other) needed[i.other] = true;
             if (again.to) needed[i.to] = true;

@@ -151,8 +151,8 @@ struct Way {
         float* to = given ? gradients(nullptr, 0, 0, leg.program->params)
                           : call.grad_host + network * call.host_row + leg.block->params;
         pass.grad_params = before_settling(leg, to);
-        pass.run_backward(leg.program->backward[given || &leg != legs.data()], 0, packs, false, nothing, nothing,
-                          nothing);
+        const bool wanted = given || &leg != legs.data();
+        pass.run_backward(leg.program->backward[wanted + 4 * given], 0, packs, false, nothing, nothing, nothing);
         settle(leg, to);
         std::swap(gradient, other);
     }
@@ -160,6 +160,7 @@ struct Way {
     // The gradient of a slot's output is that of its seed, of its gate, and of the features that they met.
     void backward_slot(const Leg& leg) {
         if (learns_own(leg)) return;  // the network does not see it, and it has learned already
+        if (given && !gives(leg)) return;  // nothing that learns is behind it
         const bool trains = !given && leg.trains();
         pull(leg, gradient, trains ? 1.0f : leg.slot->alpha[leg.row], trains, gives(leg));
     }
@@ -178,7 +179,7 @@ struct Way {
         float* to = gradients(leg.slot->grad_params, leg.slot->params_row, leg.row, leg.program->params);
         pass.grad_params = before_settling(leg, to);
         pass.run_backward(
-            leg.program->backward[wanted + 2 * gated], 0, packs, false, nothing,
+            leg.program->backward[wanted + 2 * gated + 4 * given], 0, packs, false, nothing,
             [&] {
                 const Vec *gp = g + pass.pack * size, *h = leg.h + pass.pack * size;
                 Vec* gs = pass.grad(leg.program->output);
@@ -214,7 +215,7 @@ struct Way {
         pass.grad_params =
             gradients(leg.slot->grad_gates, leg.slot->gate_row, leg.slot->gates[leg.row], leg.slot->gate->params);
         pass.run_backward(
-            leg.slot->gate->backward[wanted], 0, packs, false, nothing,
+            leg.slot->gate->backward[wanted + 4 * given], 0, packs, false, nothing,
             [&] { std::copy_n(opened + pass.pack * leg.gate_size(), leg.gate_size(), pass.grad(leg.slot->gate->output)); },
             [&] {
                 if (wanted) give_back(leg, pass, g);

@@ -12,7 +12,7 @@ an update stops early when the policy has moved too far.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -183,6 +183,11 @@ def normalise(estimate: TensorDict, values: Tensor) -> TensorDict:
     return TensorDict(kept, batch_size=estimate.batch_size)
 
 
+def told(numbers: Sequence[Tensor]) -> Any:
+    """Numbers as Python has them: one download, for which the host waits."""
+    return torch.stack(list(numbers)).tolist()
+
+
 class PreparedBatch(NamedTuple):
     """A task's episodes, ready to learn from."""
 
@@ -198,8 +203,7 @@ def prepare(policy: ActorValueOperator, config: PPOConfig, batch: TensorDictBase
       config: gamma and lambda.
       batch: [E, T] from ``make_collector``.
     """
-    after = batch["next"]
-    values = values_of(policy, batch)
+    after, values = batch["next"], values_of(policy, batch)
     estimate = advantages(config, values, after["reward"], after["done"], after["done"])
     target = estimate["value_target"]
     explained = 1 - (target - values[:, :-1]).var() / (target.var() + 1e-8)
@@ -261,8 +265,7 @@ class Learner:
         self.loss.entropy_coeff.fill_(entropy)
         prepared = [prepare(self.policy, config, batch) for batch in batches]
         count = min([config.minibatches, *(len(part.data) for part in prepared)])
-        seen: list[list[float]] = []
-        epochs = 0
+        seen, epochs = list[list[float]](), 0
         for epoch in range(config.epochs):
             key = rng.fold_in(rng.key(self.seed).to(device), self.done, epoch)
             parts = [rng.permutation(key, len(part.data)).tensor_split(count) for part in prepared]
@@ -271,17 +274,17 @@ class Learner:
                 check()
                 taken.append(self._minibatch([part.data[rows] for part, rows in zip(prepared, share, strict=True)]))
             epochs += 1
-            told = torch.stack(taken).tolist()  # a pass's one download, which says whether there is another
-            seen += told
-            if sum(row[SEEN.index("kl")] for row in told) / len(told) > 1.5 * config.target_kl:
+            read = told(taken)  # which says whether there is another pass
+            seen += read
+            if sum(row[SEEN.index("kl")] for row in read) / len(read) > 1.5 * config.target_kl:
                 break
         self.done += 1
         means = {name: sum(column) / len(seen) for name, column in zip(SEEN, zip(*seen, strict=True), strict=True)}
-        explained = sum(torch.stack([part.explained for part in prepared]).tolist()) / len(prepared)
+        explained = sum(told([part.explained for part in prepared])) / len(prepared)
         return means | {"epochs": epochs, "lr": lr, "entropy_weight": entropy, "explained_variance": explained}
 
     def _minibatch(self, parts: Sequence[TensorDictBase]) -> Tensor:
-        """One step of Adam on a minibatch of every task; the numbers of ``SEEN``, which nobody waits for."""
+        """One step of Adam on a minibatch of every task; the numbers of ``SEEN``."""
         steps = sum(part.numel() for part in parts)
         with set_recurrent_mode(True):
             found = [(part.numel() / steps, self.loss(as_whole(part))) for part in parts]

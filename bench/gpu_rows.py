@@ -28,6 +28,7 @@ def trained(setup: Setup) -> Figures:
                 rounds=setup.size(12, 1),
                 horizon=setup.size(0, 2),
                 device=place,
+                backend=setup.backend,
                 eval_envs=0,
                 progress="off",
                 out=str(folder),

@@ -12,6 +12,7 @@ an update stops early when the policy has moved too far.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -49,6 +50,11 @@ def make_collector(env: EsperEnv, policy: ActorValueOperator) -> Collector:
         auto_register_policy_transforms=False,
         track_traj_ids=False,
     )
+
+
+def told(numbers: Sequence[Tensor]) -> Any:
+    """Numbers as Python has them: one download, for which the host waits."""
+    return torch.stack(list(numbers)).tolist()
 
 
 @dataclass
@@ -109,8 +115,8 @@ class Learner:
             group["lr"] = lr
         self.loss.entropy_coeff.fill_(entropy)
         prepared = [prepare(self.policy, config, batch) for batch in batches]
-        judged = torch.stack([torch.stack((part.explained_variance, part.left_out)) for part in prepared])
-        foreseen, left_out = zip(*judged.tolist(), strict=True)
+        judged = told([torch.stack((part.explained_variance, part.left_out)) for part in prepared])
+        foreseen, left_out = zip(*judged, strict=True)
         if max(left_out) == 1:
             raise ConfigError(
                 f"round {self.done + 1}: after no decision are all rewards finite; nothing can be learned"
@@ -118,9 +124,9 @@ class Learner:
         count = min([config.minibatches, *(len(part.data) for part in prepared)])
         seen, epochs = list[list[float]](), 0
         for epoch in range(config.epochs):
-            told = self._pass([part.data for part in prepared], count, epoch, check)
-            seen, epochs = seen + told, epochs + 1
-            if sum(row[SEEN.index("kl")] for row in told) / len(told) > 1.5 * config.target_kl:
+            read = self._pass([part.data for part in prepared], count, epoch, check)
+            seen, epochs = seen + read, epochs + 1
+            if sum(row[SEEN.index("kl")] for row in read) / len(read) > 1.5 * config.target_kl:
                 break
         self.done += 1
         means = {name: sum(column) / len(seen) for name, column in zip(SEEN, zip(*seen, strict=True), strict=True)}
@@ -131,17 +137,17 @@ class Learner:
         self, batches: Sequence[TensorDictBase], count: int, epoch: int, check: Callable[[], None]
     ) -> list[list[float]]:
         """All minibatches once; the numbers of ``SEEN`` of each, a pass's one download."""
-        key = rng.fold_in(rng.key(self.seed).to(batches[0].device), self.done, epoch)
+        key = rng.fold_in(rng.key(self.seed).to(batches[0]["action"].device), self.done, epoch)
         parts = [rng.permutation(key, len(batch)).tensor_split(count) for batch in batches]
         taken = []
         for share in zip(*parts, strict=True):
             check()
             taken.append(self._minibatch([batch[rows] for batch, rows in zip(batches, share, strict=True)]))
-        told: list[list[float]] = torch.stack(taken).tolist()
-        return told
+        read: list[list[float]] = told(taken)
+        return read
 
     def _minibatch(self, parts: Sequence[TensorDictBase]) -> Tensor:
-        """One step of Adam on a minibatch of every task; the numbers of ``SEEN``, which nobody waits for."""
+        """One step of Adam on a minibatch of every task; the numbers of ``SEEN``."""
         steps = sum(part.numel() for part in parts)
         with set_recurrent_mode(True):
             found = [(part.numel() / steps, self.loss(as_whole(part))) for part in parts]

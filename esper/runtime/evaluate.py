@@ -6,7 +6,7 @@ from typing import Any, TextIO
 
 from esper.nissa.progress import is_terminal, make_progress
 from esper.runtime.compare import compare
-from esper.runtime.own import own_policy
+from esper.runtime.own_trials import own_policy
 from esper.runtime.scene import SceneSettings, build_scene, gradient_of, policies_of
 from esper.runtime.table import table
 from esper.tamiyo import scripted

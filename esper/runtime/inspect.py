@@ -10,7 +10,8 @@ from esper.leyline.actions import Codec
 from esper.leyline.codes import CHECK_TEXT, REFUSAL_TEXT, VERDICT_TEXT, Check, Refusal, Verdict
 from esper.leyline.stages import Stage
 from esper.nissa.trace import Trace
-from esper.runtime.own import is_own, own_policy
+from esper.runtime.own import is_own
+from esper.runtime.own_trials import own_policy
 from esper.runtime.rollout import rollout
 from esper.runtime.scene import Scene, SceneSettings, build_scene, gradient_of, policies_of
 from esper.tezzeret.choose import CHOICES

@@ -16,7 +16,8 @@ from esper.leyline.hypers import numbers
 from esper.leyline.state import State
 from esper.leyline.words import as_meant
 from esper.runtime.build import DEVICES, find_device, make
-from esper.runtime.own import is_own, load, own_reward, recorded, try_step
+from esper.runtime.own import is_own, load, recorded
+from esper.runtime.own_trials import own_reward, try_step
 from esper.runtime.policy_checkpoint import CHECKPOINTS, load_policy, load_run
 from esper.runtime.tasks import Task, begins_task, named, takes_path
 from esper.simic.rewards import DEFAULT_REWARD, OwnReward, RewardMode, RewardParams, build_reward_params

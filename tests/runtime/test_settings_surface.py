@@ -23,7 +23,7 @@ from esper.leyline.config import Config
 from esper.leyline.hypers import numbers
 from esper.runtime.scene import MODES
 from esper.runtime.train_settings import TrainSettings
-from esper.simic.ppo import RANGES
+from esper.simic.ppo_config import RANGES
 from esper.simic.rewards import RewardParams
 from esper.tamiyo.baselines import HeuristicConfig
 from esper.tamiyo.observation import Scales

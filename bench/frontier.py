@@ -124,7 +124,7 @@ def chosen(field: list[Contender], only: str) -> list[Contender]:
     for name in filter(None, only.split(",")):
         if name not in names:
             raise SettingsError(f"--only: {name!r}: expected {', '.join(names)}")
-    return [names[name] for name in only.split(",")] if only else field
+    return [names[name] for name in dict.fromkeys(filter(None, only.split(",")))] or field
 
 
 def frontier(asked: argparse.Namespace) -> tuple[list[Point], Study]:

@@ -37,7 +37,7 @@ def find_device(device: object, place: str = "device") -> torch.device:
     try:
         found = torch.device(devices()[-1].partition(":")[0] if device == "auto" else device)  # type: ignore[call-overload]
         torch.zeros(1, device=found).cpu()
-    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError, ImportError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         named = shown(str(device) if isinstance(device, torch.device) else device)
         raise ConfigError(

@@ -91,7 +91,7 @@ def compare(
         "reward": rules.reward,
         "gamma": rules.gamma,
         "rewards": dict(rules.rewards),
-        "price": float(scene.params.price),
+        "price": scene.params.price.tolist(),
         "host_params": scene.engine.structure.host.num_params,
         "engine": dict(rules.engine),
         "policies": {outcome.policy: summary(outcome, names, rules.gamma) for outcome in outcomes},

@@ -9,8 +9,7 @@ from esper.runtime.compare import compare
 from esper.runtime.own_trials import own_policy
 from esper.runtime.scene import SceneSettings, build_scene, gradient_of, policies_of
 from esper.runtime.table import table
-from esper.tamiyo import scripted
-from esper.tamiyo.policies import from_mask
+from esper.runtime.yardsticks import growing
 from esper.tezzeret.choose import CHOICES
 from esper.utils.documents import to_json
 from esper.utils.settings import SettingsError, setting
@@ -48,10 +47,9 @@ def evaluate(settings: EvaluateSettings, out: TextIO | None = None) -> dict[str,
     policies = policies_of(scene, loaded, settings.greedy)
     if settings.grow:
         try:
-            growing = scripted.grow(scene.engine.codec, settings.grow)
+            policies.append(growing(scene, settings.grow))
         except ValueError as error:
             raise SettingsError(f"--grow: {error}") from None
-        policies.append(from_mask(f"grow {settings.grow}", growing))
     policies += [own_policy(scene.engine, "--policy", settings.policy)] if settings.policy else []
     policies += [gradient_of(scene)] if settings.gradient else []
     progress = make_progress("bar" if is_terminal(sys.stderr) else "off", "policy", sys.stderr)

@@ -42,7 +42,7 @@ def load(place: str, name: str) -> Any:
         sys.path.insert(0, os.getcwd())
     try:
         found = importlib.import_module(module)
-    except Exception as error:  # whatever a module does while it is imported
+    except (Exception, SystemExit) as error:  # whatever a module does while it is imported
         said = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(f"{place} = {name!r}: {said[:200]}; expected a module that can be imported") from None
     if not hasattr(found, attribute):
@@ -68,7 +68,7 @@ def called(place: str, name: str, function: Callable[..., Any], *arguments: Any,
         return function(*arguments)
     except ConfigError:
         raise
-    except Exception as error:  # whatever a function does
+    except (Exception, SystemExit) as error:  # whatever a function does
         doing = doing or f"called with {len(arguments)} argument{'s' * (len(arguments) != 1)}"
         said = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(f"{place} = {name!r}: {doing}: {said[:200]}") from error

@@ -1,20 +1,41 @@
 """Rewards, policies and tasks of the user's own, watched while they run and tried before anything is written."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from esper.engine import Engine
+from esper.kasmina.host import Host
 from esper.leyline.config import ConfigError
 from esper.runtime.own import PREFIX, called, is_own, load
 from esper.runtime.rollout import policy_input
+from esper.runtime.tasks import Task
 from esper.simic.reward_terms import EnvStep
 from esper.simic.rewards import OwnReward, RewardMode, RewardParams, reward
 from esper.tamiyo.policies import Decision, Policy, PolicyInput
 from esper.utils import rng
 from esper.utils.documents import shown
+
+
+def check_task(name: str, task: Task) -> None:
+    """What of a task's own is not looked at before an evaluation.
+
+    Raises:
+      ConfigError: its script, its rival or its rewards; one line.
+    """
+    kinds, rival, host = [each.name for each in task.blueprints], task.rival, task.host
+    if not isinstance(task.rewards, Mapping) or "gamma" in task.rewards:
+        raise ConfigError(f"task {name!r}: rewards: expected numbers by name, but for gamma, which is --gamma")
+    if task.script and task.script not in kinds:
+        raise ConfigError(f"task {name!r}: script = {task.script!r}: expected one of {', '.join(kinds)}")
+    if rival is not None and not isinstance(rival, Host):
+        raise ConfigError(f"task {name!r}: rival: found a {type(rival).__name__}; expected a Host")
+    if rival is not None and (rival.input_shape, rival.num_outputs) != (host.input_shape, host.num_outputs):
+        found = f"{rival.input_shape} to {rival.num_outputs} outputs"
+        expected = f"{host.input_shape} to {host.num_outputs}, as the host's are"
+        raise ConfigError(f"task {name!r}: rival: maps {found}; expected {expected}")
 
 
 def own_reward(name: str, function: Callable[..., Any]) -> OwnReward:

@@ -17,7 +17,7 @@ from esper.leyline.state import State
 from esper.leyline.words import as_meant
 from esper.runtime.build import DEVICES, find_device, make
 from esper.runtime.own import is_own, load, recorded
-from esper.runtime.own_trials import own_reward, try_step
+from esper.runtime.own_trials import check_task, own_reward, try_step
 from esper.runtime.policy_checkpoint import CHECKPOINTS, load_policy, load_run
 from esper.runtime.tasks import Task, begins_task, named, takes_path
 from esper.simic.rewards import DEFAULT_REWARD, OwnReward, RewardMode, RewardParams, build_reward_params
@@ -121,6 +121,8 @@ def build_scene(rules: Rules, num_envs: int, backend: str, device: str | torch.d
         raise SettingsError(f"--observation: {error}") from None
     overrides = _own(engine_numbers) | ({"horizon": rules.horizon} if rules.horizon else {})
     task, place = named(rules.task), find_device(device, "--device")
+    if is_own(rules.task):
+        check_task(rules.task, task)
     try:
         engine = make(task, num_envs, place, backend, observation=rules.observation, **overrides)
     except ConfigError as error:

@@ -55,7 +55,8 @@ def _outcomes(report: dict[str, Any]) -> str:
         f"{report['task']}, {report['num_envs']} environments from seed {report['seed']}, {report['horizon']} decisions"
         f", reward {report['reward']}; mean ± 95 % half-width\n"
     )
-    heading += f"{samples(report)}; J = test % - {report['price']:g} ln(1 + added / {report['host_params']:,})\n"
+    price = f"{report['price']:g}" if isinstance(report["price"], float) else "price"
+    heading += f"{samples(report)}; J = test % - {price} ln(1 + added / {report['host_params']:,})\n"
     return "".join(
         [
             heading,

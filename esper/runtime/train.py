@@ -265,6 +265,7 @@ def _evaluate(settings: TrainSettings, run: Run, progress: Progress, ends: tuple
         scene = scene._replace(engine=interruptible(scene.engine, watch))
         policies = policies_of(scene, load_run(run.folder / LATEST), greedy=False)
         report, outcomes = compare(scene, policies, HELD_OUT, progress.note)
+        watch.check()  # nobody looked while the static network trained
         progress.close()
         name = "evaluation.json" if place == 1 else f"evaluation-{place}.json"
         write_text(run.folder / name, to_json(report, indent=2) + "\n")

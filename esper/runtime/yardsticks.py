@@ -23,12 +23,21 @@ STATIC = "static"
 
 def best_script(scene: Scene) -> list[Policy]:
     """The script that the task names, if its seed is on offer here."""
-    kind, blends = scene.task.script, scene.engine.config.blends
-    blend = Blend.SIGMOID if Blend.SIGMOID in blends else blends[0]
     try:
-        return [from_mask(f"grow {kind}", scripted.grow(scene.engine.codec, kind, blend))]
+        return [growing(scene, scene.task.script)]
     except ValueError:
         return []
+
+
+def growing(scene: Scene, kind: str) -> Policy:
+    """The script that grows a kind of seed wherever there is room, by a sigmoid or the first blend on offer.
+
+    Raises:
+      ValueError: no such seed can be germinated.
+    """
+    blends = scene.engine.config.blends
+    blend = Blend.SIGMOID if Blend.SIGMOID in blends else blends[0]
+    return from_mask(f"grow {kind}", scripted.grow(scene.engine.codec, kind, blend))
 
 
 def static_network(scene: Scene, seed: int) -> list[Outcome]:
@@ -54,5 +63,5 @@ def _engine(scene: Scene, host: Host) -> Engine:
     """The scene's engine, but for the network: other numbers of hosts apply to it as well."""
     played, rules = scene.engine, scene.rules
     numbers: dict[str, Any] = dict(rules.engine) | {"horizon": played.config.horizon, "slots": ()}
-    task = scene.task._replace(host=host)
-    return make(task, played.config.num_envs, played.data.train.inputs.device, **numbers)
+    task, backend = scene.task._replace(host=host), "eager" if played.backend.name == "eager" else "auto"
+    return make(task, played.config.num_envs, played.data.train.inputs.device, backend, **numbers)

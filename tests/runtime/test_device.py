@@ -23,6 +23,12 @@ COMMANDS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """No run of the working directory's is in the way."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.mark.parametrize("device", ["cuda:63", "nowhere", "meta"])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_device_that_is_not_there_is_one_line(capsys, command, device):

@@ -7,7 +7,11 @@ import torch
 
 import esper
 from esper.kasmina.cnn import cnn_host
+from esper.leyline.config import ConfigError
+from esper.runtime import yardsticks
 from esper.runtime.compare import compare
+from esper.runtime.own import load
+from esper.runtime.own_trials import check_task
 from esper.runtime.scene import Rules, build_scene
 from esper.runtime.table import table
 from esper.runtime.yardsticks import best_script, static_network
@@ -66,3 +70,35 @@ def test_what_is_not_there_is_left_out(scene):
     assert best_script(scene._replace(task=scene.task._replace(script="conv32x9"))) == []
     assert static_network(scene._replace(task=scene.task._replace(rival=None)), SEED) == []
     assert static_network(scene._replace(mode=lambda step: {}), SEED) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"rival": cnn_host((1, 8, 8), 7, 1, 4)}, "rival: maps (1, 8, 8) to 7 outputs; expected (1, 8, 8) to 10"),
+        ({"rival": "cnn"}, "rival: found a str; expected a Host"),
+        ({"script": "nope"}, "script = 'nope': expected one of norm,"),
+        ({"rewards": {"gamma": 0.5}}, "rewards: expected numbers by name, but for gamma"),
+        ({"rewards": None}, "rewards: expected numbers by name"),
+    ],
+)
+def test_one_s_own_task_is_looked_at_before_an_evaluation_needs_it(scene, wrong, said):
+    task = scene.task._replace(script="", rival=None)
+    check_task("py:ours:task", task)
+    with pytest.raises(ConfigError) as error:
+        check_task("py:ours:task", task._replace(**wrong))
+    assert str(error.value).startswith(f"task 'py:ours:task': {said}") and "\n" not in str(error.value)
+
+
+def test_a_module_that_leaves_python_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / "leaves.py").write_text("import sys\nsys.exit(0)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"^--reward = 'py:leaves:x': SystemExit: 0; expected a module"):
+        load("--reward", "py:leaves:x")
+
+
+def test_the_static_network_is_run_as_the_scene_is(scene, monkeypatch):
+    asked = []
+    monkeypatch.setattr(yardsticks, "make", lambda *given, **named: asked.append(given) or esper.make(*given, **named))
+    static_network(scene, SEED)
+    assert asked[0][3] == "eager" == scene.engine.backend.name

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from esper.kasmina.blueprint import Blueprint
-from esper.kasmina.host_checks import TOLERANCE, HostError, check_host, raised
+from esper.kasmina.host_checks import TOLERANCE, HostError, check_host, told_as
 from esper.kasmina.site import Site
 from esper.utils import rng
 
@@ -52,12 +52,8 @@ def check_blueprint(
       BlueprintError: the first contract that is broken, or what the blueprint raised.
     """
     case = _Case(blueprint, site, site if target is None else target, target is not None)
-    try:
+    with told_as(BlueprintError, "blueprint", blueprint):
         _check_all(case, num_networks, batch_size)
-    except BlueprintError:
-        raise
-    except Exception as error:  # whatever a blueprint's functions do
-        raise BlueprintError(f"blueprint {getattr(blueprint, 'name', blueprint)!r}: {raised(error)}") from error
 
 
 def _check_all(case: _Case, num_networks: int, batch_size: int) -> None:

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from esper.leyline.config import ConfigError
+from esper.utils.documents import cause
 
 PREFIX = "py:"
 
@@ -43,8 +44,7 @@ def load(place: str, name: str) -> Any:
     try:
         found = importlib.import_module(module)
     except (Exception, SystemExit) as error:  # whatever a module does while it is imported
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(f"{place} = {name!r}: {said[:200]}; expected a module that can be imported") from None
+        raise ConfigError(f"{place} = {name!r}: {cause(error)}; expected a module that can be imported") from None
     if not hasattr(found, attribute):
         near = get_close_matches(attribute, dir(found), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -70,8 +70,7 @@ def called(place: str, name: str, function: Callable[..., Any], *arguments: Any,
         raise
     except (Exception, SystemExit) as error:  # whatever a function does
         doing = doing or f"called with {len(arguments)} argument{'s' * (len(arguments) != 1)}"
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(f"{place} = {name!r}: {doing}: {said[:200]}") from error
+        raise ConfigError(f"{place} = {name!r}: {doing}: {cause(error)}") from error
 
 
 def recorded(place: str, name: str, source: str = "the run") -> str:

@@ -79,6 +79,11 @@ def figure(value: float) -> str:
     return str(int(value)) if float(value).is_integer() and abs(value) < 1e16 else f"{value:.7g}"
 
 
+def cause(error: BaseException, longest: int = 200) -> str:
+    """An error's kind and its own words on one line, cut to so many characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:longest]
+
+
 def as_float(value: int) -> float:
     """The number; too large a one is infinite."""
     try:

@@ -79,8 +79,8 @@ def test_a_pipe_is_not_waited_for(paths, tmp_path):
 
 
 def test_errors_are_one_line_that_any_terminal_takes():
-    error = broken("/tmp/a\nb\udcff\u2028c", "byte 1", "x\r\ny", "z")
-    assert str(error) == "/tmp/a b\\udcff c: byte 1: found x y, expected z"
+    error = broken("folder/a\nb\udcff\u2028c", "byte 1", "x\r\ny", "z")
+    assert str(error) == "folder/a b\\udcff c: byte 1: found x y, expected z"
     assert str(error).splitlines() == [str(error)] and str(error).encode()
 
 

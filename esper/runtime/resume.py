@@ -39,7 +39,7 @@ def run_folder(out: str, task: str) -> Path:
 
 def holds_run(folder: Path) -> bool:
     """Whether a folder is a run directory, with something to go on from."""
-    return (folder / ARCHIVES["latest"]).exists() or bool(series.numbers(folder / SERIES))
+    return (folder / ARCHIVES["latest"]).exists() or bool(series.moments(folder / SERIES))
 
 
 def source_of(resume: str, out: str, task: str) -> Origin | None:

@@ -11,6 +11,7 @@ import os
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 from tensordict import TensorDictBase
 
 from esper.nissa.sinks import METRICS, Metrics, read_rows, write_text
+from esper.runtime.build import is_same_device
 from esper.runtime.own import NAMES, recorded
 from esper.runtime.policy_checkpoint import CHECKPOINTS, learner_tensors, load_run, restore_learner
 from esper.runtime.scene import Scene
@@ -36,6 +38,9 @@ SMOOTHING = 5
 """Rounds whose mean return decides which policy is best: one round's return is luck in part."""
 
 LATEST, BEST = CHECKPOINTS["latest"], CHECKPOINTS["best"]
+
+RECORDS = ("config.json", "resolved.json", "versions.json")
+"""What a run was told, every number in force, and what it ran on."""
 
 OWN = ("out", "resume", "dry_run")
 """Settings of one command, which say nothing of the run."""
@@ -79,12 +84,12 @@ def places(settings: TrainSettings) -> tuple[Path, Path | None]:
             raise SettingsError(f"--out {folder}: holds a run already; {again(folder)} goes on with it")
         if folder.resolve() != source.parent.resolve():
             raise SettingsError(f"--out {folder}: holds a run already; expected an unused directory, or that run's own")
-    _expect_room(folder)
+    expect_room(folder)
     return folder, source
 
 
-def _expect_room(folder: Path) -> None:
-    """Raise unless a directory is there that can be written, or can be made."""
+def expect_room(folder: Path) -> None:
+    """Raise ``SettingsError`` unless the directory of ``--out`` is there and can be written, or can be made."""
     place = folder.absolute()
     while not os.path.exists(place):  # unlike Path.exists, False for every name that no file can have
         place = place.parent
@@ -180,12 +185,9 @@ def open_run(
     write_text(folder / METRICS, "".join(to_json(row) + "\n" for row in kept))
     for stale in ("evaluation.json", "report.html"):
         (folder / stale).unlink(missing_ok=True)
-    settings = replace(settings, out=str(folder))
-    for name, table in (
-        ("config.json", asdict(settings)),
-        ("resolved.json", {scene.rules.task: resolved(scene) for scene in scenes}),
-        ("versions.json", versions()),
-    ):
+    decided = asdict(replace(settings, out=str(folder)))
+    tables = (decided, {scene.rules.task: resolved(scene) for scene in scenes}, versions())
+    for name, table in zip(RECORDS, tables, strict=True):
         write_text(folder / name, to_json(table, indent=2) + "\n")
     so_far: dict[str, Any] = {"returns": [], "best": None} if loaded is None else loaded.table
     metrics = Metrics(folder, settings.tensorboard, learner.done)
@@ -195,6 +197,14 @@ def open_run(
         _save(run, BEST, learner)
     _save(run, LATEST, learner)
     return run
+
+
+def abandon(run: Run) -> None:
+    """Take back a run of no round, which holds nothing and would stand in the way of the next start."""
+    for name in (LATEST, BEST, METRICS, *RECORDS):
+        (run.folder / name).unlink(missing_ok=True)
+    with suppress(OSError):  # it may hold what is others'
+        run.folder.rmdir()
 
 
 def record(run: Run, learner: Learner, row: dict[str, float]) -> None:
@@ -250,7 +260,8 @@ def _taken_up(source: Path, wanted: dict[str, Any]) -> Checkpoint:
         raise SettingsError(
             f"--rounds = {wanted['rounds']}: {source} is of a run of {found['rounds']}; expected as many or more"
         )
-    changed = [f"{n} {found.get(n)!r}, not {v!r}" for n, v in wanted.items() if n != "rounds" and found.get(n) != v]
+    same = {"rounds"} | ({"device"} if is_same_device(wanted["device"], found["device"]) else set())
+    changed = [f"{n} {found.get(n)!r}, not {v!r}" for n, v in wanted.items() if n not in same and found.get(n) != v]
     if changed:
         raise SettingsError(
             f"--resume: {source} was written with other settings ({'; '.join(changed)}); {again(source.parent)} takes "

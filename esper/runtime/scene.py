@@ -138,6 +138,26 @@ def build_scene(rules: Rules, num_envs: int, backend: str, device: str | torch.d
     return scene
 
 
+def expect_numbers_for(scene: Scene, num_envs: int, place: str) -> None:
+    """Raise unless the scene's numbers are for another number of environments as well.
+
+    Args:
+      scene: built.
+      num_envs: environments that will be played, too; 0 = none.
+      place: what asks for them, for the message.
+
+    Raises:
+      SettingsError: a number has a value for every environment, and they are not as many.
+    """
+    for flag, numbers_of in (("--engine", scene.engine.hypers), ("--rewards", scene.params)):
+        for name, number in numbers_of.items():
+            if number.dim() and num_envs not in (0, len(number)):
+                raise SettingsError(
+                    f"{flag}: {name}: {len(number)} values, one for each environment; expected one value, or "
+                    f"{place} {len(number)} instead of {num_envs}, or 0"
+                )
+
+
 def reward_of(name: str) -> RewardMode | OwnReward:
     """The reward of a name: a mode, or a function of the user's own; see ``esper.simic.rewards.OwnReward``.
 

@@ -21,8 +21,8 @@ from esper.runtime.compare import compare
 from esper.runtime.interrupt import Stopped, Watch, interruptible, torch_draws_from, watched
 from esper.runtime.policy_checkpoint import load_run
 from esper.runtime.report import Findings, write_report
-from esper.runtime.runs import LATEST, Run, again, open_run, places, record
-from esper.runtime.scene import Rules, Scene, build_scene, policies_of, tasks_of
+from esper.runtime.runs import LATEST, Run, abandon, again, open_run, places, record
+from esper.runtime.scene import Rules, Scene, build_scene, expect_numbers_for, policies_of, tasks_of
 from esper.runtime.stopwatch import Stopwatch
 from esper.runtime.table import table
 from esper.runtime.train_settings import TrainSettings
@@ -59,8 +59,9 @@ def train(settings: TrainSettings, out: TextIO | None = None) -> Learner:
     folder, source = places(settings)
     device = find_device(settings.device, "--device")
     scenes = [build_scene(rules, settings.num_envs, settings.backend, device) for rules in settings.rules()]
-    for scene in scenes:
-        policies_of(scene, None, greedy=False)  # what the evaluation will ask for must not fail then
+    for scene in scenes:  # what the evaluation will ask for must not fail then
+        policies_of(scene, None, greedy=False)
+        expect_numbers_for(scene, settings.eval_envs, "--eval-envs")
     interface = _interface(settings, scenes)
     sizes = ActorCriticConfig(settings.features, settings.lstm, settings.head, settings.value_scale)
     policy = build_actor_critic(sizes, interface.codec, len(interface.columns), settings.seed).to(device)
@@ -69,8 +70,13 @@ def train(settings: TrainSettings, out: TextIO | None = None) -> Learner:
         out.write(f"{folder}: nothing written\n" + "".join(line for scene in scenes for line in _resolved(scene)))
         return learner
     run = open_run((folder, source), settings, scenes, interface, learner)
-    with watched() as watch:
-        _work(settings, scenes, learner, run, (watch, out))
+    try:
+        with watched() as watch:
+            _work(settings, scenes, learner, run, (watch, out))
+    except Exception:
+        if source is None and learner.done == 0:
+            abandon(run)
+        raise
     return learner
 
 

@@ -82,8 +82,12 @@ def rules_of(settings: Mapping[str, Any]) -> Rules:
     return Rules(**given)
 
 
-def tasks_of(names: str) -> list[str]:
+def tasks_of(names: str, place: str = "--task") -> list[str]:
     """Tasks named with commas between; a comma after which no task begins belongs to the path before it.
+
+    Args:
+      names: as they were written.
+      place: where, for the message.
 
     Raises:
       SettingsError: an empty name, or one twice.
@@ -95,7 +99,7 @@ def tasks_of(names: str) -> list[str]:
         else:
             tasks.append(part)
     if "" in tasks or len(set(tasks)) < len(tasks):
-        raise SettingsError(f"--task = {names!r}: expected different names with commas between")
+        raise SettingsError(f"{place} = {names!r}: expected different names with commas between")
     return tasks
 
 

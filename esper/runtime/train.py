@@ -136,7 +136,7 @@ class Track(NamedTuple):
 
 def _interface(settings: TrainSettings, scenes: Sequence[Scene]) -> Interface:
     """What the policy sees and says: everything of the tasks it trains on, and of those it shall be able to play."""
-    further = tasks_of(settings.room_for) if settings.room_for else []
+    further = tasks_of(settings.room_for, "--room-for") if settings.room_for else []
     rooms = [build_scene(Rules(task=task), 1, "eager") for task in further]
     return common([scene.engine.interface for scene in (*scenes, *rooms)])
 

@@ -340,6 +340,18 @@ LINES = {
         *("train", "--config", "a.toml"),
         'task = "digits,py:ours:task"\n',
     ],
+    "esper train: --room-for = 'digits,digits': expected different names": [
+        *("train", *SMALL, "--room-for", "digits,digits"),
+    ],
+    "esper train: --heuristic: heuristic.min_epochs = 'x': expected a number >= 0": [
+        *("train", *SMALL, "--heuristic", "min_epochs=x"),
+    ],
+    "esper train: --heuristic: heuristic.decay = True: expected a number >= 0": [
+        *("train", *SMALL, "--heuristic", "decay=true"),
+    ],
+    f"esper train: --heuristic: heuristic.embargo = {'1' * 60}...: expected a number >= 0": [
+        *("train", *SMALL, "--heuristic", "embargo=" + "1" * 400),
+    ],
     "esper train: --engine: host_lr: 2 values, one for each environment; expected one value, or --eval-envs 2 inst": [
         *("train", *SMALL, "--eval-envs", "6", "--config", "a.json"),
         '{"engine": {"host_lr": [0.1, 0.2]}}',

@@ -40,13 +40,13 @@ def test_standard_output_is_looked_up_when_it_is_asked_for(monkeypatch):
     output().write("nowhere")
 
 
-@pytest.mark.filterwarnings("error")
 def test_what_wraps_a_stream_neither_closes_it_nor_minds_that_it_is_closed(monkeypatch):
-    stream, complaints = io.StringIO(), []
+    stream, complaints = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), []
     monkeypatch.setattr(sys, "unraisablehook", complaints.append)
     with output(stream) as out:
         out.write("here")
-    assert stream.getvalue() == "here"
+    stream.flush()
+    assert stream.buffer.getvalue() == b"here"
     stream.close()
     out.close()
     del out  # which closes it once more

@@ -25,6 +25,7 @@ with ending_on_interrupt(__name__ == "__main__" or is_command()):
     from esper.tolaria.data import DatasetError
     from esper.urza.checkpoint import CheckpointError
     from esper.urza.lock import LockError
+    from esper.utils.documents import one_line
     from esper.utils.settings import Base, SettingsError, read_settings
     from esper.utils.terminal import output
 
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _run(words[0], words[1:])
         output().flush()
     except (SettingsError, ConfigError, DatasetError, CheckpointError, LockError, SinkError) as error:
-        print(f"esper {words[0]}: {error}", file=sys.stderr)
+        print(one_line(f"esper {words[0]}: {error}"), file=sys.stderr)
         return 2
     except Stopped as stopped:  # it has been told, with how to go on
         return stopped.status

@@ -16,6 +16,9 @@ from esper.runtime.train_settings import TrainSettings
 from esper.utils.documents import to_json
 from esper.version import __version__
 
+FACTS = (CONFIG, "resolved.json", "versions.json")
+"""What a run was told, every number in force, and what it ran on."""
+
 
 def write_facts(folder: Path, settings: TrainSettings, scenes: Sequence[Scene]) -> None:
     """Write down what is run, and on what; take back what came of it before.
@@ -25,11 +28,8 @@ def write_facts(folder: Path, settings: TrainSettings, scenes: Sequence[Scene]) 
     """
     for stale in ("evaluation.json", "report.html"):
         (folder / stale).unlink(missing_ok=True)
-    for name, table in (
-        (CONFIG, asdict(settings)),
-        ("resolved.json", {scene.rules.task: resolved(scene) for scene in scenes}),
-        ("versions.json", versions()),
-    ):
+    tables = (asdict(settings), {scene.rules.task: resolved(scene) for scene in scenes}, versions())
+    for name, table in zip(FACTS, tables, strict=True):
         write_text(folder / name, to_json(table, indent=2) + "\n")
 
 

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from esper.runtime.resume import (
     source_of,
     taken_up,
 )
-from esper.runtime.run_facts import write_facts
+from esper.runtime.run_facts import FACTS, write_facts
 from esper.runtime.saver import Saver
 from esper.runtime.scene import Scene
 from esper.runtime.train_settings import TrainSettings
@@ -40,9 +41,9 @@ from esper.simic.ppo import Learner
 from esper.tamiyo.interface import Interface, to_table
 from esper.urza import series
 from esper.urza.checkpoint import Checkpoint, CheckpointError
-from esper.urza.lock import Lock, LockError, hold, network_of
+from esper.urza.lock import LOCK, OWNER, Lock, LockError, hold, network_of
 from esper.urza.series import Moment
-from esper.utils.files import remove_leftovers, replace_file
+from esper.utils.files import remove_folder, remove_leftovers, replace_file
 from esper.utils.settings import SettingsError
 
 logger = logging.getLogger("esper")
@@ -87,12 +88,12 @@ def places(settings: TrainSettings) -> tuple[Path, Origin | None]:
             raise SettingsError(f"--out {folder}: holds a run already; {again(folder)} goes on with it")
         if folder.resolve() != source.folder.resolve():
             raise SettingsError(f"--out {folder}: holds a run already; expected an unused directory, or that run's own")
-    _expect_room(folder)
+    expect_room(folder)
     return folder, source
 
 
-def _expect_room(folder: Path) -> None:
-    """Raise unless a directory is there that can be written, or can be made."""
+def expect_room(folder: Path) -> None:
+    """Raise ``SettingsError`` unless the directory of ``--out`` is there and can be written, or can be made."""
     place = folder.absolute()
     while not os.path.exists(place):  # unlike Path.exists, False for every name that no file can have
         place = place.parent
@@ -109,7 +110,7 @@ def open_run(
     interface: Interface,
     learner: Learner,
 ) -> Run:
-    """Make the run directory, or put the learner where it was. Nobody else writes there until ``close_run``.
+    """Make the run directory, or put the learner where it was. Nobody else writes there until ``release``.
 
     Args:
       places: the run directory and what to go on from.
@@ -176,6 +177,17 @@ def _rounds(folder: Path, loaded: Checkpoint) -> bytes:
     read_rows(path)  # whatever is no round is told
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     return b"".join(line + b"\n" for line in lines if json.loads(line)["round"] <= loaded.table["done"])
+
+
+def abandon(run: Run) -> None:
+    """Take back a run of no round, which holds nothing and would stand in the way of the next start."""
+    for moment in series.moments(run.saver.folder):
+        remove_folder(series.member(run.saver.folder, moment))
+    for name in (METRICS, *FACTS, OWNER, LOCK):
+        (run.folder / name).unlink(missing_ok=True)
+    for folder in (run.saver.folder, run.folder):
+        with suppress(OSError):  # it may hold what is others'
+            folder.rmdir()
 
 
 def record(run: Run, learner: Learner, row: dict[str, float]) -> None:
@@ -259,7 +271,7 @@ def settle(run: Run) -> None:
 
 
 def close_run(run: Run) -> None:
-    """Let the rounds so far be on the disk, and let others write.
+    """Let the rounds so far be on the disk.
 
     Raises:
       CheckpointError: the last checkpoint cannot be written.
@@ -268,4 +280,8 @@ def close_run(run: Run) -> None:
         settle(run)
     finally:
         run.metrics.close()
-        run.saver.lock.release()
+
+
+def release(run: Run) -> None:
+    """Let others write in the run directory."""
+    run.saver.lock.release()

@@ -22,13 +22,14 @@ from esper.runtime.interrupt import Stopped, Watch, interruptible, watched
 from esper.runtime.policy_checkpoint import load_run
 from esper.runtime.report import Findings, write_report
 from esper.runtime.resume import again
-from esper.runtime.runs import Run, close_run, open_run, pause, places, record, settle
-from esper.runtime.scene import Rules, Scene, build_scene, policies_of, tasks_of
+from esper.runtime.runs import Run, abandon, close_run, open_run, pause, places, record, release, settle
+from esper.runtime.scene import Rules, Scene, build_scene, expect_numbers_for, policies_of, tasks_of
 from esper.runtime.table import table
 from esper.runtime.train_settings import TrainSettings
 from esper.simic.ppo import Learner
 from esper.tamiyo.actor_critic import ActorCriticConfig, build_actor_critic
 from esper.tamiyo.interface import Interface, common, from_table
+from esper.urza.lock import LockError
 from esper.utils.documents import to_json
 from esper.utils.failpoints import reach
 from esper.utils.settings import SettingsError
@@ -59,8 +60,9 @@ def train(settings: TrainSettings, out: TextIO | None = None) -> Learner:
     folder, source = places(settings)
     device = find_device(settings.device, "--device")
     scenes = [build_scene(rules, settings.num_envs, settings.backend, device) for rules in settings.rules()]
-    for scene in scenes:
-        policies_of(scene, None, greedy=False)  # what the evaluation will ask for must not fail then
+    for scene in scenes:  # what the evaluation will ask for must not fail then
+        policies_of(scene, None, greedy=False)
+        expect_numbers_for(scene, settings.eval_envs, "--eval-envs")
     interface = _interface(settings, scenes)
     sizes = ActorCriticConfig(settings.features, settings.lstm, settings.head, settings.value_scale)
     policy = build_actor_critic(sizes, interface.codec, len(interface.columns), settings.seed).to(device)
@@ -69,8 +71,17 @@ def train(settings: TrainSettings, out: TextIO | None = None) -> Learner:
         out.write(f"{folder}: nothing written\n" + "".join(line for scene in scenes for line in _resolved(scene)))
         return learner
     run = open_run((folder, source), settings, scenes, interface, learner)
-    with watched() as watch:
-        _work(settings, scenes, learner, run, (watch, out))
+    try:
+        with watched() as watch:
+            _work(settings, scenes, learner, run, (watch, out))
+    except LockError:
+        raise
+    except Exception:
+        if source is None and learner.done == 0:
+            abandon(run)
+        raise
+    finally:
+        release(run)
     return learner
 
 
@@ -120,7 +131,7 @@ def _check(settings: TrainSettings) -> None:
 
 def _interface(settings: TrainSettings, scenes: Sequence[Scene]) -> Interface:
     """What the policy sees and says: everything of the tasks it trains on, and of those it shall be able to play."""
-    further = tasks_of(settings.room_for) if settings.room_for else []
+    further = tasks_of(settings.room_for, "--room-for") if settings.room_for else []
     rooms = [build_scene(Rules(task=task), 1, "eager") for task in further]
     return common([scene.engine.interface for scene in (*scenes, *rooms)])
 

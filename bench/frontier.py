@@ -106,6 +106,9 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--final-rate", type=float, default=None, help="share of the rate at the end of a cosine; 1 = constant"
     )
+    flags.add_argument(
+        "--own-host", action="store_true", help="the task's own host grows, of datasets on disk too, and is one of all"
+    )
     flags.add_argument("--only", default="", help="names of contenders, with commas between, instead of all")
     flags.add_argument("--policy", default="", help="run directory")
     flags.add_argument("--out", type=Path, default=None, help="runs/frontier-<task> if not given")
@@ -142,7 +145,7 @@ def frontier(asked: argparse.Namespace) -> tuple[list[Point], Study]:
     own |= {} if asked.final_rate is None else {"final_lr_fraction": asked.final_rate}
     # with the validation samples that engines decide on, for the peer too
     task = task._replace(data=usual.data, settings=task.settings | own)
-    field, epochs = field_of(task, asked.quick), asked.epochs or usual.config.horizon
+    field, epochs = field_of(task, asked.quick, asked.own_host), asked.epochs or usual.config.horizon
     study = Study(task, envs, epochs, asked.rates or field.rates, asked.seed, asked.backend)
     points = list[Point]()
     for contender in chosen(contenders(task, field), asked.only):

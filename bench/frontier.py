@@ -59,6 +59,7 @@ class FrontierSettings:
     rates: str = setting("", "with commas between, instead of the usual few")
     optimizer: str = setting("", "of hosts and seeds; empty = the task's", choices=("", *sorted(OPTIMIZERS)))
     final_rate: float = setting(-1.0, "share of the rate at the end of a cosine; 1 = constant, -1 = the task's", -1, 1)
+    own_host: bool = setting(False, "the task's own host grows, of datasets on disk too, and is one of all")
     only: str = setting("", "names of contenders, with commas between, instead of all")
     policy: str = setting("", "run directory")
     out: str = setting("", "folder; empty = runs/frontier-<task>")
@@ -156,7 +157,7 @@ def frontier(asked: FrontierSettings) -> tuple[list[Point], Study]:
     task = task._replace(settings=task.settings | own)
     usual = make(task, 1)
     task = task._replace(data=usual.data)  # with the validation samples that engines decide on, for the peer too
-    field, epochs = field_of(task, asked.quick), asked.epochs or usual.config.horizon
+    field, epochs = field_of(task, asked.quick, asked.own_host), asked.epochs or usual.config.horizon
     envs, rates = asked.envs or (QUICK_ENVS if asked.quick else ENVS), rates_of(asked.rates)
     study = Study(task, envs, epochs, rates or field.rates, asked.seed, asked.backend)
     run = policy_of(asked.policy, study) if asked.policy else None

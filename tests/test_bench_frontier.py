@@ -239,6 +239,16 @@ def test_differences_are_paired_with_the_best_that_is_no_larger(bench):
     assert [row["name"] for row in bench.chart.frontier(rows, "params")] == ["small", "large"]
 
 
+def test_the_host_of_a_task_itself_grows_where_that_is_asked_for(bench):
+    task = synthetic()._replace(name="on disk")
+    usual, own = (bench.contenders.field_of(task, True, asked) for asked in (False, True))
+    assert (usual.start.name, own.start) == ("cnn 4-8", task.host)
+    assert own.hosts == (*usual.hosts, task.host)
+    names = [each.name for each in bench.contenders.contenders(task, own)]
+    assert f"{task.host.name} + conv8x2, grown" in names
+    assert len(set(names)) == len(names)
+
+
 def test_axes_of_the_chart(bench):
     assert bench.chart.height_of(99.0) == 0.0
     assert bench.chart.height_of(90.0) == pytest.approx(-1.0)
@@ -263,7 +273,7 @@ def test_the_peer_says_that_it_is_missing(bench, monkeypatch):
 def test_the_command(bench, monkeypatch, tmp_path, capsys):
     host = cnn_host((1, 8, 8), 10, 1, 4)
     few = bench.contenders.Field((host,), host, (CONV4X2,), (0.05, 0.1), (4,))
-    monkeypatch.setattr(bench.main, "field_of", lambda task, quick: few)
+    monkeypatch.setattr(bench.main, "field_of", lambda task, quick, own_host: few)
     monkeypatch.setattr(bench.main, "play_gromo", _missing(bench))
     bench.main.main(["--task", "synthetic", "--quick", "--epochs", "2", "--out", str(tmp_path)])
     said = capsys.readouterr()

@@ -1,4 +1,4 @@
-// Training: every environment's minibatch forward, through the loss, and backward, and gradients of what learns.
+// Training: every environment's minibatches forward, through the loss, and backward, and what it makes of the gradients.
 // Features stay in the cache from the first layer to the last and back. An environment's result depends neither on the
 // others nor on the number of threads.
 //
@@ -6,6 +6,7 @@
 // by its own objective: the loss of the network as if it were on at its target alpha, all else given. For that the way
 // behind the slot is taken once more (the objective pass), with batch statistics of its own, which move no buffers.
 
+#include "learn.h"
 #include "way.h"
 
 namespace esper {
@@ -123,6 +124,10 @@ extern "C" void esper_train(const void* arguments) {
 #pragma omp parallel for num_threads(call.threads) schedule(dynamic) if (call.threads > 1 && call.networks > 1)
     for (esper::i64 network = 0; network < call.networks; ++network) {
         thread_local esper::Scratch scratch;
-        esper::Training(call, network, scratch).run();
+        for (esper::i64 step = 0; step < call.steps; ++step) {
+            const esper::Call at = esper::minibatch(call, step);
+            esper::Training(at, network, scratch).run();
+            if (call.learning) esper::learn(call, network, step);
+        }
     }
 }

@@ -207,6 +207,12 @@ inline void weighed(const Weight& weight, const Act& act) {
     }
 }
 
+// lerp(x, out, w), as torch computes it.
+inline Vec lerp(Vec x, Vec out, Vec w) {
+    const Vec way = out - x;
+    return w < 0.5f ? x + w * way : out - way * (1.0f - w);
+}
+
 // What the network sees of a slot.
 inline void mix(const Leg& leg, const Vec* h, const Vec* s, const Weight& weight, Vec* y) {
     if (leg.is_bypass())

@@ -19,12 +19,25 @@ _FUNCTORCH = getattr(torch._C, "_functorch", None)
 _INTERPRETER_STACK = getattr(_FUNCTORCH, "peek_interpreter_stack", None)
 _IS_BATCHED = getattr(_FUNCTORCH, "is_batchedtensor", None)
 _DISABLE_TRANSFORMS = getattr(torch._C, "_DisableFuncTorch", None)
+_DISPATCH_MODES = getattr(torch._C, "_len_torch_dispatch_stack", None)
 _SET_FORWARD_MODE = getattr(forward_ad, "_set_fwd_grad_enabled", None)
 
 
 def is_transforming() -> bool:
     """Whether a transform of ``torch.func`` is running. Without the name: yes, so that every tensor is asked."""
     return _INTERPRETER_STACK is None or _INTERPRETER_STACK() is not None
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is numbers on the CPU and nothing watches operations. Without the name: no, which is slower."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(tensor) is Tensor
+        and tensor.device.type == "cpu"
+        and _DISPATCH_MODES is not None
+        and _DISPATCH_MODES() == 0
+        and not is_transforming()
+    )
 
 
 def is_batched(tensor: Tensor) -> bool:

@@ -12,7 +12,7 @@ import torch
 from tensordict import TypedTensorDict
 from torch import Tensor
 
-from esper.utils.tensordict_private import replaced
+from esper.utils.torch_private import replaced
 
 
 class Fields(TypedTensorDict):

@@ -1,4 +1,4 @@
-"""Every private name of torch that Esper uses, and what is done where a version of torch lacks it.
+"""Every private name of torch and tensordict that Esper uses, and what is done where a version of torch lacks it.
 
 torch promises nothing about these names, so no other module uses one. What a missing name would have said is taken to
 be the answer that is slower, and still right; where there is none, the loud one.
@@ -9,9 +9,10 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from tensordict import TensorDict, TypedTensorDict
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -19,12 +20,29 @@ _FUNCTORCH = getattr(torch._C, "_functorch", None)
 _INTERPRETER_STACK = getattr(_FUNCTORCH, "peek_interpreter_stack", None)
 _IS_BATCHED = getattr(_FUNCTORCH, "is_batchedtensor", None)
 _DISABLE_TRANSFORMS = getattr(torch._C, "_DisableFuncTorch", None)
+_NEW_TREE = getattr(TensorDict, "_new_unsafe", None)
+_WRAP_TREE = getattr(TypedTensorDict, "_wrap_td", None)
+_DISPATCH_MODES = getattr(torch._C, "_len_torch_dispatch_stack", None)
 _SET_FORWARD_MODE = getattr(forward_ad, "_set_fwd_grad_enabled", None)
+
+Tree = TypeVar("Tree", bound=TypedTensorDict)
 
 
 def is_transforming() -> bool:
     """Whether a transform of ``torch.func`` is running. Without the name: yes, so that every tensor is asked."""
     return _INTERPRETER_STACK is None or _INTERPRETER_STACK() is not None
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is numbers on the CPU and nothing watches operations. Without the name: no, which is slower."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(tensor) is Tensor
+        and tensor.device.type == "cpu"
+        and _DISPATCH_MODES is not None
+        and _DISPATCH_MODES() == 0
+        and not is_transforming()
+    )
 
 
 def is_batched(tensor: Tensor) -> bool:
@@ -137,3 +155,34 @@ def below_maps(tensor: Tensor) -> tuple[Tensor, int]:
         return tensor, 0
     below, count = below_maps(inside(tensor).movedim(place(tensor), 0))
     return below, count + 1
+
+
+def replaced(tree: Tree, fields: dict[str, Any]) -> Tree | None:
+    """``TypedTensorDict.replace`` in a tenth of its time, which is a third of a small environment step.
+
+    Args:
+      tree: of tensors and of trees, on no device in particular.
+      fields: what is put in place of its own.
+
+    Returns:
+      an open copy, its parts open copies; None where the plain way must be taken: without the names, under a compiler
+      or a transform, or where a field is none of the tree's or has another batch size.
+    """
+    held = getattr(getattr(tree, "_source", None), "_tensordict", None)
+    if held is None or _NEW_TREE is None or _WRAP_TREE is None or torch.compiler.is_compiling() or is_transforming():
+        return None
+    size = tree.batch_size
+    if any(name not in held or value.shape[: len(size)] != size for name, value in fields.items()):
+        return None
+    return _copy(tree, held | fields)
+
+
+def _copy(tree: Tree, fields: dict[str, Any]) -> Tree:
+    """A tree of these fields; parts that are trees are copied, so that a lock of one is not the other's."""
+    own = {
+        name: each if isinstance(each, Tensor) else _copy(each, each._source._tensordict)
+        for name, each in fields.items()
+    }
+    assert _NEW_TREE is not None
+    copy: Tree = type(tree)._wrap_td(_NEW_TREE(own, batch_size=tree.batch_size))
+    return copy

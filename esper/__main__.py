@@ -1,4 +1,4 @@
-"""Commands: ``python -m esper train | evaluate | inspect | demo | tasks | doctor | data``."""
+"""Commands: ``python -m esper train | evaluate | inspect | demo | tasks | doctor | data | dlq``."""
 
 import os
 import sys
@@ -14,6 +14,7 @@ with ending_on_interrupt(__name__ == "__main__" or is_command()):
     from esper.runtime.catalogue import TasksSettings, show_tasks
     from esper.runtime.data_check import data_check
     from esper.runtime.demo import DemoSettings, demonstrate
+    from esper.runtime.dlq import dead_letters
     from esper.runtime.doctor import DoctorSettings, diagnose, intruder
     from esper.runtime.evaluate import EvaluateSettings, evaluate
     from esper.runtime.inspect import InspectSettings, inspect
@@ -24,6 +25,7 @@ with ending_on_interrupt(__name__ == "__main__" or is_command()):
     from esper.runtime.train_settings import TrainSettings
     from esper.tolaria.data import DatasetError
     from esper.urza.checkpoint import CheckpointError
+    from esper.urza.dead_letters import DeadLetterError
     from esper.utils.settings import Base, SettingsError, read_settings
     from esper.utils.terminal import output
 
@@ -40,8 +42,11 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any, TextIO | None], object]]] = 
 BASES: dict[str, Base] = {"train": settings_before}
 """Where a command's settings come from that were not asked for, if not from their defaults."""
 
-DATA = "data"
-"""The command that takes words: ``esper data check PATH``."""
+WORDS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
+    "data": ("What a dataset's folder or file holds, and whether it loads: data check PATH", data_check),
+    "dlq": ("Writes of runs that failed: dlq ls | retry | drop [DIRECTORY]", dead_letters),
+}
+"""Commands that take words: a line on each, and what runs."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,15 +67,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         output().write(f"esper {__version__}\n")
         return 0
-    if words[0] not in (*COMMANDS, DATA):
-        print(f"esper: unknown command {words[0]!r}; expected {', '.join((*COMMANDS, DATA))}", file=sys.stderr)
+    if words[0] not in (*COMMANDS, *WORDS):
+        print(f"esper: unknown command {words[0]!r}; expected {', '.join((*COMMANDS, *WORDS))}", file=sys.stderr)
         return 2
     try:
         if (warning := intruder()) is not None and words[0] != "doctor":
             print(f"esper: {warning}", file=sys.stderr)
         _run(words[0], words[1:])
         output().flush()
-    except (SettingsError, ConfigError, DatasetError, CheckpointError, SinkError) as error:
+    except (SettingsError, ConfigError, DatasetError, CheckpointError, SinkError, DeadLetterError) as error:
         print(f"esper {words[0]}: {error}", file=sys.stderr)
         return 2
     except Stopped as stopped:  # it has been told, with how to go on
@@ -85,8 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(command: str, words: Sequence[str]) -> None:
-    if command == DATA:
-        data_check(words)
+    if command in WORDS:
+        WORDS[command][1](words)
         return
     kind, run = COMMANDS[command]
     run(read_settings(kind, words, f"esper {command}", BASES.get(command), expect_nothing_imported), None)
@@ -95,7 +100,7 @@ def _run(command: str, words: Sequence[str]) -> None:
 def overview() -> str:
     """The commands, a line each."""
     lines = [f"  {name:<10}{(kind.__doc__ or '').partition(chr(10))[0]}" for name, (kind, _) in COMMANDS.items()]
-    lines.append(f"  {DATA:<10}What a dataset's folder or file holds, and whether it loads: data check PATH")
+    lines += [f"  {name:<10}{line}" for name, (line, _) in WORDS.items()]
     return "\n".join(["usage: esper COMMAND [--help] [settings], or esper --version", "", *lines])
 
 

@@ -184,9 +184,19 @@ class DeadLetters:
         return found.rowcount == 1
 
     def close(self) -> None:
-        """Close the queue; its file goes where no letter ever waited longer than until it was done."""
-        empty = not self.waiting() and not self.ended()[LetterState.DROPPED]
+        """Close the queue."""
         self._open.close()
+
+    def finish(self) -> None:
+        """Close the queue, of whose users this is the last; its file goes where nothing waits and nothing was dropped.
+
+        Raises:
+          DeadLetterError, OSError: it cannot be read or removed; it is closed all the same.
+        """
+        try:
+            empty = not self.waiting() and not self.ended()[LetterState.DROPPED]
+        finally:
+            self._open.close()
         if empty:
             self.path.unlink(missing_ok=True)
 

@@ -20,7 +20,7 @@ def queue(tmp_path):
     times = iter(range(1000))
     opened = DeadLetters(tmp_path / FILE, lambda: float(next(times)))
     yield opened
-    opened._open.close()
+    opened.close()
 
 
 def test_a_letter_waits_until_it_is_done_however_often_it_fails(queue):
@@ -44,7 +44,7 @@ def test_letters_of_one_payload_share_it_and_a_drop_is_remembered(queue, tmp_pat
     (letter,) = queue.waiting()
     assert letter.number == second and queue.payload(letter) == b"same"
     queue.end(second, LetterState.DONE)
-    queue.close()
+    queue.finish()
     assert DeadLetters(tmp_path / FILE).ended() == {LetterState.DONE: 1, LetterState.DROPPED: 1}
 
 
@@ -52,7 +52,7 @@ def test_a_queue_that_held_nothing_leaves_nothing(tmp_path):
     queue = DeadLetters(tmp_path / FILE)
     queue.reserve()
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) > 2 * ROOM
-    queue.close()
+    queue.finish()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -62,7 +62,7 @@ def test_what_is_no_queue_is_refused(tmp_path):
     other.close()
     hostile = DeadLetters(tmp_path / "hostile")
     hostile._open.execute("CREATE TRIGGER t AFTER INSERT ON letters BEGIN DELETE FROM letters; END")
-    hostile._open.close()
+    hostile.close()
     (tmp_path / "noise").write_bytes(random.Random(0).randbytes(5000))
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
@@ -131,7 +131,7 @@ def survive(path, kills):
         assert sum(states[each] == "done" for each in put - ended) <= number
         for letter in queue.waiting()[-3:]:
             assert queue.payload(letter)
-        queue._open.close()
+        queue.close()
     return len(put)
 
 

@@ -1,18 +1,28 @@
 """Sinks: where a run's numbers go, under the same names everywhere."""
 
 import contextlib
+import hashlib
 import json
-import os
+import logging
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from esper.utils.documents import as_number, to_json
+from esper.utils.documents import as_number, cause, to_json
+from esper.utils.files import append_line, replace_file, sync_file
 
 METRICS = "metrics.jsonl"
+
+logger = logging.getLogger("esper")
 
 
 class SinkError(ValueError):
     """A sink that cannot be opened or read; one line with the place and what is expected."""
+
+
+def digest_of(path: Path, rows: int) -> str:
+    """sha256 of the first ``rows`` lines of a file, of all there are if they are fewer; of nothing if it is absent."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return hashlib.sha256(b"".join(line + b"\n" for line in lines[:rows])).hexdigest()
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -36,53 +46,16 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file in one step: a reader sees the old one or the new one. What UTF-8 lacks is escaped."""
-    beside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    try:
-        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
-        os.replace(beside, path)
-    except BaseException:
-        with contextlib.suppress(OSError):  # what kept it from being written is what is told
-            beside.unlink(missing_ok=True)
-        raise
+    """Write a file in one step: a reader sees the old one or the new one. What UTF-8 lacks is escaped.
 
-
-def append_text(path: Path, text: str) -> None:
-    """Add to a file all of a text, or nothing."""
-    data = text.encode("utf-8")
-    with path.open("ab", buffering=0) as file:
-        end = file.tell()
-        try:
-            while data:  # a disk that is nearly full takes a part
-                data = data[file.write(data) :]
-        except OSError:
-            with contextlib.suppress(OSError):
-                file.truncate(end)
-            raise
-
-
-class Keeper(Protocol):
-    """Who keeps rows that could not be written."""
-
-    def row_failed(self, row: dict[str, float], error: OSError) -> None:
-        """A row was not written; the next call of ``Metrics.write`` tries again."""
-
-    def row_written(self, row: dict[str, float]) -> None:
-        """A row that had failed was written."""
-
-    def events_failed(self, error: Exception) -> None:
-        """TensorBoard's events could not be written; from here on there are none."""
+    Raises:
+      OSError: it could not be written; the old one is as it was.
+    """
+    replace_file(path, text.encode("utf-8", "backslashreplace"))
 
 
 class Metrics:
-    """The sinks of a run: ``metrics.jsonl``, and TensorBoard's events if asked for.
-
-    Attributes:
-      path: of the rows.
-      events: TensorBoard's writer, if any.
-      keeper: who keeps what cannot be written; None = an error ends the call.
-      failed: rows that are still to be written, in order.
-    """
+    """The sinks of a run: ``metrics.jsonl``, and TensorBoard's events if asked for."""
 
     def __init__(self, folder: Path, tensorboard: bool, done: int) -> None:
         """Open the sinks.
@@ -97,52 +70,50 @@ class Metrics:
         """
         self.path = folder / METRICS
         self.events = _event_writer(folder / "tensorboard", done + 1) if tensorboard else None
-        self.keeper: Keeper | None = None
-        self.failed: list[dict[str, float]] = []
+        self.digest = hashlib.sha256(self.path.read_bytes() if self.path.exists() else b"")
+        self._waiting: list[str] = []
 
     def write(self, row: dict[str, float]) -> None:
-        """Add a round, after those that could not be written before; ``row["round"]`` counts from 1.
-
-        Raises:
-          OSError: it cannot be written, and there is no keeper.
-        """
-        try:
-            self._append(row)
-        except OSError as error:
-            if self.keeper is None:
-                raise
-            self.failed.append(row)
-            self.keeper.row_failed(row, error)
+        """Add a round; ``row["round"]`` counts from 1. One that cannot be written waits for ``settle``."""
+        line = to_json(row)
+        self.digest.update(line.encode() + b"\n")
+        self._waiting.append(line)
+        with contextlib.suppress(OSError):
+            self._append()
         self._write_events(row)
 
-    def _append(self, *rows: dict[str, float]) -> None:
-        """Write the rows that failed, then these; all or none."""
-        append_text(self.path, "".join(to_json(row) + "\n" for row in (*self.failed, *rows)))
-        while self.failed:
-            written = self.failed.pop(0)
-            if self.keeper is not None:
-                self.keeper.row_written(written)
-
     def _write_events(self, row: dict[str, float]) -> None:
+        """Show a round in TensorBoard, as long as that can be written; the rows hold the same numbers."""
         if self.events is None:
             return
         try:
             for name, value in row.items():
                 self.events.add_scalar(name, value, int(row["round"]))
             self.events.flush()
-        except Exception as error:  # of the file system, through tensorboard's thread
-            if self.keeper is None:
-                raise
+        except OSError as error:
             self.events = None
-            self.keeper.events_failed(error)
+            logger.warning("tensorboard: %s; no events from here on, %s has all rounds", cause(error), self.path)
+
+    def settle(self) -> None:
+        """Let every round be on the disk.
+
+        Raises:
+          OSError: one could not be written; it is tried again the next time.
+        """
+        self._append()
+        if self.path.exists():
+            sync_file(self.path)
+
+    def _append(self) -> None:
+        while self._waiting:
+            append_line(self.path, self._waiting[0])
+            del self._waiting[0]
 
     def close(self) -> None:
         """Finish the files."""
-        if self.failed:
-            with contextlib.suppress(OSError):  # they have been told of, and are kept
-                self._append()
         if self.events is not None:
-            self.events.close()
+            with contextlib.suppress(OSError):  # each round was flushed, or told
+                self.events.close()
 
 
 def require_tensorboard() -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TextIO
 
 from esper.nissa.failures import FailureRecord, describe, group
-from esper.nissa.sinks import SinkError
 from esper.runtime.outlets import repeat
 from esper.urza.dead_letters import FILE, DeadLetterError, DeadLetters, Letter, LetterState
 from esper.utils.documents import cause, to_json
@@ -119,7 +118,7 @@ def _try(queue: DeadLetters, letter: Letter) -> Exception | None:
     """Repeat a letter; the error of a failure, which is counted."""
     try:
         repeat(queue.path.parent, letter, queue.payload(letter))
-    except (OSError, SinkError, DeadLetterError) as error:
+    except (OSError, DeadLetterError) as error:
         queue.failed_again(letter.number, error)
         return error
     queue.end(letter.number, LetterState.DONE)

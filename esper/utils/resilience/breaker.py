@@ -20,7 +20,7 @@ from enum import Enum
 from threading import Lock
 from typing import NamedTuple, TypeVar
 
-from esper.utils.resilience.causes import Fault, cause_of
+from esper.utils.resilience.causes import Nature, cause_of
 from esper.utils.resilience.world import REAL, World
 
 Result = TypeVar("Result")
@@ -189,7 +189,7 @@ class Breaker:
             failed = self._world.now() - began > self.limits.timeout
             return result
         except Exception as error:
-            failed = None if cause_of(error).fault is Fault.CALLER else True
+            failed = None if cause_of(error).nature is Nature.CALLER else True
             raise
         finally:  # also where something that is no error ends the call
             with self._lock:

@@ -12,7 +12,7 @@ import torch
 from esper.utils.documents import cause
 
 
-class Fault(Enum):
+class Nature(Enum):
     """Whose fault a failure is, and so what helps."""
 
     TRANSIENT = "transient"
@@ -29,7 +29,7 @@ class FailureCause(NamedTuple):
 
     Attributes:
       name: short, for people.
-      fault: see ``Fault``.
+      nature: see ``Nature``.
       remedy: what to do.
       numbers: of system errors (``errno``) that it stands for.
       kinds: exceptions that it stands for, where they carry no such number.
@@ -37,7 +37,7 @@ class FailureCause(NamedTuple):
     """
 
     name: str
-    fault: Fault
+    nature: Nature
     remedy: str
     numbers: tuple[int, ...] = ()
     kinds: tuple[type[BaseException], ...] = ()
@@ -47,27 +47,27 @@ class FailureCause(NamedTuple):
 CAUSES = (
     FailureCause(
         "service left alone",
-        Fault.LASTING,
+        Nature.LASTING,
         "it failed too often just now; esper doctor says what it lacks",
         words=r"BreakerOpen|: left alone (after \d+ failures|while one)",
     ),
     FailureCause(
         "disk full",
-        Fault.LASTING,
+        Nature.LASTING,
         "free some space, or give the run another disk; then esper dlq retry",
         (errno.ENOSPC, errno.EDQUOT),
         words=r"database or disk is full",
     ),
     FailureCause(
         "disk fails",
-        Fault.LASTING,
+        Nature.LASTING,
         "look at the disk (dmesg, smartctl); give the run another one; then esper dlq retry",
         (errno.EIO,),
         words=r"disk I/O error|database disk image is malformed",
     ),
     FailureCause(
         "out of memory",
-        Fault.LASTING,
+        Nature.LASTING,
         "fewer environments (--num-envs), or more memory (ulimit -v, the container's limit)",
         (errno.ENOMEM,),
         (MemoryError, torch.OutOfMemoryError),
@@ -75,29 +75,29 @@ CAUSES = (
     ),
     FailureCause(
         "too many open files",
-        Fault.TRANSIENT,
+        Nature.TRANSIENT,
         "raise the limit (ulimit -n)",
         (errno.EMFILE, errno.ENFILE),
         words=r"unable to open database file",
     ),
     FailureCause(
         "not allowed",
-        Fault.LASTING,
+        Nature.LASTING,
         "give this user the right to write there, or name another place (--out, XDG_CACHE_HOME)",
         (errno.EACCES, errno.EPERM, errno.EROFS),
         words=r"attempt to write a readonly database",
     ),
-    FailureCause("nothing there", Fault.LASTING, "put it back, or name another place", (errno.ENOENT, errno.ENOTDIR)),
+    FailureCause("nothing there", Nature.LASTING, "put it back, or name another place", (errno.ENOENT, errno.ENOTDIR)),
     FailureCause(
         "busy",
-        Fault.TRANSIENT,
+        Nature.TRANSIENT,
         "wait until the other process has finished, or end it",
         (errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ETXTBSY, errno.EDEADLK),
         words=r"database (table )?is locked",
     ),
     FailureCause(
         "too slow",
-        Fault.TRANSIENT,
+        Nature.TRANSIENT,
         "look at the machine's load and the network; try again",
         (errno.ETIMEDOUT,),
         (TimeoutError, subprocess.TimeoutExpired),
@@ -105,7 +105,7 @@ CAUSES = (
     ),
     FailureCause(
         "connection lost",
-        Fault.TRANSIENT,
+        Nature.TRANSIENT,
         "look at the service and the network; try again",
         (
             errno.ECONNRESET,
@@ -119,27 +119,27 @@ CAUSES = (
     ),
     FailureCause(
         "killed",
-        Fault.TRANSIENT,
+        Nature.TRANSIENT,
         "look for what ended it (dmesg names processes that memory ran out for)",
         words=r"killed by SIG|died with <?Signals?\.|exit status 13[47]\b",
     ),
     FailureCause(
         "program failed",
-        Fault.LASTING,
+        Nature.LASTING,
         "its first line of output says why; a compiler is chosen by CXX",
         kinds=(subprocess.CalledProcessError,),
         words=r"returned non-zero exit status|building .* failed",
     ),
     FailureCause(
         "numbers not finite",
-        Fault.CALLER,
+        Nature.CALLER,
         "lower the learning rates or the reward's weights; metrics.jsonl says from which round on",
         kinds=(FloatingPointError,),
         words=r"not finite",
     ),
     FailureCause(
         "value not allowed",
-        Fault.CALLER,
+        Nature.CALLER,
         "the message says what is allowed",
         kinds=(ValueError, TypeError, KeyError, IndexError, AttributeError, NotImplementedError),
         words=r": expected ",
@@ -147,7 +147,7 @@ CAUSES = (
 )
 """In order: of several that fit, the first counts."""
 
-UNKNOWN = FailureCause("unknown", Fault.UNKNOWN, "report it, with the lines before it")
+UNKNOWN = FailureCause("unknown", Nature.UNKNOWN, "report it, with the lines before it")
 
 
 def _pattern(row: FailureCause) -> re.Pattern[str]:

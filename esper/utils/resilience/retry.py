@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from esper.utils.resilience.causes import Fault, cause_of
+from esper.utils.resilience.causes import Nature, cause_of
 from esper.utils.resilience.world import REAL, World
 
 Result = TypeVar("Result")
@@ -80,7 +80,7 @@ def retry(
         try:
             return call()
         except Exception as error:  # whatever a call raises; only the transient is tried again
-            seconds = next(waits, None) if cause_of(error).fault is Fault.TRANSIENT else None
+            seconds = next(waits, None) if cause_of(error).nature is Nature.TRANSIENT else None
             if seconds is None:
                 raise
         world.sleep(seconds)

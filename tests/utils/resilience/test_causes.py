@@ -15,7 +15,7 @@ import torch
 from esper.leyline.config import ConfigError
 from esper.utils.documents import cause
 from esper.utils.resilience.breaker import BreakerOpen
-from esper.utils.resilience.causes import CAUSES, PATTERNS, UNKNOWN, Fault, by_name, cause_of, cause_of_text
+from esper.utils.resilience.causes import CAUSES, PATTERNS, UNKNOWN, Nature, by_name, cause_of, cause_of_text
 
 
 def raised(function):
@@ -96,4 +96,4 @@ def test_the_table_says_one_thing_once():
 
 @pytest.mark.parametrize("error", [ValueError("x"), KeyError("x"), ConfigError("x"), IndexError()])
 def test_what_the_caller_did_wrong_is_not_the_services_fault(error):
-    assert cause_of(error).fault is Fault.CALLER
+    assert cause_of(error).nature is Nature.CALLER

@@ -1,4 +1,4 @@
-"""Commands: ``python -m esper train | evaluate | inspect | demo | tasks | doctor | data | dlq``."""
+"""Commands: ``python -m esper train | evaluate | inspect | demo | tasks | doctor | data | dlq | supervise``."""
 
 import os
 import sys
@@ -21,6 +21,7 @@ with ending_on_interrupt(__name__ == "__main__" or is_command()):
     from esper.runtime.interrupt import Stopped
     from esper.runtime.own import expect_nothing_imported
     from esper.runtime.resume import settings_before
+    from esper.runtime.supervise import supervise
     from esper.runtime.train import train
     from esper.runtime.train_settings import TrainSettings
     from esper.tolaria.data import DatasetError
@@ -43,11 +44,15 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any, TextIO | None], object]]] = 
 BASES: dict[str, Base] = {"train": settings_before}
 """Where a command's settings come from that were not asked for, if not from their defaults."""
 
-WORDS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
+WORDS: dict[str, tuple[str, Callable[[Sequence[str]], int | None]]] = {
     "data": ("What a dataset's folder or file holds, and whether it loads: data check PATH", data_check),
     "dlq": ("Writes of runs that failed: dlq ls | retry | drop [DIRECTORY]", dead_letters),
+    "supervise": (
+        "A training run that is started again when it dies: supervise [--restarts N] -- train ...",
+        supervise,
+    ),
 }
-"""Commands that take words: a line on each, and what runs."""
+"""Commands that take words: a line on each, and what runs; it may give an exit status."""
 
 ERRORS = (SettingsError, ConfigError, DatasetError, CheckpointError, DeadLetterError, LockError, SinkError)
 """What a command says in one line."""
@@ -77,8 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if (warning := intruder()) is not None and words[0] != "doctor":
             print(f"esper: {warning}", file=sys.stderr)
-        _run(words[0], words[1:])
+        status = _run(words[0], words[1:])
         output().flush()
+        return status
     except ERRORS as error:
         print(f"esper {words[0]}: {error}", file=sys.stderr)
         return 2
@@ -90,15 +96,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output has seen enough; the interpreter's last flush must not complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    return 0
 
 
-def _run(command: str, words: Sequence[str]) -> None:
+def _run(command: str, words: Sequence[str]) -> int:
     if command in WORDS:
-        WORDS[command][1](words)
-        return
+        return WORDS[command][1](words) or 0
     kind, run = COMMANDS[command]
     run(read_settings(kind, words, f"esper {command}", BASES.get(command), expect_nothing_imported), None)
+    return 0
 
 
 def overview() -> str:

@@ -28,6 +28,8 @@ with ending_on_interrupt(__name__ == "__main__" or is_command()):
     from esper.urza.checkpoint import CheckpointError
     from esper.urza.dead_letters import DeadLetterError
     from esper.urza.lock import LockError
+    from esper.utils.documents import cause
+    from esper.utils.resilience.causes import Nature, cause_of
     from esper.utils.settings import Base, SettingsError, read_settings
     from esper.utils.terminal import output
 
@@ -66,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         are listed.
 
     Returns:
-      exit status: 0; 2 with one line on standard error for a value that is not allowed; 130 after SIGINT (Ctrl-C) and
+      exit status: 0; 1 with one line on standard error where the machine has no more room or handles, or its disk or
+      compiler fails, so that trying again later may help; 2 with one line on standard error for a value that is not allowed; 130 after SIGINT (Ctrl-C) and
       143 after SIGTERM, whether or not there was something to save; 141 where the reader of the output went away.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -96,6 +99,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output has seen enough; the interpreter's last flush must not complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except Exception as error:
+        if (line := _from_outside(error)) is None:
+            raise  # a fault of this program's own: all of it is told
+        print(f"esper {words[0]}: {line}", file=sys.stderr)
+        return 1
+
+
+def _from_outside(error: Exception) -> str | None:
+    """A line on a failure of the surroundings, with a remedy; None for any other error."""
+    found = cause_of(error)
+    if found.nature not in (Nature.TRANSIENT, Nature.LASTING):
+        return None
+    return f"{found.name}: {cause(error)}; {found.remedy}"
 
 
 def _run(command: str, words: Sequence[str]) -> int:

@@ -9,7 +9,6 @@ from esper.nissa.sinks import write_text
 from esper.urza.dead_letters import FILE, DeadLetterError, DeadLetters, Letter, LetterState
 from esper.utils.documents import cause
 from esper.utils.files import replace_file
-from esper.utils.resilience.breaker import BreakerOpen
 from esper.utils.resilience.causes import cause_of
 from esper.utils.resilience.services import Service
 
@@ -51,7 +50,7 @@ class Outlets:
         """Write a file of the run directory in one step, or keep its text as a letter; it takes the place of both."""
         try:
             self._service.call(lambda: write_text(path, text))
-        except (OSError, BreakerOpen) as error:
+        except OSError as error:
             self._keep(path, text, error)
             return
         try:

@@ -75,8 +75,8 @@ class Circuit(NamedTuple):
 DEFAULT = Limits()
 
 
-class BreakerOpen(RuntimeError):
-    """A call that was not made, since the service fails; one line."""
+class BreakerOpen(OSError):
+    """A call that was not made, since the service fails; one line. Who handles a service's failures handles this."""
 
 
 def threshold(limits: Limits, rate: float) -> int:

@@ -68,9 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         are listed.
 
     Returns:
-      exit status: 0; 1 with one line on standard error where the machine has no more room or handles, or its disk or
-      compiler fails, so that trying again later may help; 2 with one line on standard error for a value that is not allowed; 130 after SIGINT (Ctrl-C) and
-      143 after SIGTERM, whether or not there was something to save; 141 where the reader of the output went away.
+      exit status: 0; 1 with one line on standard error where the machine has no more room, memory or handles, or its
+      disk or compiler fails, so that trying again later may help; 2 with one line for a value that is not allowed; 130
+      after SIGINT (Ctrl-C) and 143 after SIGTERM, whether or not there was something to save; 141 where the reader of
+      the output went away.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
@@ -82,19 +83,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] not in (*COMMANDS, *WORDS):
         print(f"esper: unknown command {words[0]!r}; expected {', '.join((*COMMANDS, *WORDS))}", file=sys.stderr)
         return 2
+    return _told(words[0], words[1:])
+
+
+def _told(command: str, words: Sequence[str]) -> int:
+    """Run a command, and tell whatever ends it; the exit status."""
     try:
-        if (warning := intruder()) is not None and words[0] != "doctor":
+        if (warning := intruder()) is not None and command != "doctor":
             print(f"esper: {warning}", file=sys.stderr)
-        status = _run(words[0], words[1:])
+        status = _run(command, words)
         output().flush()
         return status
     except ERRORS as error:
-        print(f"esper {words[0]}: {error}", file=sys.stderr)
+        print(f"esper {command}: {error}", file=sys.stderr)
         return 2
     except Stopped as stopped:  # it has been told, with how to go on
         return stopped.status
     except KeyboardInterrupt:
-        print(f"esper {words[0]}: interrupted", file=sys.stderr)
+        print(f"esper {command}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever read the output has seen enough; the interpreter's last flush must not complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -102,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if (line := _from_outside(error)) is None:
             raise  # a fault of this program's own: all of it is told
-        print(f"esper {words[0]}: {line}", file=sys.stderr)
+        print(f"esper {command}: {line}", file=sys.stderr)
         return 1
 
 

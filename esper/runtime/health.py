@@ -27,7 +27,7 @@ class Unhealthy(RuntimeError):
     """What a check found wrong; a clause of a line."""
 
 
-class Check(NamedTuple):
+class HealthCheck(NamedTuple):
     """A health check.
 
     Attributes:
@@ -43,7 +43,7 @@ class Check(NamedTuple):
     remedy: str
 
 
-class Finding(NamedTuple):
+class HealthFinding(NamedTuple):
     """What a check came to.
 
     Attributes:
@@ -59,7 +59,7 @@ class Finding(NamedTuple):
     remedy: str
 
 
-def checks(folder: Path) -> tuple[Check, ...]:
+def checks(folder: Path) -> tuple[HealthCheck, ...]:
     """The table of checks of this machine.
 
     Args:
@@ -67,10 +67,12 @@ def checks(folder: Path) -> tuple[Check, ...]:
     """
     place = _existing(folder)
     table = [
-        Check("free disk", "files", lambda: _free(place), "free some space, or name another place by --out"),
-        Check("run directory", "files", lambda: _writable(place), "name another place by --out"),
-        Check("cache", "cache", lambda: str(cache_folder("native").parent), "name another place in XDG_CACHE_HOME"),
-        Check(
+        HealthCheck("free disk", "files", lambda: _free(place), "free some space, or name another place by --out"),
+        HealthCheck("run directory", "files", lambda: _writable(place), "name another place by --out"),
+        HealthCheck(
+            "cache", "cache", lambda: str(cache_folder("native").parent), "name another place in XDG_CACHE_HOME"
+        ),
+        HealthCheck(
             "compiles",
             "compiler",
             _compiles,
@@ -80,7 +82,7 @@ def checks(folder: Path) -> tuple[Check, ...]:
     return (*table, *(_device(name) for name in devices()))
 
 
-def examine(table: Iterable[Check], breakers: dict[str, Breaker] | None = None) -> list[Finding]:
+def examine(table: Iterable[HealthCheck], breakers: dict[str, Breaker] | None = None) -> list[HealthFinding]:
     """Carry checks out.
 
     Args:
@@ -91,13 +93,13 @@ def examine(table: Iterable[Check], breakers: dict[str, Breaker] | None = None) 
     return [_examine(check, breakers.setdefault(check.service, Service(check.service).breaker)) for check in table]
 
 
-def _examine(check: Check, breaker: Breaker) -> Finding:
+def _examine(check: HealthCheck, breaker: Breaker) -> HealthFinding:
     try:
-        return Finding(check.name, True, breaker.call(check.look), "")
+        return HealthFinding(check.name, True, breaker.call(check.look), "")
     except Exception as error:  # whatever a check meets, it is what is wrong
         known = UNKNOWN if isinstance(error, Unhealthy) else cause_of(error)
         remedy = check.remedy if known is UNKNOWN else known.remedy
-        return Finding(check.name, False, str(error) if isinstance(error, Unhealthy) else cause(error), remedy)
+        return HealthFinding(check.name, False, str(error) if isinstance(error, Unhealthy) else cause(error), remedy)
 
 
 def _existing(folder: Path) -> Path:
@@ -137,11 +139,11 @@ def _compiles() -> str:
     return " ".join(compiler)
 
 
-def _device(name: str) -> Check:
+def _device(name: str) -> HealthCheck:
     def look() -> str:
         found = int(torch.arange(5, device=name).sum().item())
         if found != 10:
             raise Unhealthy(f"sums 0 to 4 to {found}")
         return "answers"
 
-    return Check(f"device {name}", name, look, "look at its driver (nvidia-smi); --device cpu runs without it")
+    return HealthCheck(f"device {name}", name, look, "look at its driver (nvidia-smi); --device cpu runs without it")

@@ -8,7 +8,7 @@ import pytest
 import esper.__main__
 from esper.runtime import health
 from esper.runtime.doctor import DoctorSettings, diagnose
-from esper.runtime.health import Check, Unhealthy, checks, examine
+from esper.runtime.health import HealthCheck, Unhealthy, checks, examine
 from esper.tezzeret import compiler
 from esper.utils import failpoints
 from esper.utils.resilience.breaker import Breaker, Limits, Phase
@@ -69,7 +69,7 @@ def test_checks_feed_the_breaker_of_their_service():
         raise Unhealthy("no answer")
 
     breakers = {"registry": Breaker("registry", Limits(failures=2))}
-    table = [Check("registry", "registry", look, "start it")] * 4
+    table = [HealthCheck("registry", "registry", look, "start it")] * 4
     findings = examine(table, breakers)
     assert len(asked) == 2 and breakers["registry"].circuit.phase is Phase.OPEN
     assert [each.found for each in findings[:2]] == ["no answer"] * 2 and findings[0].remedy == "start it"

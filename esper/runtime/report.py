@@ -1,6 +1,7 @@
 """The report of a run: one HTML file that works offline, from what the run directory holds and what was played."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,12 +60,13 @@ class Findings(NamedTuple):
     slots: tuple[str, ...] = ()
 
 
-def write_report(folder: Path, findings: Findings) -> None:
+def write_report(folder: Path, findings: Findings, write: Callable[[Path, str], None] = write_text) -> None:
     """Write ``report.html`` into a run directory.
 
     Args:
       folder: holds ``config.json``, ``versions.json`` and ``metrics.jsonl``; beside it may lie a frontier.
       findings: what was played.
+      write: writes a text to a path.
 
     Raises:
       SinkError: the metrics cannot be read.
@@ -75,7 +77,7 @@ def write_report(folder: Path, findings: Findings) -> None:
     rows = read_rows(folder / METRICS)
     best = load_run(folder, "best").table["done"]
     frontier = frontier_section(folder, config["task"])
-    write_text(folder / "report.html", report(config, versions, rows, best, findings, frontier))
+    write(folder / "report.html", report(config, versions, rows, best, findings, frontier))
 
 
 def report(

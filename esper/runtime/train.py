@@ -6,6 +6,7 @@ learner, nothing else. What a run leaves behind is described in ``esper.runtime.
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any, TextIO
 
 import torch
@@ -14,11 +15,12 @@ from tensordict import TensorDictBase
 from esper.leyline.actions import Op
 from esper.leyline.config import ConfigError
 from esper.nissa.progress import Progress, make_progress, require_tqdm
-from esper.nissa.sinks import METRICS, read_rows, require_tensorboard, write_text
+from esper.nissa.sinks import METRICS, read_rows, require_tensorboard
 from esper.runtime.build import find_device
 from esper.runtime.collect import Begun, Track, make_track, play
 from esper.runtime.compare import compare
 from esper.runtime.interrupt import Stopped, Watch, interruptible, watched
+from esper.runtime.outlets import Outlets
 from esper.runtime.policy_checkpoint import load_run
 from esper.runtime.report import Findings, write_report
 from esper.runtime.resume import again
@@ -72,8 +74,8 @@ def train(settings: TrainSettings, out: TextIO | None = None) -> Learner:
         return learner
     run = open_run((folder, source), settings, scenes, interface, learner)
     try:
-        with watched() as watch:
-            _work(settings, scenes, learner, run, (watch, out))
+        with watched() as watch, closing(Outlets(run.folder)) as outlets:
+            _work(settings, scenes, learner, (run, outlets), (watch, out))
     except LockError:
         raise
     except Exception:
@@ -91,10 +93,14 @@ def _resolved(scene: Scene) -> list[str]:
 
 
 def _work(
-    settings: TrainSettings, scenes: Sequence[Scene], learner: Learner, run: Run, ends: tuple[Watch, TextIO]
+    settings: TrainSettings,
+    scenes: Sequence[Scene],
+    learner: Learner,
+    kept: tuple[Run, Outlets],
+    ends: tuple[Watch, TextIO],
 ) -> None:
     """All rounds, the evaluation and the report; the report also of a run that is stopped."""
-    watch, out = ends
+    (run, outlets), (watch, out) = kept, ends
     tracks = [make_track(scene, from_table(run.table["interface"]), learner, watch) for scene in scenes]
     progress = make_progress(settings.progress, "round", out)
     findings, stopped = Findings(), None
@@ -104,7 +110,7 @@ def _work(
         rows = read_rows(run.folder / METRICS)
         out.write(_time_split(rows) + _left_out(rows))
         if settings.eval_envs:
-            findings = _evaluate(settings, run, progress, ends)
+            findings = _evaluate(settings, kept, progress, ends)
     except Stopped as asked:
         stopped = asked
         progress.close()
@@ -113,7 +119,7 @@ def _work(
         for track in tracks:
             track.collector.shutdown()
         close_run(run)
-    write_report(run.folder, findings)
+    write_report(run.folder, findings, outlets.write)
     out.write(f"{run.folder / 'report.html'}\n")
     if stopped is not None:
         raise stopped
@@ -264,13 +270,15 @@ def _left_out(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def _evaluate(settings: TrainSettings, run: Run, progress: Progress, ends: tuple[Watch, TextIO]) -> Findings:
+def _evaluate(
+    settings: TrainSettings, kept: tuple[Run, Outlets], progress: Progress, ends: tuple[Watch, TextIO]
+) -> Findings:
     """Play the learned policy and the baselines on held-out environments of every task; write what came of it.
 
     Returns:
       the first task's findings; the others' are in files of their own, ``evaluation-2.json`` and on.
     """
-    (watch, out), found = ends, []
+    (run, outlets), (watch, out), found = kept, ends, []
     for place, rules in enumerate(settings.rules(), start=1):
         scene = build_scene(rules, settings.eval_envs, settings.backend, settings.device)
         scene = scene._replace(engine=interruptible(scene.engine, watch))
@@ -279,7 +287,7 @@ def _evaluate(settings: TrainSettings, run: Run, progress: Progress, ends: tuple
         watch.check()  # nobody looked while the static network trained
         progress.close()
         name = "evaluation.json" if place == 1 else f"evaluation-{place}.json"
-        write_text(run.folder / name, to_json(report, indent=2) + "\n")
+        outlets.write(run.folder / name, to_json(report, indent=2) + "\n")
         out.write("\n" + table(report))
         where = scene.engine.structure.slot_names
         found.append(Findings(report, tuple(outcomes), scene.engine.codec.blueprint_names, where))

@@ -154,7 +154,7 @@ def read_file(path: Path, most: int) -> bytes:
     with open(opened, "rb") as file:
         if facts.st_size > most:
             raise ValueError(f"{path.name} has {facts.st_size} bytes, more than {most}")
-        return file.read(most + 1)
+        return file.read(facts.st_size + 1)  # as much room is taken at once as is asked for
 
 
 def remove_folder(folder: Path) -> None:

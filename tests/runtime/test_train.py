@@ -219,5 +219,5 @@ def test_the_commands_are_listed(capsys):
     for words in ([], ["--help"]):
         assert esper.__main__.main(words) == 0
         lines = capsys.readouterr().out.splitlines()
-        assert [line.split()[0] for line in lines[2:]] == [*esper.__main__.COMMANDS, esper.__main__.DATA]
+        assert [line.split()[0] for line in lines[2:]] == [*esper.__main__.COMMANDS, *esper.__main__.WORDS]
         assert all(len(line.split()) > 3 for line in lines[2:])

@@ -58,12 +58,14 @@ class Metrics:
         self.path = folder / METRICS
         self.events = _event_writer(folder / "tensorboard", done + 1) if tensorboard else None
 
-    def write(self, row: dict[str, float]) -> None:
+    def write(self, row: dict[str, Any]) -> None:
         """Add a round; ``row["round"]`` counts from 1."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(to_json(row) + "\n")
         if self.events is not None:
             for name, value in row.items():
+                if isinstance(value, str):
+                    continue
                 self.events.add_scalar(name, value, int(row["round"]))
             self.events.flush()
 

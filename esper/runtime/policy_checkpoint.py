@@ -72,13 +72,14 @@ def load_run(path: Path) -> Checkpoint:
     return loaded
 
 
-def load_policy(loaded: Checkpoint, task: Interface, greedy: bool) -> Policy:
+def load_policy(loaded: Checkpoint, task: Interface, greedy: bool, strict: bool = False) -> Policy:
     """The policy of a training run as a policy of a task, be it another than it was trained on.
 
     Args:
       loaded: from ``load_run``.
       task: what the task shows and takes; columns and actions that the policy does not know are left alone.
       greedy: take the likeliest action instead of drawing one.
+      strict: see ``learned_policy``.
 
     Raises:
       CheckpointError: its tensors do not fit its settings.
@@ -88,4 +89,4 @@ def load_policy(loaded: Checkpoint, task: Interface, greedy: bool) -> Policy:
     policy = build_actor_critic(sizes, own.codec, len(own.columns), settings["seed"])
     restore_policy(policy, loaded)
     policy = policy.to(task.codec.op.device)
-    return learned_policy(policy, sizes.lstm, greedy, translate(own, task))
+    return learned_policy(policy, sizes.lstm, greedy, translate(own, task), strict)

@@ -1,9 +1,10 @@
 """Run directories: what a training run leaves behind, and how it is taken up again.
 
 ``config.json`` holds the settings, ``resolved.json`` every number in force and the parts of the data by task,
-``versions.json`` what it ran on, ``metrics.jsonl`` a line per round (validation accuracies and losses: no round reads
-the test part), ``checkpoint.npz`` the learner after the last round, ``best.npz`` the learner after the round that ended
-the best ``SMOOTHING`` rounds in a row, ``evaluation.json`` and ``report.html`` what came of it, on the test part.
+``versions.json`` what it ran on (``esper.runtime.machine``), ``metrics.jsonl`` a line per round (validation accuracies
+and losses: no round reads the test part), ``checkpoint.npz`` the learner after the last round, ``best.npz`` the learner
+after the round that ended the best ``SMOOTHING`` rounds in a row, ``evaluation.json`` and ``report.html`` what came of
+it, on the test part.
 """
 
 import math
@@ -19,6 +20,7 @@ from typing import Any
 from tensordict import TensorDictBase
 
 from esper.nissa.sinks import METRICS, Metrics, read_rows, write_text
+from esper.runtime.machine import VERSIONS, machine
 from esper.runtime.own import NAMES, recorded
 from esper.runtime.policy_checkpoint import CHECKPOINTS, learner_tensors, load_run, restore_learner
 from esper.runtime.scene import Scene
@@ -184,7 +186,7 @@ def open_run(
     for name, table in (
         ("config.json", asdict(settings)),
         ("resolved.json", {scene.rules.task: resolved(scene) for scene in scenes}),
-        ("versions.json", versions()),
+        (VERSIONS, versions() | machine(scenes[0].engine.data.train.inputs.device)),
     ):
         write_text(folder / name, to_json(table, indent=2) + "\n")
     so_far: dict[str, Any] = {"returns": [], "best": None} if loaded is None else loaded.table
@@ -197,7 +199,7 @@ def open_run(
     return run
 
 
-def record(run: Run, learner: Learner, row: dict[str, float]) -> None:
+def record(run: Run, learner: Learner, row: dict[str, Any]) -> None:
     """Add a round: its line, the best policy if it is that, then the checkpoint, which makes the round count."""
     run.metrics.write(row)
     run.returns = [*run.returns, row["return"]][-SMOOTHING:]

@@ -18,7 +18,9 @@ from esper.nissa.progress import Progress, make_progress, require_tqdm
 from esper.nissa.sinks import METRICS, read_rows, require_tensorboard, write_text
 from esper.runtime.build import find_device
 from esper.runtime.compare import compare
+from esper.runtime.fingerprints import fingerprints
 from esper.runtime.interrupt import Stopped, Watch, interruptible, torch_draws_from, watched
+from esper.runtime.machine import moved
 from esper.runtime.policy_checkpoint import load_run
 from esper.runtime.report import Findings, write_report
 from esper.runtime.runs import LATEST, Run, again, open_run, places, record
@@ -68,6 +70,7 @@ def train(settings: TrainSettings, out: TextIO | None = None) -> Learner:
     if settings.dry_run:
         out.write(f"{folder}: nothing written\n" + "".join(line for scene in scenes for line in _resolved(scene)))
         return learner
+    out.write("".join(moved(source.parent, device) if source is not None else ()))
     run = open_run((folder, source), settings, scenes, interface, learner)
     with watched() as watch:
         _work(settings, scenes, learner, run, (watch, out))
@@ -148,10 +151,12 @@ def _learn(
     """All rounds that are left, each recorded whole or not at all."""
     progress, watch = ends
     start, first = time.perf_counter(), learner.done
+    before = read_rows(run.folder / METRICS)
+    row: dict[str, Any] = before[-1] if before else {}
     try:
         while learner.done < settings.rounds:
             watch.check()
-            row = _round(settings, tracks, learner, watch)
+            row = _round(settings, tracks, learner, watch, row)
             record(run, learner, row)
             left = (time.perf_counter() - start) / (learner.done - first) * (settings.rounds - learner.done)
             progress.show(learner.done, settings.rounds, _line(row), left)
@@ -159,8 +164,10 @@ def _learn(
         progress.close()
 
 
-def _round(settings: TrainSettings, tracks: Sequence[Track], learner: Learner, watch: Watch) -> dict[str, float]:
-    """One episode of every environment of every task, and what is learned from it."""
+def _round(
+    settings: TrainSettings, tracks: Sequence[Track], learner: Learner, watch: Watch, before: dict[str, Any]
+) -> dict[str, Any]:
+    """One episode of every environment of every task, and what is learned from it; ``before`` is the row before."""
     number, begun = learner.done, time.perf_counter()
     seed, batches = round_seed(settings.seed, number), []
     for track in tracks:
@@ -185,7 +192,8 @@ def _round(settings: TrainSettings, tracks: Sequence[Track], learner: Learner, w
     }
     if len(tracks) > 1:
         row |= {f"{name}/{track.task}": one[name] for track, one in zip(tracks, told, strict=True) for name in one}
-    return row | learned
+    ends = [track.env.ended for track in tracks]
+    return row | learned | fingerprints(before, ends, batches, learner)
 
 
 def _describe(track: Track, batch: TensorDictBase) -> dict[str, float]:
@@ -216,7 +224,7 @@ def round_seed(seed: int, number: int) -> int:
     return 2 * (seed * 1_000_003 + number)
 
 
-def _line(row: dict[str, float]) -> str:
+def _line(row: dict[str, Any]) -> str:
     skipped = f"  skipped {row['skipped']:.0%} of the minibatches: gradient not finite" if row["skipped"] else ""
     return (
         f"return {row['return']:7.2f}  validation {row['val_accuracy']:5.1f} %  "

@@ -28,6 +28,7 @@ from esper.simic.adam import build_adam, step_if
 from esper.simic.advantages import as_whole, prepare
 from esper.simic.environment import EsperEnv
 from esper.simic.ppo_config import PPOConfig
+from esper.tamiyo.tiles import StrictActor
 from esper.utils import rng
 
 SEEN = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction", "gradient_norm", "skipped")
@@ -39,11 +40,11 @@ LOSSES = ("loss_objective", "loss_critic", "loss_entropy", "entropy", "kl_approx
 
 def make_collector(env: EsperEnv, policy: ActorValueOperator) -> Collector:
     """A collector of whole episodes: each batch is [E, T], T the horizon."""
-    transforms = Compose(InitTracker(), get_primers_from_module(policy))
+    transforms, actor = Compose(InitTracker(), get_primers_from_module(policy)), policy.get_policy_operator()
     horizon = env.engine.config.horizon
     return Collector(
         TransformedEnv(env, transforms),
-        policy.get_policy_operator(),
+        StrictActor(actor) if env.strict else actor,
         frames_per_batch=env.engine.config.num_envs * horizon,
         total_frames=-1,
         reset_at_each_iter=True,

@@ -58,7 +58,10 @@ def chains(engine, numbers):
         action = cases.legal_by_keys(engine, state, state.key)
         after, event = engine.step(state, action)
         told = {"action": action, "observation": engine.observe(after), "mask": engine.mask(after)}
-        told |= {mode.value: reward(mode, params, engine.structure, state, after, event).total for mode in (RewardMode.UTILITY, RewardMode.SHAPED)}
+        told |= {
+            mode.value: reward(mode, params, engine.structure, state, after, event).total
+            for mode in (RewardMode.UTILITY, RewardMode.SHAPED)
+        }
         told |= {f"event{path}": leaf for path, leaf in cases.leaves((event.epoch, event.evaluation))}
         links = [link(old, new) for old, new in zip(links, row_fingerprints(tables_of(after) | told), strict=True)]
         state, stages = after, stages | set(after.slots.stage[numbers.index(SUBJECT)].tolist())

@@ -2,9 +2,10 @@
 
 ``config.json`` holds the settings, ``resolved.json`` every number in force and the parts of the data by task,
 ``versions.json`` what it ran on (``esper.runtime.machine``), ``metrics.jsonl`` a line per round (validation accuracies
-and losses: no round reads the test part), ``checkpoints`` the learner after the last rounds that were written, and after the round that ended the
-best ``SMOOTHING`` rounds in a row, ``evaluation.json`` and ``report.html`` what came of it, on the test part. Of these
-only the checkpoints are read when a run goes on, and the metrics, whose digest they hold.
+and losses: no round reads the test part), ``checkpoints`` the learner after the last rounds that were written, and
+after the round that ended the best ``SMOOTHING`` rounds in a row, ``evaluation.json`` and ``report.html`` what came of
+it, on the test part. Of these only the checkpoints are read when a run goes on, and the metrics, whose digest they
+hold.
 """
 
 import json

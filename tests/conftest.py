@@ -100,6 +100,14 @@ def _no_global_randomness():
     assert torch.equal(before, torch.get_rng_state()), "torch's global generator was used"
 
 
+def pytest_collection_modifyitems(config, items):
+    """What is large is run where it is asked for by its mark."""
+    if "large" not in config.getoption("-m"):
+        for item in items:
+            if item.get_closest_marker("large") is not None:
+                item.add_marker(pytest.mark.skip(reason="large: run by -m large"))
+
+
 SHIPPED = dict(choose.AUTO)
 """What ``auto`` tries, as it is outside of tests."""
 

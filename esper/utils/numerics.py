@@ -1,4 +1,5 @@
-"""Elementary functions whose derivatives of every order are finite where the plain form's are 0 * inf = NaN.
+"""Elementary functions whose derivatives of every order are finite where the plain form's are 0 * inf = NaN; and
+reductions whose bits do not depend on the number of rows.
 
 Where the plain form is smooth, value and derivatives are its own. The branch that is not taken is computed on a
 number that does no harm, so nothing infinite meets the zero that a selection sends to it.

@@ -9,11 +9,14 @@ import torch
 from tensordict import TensorDict
 
 import esper
+from esper.leyline.actions import Op
 from esper.leyline.config import ConfigError, Determinism, Precision, SampleOrder
+from esper.leyline.environments import select
 from esper.leyline.learners import learners_of
 from esper.leyline.stages import Stage
 from esper.runtime import debug
-from esper.runtime.rollout import rollout
+from esper.runtime.rollout import policy_input, rollout
+from esper.runtime.scene import Rules, build_scene, gradient_of
 from esper.simic.environment import EsperEnv
 from esper.simic.ppo import make_collector
 from esper.simic.rewards import RewardMode, build_reward_params, reward
@@ -164,6 +167,19 @@ def test_alone_is_the_definition(small_task, order):
                 for each in (given, scene)
             ]
             assert_close(zip(*map(cases.leaves, found), strict=True))
+
+
+def test_the_gradient_is_asked_for_environment_by_environment():
+    """What it grows in one of three is what it grows there alone."""
+    scene = build_scene(Rules(task="synthetic", deterministic="strict"), 3, "eager")
+    engine, policy = scene.engine, gradient_of(scene)
+    state = engine.init(SEED)
+
+    def chosen(state):
+        return policy.act(None, policy_input(engine, state, state.key))[1].action.tolist()
+
+    assert chosen(state) == [chosen(select(state, torch.tensor([row])))[0] for row in range(3)]
+    assert {engine.codec.actions[index].op for index in chosen(state)} == {Op.GERMINATE}
 
 
 @pytest.mark.parametrize("count", [1, TILE - 1, TILE, TILE + 1, 3 * TILE])

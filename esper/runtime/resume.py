@@ -10,6 +10,7 @@ from esper.nissa.sinks import METRICS, digest_of
 from esper.runtime.own import NAMES, recorded
 from esper.runtime.policy_checkpoint import ARCHIVES, SERIES, load_run
 from esper.runtime.train_settings import TrainSettings
+from esper.urza import series
 from esper.urza.checkpoint import Checkpoint
 from esper.utils.documents import json_ready
 from esper.utils.paths import folder_name, user_path
@@ -38,8 +39,7 @@ def run_folder(out: str, task: str) -> Path:
 
 def holds_run(folder: Path) -> bool:
     """Whether a folder is a run directory, with something to go on from."""
-    series = folder / SERIES
-    return (folder / ARCHIVES["latest"]).exists() or (series.is_dir() and any(series.iterdir()))
+    return (folder / ARCHIVES["latest"]).exists() or bool(series.numbers(folder / SERIES))
 
 
 def source_of(resume: str, out: str, task: str) -> Origin | None:
@@ -83,6 +83,7 @@ def settings_before(asked: Mapping[str, Any]) -> dict[str, Any]:
     if source is None:
         return {}
     loaded = load_run(source.path)
+    expect_all_rounds(source.folder, loaded)
     known = {entry.name for entry in fields(TrainSettings)} - set(OWN)
     kept = _beside(source.folder, loaded) | loaded.table["settings"]
     kept = {name: value for name, value in kept.items() if name in known}

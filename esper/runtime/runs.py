@@ -167,6 +167,11 @@ def open_run(
             _offer(run, learner, learner_tensors(learner))
             settle(run)
         return run
+    except OSError as error:
+        lock.release()
+        raise SettingsError(
+            f"--out {folder}: {error.strerror or error}; expected a place that can be written"
+        ) from None
     except BaseException:
         lock.release()
         raise

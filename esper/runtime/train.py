@@ -263,8 +263,8 @@ def _left_out(rows: list[dict[str, Any]]) -> str:
         return ""
     share = sum(row["left_out"] for row in found) / len(rows)
     return (
-        f"left out: {100 * share:.2g} % of all decisions, from round {found[0]['round']} on: the rewards that followed "
-        "were not finite, and taught nothing\n"
+        f"left out: {100 * share:.2g} % of all decisions, from round {found[0]['round']} on: in their episodes not all "
+        "numbers were finite, and they taught nothing\n"
     )
 
 

@@ -15,3 +15,4 @@ class Stream(IntEnum):
     MODULES = 6
     BLOCK = 7
     SEED = 8
+    DECISION = 9

@@ -73,7 +73,7 @@ class Metrics:
         self.digest = hashlib.sha256(self.path.read_bytes() if self.path.exists() else b"")
         self._waiting: list[str] = []
 
-    def write(self, row: dict[str, float]) -> None:
+    def write(self, row: dict[str, Any]) -> None:
         """Add a round; ``row["round"]`` counts from 1. One that cannot be written waits for ``settle``."""
         line = to_json(row)
         self.digest.update(line.encode() + b"\n")
@@ -88,6 +88,8 @@ class Metrics:
             return
         try:
             for name, value in row.items():
+                if isinstance(value, str):
+                    continue
                 self.events.add_scalar(name, value, int(row["round"]))
             self.events.flush()
         except OSError as error:

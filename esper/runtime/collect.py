@@ -85,6 +85,8 @@ def play(track: Track, seed: int, begun: Begun | None, pause: Callable[[Begun], 
     track.env.next_seed = seed
     with torch_draws_from(seed, track.env.device):
         track.collector.reset_at_each_iter = True
+        if begun is not None:
+            track.env.ended = begun.state
         if begun is not None and begun.played.shape[1] < track.env.engine.config.horizon:
             track.env.goes_on_from = begun.state
             track.go_on.memory = begun.played[:, -1]["next"]
@@ -92,7 +94,7 @@ def play(track: Track, seed: int, begun: Begun | None, pause: Callable[[Begun], 
         while sum(part.shape[1] for part in parts) < track.env.engine.config.horizon:
             parts.append(next(track.batches).copy())
             track.collector.reset_at_each_iter = False
-            pause(Begun(track.env.state, _joined(parts), draws_now(track.env.device)))
+            pause(Begun(track.env.ended, _joined(parts), draws_now(track.env.device)))
     return _joined(parts)
 
 

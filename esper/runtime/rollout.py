@@ -54,6 +54,7 @@ def rollout(
     mode: RewardMode | OwnReward = DEFAULT_REWARD,
     params: RewardParams | None = None,
     progress: TextIO | None = None,
+    numbers: Tensor | None = None,
 ) -> tuple[State, Outcome]:
     """Run one episode in every environment.
 
@@ -63,20 +64,22 @@ def rollout(
       seed: of the environments and of the policy's draws; equal seeds give paired episodes.
       mode, params: the reward that is summed up.
       progress: where a line per five epochs goes, if anywhere.
+      numbers: int64 [E]; which environments these are, see ``Engine.init``; None: 0 to E - 1.
 
     Returns:
       the final state and the outcome. The test part is read once, after the last decision.
     """
     start, config = time.perf_counter(), engine.config
-    numbers = build_reward_params({}, config, engine.data.train.inputs.device) if params is None else params
-    state, memory = engine.init(seed), policy.init(config.num_envs)
-    keys = rng.fold_in(rng.fold_in(rng.key(seed), ROLLOUT_STREAM), torch.arange(config.num_envs)).to(state.key.device)
+    params = build_reward_params({}, config, engine.data.train.inputs.device) if params is None else params
+    numbers = torch.arange(config.num_envs) if numbers is None else numbers.cpu()
+    state, memory = engine.init(seed, numbers), policy.init(config.num_envs)
+    keys = rng.fold_in(rng.fold_in(rng.key(seed), ROLLOUT_STREAM), numbers).to(state.key.device)
     frames, diagnostics, names = [], [], tuple[str, ...]()
     for number in range(config.horizon):
         memory, decision = policy.act(memory, policy_input(engine, state, rng.fold_in(keys, number)))
         before = state
         state, event = engine.step(state, decision.action)
-        earned = reward(mode, numbers, engine.structure, before, state, event)
+        earned = reward(mode, params, engine.structure, before, state, event)
         frames.append(record(engine.codec, state, event, earned.terms, earned.total))
         names = tuple(earned.terms)
         if decision.diagnostics is not None:
@@ -88,7 +91,7 @@ def rollout(
             progress.flush()
     trace = stack(frames, names, diagnostics)
     seconds = time.perf_counter() - start
-    return state, _outcome(engine, policy.name, state, trace, numbers.price, seconds)
+    return state, _outcome(engine, policy.name, state, trace, params.price, seconds)
 
 
 def policy_input(engine: Engine, state: State, keys: Tensor) -> PolicyInput:

@@ -10,13 +10,14 @@ from typing import Any
 from tensordict import TensorDictBase
 
 from esper.nissa.sinks import write_text
+from esper.runtime.machine import VERSIONS, machine
 from esper.runtime.resume import CONFIG
 from esper.runtime.scene import Scene
 from esper.runtime.train_settings import TrainSettings
 from esper.utils.documents import to_json
 from esper.version import __version__
 
-FACTS = (CONFIG, "resolved.json", "versions.json")
+FACTS = (CONFIG, "resolved.json", VERSIONS)
 """What a run was told, every number in force, and what it ran on."""
 
 
@@ -28,7 +29,11 @@ def write_facts(folder: Path, settings: TrainSettings, scenes: Sequence[Scene]) 
     """
     for stale in ("evaluation.json", "report.html"):
         (folder / stale).unlink(missing_ok=True)
-    tables = (asdict(settings), {scene.rules.task: resolved(scene) for scene in scenes}, versions())
+    tables = (
+        asdict(settings),
+        {scene.rules.task: resolved(scene) for scene in scenes},
+        versions() | machine(scenes[0].engine.data.train.inputs.device),
+    )
     for name, table in zip(FACTS, tables, strict=True):
         write_text(folder / name, to_json(table, indent=2) + "\n")
 

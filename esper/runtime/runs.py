@@ -1,10 +1,11 @@
 """Run directories: what a training run leaves behind, and how it is taken up again.
 
 ``config.json`` holds the settings, ``resolved.json`` every number in force and the parts of the data by task,
-``versions.json`` what it ran on, ``metrics.jsonl`` a line per round (validation accuracies and losses: no round reads
-the test part), ``checkpoints`` the learner after the last rounds that were written, and after the round that ended the
-best ``SMOOTHING`` rounds in a row, ``evaluation.json`` and ``report.html`` what came of it, on the test part. Of these
-only the checkpoints are read when a run goes on, and the metrics, whose digest they hold.
+``versions.json`` what it ran on (``esper.runtime.machine``), ``metrics.jsonl`` a line per round (validation accuracies
+and losses: no round reads the test part), ``checkpoints`` the learner after the last rounds that were written, and
+after the round that ended the best ``SMOOTHING`` rounds in a row, ``evaluation.json`` and ``report.html`` what came of
+it, on the test part. Of these only the checkpoints are read when a run goes on, and the metrics, whose digest they
+hold.
 """
 
 import json
@@ -190,7 +191,7 @@ def abandon(run: Run) -> None:
             folder.rmdir()
 
 
-def record(run: Run, learner: Learner, row: dict[str, float]) -> None:
+def record(run: Run, learner: Learner, row: dict[str, Any]) -> None:
     """Add a round: its line, the best policy if it is that, and now and then the checkpoint that makes it last.
 
     Raises:

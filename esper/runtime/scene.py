@@ -11,7 +11,8 @@ from torch import Tensor
 
 from esper.engine import Engine
 from esper.leyline.actions import Blend
-from esper.leyline.config import ConfigError
+from esper.leyline.config import ConfigError, Determinism
+from esper.leyline.environments import select
 from esper.leyline.hypers import numbers
 from esper.leyline.state import State
 from esper.leyline.words import as_meant
@@ -31,11 +32,14 @@ from esper.urza.checkpoint import Checkpoint
 from esper.utils.paths import user_path
 from esper.utils.settings import Entry, SettingsError, Table, from_record, setting
 
-OWN_FLAGS = {name: f"--{name.replace('_', '-')}" for name in ("task", "num_envs", "horizon", "backend", "device")}
+OWN_NAMES = ("task", "num_envs", "horizon", "backend", "device", "deterministic")
+OWN_FLAGS = {name: f"--{name.replace('_', '-')}" for name in OWN_NAMES}
 """Arguments of ``make`` that are settings of their own."""
 
 RUNS = "auto"
 """Value of a setting that follows the run, or the default without one."""
+
+LEVELS = tuple(level.value for level in Determinism)
 
 MODES = tuple(mode.value for mode in RewardMode)
 
@@ -54,6 +58,7 @@ class Rules:
       gamma: discount per decision, of learner and shaping alike.
       heuristic: values of ``HeuristicConfig`` by name, for the rule of thumb that others are compared with.
       observation: values of ``Scales`` by name: units of what a policy sees.
+      deterministic: what the bits of an environment may depend on; ``Config.deterministic``.
     """
 
     task: str = "digits"
@@ -64,6 +69,7 @@ class Rules:
     gamma: float = numbers(RewardParams)["gamma"].default
     heuristic: Table = field(default_factory=dict)
     observation: Table = field(default_factory=dict)
+    deterministic: str = Determinism.ORDINARY.value
 
 
 class Scene(NamedTuple):
@@ -124,6 +130,7 @@ def build_scene(rules: Rules, num_envs: int, backend: str, device: str | torch.d
     except ConfigError as error:
         raise SettingsError(f"--observation: {error}") from None
     overrides = _own(engine_numbers) | ({"horizon": rules.horizon} if rules.horizon else {})
+    overrides["deterministic"] = rules.deterministic
     task, place = named(rules.task), find_device(device, "--device")
     if is_own(rules.task):
         check_task(rules.task, task)
@@ -209,6 +216,9 @@ class SceneSettings:
     rewards: Mapping[str, Entry] = setting({}, "numbers of the reward by name, over the run's own")
     heuristic: Mapping[str, Entry] = setting({}, "numbers of the rule of thumb by name, over the run's own")
     observation: Mapping[str, Entry] = setting({}, "units of what policies see, by name, over the run's own")
+    deterministic: str = setting(
+        RUNS, "strict: an environment's bits depend on itself alone; auto = as the run", choices=(RUNS, *LEVELS)
+    )
     greedy: bool = setting(False, "the learned policy takes its likeliest action instead of drawing one")
 
     def loaded(self) -> Checkpoint | None:
@@ -241,6 +251,7 @@ class SceneSettings:
             gamma=base.gamma,
             heuristic=dict(base.heuristic) | dict(self.heuristic),
             observation=dict(base.observation) | dict(self.observation),
+            deterministic=base.deterministic if self.deterministic == RUNS else self.deterministic,
         )
 
 
@@ -251,7 +262,8 @@ def policies_of(scene: Scene, loaded: Checkpoint | None, greedy: bool) -> list[P
       CheckpointError: the run's policy cannot be restored.
     """
     codec = scene.engine.codec
-    learned = [] if loaded is None else [load_policy(loaded, scene.engine.interface, greedy)]
+    strict = scene.engine.config.deterministic is Determinism.STRICT
+    learned = [] if loaded is None else [load_policy(loaded, scene.engine.interface, greedy, strict)]
     rule = heuristic_of(scene.rules.heuristic, scene.engine.config.blends)
     try:
         heuristic = heuristic_policy(codec, rule)
@@ -296,4 +308,9 @@ def gradient_of(scene: Scene) -> Policy:
     def promise(state: State, index: int) -> Tensor:
         return birth_norms(engine.structure, engine.hypers, state, engine.codec.actions[index], samples)
 
-    return gradient_policy(engine.codec, promise)
+    def one_by_one(state: State, index: int) -> Tensor:
+        rows = torch.arange(len(state.epoch), device=state.epoch.device).split(1)
+        return torch.cat([promise(select(state, row), index) for row in rows])
+
+    strict = engine.config.deterministic is Determinism.STRICT
+    return gradient_policy(engine.codec, one_by_one if strict else promise)

@@ -19,7 +19,9 @@ from esper.nissa.sinks import METRICS, read_rows, require_tensorboard
 from esper.runtime.build import find_device
 from esper.runtime.collect import Begun, Track, make_track, play
 from esper.runtime.compare import compare
+from esper.runtime.fingerprints import fingerprints
 from esper.runtime.interrupt import Stopped, Watch, interruptible, watched
+from esper.runtime.machine import moved
 from esper.runtime.outlets import Outlets
 from esper.runtime.policy_checkpoint import load_run
 from esper.runtime.report import Findings, write_report
@@ -72,6 +74,7 @@ def train(settings: TrainSettings, out: TextIO | None = None) -> Learner:
     if settings.dry_run:
         out.write(f"{folder}: nothing written\n" + "".join(line for scene in scenes for line in _resolved(scene)))
         return learner
+    out.write("".join(moved(source.folder, device) if source is not None else ()))
     run = open_run((folder, source), settings, scenes, interface, learner)
     try:
         with watched() as watch, closing(Outlets(run.folder)) as outlets:
@@ -148,10 +151,12 @@ def _learn(
     """All rounds that are left, each recorded whole or not at all."""
     progress, watch = ends
     start, first = time.perf_counter(), learner.done
+    before = read_rows(run.folder / METRICS)
+    row: dict[str, Any] = before[-1] if before else {}
     try:
         while learner.done < settings.rounds:
             watch.check()
-            row = _round(settings, tracks, learner, run, watch)
+            row = _round(settings, tracks, learner, run, (watch, row))
             record(run, learner, row)
             left = (time.perf_counter() - start) / (learner.done - first) * (settings.rounds - learner.done)
             progress.show(learner.done, settings.rounds, _line(row), left)
@@ -174,9 +179,14 @@ def _collect(tracks: Sequence[Track], seed: int, run: Run) -> list[TensorDictBas
 
 
 def _round(
-    settings: TrainSettings, tracks: Sequence[Track], learner: Learner, run: Run, watch: Watch
-) -> dict[str, float]:
-    """One episode of every environment of every task, and what is learned from it."""
+    settings: TrainSettings,
+    tracks: Sequence[Track],
+    learner: Learner,
+    run: Run,
+    looked: tuple[Watch, dict[str, Any]],
+) -> dict[str, Any]:
+    """One episode of every environment of every task, and what is learned from it; with the row before."""
+    watch, before = looked
     number, begun = learner.done, time.perf_counter()
     batches = _collect(tracks, round_seed(settings.seed, number), run)
     collected = time.perf_counter()
@@ -202,7 +212,8 @@ def _round(
     }
     if len(tracks) > 1:
         row |= {f"{name}/{track.task}": one[name] for track, one in zip(tracks, told, strict=True) for name in one}
-    return row | learned
+    ends = [track.env.ended for track in tracks]
+    return row | learned | fingerprints(before, ends, batches, learner)
 
 
 def _describe(track: Track, batch: TensorDictBase) -> dict[str, float]:
@@ -233,7 +244,7 @@ def round_seed(seed: int, number: int) -> int:
     return 2 * (seed * 1_000_003 + number)
 
 
-def _line(row: dict[str, float]) -> str:
+def _line(row: dict[str, Any]) -> str:
     skipped = f"  skipped {row['skipped']:.0%} of the minibatches: gradient not finite" if row["skipped"] else ""
     return (
         f"return {row['return']:7.2f}  validation {row['val_accuracy']:5.1f} %  "

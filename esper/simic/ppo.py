@@ -28,6 +28,7 @@ from esper.simic.adam import build_adam, step_if
 from esper.simic.advantages import REMEMBERED, PreparedBatch, as_whole, prepare, sound
 from esper.simic.environment import EsperEnv
 from esper.simic.ppo_config import PPOConfig
+from esper.tamiyo.tiles import StrictActor
 from esper.utils import rng
 
 SEEN = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction", "gradient_norm", "skipped")
@@ -72,9 +73,10 @@ def make_collector(
       the collector. Every batch begins with a reset, as long as its ``reset_at_each_iter`` is true.
     """
     transforms = Compose(InitTracker(), get_primers_from_module(policy), *([] if go_on is None else [go_on]))
+    actor = policy.get_policy_operator()
     return Collector(
         TransformedEnv(env, transforms),
-        policy.get_policy_operator(),
+        StrictActor(actor) if env.strict else actor,
         frames_per_batch=env.engine.config.num_envs * (part or env.engine.config.horizon),
         total_frames=-1,
         reset_at_each_iter=True,

@@ -41,6 +41,7 @@ it merges, or one that never had a positive credit, earns nothing, discounted or
 
 from collections.abc import Callable
 from enum import Enum
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -261,7 +262,7 @@ def reward(
         values = {name: term.value(step) for name, term in TERMS.items() if mode in term.modes}
     else:
         values = mode(step)
-    return Reward(values, torch.stack(list(values.values())).sum(0))
+    return Reward(values, reduce(torch.add, values.values()))  # term by term: the order of torch's sum depends on E
 
 
 def bound(mode: RewardMode, params: RewardParams, num_slots: int) -> tuple[Tensor, Tensor]:

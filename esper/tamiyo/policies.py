@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import torch
 from tensordict import TensorDict
 from torch import Tensor
-from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import ActorValueOperator
 
 from esper.leyline.actions import Codec
@@ -14,6 +13,7 @@ from esper.leyline.state import State
 from esper.tamiyo import baselines
 from esper.tamiyo.interface import Translation
 from esper.tamiyo.scripted import MaskPolicy
+from esper.tamiyo.tiles import Tiled, scored
 from esper.utils import rng
 
 
@@ -82,7 +82,11 @@ def heuristic_policy(codec: Codec, config: baselines.HeuristicConfig | None = No
 
 
 def learned_policy(
-    actor_critic: ActorValueOperator, lstm: int, greedy: bool = False, translation: Translation | None = None
+    actor_critic: ActorValueOperator,
+    lstm: int,
+    greedy: bool = False,
+    translation: Translation | None = None,
+    strict: bool = False,
 ) -> Policy:
     """A learned policy.
 
@@ -91,8 +95,11 @@ def learned_policy(
       lstm: width of its memory.
       greedy: take the likeliest action instead of drawing one from the input's key.
       translation: between the policy's interface and the task's; None where they are the same.
+      strict: decide by tiles of a fixed size, so that no decision's bits depend on how many others there are.
     """
     actor, critic = actor_critic.get_policy_operator(), actor_critic.get_value_head()
+    whole = scored(lambda given: critic(actor(given)))
+    run = Tiled(whole) if strict else whole
 
     def init(num_envs: int) -> dict[str, Tensor]:
         zero = next(actor.parameters()).new_zeros(num_envs, 1, lstm)
@@ -105,8 +112,7 @@ def learned_policy(
         if translation is not None:
             observation, mask = translation.observation(observation), translation.mask(mask)
         given = {"observation": observation, "action_mask": mask, "is_init": start, **memory}
-        with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
-            out = critic(actor(TensorDict(given, batch_size=[count])))
+        out = run(TensorDict(given, batch_size=[count]))
         log_probs = torch.where(mask, out["logits"], -torch.inf)
         log_probs = log_probs if translation is None else translation.log_probs(log_probs)
         action = log_probs.argmax(1) if greedy else rng.categorical(seen.key, log_probs)

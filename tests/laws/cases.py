@@ -170,11 +170,16 @@ OP_PREFERENCE = torch.tensor([1.0, 1.0, 2.0, -2.0, 1.0, -2.0])
 
 
 def random_legal(engine: Engine, state: State, key: Tensor) -> Tensor:
-    """A legal action per environment: the operation first, then its arguments."""
+    """A legal action per environment, drawn by its place."""
+    return legal_by_keys(engine, state, rng.fold_in(key, torch.arange(state.batch_size[0])))
+
+
+def legal_by_keys(engine: Engine, state: State, keys: Tensor) -> Tensor:
+    """A legal action per environment: the operation first, then its arguments; keys [E, 2]."""
     mask = engine.mask(state)
     per_op = torch.nn.functional.one_hot(engine.codec.op, 6).to(mask.dtype)
     ops = (mask.double() @ per_op.double()) > 0
-    keys = rng.fold_in(rng.fold_in(key, torch.arange(mask.shape[0])), state.rounds)
+    keys = rng.fold_in(keys, state.rounds)
     op = rng.categorical(rng.fold_in(keys, 0), torch.where(ops, OP_PREFERENCE, -torch.inf))
     chosen = mask & (engine.codec.op == op.unsqueeze(1))
     return rng.categorical(rng.fold_in(keys, 1), torch.where(chosen, 0.0, -torch.inf))

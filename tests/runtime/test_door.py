@@ -16,7 +16,7 @@ import torch
 import esper
 import esper.__main__
 from esper.leyline.actions import Blend
-from esper.leyline.config import ConfigError, Isolation, Precision, SampleOrder
+from esper.leyline.config import ConfigError, Determinism, Isolation, Precision, SampleOrder
 from esper.runtime import doctor, interrupt
 from esper.runtime.build import devices, is_same_device, make
 from esper.runtime.interrupt import Stopped, watched
@@ -256,6 +256,7 @@ def test_paths_with_commas_and_tildes_and_dots(
 
 WORDS = {
     "isolation": ("objective", Isolation.OBJECTIVE),
+    "deterministic": ("strict", Determinism.STRICT),
     "precision": ("float64", Precision.FLOAT64),
     "sample_order": ("independent", SampleOrder.INDEPENDENT),
     "blends": (["cosine", "linear"], (Blend.COSINE, Blend.LINEAR)),

@@ -139,6 +139,6 @@ def test_nothing_acknowledged_is_lost_when_the_process_is_killed(tmp_path):
     assert survive(tmp_path / FILE, 6) >= 6
 
 
-@pytest.mark.torture
+@pytest.mark.large
 def test_nothing_acknowledged_is_lost_in_three_hundred_kills(tmp_path):
     assert survive(tmp_path / FILE, 300) >= 300

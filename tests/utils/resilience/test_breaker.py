@@ -153,7 +153,7 @@ def test_drawn_calls_agree_with_the_plain_rules():
     run(30)
 
 
-@pytest.mark.torture
+@pytest.mark.large
 def test_ten_thousand_drawn_sequences_agree_with_the_plain_rules():
     run(10_000)
 

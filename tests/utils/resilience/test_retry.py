@@ -46,7 +46,7 @@ def test_schedules_keep_their_bounds():
     check(4_000)
 
 
-@pytest.mark.torture
+@pytest.mark.large
 def test_a_hundred_thousand_schedules_keep_their_bounds():
     check(100_000)
 

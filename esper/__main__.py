@@ -28,7 +28,7 @@ with ending_on_interrupt(__name__ == "__main__" or is_command()):
     from esper.urza.checkpoint import CheckpointError
     from esper.urza.dead_letters import DeadLetterError
     from esper.urza.lock import LockError
-    from esper.utils.documents import cause
+    from esper.utils.documents import cause, one_line
     from esper.utils.resilience.causes import Nature, cause_of
     from esper.utils.settings import Base, SettingsError, read_settings
     from esper.utils.terminal import output
@@ -95,7 +95,7 @@ def _told(command: str, words: Sequence[str]) -> int:
         output().flush()
         return status
     except ERRORS as error:
-        print(f"esper {command}: {error}", file=sys.stderr)
+        print(one_line(f"esper {command}: {error}"), file=sys.stderr)
         return 2
     except Stopped as stopped:  # it has been told, with how to go on
         return stopped.status
@@ -108,7 +108,7 @@ def _told(command: str, words: Sequence[str]) -> int:
     except Exception as error:
         if (line := _from_outside(error)) is None:
             raise  # a fault of this program's own: all of it is told
-        print(f"esper {command}: {line}", file=sys.stderr)
+        print(one_line(f"esper {command}: {line}"), file=sys.stderr)
         return 1
 
 

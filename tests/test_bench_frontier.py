@@ -283,8 +283,35 @@ def _missing(bench):
     return play
 
 
-def test_what_is_not_allowed_is_one_line(bench, capsys):
+REFUSED = {
+    "--envs 3": "--envs = 3: expected 0, or at least 6, for an interval",
+    "--envs -1": "--envs = -1: expected an integer from 0",
+    "--seed -1": "--seed = -1: expected an integer from 0",
+    "--threads -2": "--threads = -2: expected an integer from 0",
+    "--epochs x": "--epochs = 'x': expected an integer from 0",
+    "--out FILE": "FILE is no directory; expected a place for one",
+    "--out FILE/below": "FILE is no directory; expected a place for one",
+    "--policy nowhere": "nowhere: no such file",
+    "--policy FILE": "FILE: not readable",
+    "--rates 0.1,x": "--rates = '0.1,x': expected numbers in [0, 100]",
+    "--rates nan": "--rates = 'nan': expected numbers in [0, 100]",
+    "--rates 0.1,-1": "--rates = '0.1,-1': expected numbers in [0, 100]",
+    "--final-rate nan": "--final-rate = nan: expected a number from -1 to 1",
+    "--final-rate -0.5": "hypers.final_lr_fraction = -0.5: expected",
+    "--optimizer sdg": "--optimizer = 'sdg': expected",
+    "--only nobody": "--only: 'nobody': expected cnn 4",
+    "--task nobody": "task 'nobody': expected one of",
+    "--bogus 1": "unrecognized arguments: --bogus 1",
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_is_not_allowed_is_one_line_before_anybody_trains(bench, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FILE").write_text("kept")
+    monkeypatch.setattr(bench.main, "play", None)
     with pytest.raises(SystemExit) as stopped:
-        bench.main.main(["--task", "synthetic", "--envs", "3"])
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err == "--envs 3: expected at least 6, for an interval\n"
+        bench.main.main(["--task", "synthetic", "--quick", *words.split()])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and said.startswith("bench.frontier: ") and said.count("\n") == 1
+    assert REFUSED[words] in said and [path.name for path in tmp_path.iterdir()] == ["FILE"]

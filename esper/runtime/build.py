@@ -46,6 +46,17 @@ def find_device(device: object, place: str = "device") -> torch.device:
     return found
 
 
+def is_same_device(name: str, other: str) -> bool:
+    """Whether two names mean one device here, as ``cpu``, ``cpu:0`` and, without an accelerator, ``auto`` do; what is
+    not here is only what it is called.
+    """
+    try:
+        one, two = find_device(name), find_device(other)
+    except ConfigError:
+        return name == other
+    return one.type == two.type and (one.index or 0) == (two.index or 0)
+
+
 def devices() -> list[str]:
     """Names of the devices that are here."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None

@@ -1,7 +1,7 @@
 """Comparison: policies side by side on the same environments, as one table of numbers."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -41,6 +41,7 @@ COLUMNS = {
     "fossilized": TableColumn("fossilized", "seeds", 1),
     "culled": TableColumn("culled", "seeds", 1),
     "rollbacks": TableColumn("rollbacks", "count"),
+    "refused": TableColumn("refused", "decisions for illegal actions, which are carried out as WAIT"),
 }
 """Fields of ``Outcome`` that are averaged and compared, in the order of the tables; also their names in the JSON
 reports. What is reported comes first: the test part's figures. Decisions were made on the validation's beside them.
@@ -119,9 +120,13 @@ def agreement(outcomes: Sequence[Outcome]) -> dict[str, float | None]:
 
 
 def columns_of(report: dict[str, Any]) -> list[str]:
-    """Names of the columns that a report has, in the order of the tables."""
-    row = next(iter(report["policies"].values()))
-    return [name for name in COLUMNS if name in row]
+    """Names of the columns to show of a report, in the order of the tables; of refusals only where there were any."""
+    rows = report["policies"].values()
+    return [name for name in COLUMNS if all(name in row for row in rows) and (name != "refused" or _refused(rows))]
+
+
+def _refused(rows: Iterable[dict[str, Any]]) -> bool:
+    return any(row["refused"]["mean"] for row in rows)
 
 
 def summary(outcome: Outcome, names: Sequence[str], gamma: float) -> dict[str, Any]:

@@ -10,12 +10,12 @@ from esper.nissa import page
 from esper.nissa.charts import Series, colour, line_chart, smooth, stacked_chart
 from esper.nissa.markup import Markup
 from esper.nissa.sinks import METRICS, read_rows, write_text
+from esper.runtime.best_rounds import SMOOTHING
 from esper.runtime.policy_checkpoint import load_run
 from esper.runtime.report_episodes import action_section, episode_section, seed_section
 from esper.runtime.report_evaluation import evaluation_section, headline, value_section
 from esper.runtime.report_frontier import frontier_section
 from esper.runtime.rollout import Outcome
-from esper.runtime.runs import SMOOTHING
 from esper.runtime.table import number
 
 ROWS = 200

@@ -82,8 +82,12 @@ def rules_of(settings: Mapping[str, Any]) -> Rules:
     return Rules(**given)
 
 
-def tasks_of(names: str) -> list[str]:
+def tasks_of(names: str, place: str = "--task") -> list[str]:
     """Tasks named with commas between; a comma after which no task begins belongs to the path before it.
+
+    Args:
+      names: as they were written.
+      place: where, for the message.
 
     Raises:
       SettingsError: an empty name, or one twice.
@@ -95,7 +99,7 @@ def tasks_of(names: str) -> list[str]:
         else:
             tasks.append(part)
     if "" in tasks or len(set(tasks)) < len(tasks):
-        raise SettingsError(f"--task = {names!r}: expected different names with commas between")
+        raise SettingsError(f"{place} = {names!r}: expected different names with commas between")
     return tasks
 
 
@@ -136,6 +140,26 @@ def build_scene(rules: Rules, num_envs: int, backend: str, device: str | torch.d
     if is_own(rules.task) or is_own(rules.reward):
         try_step(engine, scene.mode, params, (rules.task, rules.reward))
     return scene
+
+
+def expect_numbers_for(scene: Scene, num_envs: int, place: str) -> None:
+    """Raise unless the scene's numbers are for another number of environments as well.
+
+    Args:
+      scene: built.
+      num_envs: environments that will be played, too; 0 = none.
+      place: what asks for them, for the message.
+
+    Raises:
+      SettingsError: a number has a value for every environment, and they are not as many.
+    """
+    for flag, numbers_of in (("--engine", scene.engine.hypers), ("--rewards", scene.params)):
+        for name, number in numbers_of.items():
+            if number.dim() and num_envs not in (0, len(number)):
+                raise SettingsError(
+                    f"{flag}: {name}: {len(number)} values, one for each environment; expected one value, or "
+                    f"{place} {len(number)} instead of {num_envs}, or 0"
+                )
 
 
 def reward_of(name: str) -> RewardMode | OwnReward:

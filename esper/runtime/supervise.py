@@ -102,7 +102,7 @@ class Supervisor:
                 out.flush()
                 self._world.sleep(seconds)
 
-    def _live(self, first: tuple[int, int] | None) -> int:
+    def _live(self, first: tuple[series.Moment, int] | None) -> int:
         """One process, from start to end."""
         own = not self._elsewhere or self._newest() != first  # else it goes on from where it was told to
         more = ["--out", str(self._folder)] if self._elsewhere else []
@@ -113,12 +113,12 @@ class Supervisor:
         self._child = None
         return status if status >= 0 else 128 - status
 
-    def _newest(self) -> tuple[int, int] | None:
-        """Number and time of the newest checkpoint, which tell it from any other."""
+    def _newest(self) -> tuple[series.Moment, int] | None:
+        """Moment of the newest checkpoint and when it was written, which tell it from any other."""
         folder = self._folder / SERIES
-        number = max(series.numbers(folder), default=None)
+        moment = max(series.moments(folder), default=None)
         try:
-            return None if number is None else (number, series.member(folder, number).stat().st_mtime_ns)
+            return None if moment is None else (moment, series.member(folder, moment).stat().st_mtime_ns)
         except FileNotFoundError:
             return None
 

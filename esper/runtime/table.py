@@ -55,8 +55,7 @@ def _outcomes(report: dict[str, Any]) -> str:
         f"{report['task']}, {report['num_envs']} environments from seed {report['seed']}, {report['horizon']} decisions"
         f", reward {report['reward']}; mean ± 95 % half-width\n"
     )
-    price = f"{report['price']:g}" if isinstance(report["price"], float) else "price"
-    heading += f"{samples(report)}; J = test % - {price} ln(1 + added / {report['host_params']:,})\n"
+    heading += f"{samples(report)}; {worth(report)}\n"
     return "".join(
         [
             heading,
@@ -64,16 +63,22 @@ def _outcomes(report: dict[str, Any]) -> str:
             f"\npaired differences, {first} minus\n",
             *lines[count:],
             *_unmeasured(report),
-            *_agreement(report),
+            f"{agreement(report)}\n",
         ]
     )
 
 
-def _agreement(report: dict[str, Any]) -> list[str]:
+def worth(report: dict[str, Any]) -> str:
+    """What J is, with the report's own numbers."""
+    price = f"{report['price']:g}" if isinstance(report["price"], float) else "price"
+    return f"J = test % - {price} ln(1 + added / {report['host_params']:,})"
+
+
+def agreement(report: dict[str, Any]) -> str:
     """How well the return ranks as J does."""
     found = report["rank_correlation"]
     episodes, policies = (number(found[over]) for over in ("episodes", "policies"))
-    return [f"rank correlation of return and J: {episodes} over episodes, {policies} over policies\n"]
+    return f"rank correlation of return and J: {episodes} over episodes, {policies} over policies"
 
 
 def _unmeasured(report: dict[str, Any]) -> list[str]:

@@ -5,34 +5,33 @@ learner, nothing else. What a run leaves behind is described in ``esper.runtime.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
 import torch
 from tensordict import TensorDictBase
-from torchrl.collectors import Collector
 
 from esper.leyline.actions import Op
 from esper.leyline.config import ConfigError
 from esper.nissa.progress import Progress, make_progress, require_tqdm
 from esper.nissa.sinks import METRICS, read_rows, require_tensorboard
 from esper.runtime.build import find_device
+from esper.runtime.collect import Begun, Track, make_track, play
 from esper.runtime.compare import compare
-from esper.runtime.interrupt import Stopped, Watch, interruptible, torch_draws_from, watched
+from esper.runtime.interrupt import Stopped, Watch, interruptible, watched
 from esper.runtime.outlets import Outlets
 from esper.runtime.policy_checkpoint import load_run
 from esper.runtime.report import Findings, write_report
 from esper.runtime.resume import again
-from esper.runtime.runs import Run, close_run, open_run, places, record, settle
-from esper.runtime.scene import Rules, Scene, build_scene, policies_of, tasks_of
-from esper.runtime.stopwatch import Stopwatch
+from esper.runtime.runs import Run, abandon, close_run, open_run, pause, places, record, release, settle
+from esper.runtime.scene import Rules, Scene, build_scene, expect_numbers_for, policies_of, tasks_of
 from esper.runtime.table import table
 from esper.runtime.train_settings import TrainSettings
-from esper.simic.environment import EsperEnv
-from esper.simic.ppo import Learner, make_collector
+from esper.simic.ppo import Learner
 from esper.tamiyo.actor_critic import ActorCriticConfig, build_actor_critic
 from esper.tamiyo.interface import Interface, common, from_table
+from esper.urza.lock import LockError
 from esper.utils.documents import to_json
 from esper.utils.failpoints import reach
 from esper.utils.settings import SettingsError
@@ -63,8 +62,9 @@ def train(settings: TrainSettings, out: TextIO | None = None) -> Learner:
     folder, source = places(settings)
     device = find_device(settings.device, "--device")
     scenes = [build_scene(rules, settings.num_envs, settings.backend, device) for rules in settings.rules()]
-    for scene in scenes:
-        policies_of(scene, None, greedy=False)  # what the evaluation will ask for must not fail then
+    for scene in scenes:  # what the evaluation will ask for must not fail then
+        policies_of(scene, None, greedy=False)
+        expect_numbers_for(scene, settings.eval_envs, "--eval-envs")
     interface = _interface(settings, scenes)
     sizes = ActorCriticConfig(settings.features, settings.lstm, settings.head, settings.value_scale)
     policy = build_actor_critic(sizes, interface.codec, len(interface.columns), settings.seed).to(device)
@@ -73,8 +73,17 @@ def train(settings: TrainSettings, out: TextIO | None = None) -> Learner:
         out.write(f"{folder}: nothing written\n" + "".join(line for scene in scenes for line in _resolved(scene)))
         return learner
     run = open_run((folder, source), settings, scenes, interface, learner)
-    with watched() as watch, closing(Outlets(run.folder)) as outlets:
-        _work(settings, scenes, learner, (run, outlets), (watch, out))
+    try:
+        with watched() as watch, closing(Outlets(run.folder)) as outlets:
+            _work(settings, scenes, learner, (run, outlets), (watch, out))
+    except LockError:
+        raise
+    except Exception:
+        if source is None and learner.done == 0:
+            abandon(run)
+        raise
+    finally:
+        release(run)
     return learner
 
 
@@ -92,7 +101,7 @@ def _work(
 ) -> None:
     """All rounds, the evaluation and the report; the report also of a run that is stopped."""
     (run, outlets), (watch, out) = kept, ends
-    tracks = [_track(scene, run, learner, watch) for scene in scenes]
+    tracks = [make_track(scene, from_table(run.table["interface"]), learner, watch) for scene in scenes]
     progress = make_progress(settings.progress, "round", out)
     findings, stopped = Findings(), None
     try:
@@ -126,28 +135,11 @@ def _check(settings: TrainSettings) -> None:
         require_tqdm()
 
 
-class Track(NamedTuple):
-    """One task of a run: its environments, and what plays them."""
-
-    task: str
-    env: EsperEnv
-    validation: Stopwatch
-    collector: Collector
-    batches: Iterator[TensorDictBase]
-
-
 def _interface(settings: TrainSettings, scenes: Sequence[Scene]) -> Interface:
     """What the policy sees and says: everything of the tasks it trains on, and of those it shall be able to play."""
-    further = tasks_of(settings.room_for) if settings.room_for else []
+    further = tasks_of(settings.room_for, "--room-for") if settings.room_for else []
     rooms = [build_scene(Rules(task=task), 1, "eager") for task in further]
     return common([scene.engine.interface for scene in (*scenes, *rooms)])
-
-
-def _track(scene: Scene, run: Run, learner: Learner, watch: Watch) -> Track:
-    timed = Stopwatch(interruptible(scene.engine, watch))
-    env = EsperEnv(timed.engine, scene.mode, scene.params, interface=from_table(run.table["interface"]))
-    collector = make_collector(env, learner.policy)
-    return Track(scene.rules.task, env, timed, collector, iter(collector))
 
 
 def _learn(
@@ -159,7 +151,7 @@ def _learn(
     try:
         while learner.done < settings.rounds:
             watch.check()
-            row = _round(settings, tracks, learner, watch)
+            row = _round(settings, tracks, learner, run, watch)
             record(run, learner, row)
             left = (time.perf_counter() - start) / (learner.done - first) * (settings.rounds - learner.done)
             progress.show(learner.done, settings.rounds, _line(row), left)
@@ -167,14 +159,26 @@ def _learn(
         progress.close()
 
 
-def _round(settings: TrainSettings, tracks: Sequence[Track], learner: Learner, watch: Watch) -> dict[str, float]:
+def _collect(tracks: Sequence[Track], seed: int, run: Run) -> list[TensorDictBase]:
+    """One episode of every environment of every task; those that were begun before are gone on with."""
+    begun, batches = list(run.begun), list[TensorDictBase]()
+    for place, track in enumerate(tracks):
+        track.env.engine_seconds = track.validation.seconds = 0.0
+
+        def so_far(now: Begun, place: int = place) -> None:
+            begun[place:] = [now]
+            pause(run, begun)
+
+        batches.append(play(track, seed, begun[place] if place < len(begun) else None, so_far))
+    return batches
+
+
+def _round(
+    settings: TrainSettings, tracks: Sequence[Track], learner: Learner, run: Run, watch: Watch
+) -> dict[str, float]:
     """One episode of every environment of every task, and what is learned from it."""
     number, begun = learner.done, time.perf_counter()
-    seed, batches = round_seed(settings.seed, number), []
-    for track in tracks:
-        track.env.next_seed, track.env.engine_seconds, track.validation.seconds = seed, 0.0, 0.0
-        with torch_draws_from(seed, track.env.device):
-            batches.append(next(track.batches))
+    batches = _collect(tracks, round_seed(settings.seed, number), run)
     collected = time.perf_counter()
 
     def look() -> None:

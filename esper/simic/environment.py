@@ -50,6 +50,7 @@ class EsperEnv(EnvBase):
 
     The engine's state stays here, in ``state``: a value to be read, stored or set, never collected. No step keeps a
     graph, whatever of the engine's or the reward's numbers asks for one; ``engine.step`` itself gives derivatives.
+    A state that is put into ``goes_on_from`` is what the next reset of all environments finds: its episodes go on.
     ``engine_seconds`` adds up the time spent in the engine.
     """
 
@@ -81,6 +82,7 @@ class EsperEnv(EnvBase):
         self.engine_seconds = 0.0
         self.params = build_reward_params({}, config, device) if params is None else params
         self.next_seed = seed
+        self.goes_on_from: State | None = None
         self.state: State = engine.init(seed)
         self.interface = engine.interface if interface is None else interface.to(device)
         self.translation = translate(self.interface, engine.interface)
@@ -118,7 +120,8 @@ class EsperEnv(EnvBase):
         seed, self.next_seed = self.next_seed, self.next_seed + 1
         chosen = None if tensordict is None else tensordict.get("_reset", None)
         if chosen is None:
-            self.state = self.engine.init(seed)
+            begun, self.goes_on_from = self.goes_on_from, None
+            self.state = self.engine.init(seed) if begun is None else begun
         else:
             self.state = self.engine.reset(self.state, chosen.reshape(-1), seed)
         no = torch.zeros(self.batch_size, dtype=torch.bool, device=self.device)

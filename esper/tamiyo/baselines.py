@@ -7,6 +7,7 @@ pass the gates; where it differs, ``HeuristicConfig`` and ``heuristic`` say so.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from tensordict import TypedTensorDict
@@ -17,6 +18,7 @@ from esper.leyline.stages import FAILURE, LIVE, Stage, is_in
 from esper.leyline.state import Slots, State
 from esper.tamiyo.logits import num_slots, uniform_logits
 from esper.utils import rng
+from esper.utils.documents import shown
 
 KeyedPolicy = Callable[[Tensor, Tensor], Tensor]
 """Mask of legal actions, bool [E, A], and a key of this step, int64 [E, 2] -> action, int64 [E]."""
@@ -87,10 +89,19 @@ class HeuristicConfig:
         least |= {"penalty": 0, "decay": 0, "threshold": 0, "least_contribution": -100}
         for name, low in least.items():
             value = getattr(self, name)
-            if not math.isfinite(value) or value < low or (name == "threshold" and value == 0):
-                raise ValueError(f"heuristic.{name} = {value!r}: expected a number {'>' if value == 0 else '>='} {low}")
+            if not _is_finite(value) or value < low or (name == "threshold" and value == 0):
+                bound = ">" if name == "threshold" else ">="
+                raise ValueError(f"heuristic.{name} = {shown(value)}: expected a number {bound} {low}")
         if self.decay > 1:
             raise ValueError(f"heuristic.decay = {self.decay!r}: expected a number <= 1")
+
+
+def _is_finite(value: object) -> bool:
+    """Whether a value is a number that a float holds."""
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 class Memory(TypedTensorDict):

@@ -17,6 +17,7 @@ import esper.__main__
 from esper.leyline.actions import Op
 from esper.runtime.evaluate import EvaluateSettings, evaluate
 from esper.runtime.inspect import InspectSettings, inspect
+from esper.runtime.report_evaluation import evaluation_section
 from esper.runtime.train import train
 from esper.runtime.train_settings import TrainSettings
 
@@ -91,7 +92,11 @@ def test_the_report_says_what_growing_is_for(report, asked):
     out = io.StringIO()
     evaluate(replace(asked, json=False), out)
     assert f"J = test % - 7 ln(1 + added / {report['host_params']:,})" in out.getvalue()
-    assert f"rank correlation of return and J: {found['episodes']:.2f} over episodes" in out.getvalue()
+    over = (f"{found[name]:.2f} over {name}" for name in ("episodes", "policies"))
+    said = f"rank correlation of return and J: {', '.join(over)}"
+    assert said in out.getvalue()
+    page = evaluation_section(report)
+    assert f"J = test % - 7 ln(1 + added / {report['host_params']:,}); {said}." in page
 
 
 def test_evaluation_follows_the_run(run, asked, report):

@@ -14,9 +14,9 @@ import torch
 
 import esper.__main__
 from esper.leyline.actions import Op
+from esper.runtime.best_rounds import SMOOTHING
 from esper.runtime.interrupt import Stopped
 from esper.runtime.policy_checkpoint import WHICH, load_run
-from esper.runtime.runs import SMOOTHING
 from esper.runtime.train import train
 from esper.runtime.train_settings import TrainSettings
 

@@ -108,7 +108,7 @@ def _told(command: str, words: Sequence[str]) -> int:
     except Exception as error:
         if (line := _from_outside(error)) is None:
             raise  # a fault of this program's own: all of it is told
-        print(f"esper {command}: {line}", file=sys.stderr)
+        print(one_line(f"esper {command}: {line}"), file=sys.stderr)
         return 1
 
 

@@ -33,13 +33,13 @@ def test_there_are_as_many_blocks_and_commands_as_there_were():
     assert {words[0] for words in readme.commands()} == {*COMMANDS, *WORDS}
 
 
-def test_every_command_runs_in_order_at_small_sizes(tmp_path, monkeypatch, capsys):
-    """Later commands read the runs of earlier ones, so they run in one folder."""
+def test_every_command_runs_in_order_at_small_sizes(tmp_path, monkeypatch, capfd):
+    """Later commands read the runs of earlier ones, so they run in one folder. Some start processes of their own."""
     monkeypatch.chdir(tmp_path)
     readme.prepare(tmp_path)
     for words in readme.commands():
         status = main(readme.small(words, tmp_path))
-        said = capsys.readouterr()
+        said = capfd.readouterr()
         assert status == 0, f"{words}: {said.err}"
         assert said.out
 

@@ -9,10 +9,8 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Any, TextIO
 
-import torch
 from tensordict import TensorDictBase
 
-from esper.leyline.actions import Op
 from esper.leyline.config import ConfigError
 from esper.nissa.progress import Progress, make_progress, require_tqdm
 from esper.nissa.sinks import METRICS, read_rows, require_tensorboard
@@ -29,6 +27,7 @@ from esper.runtime.resume import again
 from esper.runtime.runs import Run, abandon, close_run, open_run, pause, places, record, release, settle
 from esper.runtime.scene import Rules, Scene, build_scene, expect_numbers_for, policies_of, tasks_of
 from esper.runtime.table import table
+from esper.runtime.told import left_out, of_episodes, round_line, time_split
 from esper.runtime.train_settings import TrainSettings
 from esper.simic.ppo import Learner
 from esper.tamiyo.actor_critic import ActorCriticConfig, build_actor_critic
@@ -111,7 +110,7 @@ def _work(
         _learn(settings, tracks, learner, run, (progress, watch))
         settle(run)
         rows = read_rows(run.folder / METRICS)
-        out.write(_time_split(rows) + _left_out(rows))
+        out.write(time_split(rows) + left_out(rows))
         if settings.eval_envs:
             findings = _evaluate(settings, kept, progress, ends)
     except Stopped as asked:
@@ -159,7 +158,7 @@ def _learn(
             row = _round(settings, tracks, learner, run, (watch, row))
             record(run, learner, row)
             left = (time.perf_counter() - start) / (learner.done - first) * (settings.rounds - learner.done)
-            progress.show(learner.done, settings.rounds, _line(row), left)
+            progress.show(learner.done, settings.rounds, round_line(row), left)
     finally:
         progress.close()
 
@@ -200,7 +199,7 @@ def _round(
     except ConfigError as error:
         raise SettingsError(f"--reward = {settings.reward!r}: {error}; expected finite rewards") from None
     ended = time.perf_counter()
-    told = [_describe(track, batch) for track, batch in zip(tracks, batches, strict=True)]
+    told = [of_episodes(track, batch) for track, batch in zip(tracks, batches, strict=True)]
     row = {
         "round": number + 1,
         **{name: sum(one[name] for one in told) / len(told) for name in told[0]},
@@ -216,69 +215,9 @@ def _round(
     return row | learned | fingerprints(before, ends, batches, learner)
 
 
-def _describe(track: Track, batch: TensorDictBase) -> dict[str, float]:
-    """What came of one task's episodes; counts are per environment. Of rounds there is validation alone, no test.
-
-    Accuracy and loss are means over those environments that could be validated, and ``measured`` is their share; the
-    return is the mean over those whose rewards are all finite.
-    """
-    after, envs = batch["next"], batch.shape[0]
-    returns = after["reward"].sum(1)
-    op = track.env.interface.codec.op[batch["action"]]
-    columns = {
-        "return": torch.where(returns.isfinite(), returns, torch.nan).nanmean(),
-        "val_accuracy": after["val_accuracy"][:, -1].nanmean(),
-        "val_loss": after["val_loss"][:, -1].nanmean(),
-        "measured": after["val_loss"][:, -1].isfinite().float().mean(),
-        "seed_params": after["seed_params"][:, -1].mean(),
-        "refused": after["refused"].sum(),
-        "rolled_back": after["rolled_back"].sum(),
-        **{f"share_{kind.name.lower()}": (op == int(kind)).float().mean() for kind in Op},
-    }
-    found = dict(zip(columns, torch.stack(list(columns.values())).tolist(), strict=True))  # one download
-    return found | {name: found[name] / envs for name in ("refused", "rolled_back")}
-
-
 def round_seed(seed: int, number: int) -> int:
     """Seed of a round's environments and draws; training uses even numbers, held-out evaluation odd ones."""
     return 2 * (seed * 1_000_003 + number)
-
-
-def _line(row: dict[str, Any]) -> str:
-    skipped = f"  skipped {row['skipped']:.0%} of the minibatches: gradient not finite" if row["skipped"] else ""
-    return (
-        f"return {row['return']:7.2f}  validation {row['val_accuracy']:5.1f} %  "
-        f"entropy {row['entropy']:5.2f}  kl {row['kl']:6.4f}  {row['seconds']:5.1f} s" + skipped
-    )
-
-
-def _time_split(rows: list[dict[str, Any]]) -> str:
-    """What of a step validation took, and what of a round's time the hosts did not take.
-
-    The first round, which compiles, counts only if it is alone.
-    """
-    counted = rows[1:] or rows
-    if not counted:
-        return ""
-    whole, hosts, learning = (sum(row[f"{name}seconds"] for row in counted) for name in ("", "host_", "learn_"))
-    validation = 100 * sum(row["validation_seconds"] for row in counted) / hosts
-    share, learned = 100 * (whole - hosts) / whole, 100 * learning / whole
-    return (
-        f"validation: {validation:.1f} % of a step; other than the hosts: {share:.1f} % of a round "
-        f"({learned:.1f} % learning), mean of {len(counted)} rounds of {whole / len(counted):.2f} s\n"
-    )
-
-
-def _left_out(rows: list[dict[str, Any]]) -> str:
-    """A line on decisions that taught nothing, if there were any; rounds of before they were counted had none."""
-    found = [row for row in rows if row.get("left_out")]
-    if not found:
-        return ""
-    share = sum(row["left_out"] for row in found) / len(rows)
-    return (
-        f"left out: {100 * share:.2g} % of all decisions, from round {found[0]['round']} on: in their episodes not all "
-        "numbers were finite, and they taught nothing\n"
-    )
 
 
 def _evaluate(

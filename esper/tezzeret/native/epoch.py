@@ -145,8 +145,7 @@ def _minibatch(structure: Structure, batches: Batches, step: int) -> tuple[Tenso
     if config.crop_padding or config.mirror:
         batch = batch_at(structure, batches, step)
         return batch.inputs, batch.targets
-    places = batches.picks[step]
-    return BatchIndex(batches.inputs, places), batches.targets[places]
+    return BatchIndex(batches.inputs, batches.picks[step]), batches.targets_at(step)
 
 
 def _with_buffers(network: Network, plan: Plan, rows: Rows, result: NetworkGradients) -> Rows:

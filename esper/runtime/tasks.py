@@ -69,11 +69,11 @@ def digits_varied() -> Task:
     """The digits, where every environment is given something else: all labels right or six in ten wrong, all training
     samples or a twentieth of them, a parameter cheap or dear, a host that learns fast or slowly.
     """
-    given: dict[str, Distribution] = {"price": Spread(0.25, 8.0, log=True), "label_noise": Choice((0.0, 0.6))}
+    given: dict[str, Distribution] = {"price": Choice((0.25, 8.0)), "label_noise": Choice((0.0, 0.6))}
     given |= {"data_share": Choice((0.05, 1.0)), "host_lr": Spread(0.3, 1.0, log=True)}
     kinds = (CONV8X2, CONV16X2, CONV4X2)
     scripts = tuple(Script(kind.name, start=start) for kind in kinds for start in (0, 12))
-    return varied(digits(), "digits_varied", given, (*scripts, Script(NORM.name)))
+    return varied(digits(), "digits_varied", given, (*scripts, Script(NORM.name, 1)))
 
 
 def digits_v1() -> Task:

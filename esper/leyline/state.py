@@ -12,6 +12,7 @@ import torch
 from tensordict import TypedTensorDict
 from torch import Tensor
 
+from esper.leyline.contexts import EnvContext
 from esper.utils.torch_private import replaced
 
 
@@ -115,6 +116,7 @@ class State(Fields):
     order_key: Tensor  # int64 [E, 2]; the run's key for shared minibatches, the same in every row
     rounds: Tensor  # int64 [E]; steps since init, the same in every row
     epoch: Tensor  # int64 [E]; decisions taken in this episode
+    context: EnvContext
     host: ParamState
     buffers: Tensor  # [E, N]; normalisation statistics of the host
     slots: Slots

@@ -16,3 +16,6 @@ class Stream(IntEnum):
     BLOCK = 7
     SEED = 8
     DECISION = 9
+    CONTEXT = 10
+    SUBSET = 11
+    LABELS = 12

@@ -14,7 +14,8 @@ from esper.nissa.seeds import survival
 from esper.nissa.trace import Trace
 from esper.runtime.rollout import Outcome, rollout
 from esper.runtime.scene import Scene
-from esper.runtime.yardsticks import STATIC, best_script, static_network
+from esper.runtime.scripts import WAIT
+from esper.runtime.yardsticks import STATIC, best_script, hindsight, score, static_network, task_scripts
 from esper.tamiyo.policies import Policy
 from esper.utils.stats import measured_interval, rank_correlation
 
@@ -51,7 +52,7 @@ DOMINANT, COLLAPSED = 0.9, 0.05
 """Share of one operation, and entropy in nats of the mix of operations, beyond which a reader is warned."""
 
 
-FIXED = ("wait", "grow ", STATIC)
+FIXED = (WAIT, "grow ", STATIC)
 """How names begin of what cannot act otherwise than it does."""
 
 
@@ -76,8 +77,9 @@ def compare(
     """
     outcomes, tokens = list[Outcome](), scene.engine.data.has_tokens
     names = [name for name, column in COLUMNS.items() if column.of_tokens in (None, tokens)]
-    asked = [policy.name for policy in policies]
-    policies = policies + [script for script in best_script(scene) if script.name not in asked]
+    scripts = task_scripts(scene)
+    for script in (*best_script(scene), *scripts):
+        policies = policies + ([script] if script.name not in {policy.name for policy in policies} else [])
     for number, policy in enumerate(policies, start=1):
         note(f"playing {policy.name} in {scene.engine.config.num_envs} environments ({number}/{len(policies)})")
         outcomes.append(rollout(scene.engine, policy, seed, scene.mode, scene.params)[1])
@@ -97,6 +99,7 @@ def compare(
         "engine": dict(rules.engine),
         "policies": {outcome.policy: summary(outcome, names, rules.gamma) for outcome in outcomes},
         "rank_correlation": agrees,
+        "hindsight": ceiling_of(outcomes, [script.name for script in scripts]),
         "first_minus": {other.policy: differences(outcomes[0], other, names) for other in outcomes[1:]},
     }
     return report, outcomes
@@ -117,6 +120,16 @@ def agreement(outcomes: Sequence[Outcome]) -> dict[str, float | None]:
         "episodes": rank_correlation(*torch.cat(pairs, dim=1)),
         "policies": rank_correlation(*torch.stack([pair.nanmean(1) for pair in pairs], dim=1)),
     }
+
+
+def ceiling_of(outcomes: Sequence[Outcome], scripts: Sequence[str]) -> dict[str, Any] | None:
+    """J of every environment's best script in hindsight, a ``cell``, and what share of its gain each policy has."""
+    if not scripts:
+        return None
+    best = hindsight(outcomes, scripts)
+    (waited,) = (each.utility for each in outcomes if each.policy == WAIT)
+    scores = {each.policy: score(each.utility, waited, best) for each in outcomes}
+    return {"scripts": list(scripts), "utility": cell(best), "score": scores}
 
 
 def columns_of(report: dict[str, Any]) -> list[str]:

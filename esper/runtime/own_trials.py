@@ -13,7 +13,7 @@ from esper.leyline.config import ConfigError
 from esper.leyline.state import State, lock
 from esper.runtime.own import PREFIX, called, is_own, load
 from esper.runtime.rollout import policy_input
-from esper.runtime.tasks import Task
+from esper.runtime.task import Task
 from esper.simic.reward_terms import EnvStep
 from esper.simic.rewards import OwnReward, RewardMode, RewardParams, reward
 from esper.tamiyo.policies import Decision, Diagnostics, Policy, PolicyInput
@@ -34,8 +34,9 @@ def check_task(name: str, task: Task) -> None:
     kinds, rival, host = [each.name for each in task.blueprints], task.rival, task.host
     if not isinstance(task.rewards, Mapping) or "gamma" in task.rewards:
         raise ConfigError(f"task {name!r}: rewards: expected numbers by name, but for gamma, which is --gamma")
-    if task.script and task.script not in kinds:
-        raise ConfigError(f"task {name!r}: script = {task.script!r}: expected one of {', '.join(kinds)}")
+    for script in (task.script, *(each.kind for each in task.scripts)):
+        if script and script not in kinds:
+            raise ConfigError(f"task {name!r}: script = {script!r}: expected one of {', '.join(kinds)}")
     if rival is not None and not isinstance(rival, Host):
         raise ConfigError(f"task {name!r}: rival: found a {type(rival).__name__}; expected a Host")
     if rival is not None and (rival.input_shape, rival.num_outputs) != (host.input_shape, host.num_outputs):

@@ -13,7 +13,7 @@ from esper.nissa.actions import counts
 from esper.nissa.seeds import REMOVED, Fate, Lives, lives
 from esper.nissa.trace import Trace, record, record_diagnostics, stack
 from esper.simic.rewards import DEFAULT_REWARD, OwnReward, RewardMode, RewardParams, build_reward_params, reward
-from esper.simic.utility import utility
+from esper.simic.utility import own_price, utility
 from esper.tamiyo.policies import Policy, PolicyInput
 from esper.tolaria.evaluation import bits, perplexity
 from esper.utils import rng
@@ -28,6 +28,7 @@ class Outcome(NamedTuple):
     policy: str
     test_accuracy: Tensor  # pp; of the network at the end, on samples that nothing else reads
     utility: Tensor  # J, pp; test accuracy less the price of the parameters added, see ``esper.simic.utility``
+    price: Tensor  # pp per e-fold of parameters, each environment's own
     val_accuracy: Tensor  # pp; last validation accuracy, which the last reward was made of; NaN where there was none
     test_loss: Tensor  # nats; of the network at the end
     test_bits: Tensor  # the same in bits per prediction
@@ -100,6 +101,7 @@ def policy_input(engine: Engine, state: State, keys: Tensor) -> PolicyInput:
 
 
 def _outcome(engine: Engine, name: str, state: State, trace: Trace, price: Tensor, seconds: float) -> Outcome:
+    price = own_price(price, state)
     seeds, test, (val_accuracy, val_loss) = lives(trace), engine.test(state), validated(state.signals)
     added = seed_sizes(engine.structure, state.slots).sum(1)
 
@@ -110,6 +112,7 @@ def _outcome(engine: Engine, name: str, state: State, trace: Trace, price: Tenso
         policy=name,
         test_accuracy=test.accuracy.cpu(),
         utility=utility(test.accuracy, added, engine.structure.host.num_params, price).cpu(),
+        price=price.cpu(),
         val_accuracy=val_accuracy.cpu(),
         test_loss=test.loss.cpu(),
         test_bits=bits(test.loss).cpu(),

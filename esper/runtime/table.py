@@ -64,6 +64,7 @@ def _outcomes(report: dict[str, Any]) -> str:
             *lines[count:],
             *_unmeasured(report),
             f"{agreement(report)}\n",
+            *_hindsight(report),
         ]
     )
 
@@ -79,6 +80,19 @@ def agreement(report: dict[str, Any]) -> str:
     found = report["rank_correlation"]
     episodes, policies = (number(found[over]) for over in ("episodes", "policies"))
     return f"rank correlation of return and J: {episodes} over episodes, {policies} over policies"
+
+
+def _hindsight(report: dict[str, Any]) -> list[str]:
+    """What share of the best scripts' gain each policy has, where environments differ."""
+    found = report["hindsight"]
+    if found is None:
+        return []
+    shares = ", ".join(f"{name} {number(share)}" for name, share in found["score"].items())
+    best = with_error("utility", found["utility"])
+    return [
+        f"each environment's best of {len(found['scripts'])} scripts in hindsight, by its own validation: J {best}\n"
+        f"score, the share of its gain over waiting: {shares}\n"
+    ]
 
 
 def _unmeasured(report: dict[str, Any]) -> list[str]:

@@ -268,6 +268,8 @@ def reward(
 def bound(mode: RewardMode, params: RewardParams, num_slots: int) -> tuple[Tensor, Tensor]:
     """Least and greatest reward of any step, [] or [E]: the sums of the terms' bounds (accuracies in [0, 100]).
 
+    Where environments draw prices of their own, ``params.price`` is to be theirs.
+
     With the defaults and S slots: SHAPED [-8.445 - 5.4 S, 23 + 7.291 S], SIMPLIFIED [-2.045 - 1.8 S, 20 + 4.791 S],
     SPARSE [-1, 1], MINIMAL [-1.1, 1], LOSS [-6 - 1.8 S, 6 + 1.791 S], UTILITY [-188 - 1.8 S, 244 + 1.791 S].
     """

@@ -10,7 +10,7 @@ from esper.leyline.state import lock
 
 E = 3
 PARTS = (
-    *((), ("host",), ("slots",), ("seeds",), ("signals",), ("governor",)),
+    *((), ("host",), ("slots",), ("seeds",), ("signals",), ("governor",), ("context",)),
     *(("snapshot",), ("snapshot", "host"), ("snapshot", "seeds")),
 )
 

@@ -138,9 +138,7 @@ def _minibatches(structure: Structure, batches: Batches) -> Iterator[tuple[int, 
             batch = batch_at(structure, batches, step)
             yield step, batch.inputs, batch.targets.unsqueeze(0)
         return
-    targets, shared = batches.targets[batches.order], batches.order.dim() == 2
-    by_step = targets.unsqueeze(1).expand(-1, batches.key.shape[0], *targets.shape[1:]) if shared else None
-    yield 0, BatchIndex(batches.inputs, batches.picks), targets.movedim(1, 0) if by_step is None else by_step
+    yield 0, BatchIndex(batches.inputs, batches.picks), batches.all_targets
 
 
 def _learning(network: Network, table: RateTable, plan: Plan, rows: Rows, planned: Schedule) -> Learning:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from esper.leyline.actions import Op
 from esper.nissa import calibration
-from esper.nissa.actions import by_third, mix_entropy, shares
+from esper.nissa.actions import by_third, exploring_by_third, mix_entropy, shares
 from esper.nissa.seeds import survival
 from esper.nissa.trace import Trace
 from esper.runtime.rollout import Outcome, rollout
@@ -69,9 +69,10 @@ def compare(
       the report, for ``to_json``, and the outcomes. Of the data it holds name, sizes and split. Per policy it holds
       of every column (``COLUMNS`` has names and units) the ``cell``, and the ``values`` of environments 0 to E - 1, so
       that evaluations of several seeds can be pooled; its shares of the operations as a whole and by third of the
-      episode, the entropy of that mix and of the policy itself, the survival of its seeds, the
-      calibration of its values, and red flags; the ``agreement`` of return and J; per other policy the paired
-      differences of the first policy to it. None stands for what is undefined.
+      episode, the entropy of that mix and of the policy itself, the survival of its seeds, the calibration of its
+      values and of its confidence, the share of its choices that explored by third, and red flags; the ``agreement`` of
+      return and J; per other policy the paired differences of the first policy to it. None stands for what is
+      undefined.
     """
     outcomes, tokens = list[Outcome](), scene.engine.data.has_tokens
     names = [name for name, column in COLUMNS.items() if column.of_tokens in (None, tokens)]
@@ -137,6 +138,8 @@ def summary(outcome: Outcome, names: Sequence[str], gamma: float) -> dict[str, A
         "policy_entropy_by_third": diagnostics and [float(part.mean()) for part in by_third(diagnostics.entropy)],
         "survival": survival(outcome.seeds),
         "calibration": value_calibration(outcome.trace, gamma),
+        "confidence": confidence(outcome.trace),
+        "exploring_by_third": exploring(outcome.trace),
         "seconds": outcome.seconds,
         "red_flags": red_flags(outcome),
     }
@@ -147,6 +150,20 @@ def value_calibration(trace: Trace, gamma: float) -> dict[str, Any] | None:
     if trace.diagnostics is None:
         return None
     return calibration.calibrate(trace.diagnostics.value, calibration.returns_to_go(trace.reward, gamma))
+
+
+def confidence(trace: Trace) -> dict[str, Any] | None:
+    """How well the policy's confidence foretold what came of the decisions that did something; None without any."""
+    if trace.account is None:
+        return None
+    acted = (trace.op != int(Op.WAIT)) & (trace.refusal == 0)
+    return calibration.confidence_calibration(trace.account.confidence, acted, trace.accuracy)
+
+
+def exploring(trace: Trace) -> list[float | None] | None:
+    """Share of the choices that explored, by third; None of a policy that knows no such choices."""
+    found = None if trace.account is None else exploring_by_third(trace.account.intent)
+    return None if found is None or all(share is None for share in found) else found
 
 
 def red_flags(outcome: Outcome) -> list[str]:

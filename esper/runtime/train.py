@@ -19,10 +19,11 @@ from esper.nissa.sinks import METRICS, read_rows, require_tensorboard, write_tex
 from esper.runtime.build import find_device
 from esper.runtime.compare import compare
 from esper.runtime.interrupt import Stopped, Watch, interruptible, torch_draws_from, watched
+from esper.runtime.policies import policies_of
 from esper.runtime.policy_checkpoint import load_run
 from esper.runtime.report import Findings, write_report
 from esper.runtime.runs import LATEST, Run, again, open_run, places, record
-from esper.runtime.scene import Rules, Scene, build_scene, policies_of, tasks_of
+from esper.runtime.scene import Rules, Scene, build_scene, tasks_of
 from esper.runtime.stopwatch import Stopwatch
 from esper.runtime.table import table
 from esper.runtime.train_settings import TrainSettings

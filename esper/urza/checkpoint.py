@@ -44,21 +44,34 @@ def _digest(arrays: dict[str, np.ndarray], table: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def save(path: Path, tensors: dict[str, Tensor], table: dict[str, Any]) -> None:
-    """Write a checkpoint.
+def encode(tensors: dict[str, Tensor], table: dict[str, Any]) -> bytes:
+    """A checkpoint as bytes.
 
     Args:
-      path: the file; an existing one is replaced in one step.
       tensors: name -> tensor, any device.
       table: small facts; what JSON lacks is written as ``esper.utils.documents.json_ready`` says.
     """
     table = json_ready(table)
     arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
     entry = {"version": VERSION, "sha256": _digest(arrays, table), "table": table}
+    members: dict[str, Any] = {TABLE: np.frombuffer(json.dumps(entry).encode(), dtype=np.uint8), **arrays}
+    whole = io.BytesIO()
+    np.savez(whole, **members)
+    return whole.getvalue()
+
+
+def save(path: Path, tensors: dict[str, Tensor], table: dict[str, Any], mode: int = 0o666) -> None:
+    """Write a checkpoint.
+
+    Args:
+      path: the file; an existing one is replaced in one step.
+      tensors, table: see ``encode``.
+      mode: who may read and write it, less the process's umask.
+    """
     beside = path.with_name(path.name + f".tmp-{os.getpid()}")
-    with beside.open("wb") as file:
-        members: dict[str, Any] = {TABLE: np.frombuffer(json.dumps(entry).encode(), dtype=np.uint8), **arrays}
-        np.savez(file, **members)
+    beside.unlink(missing_ok=True)
+    with open(beside, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+        file.write(encode(tensors, table))
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
@@ -79,19 +92,35 @@ def load(path: Path) -> Checkpoint:
     """
     try:
         data = path.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"checkpoint {path}: no such file") from None
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path}: {error.strerror}; expected an esper checkpoint") from None
+    return decode(data, f"checkpoint {path}")
+
+
+def decode(data: bytes, place: str) -> Checkpoint:
+    """The checkpoint that ``encode`` wrote.
+
+    Args:
+      data: its bytes.
+      place: what a message calls it.
+
+    Raises:
+      CheckpointError: truncated, altered, or of another version.
+    """
+    try:
         if not data.startswith(ARCHIVE):
             raise ValueError("no NPZ archive")
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         entry = json.loads(arrays.pop(TABLE).tobytes())
         version, sha256, table = entry["version"], entry["sha256"], entry["table"]
-    except FileNotFoundError:
-        raise CheckpointError(f"checkpoint {path}: no such file") from None
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"checkpoint {path}: not readable ({reason}); expected an esper checkpoint") from None
+        raise CheckpointError(f"{place}: not readable ({reason}); expected an esper checkpoint") from None
     if version != VERSION:
-        raise CheckpointError(f"checkpoint {path}: version {version}; expected {VERSION}")
+        raise CheckpointError(f"{place}: version {version}; expected {VERSION}")
     if _digest(arrays, table) != sha256:
-        raise CheckpointError(f"checkpoint {path}: its bytes do not match its checksum; expected {sha256[:12]}")
+        raise CheckpointError(f"{place}: its bytes do not match its checksum; expected {sha256[:12]}")
     return Checkpoint({name: torch.from_numpy(array.copy()) for name, array in arrays.items()}, table)

@@ -20,7 +20,8 @@ from esper.leyline.config import ConfigError, Isolation, Precision, SampleOrder
 from esper.runtime import doctor, interrupt
 from esper.runtime.build import make
 from esper.runtime.interrupt import Stopped, watched
-from esper.runtime.scene import Rules, build_scene, policies_of, tasks_of
+from esper.runtime.policies import policies_of
+from esper.runtime.scene import Rules, build_scene, tasks_of
 from esper.simic.environment import EsperEnv
 from esper.simic.ppo import Learner
 from esper.simic.rewards import RewardMode

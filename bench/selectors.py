@@ -3,13 +3,15 @@
 Every policy meets the same held-out environments. What is scored is the accuracy gained per adaptation: test accuracy
 at the end beyond that of the same host that waited, summed over environments, over the seeds germinated. Fixed arms
 obey the bandits' limits; the best of them is chosen on other environments than it is scored on. Bandits are scored as
-they start, and after some episodes on training environments, whose statistics they keep.
+they start, and after some episodes on training environments, whose statistics they keep. A study that was cut off goes
+on where it was.
 """
 
 import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,13 +19,13 @@ import torch
 from torch import Tensor
 
 from esper.engine import Engine
-from esper.leyline.actions import Blend
+from esper.nissa.sinks import write_text
 from esper.runtime.compare import confidence, exploring
 from esper.runtime.policies import NAMED, bandit_of
 from esper.runtime.rollout import Outcome, policy_input, rollout
 from esper.runtime.scene import Rules, Scene, build_scene
-from esper.tamiyo.arms import ArmStatistics, arm_names
-from esper.tamiyo.bandits import Bandit, always, bandit_policy
+from esper.tamiyo.arms import arm_names
+from esper.tamiyo.bandits import always, bandit_policy
 from esper.tamiyo.policies import Policy
 from esper.tamiyo.selection import STRATEGIES
 from esper.utils import rng
@@ -64,23 +66,45 @@ class Played(NamedTuple):
     facts: dict[str, Any]
 
 
-def played(scene: Scene, policy: Policy, seed: int) -> tuple[Played, Outcome]:
+class Book:
+    """What was played, in a file from which a later call goes on."""
+
+    def __init__(self, path: Path, setup: dict[str, Any]) -> None:
+        """Open the file; one of another setup is begun anew."""
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        self.path, self.setup = path, setup
+        self.played: dict[str, Any] = found["played"] if found.get("setup") == setup else {}
+
+    def of(self, name: str, play: Callable[[], Outcome]) -> Played:
+        """What came of a policy, played now if it was not before."""
+        if name not in self.played:
+            outcome = play()
+            judged = confidence(outcome.trace)
+            columns = {key: getattr(outcome, field).tolist() for key, field in COLUMNS.items()}
+            facts = {"exploring": exploring(outcome.trace), "brier": None if judged is None else judged["brier"]}
+            self.played[name] = columns | {"facts": facts}
+            write_text(self.path, to_json({"setup": self.setup, "played": self.played}) + "\n")
+            print(f"{name}: {sum(columns['accuracy']) / len(columns['accuracy']):.1f} %", flush=True)
+        row = self.played[name]
+        return Played(*(torch.tensor(row[key], dtype=torch.float64) for key in COLUMNS), row["facts"])
+
+
+COLUMNS = {"accuracy": "test_accuracy", "utility": "utility", "adaptations": "germinated"}
+"""Fields of ``Played``, and of ``Outcome``."""
+
+
+def outcome_of(scene: Scene, policy: Policy, seed: int) -> Outcome:
     """Play an episode."""
-    outcome = rollout(scene.engine, policy, seed, scene.mode, scene.params)[1]
-    judged = confidence(outcome.trace)
-    facts = {"exploring": exploring(outcome.trace), "brier": None if judged is None else judged["brier"]}
-    columns = (outcome.test_accuracy, outcome.utility, outcome.germinated)
-    return Played(*(column.double() for column in columns), facts), outcome
+    return rollout(scene.engine, policy, seed, scene.mode, scene.params)[1]
 
 
-def learned(scene: Scene, name: str, bandit: Bandit, episodes: int) -> ArmStatistics | None:
-    """What a bandit learns in some episodes on training environments."""
-    statistics = None
+def after(scene: Scene, name: str, episodes: int) -> Outcome:
+    """A bandit on the held-out environments, with what it learned in some episodes on training environments."""
+    bandit, statistics = bandit_of(scene, name), None
     for episode in range(episodes):
         seed = TRAINING + 2 * episode
-        outcome = played(scene, bandit_policy(name, bandit, statistics), seed)[1]
-        statistics = outcome.memory.statistics
-    return statistics
+        statistics = outcome_of(scene, bandit_policy(name, bandit, statistics), seed).memory.statistics
+    return outcome_of(scene, bandit_policy(name, bandit, statistics), HELD_OUT)
 
 
 def interval(figure: Callable[[Tensor], Tensor], envs: int) -> dict[str, float]:
@@ -134,35 +158,38 @@ def seconds_of(engine: Engine, policy: Policy) -> dict[str, float]:
     return {"median": median, "p99": late, "p99_per_env": late / envs}
 
 
-def study(task: str, envs: int, episodes: int, backend: str) -> dict[str, Any]:
-    """Play everything."""
+def study(book: Book, task: str, envs: int, episodes: int, backend: str) -> dict[str, Any]:
+    """Play everything that the book does not have, and make the figures."""
     scene = build_scene(Rules(task=task), envs, backend)
     loose = scene._replace(rules=Rules(task=task, bandit=OFF))
     base = bandit_of(scene, "ucb")
     names = arm_names(scene.engine.codec, base.rule.blend)
-    trial = {name: played(scene, bandit_policy(name, always(base, arm)), TRAINING)[0] for arm, name in enumerate(names)}
-    waited = played(scene, NAMED["wait"](scene, None), TRAINING)[0]
-    everyone = torch.arange(envs)[None]
-    chosen = {name: float(effectiveness(one, waited)(everyone)) for name, one in trial.items()}
-    best = max(chosen, key=lambda name: chosen[name])
-    wait = played(scene, NAMED["wait"](scene, None), HELD_OUT)[0]
-    fixed = {place: always(base, names.index(name)) for place, name in (("first", names[0]), ("best fixed", best))}
-    rivals = {place: played(scene, bandit_policy(place, one), HELD_OUT)[0] for place, one in fixed.items()}
+
+    def fixed(arm: int, seed: int) -> Played:
+        policy = bandit_policy(names[arm], always(base, arm))
+        return book.of(f"{names[arm]}, seed {seed}", lambda: outcome_of(scene, policy, seed))
+
+    def waited(seed: int) -> Played:
+        return book.of(f"wait, seed {seed}", lambda: outcome_of(scene, NAMED["wait"](scene, None), seed))
+
+    everyone, before = torch.arange(envs)[None], waited(TRAINING)
+    trial = [float(effectiveness(fixed(arm, TRAINING), before)(everyone)) for arm in range(len(names))]
+    best, wait = trial.index(max(trial)), waited(HELD_OUT)
+    rivals = {"first": fixed(0, HELD_OUT), "best fixed": fixed(best, HELD_OUT)}
     rows = {place: row(one, wait, {}) for place, one in rivals.items()}
-    for label, where, after in (("", scene, 0), (f" after {episodes}", scene, episodes), (" no limits", loose, 0)):
+    kinds = [("", scene, 0), (" no limits", loose, 0)]
+    kinds += [(f" after {episodes}", scene, episodes)] if episodes else []
+    for label, where, number in kinds:
         for name in STRATEGIES:
-            bandit = bandit_of(where, name)
-            start = learned(where, name, bandit, after)
-            rows[name + label] = row(played(where, bandit_policy(name, bandit, start), HELD_OUT)[0], wait, rivals)
-            print(f"{name}{label}: {rows[name + label]['effectiveness']}", flush=True)
+            found = book.of(name + label, partial(after, where, name, number))
+            rows[name + label] = row(found, wait, rivals)
     return {
         "task": task,
         "envs": envs,
         "episodes": episodes,
         "arms": names,
-        "blend": Blend(base.rule.blend).name.lower(),
-        "best_fixed": best,
-        "fixed_on_training": chosen,
+        "best_fixed": names[best],
+        "fixed_on_training": dict(zip(names, trial, strict=True)),
         "wait": interval(lambda rows: wait.accuracy[rows].mean(1), envs),
         "rows": rows,
     }
@@ -216,14 +243,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.selectors", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--task", default="digits")
     parser.add_argument("--envs", type=int, default=128)
-    parser.add_argument("--episodes", type=int, default=3, help="on training environments, before bandits are scored")
+    parser.add_argument(
+        "--episodes", type=int, default=3, help="on training environments, before bandits are scored once more; 0 = not"
+    )
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--out", default="bench/results/selectors", help="path without suffix")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    found = {"timings": timings(asked.task, (1, asked.envs), asked.backend)}
-    found |= study(asked.task, asked.envs, asked.episodes, asked.backend)
-    path = Path(asked.out)
+    path, setup = Path(asked.out), {"task": asked.task, "envs": asked.envs}
+    book = Book(path.with_suffix(".played.json"), setup)
+    found = study(book, asked.task, asked.envs, asked.episodes, asked.backend)
+    found["timings"] = timings(asked.task, (1, asked.envs), asked.backend)
     path.with_suffix(".json").write_text(to_json(found, indent=1) + "\n", encoding="utf-8")
     path.with_suffix(".md").write_text(text(json.loads(to_json(found))), encoding="utf-8")
     print(text(json.loads(to_json(found))))

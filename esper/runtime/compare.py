@@ -15,8 +15,9 @@ from esper.nissa.trace import Trace
 from esper.runtime.rollout import Outcome, rollout
 from esper.runtime.scene import Scene
 from esper.runtime.yardsticks import STATIC, best_script, static_network
-from esper.tamiyo.policies import Policy
-from esper.utils.stats import measured_interval, rank_correlation
+from esper.tamiyo.policies import LEARNED, Policy
+from esper.utils import rng
+from esper.utils.stats import measured_interval, rank_correlation, stratified_interval
 
 
 class TableColumn(NamedTuple):
@@ -72,7 +73,7 @@ def compare(
       episode, the entropy of that mix and of the policy itself, the survival of its seeds, the calibration of its
       values and of its confidence, the share of its choices that explored by third, and red flags; the ``agreement`` of
       return and J; per other policy the paired differences of the first policy to it. None stands for what is
-      undefined.
+      undefined. "runs" is what ``over_runs`` makes of the learned policies, if there are several.
     """
     outcomes, tokens = list[Outcome](), scene.engine.data.has_tokens
     names = [name for name, column in COLUMNS.items() if column.of_tokens in (None, tokens)]
@@ -97,9 +98,37 @@ def compare(
         "engine": dict(rules.engine),
         "policies": {outcome.policy: summary(outcome, names, rules.gamma) for outcome in outcomes},
         "rank_correlation": agrees,
+        "runs": over_runs([outcome for outcome in outcomes if outcome.policy.startswith(LEARNED)], names),
         "first_minus": {other.policy: differences(outcomes[0], other, names) for other in outcomes[1:]},
     }
     return report, outcomes
+
+
+RUNS_KEY = 0x14A8
+"""Of the resamples of runs."""
+
+
+def over_runs(outcomes: Sequence[Outcome], names: Sequence[str]) -> dict[str, Any] | None:
+    """Several learned policies as one: of every column the interquartile mean over runs with its 95 % interval.
+
+    A run's score is its mean over the environments; runs, not environments, are drawn again for the interval (see
+    ``stratified_interval``; one task, so one stratum), since what is asked is what another training would give.
+
+    Args:
+      outcomes: of the learned policies, one a run.
+      names: columns.
+
+    Returns:
+      None of fewer than two runs.
+    """
+    if len(outcomes) < 2:
+        return None
+    found: dict[str, Any] = {"count": len(outcomes), "policies": [outcome.policy for outcome in outcomes]}
+    for name in names:
+        scores = torch.stack([getattr(outcome, name).double().nanmean() for outcome in outcomes])
+        middle, low, high = stratified_interval(scores.unsqueeze(1), rng.key(RUNS_KEY))
+        found[name] = {"iqm": middle, "low": low, "high": high}
+    return found
 
 
 def agreement(outcomes: Sequence[Outcome]) -> dict[str, float | None]:

@@ -12,10 +12,12 @@ from esper.runtime.arm_files import keep_statistics, recall_statistics
 from esper.runtime.compare import compare
 from esper.runtime.own_trials import own_policy
 from esper.runtime.policies import NAMED, USUAL, bandit_of, gradient_of, names_of, policies_of
+from esper.runtime.policy_checkpoint import CHECKPOINTS, load_policy, load_run
 from esper.runtime.rollout import Outcome
-from esper.runtime.scene import SceneSettings, build_scene
+from esper.runtime.scene import Scene, SceneSettings, build_scene
 from esper.runtime.table import table
 from esper.runtime.yardsticks import STATIC, growing
+from esper.tamiyo.policies import LEARNED, Policy
 from esper.tamiyo.selection import STRATEGIES
 from esper.tezzeret.choose import CHOICES
 from esper.utils.documents import to_json
@@ -32,6 +34,7 @@ class EvaluateSettings(SceneSettings):
     policies: str = setting(
         ",".join(USUAL), f"who is compared with the run's policy, with commas between: {', '.join(NAMED)}"
     )
+    runs: str = setting("", "run directories of further learned policies, with commas between; their mean is reported")
     grow: str = setting("", "also evaluate growing this blueprint wherever there is room")
     policy: str = setting("", "also evaluate this policy of your own, py:module:name, a function from an engine to it")
     gradient: bool = setting(False, "also evaluate growing what the gradient of the validation loss is largest for")
@@ -61,7 +64,10 @@ def evaluate(settings: EvaluateSettings, out: TextIO | None = None) -> dict[str,
     scene = build_scene(settings.rules(loaded), settings.num_envs, settings.backend, settings.device)
     bandits = {name: bandit_of(scene, name) for name in names if name in STRATEGIES}
     starts = recall_statistics(settings.statistics, scene, bandits) if settings.statistics else {}
+    learned = further_runs(settings.runs, settings.checkpoint, scene, settings.greedy)
     policies = policies_of(scene, loaded, settings.greedy, names, starts)
+    place = 0 if loaded is None else 1
+    policies[place:place] = learned
     if settings.grow:
         try:
             policies.append(growing(scene, settings.grow))
@@ -79,6 +85,22 @@ def evaluate(settings: EvaluateSettings, out: TextIO | None = None) -> dict[str,
         write_records(records, scene.engine.codec, outcomes)
     out.write(to_json(report) + "\n" if settings.json else table(report))
     return report
+
+
+def further_runs(runs: str, which: str, scene: Scene, greedy: bool) -> list[Policy]:
+    """The policies of further runs, named after their directories.
+
+    Raises:
+      SettingsError: a directory is named twice.
+      CheckpointError: a run cannot be read.
+    """
+    folders = [folder.strip() for folder in runs.split(",")] if runs else []
+    if len(set(folders)) < len(folders):
+        raise SettingsError(f"--runs = {runs!r}: expected different directories with commas between")
+    interface = scene.engine.interface
+    loaded = [load_run(user_path(folder) / CHECKPOINTS[which]) for folder in folders]
+    made = [load_policy(each, interface, greedy) for each in loaded]
+    return [policy._replace(name=f"{LEARNED} {folder}") for policy, folder in zip(made, folders, strict=True)]
 
 
 def open_records(path: str) -> TextIO | None:

@@ -15,7 +15,7 @@ OPS = {op: op.name.lower().split("_")[0] for op in Op}
 
 def table(report: dict[str, Any]) -> str:
     """All of a report of ``compare``, for people."""
-    blocks = (_outcomes, _actions, _survival, _deciding, _calibration, _flags)
+    blocks = (_outcomes, _runs, _actions, _survival, _deciding, _calibration, _flags)
     return "\n".join(text for block in blocks if (text := block(report)))
 
 
@@ -68,6 +68,19 @@ def _outcomes(report: dict[str, Any]) -> str:
             *_agreement(report),
         ]
     )
+
+
+def _runs(report: dict[str, Any]) -> str:
+    """Learned policies of several runs as one."""
+    found = report["runs"]
+    if found is None:
+        return ""
+    rows = [
+        [COLUMNS[key].head, *(f"{found[key][end]:.{COLUMNS[key].decimals}f}" for end in ("iqm", "low", "high"))]
+        for key in columns_of(report)
+    ]
+    heading = f"{found['count']} runs: interquartile mean of their means, 95 % interval by resampling runs\n"
+    return heading + _aligned([["", "mean", "from", "to"], *rows])
 
 
 def _agreement(report: dict[str, Any]) -> list[str]:

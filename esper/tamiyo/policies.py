@@ -18,6 +18,9 @@ from esper.tamiyo.reasons import certainty, drawn_intent, rule_confidence, rule_
 from esper.tamiyo.scripted import MaskPolicy
 from esper.utils import rng
 
+LEARNED = "learned"
+"""How names of learned policies begin."""
+
 
 class PolicyInput(NamedTuple):
     """What a policy may look at before it decides."""
@@ -141,4 +144,4 @@ def learned_policy(
         account = Account(certainty(log_probs), reason, drawn_intent(log_probs, action))
         return {name: out["next", name] for name in memory}, Decision(action, diagnostics, account)
 
-    return Policy("learned", init, act)
+    return Policy(LEARNED, init, act)

@@ -95,7 +95,8 @@ class ArmStatistics(TypedTensorDict):
 
 def arms_of(codec: Codec, blend: Blend) -> Tensor:
     """The arms as actions: every GERMINATE with a blend, int64 [N], slot by slot."""
-    return ((codec.op == int(Op.GERMINATE)) & (codec.blend == int(blend))).nonzero().squeeze(1)
+    found = [index for index, action in enumerate(codec.actions) if (action.op, action.blend) == (Op.GERMINATE, blend)]
+    return torch.tensor(found, dtype=torch.int64, device=codec.op.device)
 
 
 def arm_names(codec: Codec, blend: Blend) -> list[str]:

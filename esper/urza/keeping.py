@@ -5,7 +5,6 @@ one or the new one. Of two that write, the later wins.
 """
 
 from typing import Any
-from urllib.parse import urldefrag
 
 from torch import Tensor
 
@@ -72,7 +71,7 @@ def _ask(place: str, what: Any) -> Any:
         import redis
     except ImportError:
         raise CheckpointError(f"{shown_place(place)}: needs redis; pip install 'esper-growth[redis]'") from None
-    address, name = urldefrag(place)
+    address, _, name = place.partition("#")
     try:
         with redis.Redis.from_url(address, socket_timeout=WAIT, socket_connect_timeout=WAIT) as client:
             return what(client, f"{PREFIX}{name or 'bandits'}")

@@ -16,7 +16,7 @@ from esper.runtime.rollout import policy_input
 from esper.runtime.task import Task
 from esper.simic.reward_terms import EnvStep
 from esper.simic.rewards import OwnReward, RewardMode, RewardParams, reward
-from esper.tamiyo.policies import Decision, Diagnostics, Policy, PolicyInput
+from esper.tamiyo.policies import Account, Decision, Diagnostics, Policy, PolicyInput
 from esper.utils import rng
 from esper.utils.documents import shown
 from esper.utils.purity import PurityError, untouched
@@ -117,9 +117,11 @@ def _fault(gave: Any, mask: Tensor) -> str | None:
     (count, size), place = mask.shape, mask.device
     if not isinstance(gave, tuple) or len(gave) != 2 or not isinstance(gave[1], Decision):
         return f"{_kind(gave)}; expected its memory and a Decision, as a pair"
-    action, seen = gave[1]
+    action, seen, account = gave[1]
     if not (isinstance(action, Tensor) and action.dtype == torch.int64 and _is_at(action, (count,), place)):
         return f"an action that is {_kind(action)}; expected int64 tensor [{count}] on {place}"
+    if not (account is None or isinstance(account, Account)):
+        return f"an account that is {_kind(account)}; expected None or Account"
     if seen is None:
         return None
     if not isinstance(seen, Diagnostics):

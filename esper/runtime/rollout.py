@@ -1,7 +1,7 @@
 """Rollouts: one episode of every environment under any policy, and what came of it."""
 
 import time
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch import Tensor
 from esper.engine import Engine
 from esper.kasmina.structure import seed_sizes
 from esper.leyline.state import State, validated
+from esper.nissa.accounts import record_account
 from esper.nissa.actions import counts
 from esper.nissa.seeds import REMOVED, Fate, Lives, lives
 from esper.nissa.trace import Trace, record, record_diagnostics, stack
@@ -45,6 +46,7 @@ class Outcome(NamedTuple):
     seconds: float
     trace: Trace  # every decision
     seeds: Lives  # every seed
+    memory: Any = None  # the policy's, after the last decision
 
 
 @torch.no_grad()
@@ -75,7 +77,7 @@ def rollout(
     numbers = torch.arange(config.num_envs) if numbers is None else numbers.cpu()
     state, memory = engine.init(seed, numbers), policy.init(config.num_envs)
     keys = rng.fold_in(rng.fold_in(rng.key(seed), ROLLOUT_STREAM), numbers).to(state.key.device)
-    frames, diagnostics, names = [], [], tuple[str, ...]()
+    frames, diagnostics, accounts, names = [], [], [], tuple[str, ...]()
     for number in range(config.horizon):
         memory, decision = policy.act(memory, policy_input(engine, state, rng.fold_in(keys, number)))
         before = state
@@ -85,14 +87,16 @@ def rollout(
         names = tuple(earned.terms)
         if decision.diagnostics is not None:
             diagnostics.append(record_diagnostics(decision.action, *decision.diagnostics))
+        if decision.account is not None:
+            accounts.append(record_account(decision.action, *decision.account))
         if progress is not None and ((number + 1) % 5 == 0 or number + 1 == config.horizon):
             accuracy, elapsed = float(validated(state.signals)[0].nanmean()), time.perf_counter() - start
             line = f"  epoch {number + 1:3d}/{config.horizon}  validation {accuracy:5.1f} %  {elapsed:5.0f} s\n"
             progress.write(line)
             progress.flush()
-    trace = stack(frames, names, diagnostics)
+    trace = stack(frames, names, diagnostics, accounts)
     seconds = time.perf_counter() - start
-    return state, _outcome(engine, policy.name, state, trace, params.price, seconds)
+    return state, _outcome(engine, policy.name, state, trace, params.price, seconds)._replace(memory=memory)
 
 
 def policy_input(engine: Engine, state: State, keys: Tensor) -> PolicyInput:

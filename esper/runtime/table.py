@@ -5,6 +5,7 @@ from typing import Any
 
 from esper.leyline.actions import Op
 from esper.nissa.actions import PHASES
+from esper.nissa.calibration import AHEAD
 from esper.nissa.seeds import COURSE, REMOVED
 from esper.runtime.compare import COLUMNS, columns_of, with_error
 
@@ -14,7 +15,7 @@ OPS = {op: op.name.lower().split("_")[0] for op in Op}
 
 def table(report: dict[str, Any]) -> str:
     """All of a report of ``compare``, for people."""
-    blocks = (_outcomes, _actions, _survival, _calibration, _flags)
+    blocks = (_outcomes, _runs, _actions, _survival, _deciding, _calibration, _flags)
     return "\n".join(text for block in blocks if (text := block(report)))
 
 
@@ -67,6 +68,19 @@ def _outcomes(report: dict[str, Any]) -> str:
             *_hindsight(report),
         ]
     )
+
+
+def _runs(report: dict[str, Any]) -> str:
+    """Learned policies of several runs as one."""
+    found = report["runs"]
+    if found is None:
+        return ""
+    rows = [
+        [COLUMNS[key].head, *(f"{found[key][end]:.{COLUMNS[key].decimals}f}" for end in ("iqm", "low", "high"))]
+        for key in columns_of(report)
+    ]
+    heading = f"{found['count']} runs: interquartile mean of their means, 95 % interval by resampling runs\n"
+    return heading + _aligned([["", "mean", "from", "to"], *rows])
 
 
 def worth(report: dict[str, Any]) -> str:
@@ -140,6 +154,21 @@ def culled_share(survival: dict[str, Any]) -> float | None:
     """Share of the seeds that were culled, by whomever; None without seeds."""
     shares = [survival["fate"][fate.name] for fate in REMOVED]
     return None if None in shares else sum(shares)
+
+
+def _deciding(report: dict[str, Any]) -> str:
+    """How sure policies were, and how much they tried out; policies that never did anything are left out."""
+    rows = [["", "decisions", "confidence", "came better", "Brier", "slope", "exploring"]]
+    for name, policy in report["policies"].items():
+        found, explored = policy["confidence"], policy["exploring_by_third"]
+        if found is not None:
+            cells = [number(found[key]) for key in ("mean", "better", "brier", "slope")]
+            rows.append([name, str(found["count"]), *cells, " ".join(map(percent, explored or []))])
+    heading = (
+        f"decisions that did something: mean confidence, share after which accuracy was higher {AHEAD} decisions on, "
+        "Brier score\nand slope of the latter on the former; exploring choices, % by third of the episode\n"
+    )
+    return heading + _aligned(rows) if len(rows) > 1 else ""
 
 
 def _calibration(report: dict[str, Any]) -> str:

@@ -21,11 +21,12 @@ from esper.runtime.fingerprints import fingerprints
 from esper.runtime.interrupt import Stopped, Watch, interruptible, watched
 from esper.runtime.machine import moved
 from esper.runtime.outlets import Outlets
+from esper.runtime.policies import policies_of
 from esper.runtime.policy_checkpoint import load_run
 from esper.runtime.report import Findings, write_report
 from esper.runtime.resume import again
 from esper.runtime.runs import Run, abandon, close_run, open_run, pause, places, record, release, settle
-from esper.runtime.scene import Rules, Scene, build_scene, expect_numbers_for, policies_of, tasks_of
+from esper.runtime.scene import Rules, Scene, build_scene, expect_numbers_for, tasks_of
 from esper.runtime.table import table
 from esper.runtime.told import left_out, of_episodes, round_line, time_split
 from esper.runtime.train_settings import TrainSettings

@@ -36,11 +36,12 @@ def random_legal(codec: Codec) -> KeyedPolicy:
     Returns:
       a policy. Laws: never an illegal action, if WAIT is legal; row i depends on row i's key and mask alone.
     """
+    return lambda mask, key: rng.categorical(key, legal_log_probs(codec, mask))
 
-    def act(mask: Tensor, key: Tensor) -> Tensor:
-        return rng.categorical(key, torch.where(mask, uniform_logits(codec, mask), -torch.inf))
 
-    return act
+def legal_log_probs(codec: Codec, mask: Tensor) -> Tensor:
+    """What ``random_legal`` draws from: log-probabilities [E, A], -inf where illegal."""
+    return torch.where(mask, uniform_logits(codec, mask), -torch.inf)
 
 
 @dataclass(frozen=True)
@@ -151,19 +152,35 @@ def heuristic(
     memory = _look_back(config, _renew(memory, state.epoch), state)
     kind, turn = _next_blueprint(config, codec, memory, mask)
     place = (codec.blueprint == kind.unsqueeze(1)) & (codec.blend == int(config.blend))
+    action = tend(config, codec, state.slots, mask, place & ready(config, memory, state).unsqueeze(1))
+    germinated = codec.op[action] == int(Op.GERMINATE)
+    return memory.replace(turn=torch.where(germinated, turn, memory.turn)), action
+
+
+def tend(config: HeuristicConfig, codec: Codec, slots: Slots, mask: Tensor, place: Tensor) -> Tensor:
+    """The order of what is done, whoever chooses the seeds: see ``heuristic``.
+
+    Args:
+      config: numbers.
+      codec: actions.
+      slots: [E, S].
+      mask: bool [E, A].
+      place: bool [E, A]; the germinations that are wanted.
+
+    Returns:
+      the action, int64 [E].
+    """
     wishes = (
         (Op.WAIT, torch.ones_like(mask)),
-        (Op.GERMINATE, place & _ready(config, memory, state).unsqueeze(1)),
-        (Op.CULL, _by_action(codec, _useless(config, state.slots))),
+        (Op.GERMINATE, place),
+        (Op.CULL, _by_action(codec, _useless(config, slots))),
         (Op.ADVANCE, torch.ones_like(mask)),
-        (Op.FOSSILIZE, _by_action(codec, _useful(config, state.slots))),
+        (Op.FOSSILIZE, _by_action(codec, _useful(config, slots))),
     )
     rank = torch.full_like(codec.op, -1).expand(mask.shape)
     for score, (op, wish) in enumerate(wishes):
         rank = torch.where(mask & wish & (codec.op == int(op)), score, rank)
-    action = rank.argmax(1)  # the first of equals
-    germinated = codec.op[action] == int(Op.GERMINATE)
-    return memory.replace(turn=torch.where(germinated, turn, memory.turn)), action
+    return rank.argmax(1)  # the first of equals
 
 
 def _renew(memory: Memory, epoch: Tensor) -> Memory:
@@ -222,12 +239,18 @@ def _next_blueprint(config: HeuristicConfig, codec: Codec, memory: Memory, mask:
     return kind, torch.where(some, (position + 1) % len(rotation), memory.turn)
 
 
-def _ready(config: HeuristicConfig, memory: Memory, state: State) -> Tensor:
+def ready(config: HeuristicConfig, memory: Memory, state: State) -> Tensor:
     """Whether the time has come for another seed, bool [E]."""
+    settled, rested, room, late = conditions(config, memory, state)
+    return settled & rested & room & late
+
+
+def conditions(config: HeuristicConfig, memory: Memory, state: State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Whether the host is settled, the embargo over, there is room, and the epoch late enough, bool [E] each."""
     settled = state.signals.stable | (state.signals.plateau >= config.plateau_epochs)
     rested = state.epoch - memory.culled_at >= config.embargo
     room = is_in(state.slots.stage, LIVE).sum(1) < config.max_live
-    return settled & rested & room & (state.epoch >= config.min_epochs)
+    return settled, rested, room, state.epoch >= config.min_epochs
 
 
 def _useful(config: HeuristicConfig, slots: Slots) -> Tensor:

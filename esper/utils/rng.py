@@ -32,6 +32,8 @@ _MASK = 0xFFFFFFFF
 _PARITY = 0x1BD11BDA
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _MANTISSA = 2.0**-23
+GAMMA_TRIALS = 16
+"""Proposals of ``gamma``."""
 _DTYPES = (torch.float32, torch.float64)
 
 Words = TypeVar("Words", Tensor, int)
@@ -157,6 +159,36 @@ def categorical(key: Tensor, logits: Tensor) -> Tensor:
     dtype = torch.promote_types(logits.dtype, torch.float32)
     u = _unit(key, (logits.shape[-1],), dtype).add_(_MANTISSA / 2)
     return torch.argmax(logits.detach() - u.log_().neg_().log_(), dim=-1)
+
+
+def gamma(key: Tensor, shape: Tensor) -> Tensor:
+    """Gamma-distributed numbers of rate 1: key [..., 2], shape parameters [...] >= 1, to float64 [...].
+
+    The squeeze-free rejection of Marsaglia and Tsang with GAMMA_TRIALS proposals at once, of which the first accepted
+    one is taken. A proposal is accepted with probability 0.95 or more, so that none is with probability below 1e-20;
+    the last is taken then. ValueError when the key's batch shape is not the parameters'.
+
+    Source: G. Marsaglia and W. W. Tsang, "A simple method for generating gamma variables" (2000).
+    """
+    if key.shape[:-1] != shape.shape:
+        raise ValueError(f"a key of shape {tuple(key.shape)} does not fit parameters of shape {tuple(shape.shape)}")
+    unit = _unit(key, (2, GAMMA_TRIALS), torch.float64).add_(_MANTISSA / 2)
+    x = torch.erfinv(2 * unit[..., 0, :] - 1) * math.sqrt(2.0)
+    d = (shape.to(torch.float64) - 1 / 3).unsqueeze(-1)
+    v = (1 + x / (9 * d).sqrt()).pow(3)
+    accepted = (v > 0) & (unit[..., 1, :].log() < x.square() / 2 + d * (1 - v + v.clamp(min=1e-300).log()))
+    accepted[..., -1] = True
+    first = accepted.to(torch.int8).argmax(-1, keepdim=True)
+    return (d * v.clamp(min=1e-300)).gather(-1, first).squeeze(-1)
+
+
+def beta(key: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Beta-distributed numbers: key [..., 2], parameters [...] >= 1, to float64 [...] in (0, 1).
+
+    x / (x + y) of two gamma-distributed numbers. ValueError when the key's batch shape is not the parameters'.
+    """
+    x, y = gamma(split(key), torch.stack((first, second), dim=-1)).unbind(-1)
+    return x / (x + y)
 
 
 def _words(pair: Tensor, name: str) -> tuple[Tensor, Tensor]:

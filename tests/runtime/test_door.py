@@ -20,8 +20,9 @@ from esper.leyline.config import ConfigError, Determinism, Isolation, Precision,
 from esper.runtime import doctor, interrupt
 from esper.runtime.build import devices, is_same_device, make
 from esper.runtime.interrupt import Stopped, watched
+from esper.runtime.policies import policies_of
 from esper.runtime.policy_checkpoint import load_run
-from esper.runtime.scene import Rules, build_scene, policies_of, tasks_of
+from esper.runtime.scene import Rules, build_scene, tasks_of
 from esper.simic.environment import EsperEnv
 from esper.simic.ppo import Learner
 from esper.simic.rewards import RewardMode

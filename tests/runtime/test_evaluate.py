@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -120,6 +121,21 @@ def test_growing_by_the_gradient_can_be_asked_for():
     story = inspect(InspectSettings(policy="gradient", **few), io.StringIO())
     assert row["germinated"]["mean"] == 2 and row["operations"]["GERMINATE"] == 1
     assert all(step["action"].startswith("GERMINATE") for step in story["decisions"])
+
+
+def test_several_runs_are_one_mean(run, asked, report, tmp_path):
+    """The same run twice under two names: no resample differs from it."""
+    again = shutil.copytree(run, tmp_path / "again")
+    out = io.StringIO()
+    found = evaluate(replace(asked, runs=str(again), policies="wait", grow="", json=False), out)
+    assert list(found["policies"])[:3] == ["learned", f"learned {again}", "wait"] and report["runs"] is None
+    assert found["runs"]["count"] == 2 and found["runs"]["policies"] == ["learned", f"learned {again}"]
+    for name in KEYS:
+        mean = found["policies"]["learned"][name]["mean"]
+        assert list(found["runs"][name].values()) == pytest.approx([mean] * 3, rel=1e-6)
+        assert found["policies"][f"learned {again}"][name] == report["policies"]["learned"][name]
+    assert "2 runs: interquartile mean" in out.getvalue()
+    assert esper.__main__.main(["evaluate", "--runs", f"{again},{again}"]) == 2
 
 
 def test_the_best_policy_can_be_asked_for(run, asked):

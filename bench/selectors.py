@@ -38,7 +38,7 @@ DRAWS, KEY = 10_000, 0xBA2D
 """Resamples of environments behind an interval, and their key."""
 
 OFF = {"max_active": 1000, "cool_down": 0, "memory_share": 1.0}
-"""Limits that forbid nothing."""
+"""Viability that forbid nothing."""
 
 HEADS = (
     "test %",

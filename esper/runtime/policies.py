@@ -16,7 +16,7 @@ from esper.runtime.policy_checkpoint import load_policy
 from esper.runtime.scene import Scene
 from esper.tamiyo import scripted
 from esper.tamiyo.arms import ArmStatistics, BanditConfig
-from esper.tamiyo.bandits import Bandit, Limits, always, bandit_policy, build_bandit
+from esper.tamiyo.bandits import Bandit, Viability, always, bandit_policy, build_bandit
 from esper.tamiyo.baselines import HeuristicConfig
 from esper.tamiyo.gradient import gradient_policy
 from esper.tamiyo.policies import Policy, from_mask, heuristic_policy, random_policy
@@ -66,7 +66,7 @@ def bandit_of(scene: Scene, strategy: str) -> Bandit:
     engine = scene.engine
     rule = heuristic_of(scene.rules.heuristic, engine.config.blends)
     config = _numbers_of("--bandit", BanditConfig, dict(scene.rules.bandit))
-    limits = Limits(engine.structure.action_sizes, engine.structure.sizes, engine.hypers.seed_budget)
+    limits = Viability(engine.structure.action_sizes, engine.structure.sizes, engine.hypers.seed_budget)
     return build_bandit(strategy, engine.codec, limits, config, rule)
 
 

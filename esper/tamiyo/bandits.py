@@ -30,7 +30,7 @@ from esper.tamiyo.reasons import rule_confidence, tending_reasons
 from esper.tamiyo.selection import STRATEGIES, Selected, Strategy, only, select
 
 
-class Limits(NamedTuple):
+class Viability(NamedTuple):
     """What seeds cost, and what they may cost."""
 
     sizes: Tensor  # int64 [A]; parameters of the seed that an action places
@@ -64,7 +64,7 @@ class Bandit(NamedTuple):
     rule: HeuristicConfig
     codec: Codec
     arms: Tensor
-    limits: Limits
+    limits: Viability
 
 
 def init_bandit(bandit: Bandit, num_envs: int, statistics: ArmStatistics | None = None) -> BanditMemory:
@@ -206,7 +206,7 @@ def bandit_policy(name: str, bandit: Bandit, start: ArmStatistics | None = None)
     )
 
 
-def build_bandit(strategy: str, codec: Codec, limits: Limits, config: BanditConfig, rule: HeuristicConfig) -> Bandit:
+def build_bandit(strategy: str, codec: Codec, limits: Viability, config: BanditConfig, rule: HeuristicConfig) -> Bandit:
     """A bandit over all arms of the rule's blend, by the name of its strategy (``STRATEGIES``)."""
     return Bandit(STRATEGIES[strategy], config, rule, codec, arms_of(codec, rule.blend), limits)
 

@@ -12,7 +12,7 @@ from esper.simic.ppo import SEEN, Learner, PPOConfig, make_collector
 from esper.simic.rewards import RewardMode, build_reward_params
 from esper.tamiyo.actor_critic import ActorCriticConfig, build_actor_critic
 from esper.tamiyo.arms import BanditConfig
-from esper.tamiyo.bandits import Limits, bandit_policy, build_bandit
+from esper.tamiyo.bandits import Viability, bandit_policy, build_bandit
 from esper.tamiyo.baselines import HeuristicConfig
 from esper.tamiyo.interface import translate
 from esper.tamiyo.policies import PolicyInput, heuristic_policy, learned_policy, random_policy
@@ -58,7 +58,7 @@ def test_a_decision_and_its_reward_cross_nothing(played):
         policies = [learned, random_policy(there.codec), heuristic_policy(there.codec)]
         sizes = (there.structure.action_sizes, there.structure.sizes, there.hypers.seed_budget)
         numbers = (BanditConfig(), HeuristicConfig())
-        made = {name: build_bandit(name, there.codec, Limits(*sizes), *numbers) for name in STRATEGIES}
+        made = {name: build_bandit(name, there.codec, Viability(*sizes), *numbers) for name in STRATEGIES}
         policies += [bandit_policy(name, bandit) for name, bandit in made.items()]
         memories = [policy.init(E) for policy in policies]
         crossings.seen.clear()

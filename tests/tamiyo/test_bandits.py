@@ -11,7 +11,7 @@ from esper.leyline.decisions import Intent, Reason
 from esper.leyline.stages import LIVE, Stage
 from esper.runtime.rollout import policy_input
 from esper.tamiyo.arms import ArmStatistics, BanditConfig, arm_names, no_statistics
-from esper.tamiyo.bandits import Limits, always, bandit_policy, build_bandit, decide, init_bandit
+from esper.tamiyo.bandits import Viability, always, bandit_policy, build_bandit, decide, init_bandit
 from esper.tamiyo.baselines import HeuristicConfig
 from esper.tamiyo.selection import STRATEGIES
 from esper.utils import rng
@@ -26,7 +26,7 @@ def engine(small_task):
 
 
 def bandit(engine, name="ucb", budget=1e9, **numbers):
-    limits = Limits(engine.structure.action_sizes, engine.structure.sizes, torch.tensor(budget))
+    limits = Viability(engine.structure.action_sizes, engine.structure.sizes, torch.tensor(budget))
     return build_bandit(name, engine.codec, limits, BanditConfig(**numbers), HeuristicConfig())
 
 

@@ -15,7 +15,7 @@ class Stream(IntEnum):
     MODULES = 6
     BLOCK = 7
     SEED = 8
-    DECISION = 9
-    CONTEXT = 10
-    SUBSET = 11
-    LABELS = 12
+    CONTEXT = 9
+    SUBSET = 10
+    LABELS = 11
+    DECISION = 12

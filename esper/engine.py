@@ -25,6 +25,7 @@ from esper.tolaria.evaluation import evaluate, measure
 from esper.tolaria.governor import govern, initial_governor
 from esper.tolaria.signals import initial_signals, update_signals
 from esper.tolaria.training import train_epoch
+from esper.tolaria.variations import own_hypers
 from esper.utils import rng
 
 
@@ -94,7 +95,7 @@ def step(
       the next state, and everything that happened. Laws: the input state keeps its bits; environments do not
       influence each other; the same arguments give the same bits.
     """
-    hypers, accuracy = _own_hypers(hypers, state, data), state.signals.val_accuracy
+    hypers, accuracy = own_hypers(hypers, state.context, data.variation), state.signals.val_accuracy
     slots, result = lifecycle.apply_action(structure, hypers, state.slots, action, accuracy)
     state = state.replace(slots=slots)
 
@@ -111,13 +112,6 @@ def step(
     state, judgement = govern(structure, hypers, state, table.any_active, epoch, evaluation)
     signals = update_signals(hypers, state.signals, epoch, evaluation, keep=judgement.rolled_back)
     return lock(state.replace(signals=signals)), Transition(result, epoch, evaluation, life, judgement)
-
-
-def _own_hypers(hypers: HyperParams, state: State, data: Dataset) -> HyperParams:
-    """The numbers with what every environment drew for itself."""
-    if "host_lr" not in data.variation:
-        return hypers
-    return lock(hypers.replace(host_lr=hypers.host_lr * state.context.host_lr))
 
 
 def reset(

@@ -7,7 +7,9 @@ Only the training part is touched; decisions and reports are made on clean sampl
 import torch
 from torch import Tensor
 
-from esper.leyline.contexts import EnvContext
+from esper.leyline.contexts import EnvContext, Variation
+from esper.leyline.hypers import HyperParams
+from esper.leyline.state import lock
 from esper.leyline.streams import Stream
 from esper.tezzeret.batches import Batches
 from esper.tolaria.data import Dataset, Part
@@ -18,6 +20,19 @@ NOISE_KEY = 0x4015E
 
 WITHIN_BATCHES = ("data_share", "label_noise", "input_noise", "shift")
 """Numbers of a context that act on minibatches."""
+
+
+def own_hypers(hypers: HyperParams, context: EnvContext, variation: Variation) -> HyperParams:
+    """The hyperparameters with what every environment drew for itself.
+
+    Args:
+      hypers: leaves [] or [E].
+      context: of the environments, [E].
+      variation: what the task lets differ; the numbers themselves where it is none of them.
+    """
+    if "host_lr" not in variation:
+        return hypers
+    return lock(hypers.replace(host_lr=hypers.host_lr * context.host_lr))
 
 
 def with_levels(dataset: Dataset) -> Dataset:

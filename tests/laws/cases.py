@@ -26,6 +26,7 @@ from esper.tolaria.evaluation import evaluate, measure, shapley_values
 from esper.tolaria.governor import govern
 from esper.tolaria.signals import update_signals
 from esper.tolaria.training import train_epoch
+from esper.tolaria.variations import own_hypers
 from esper.utils import rng
 
 
@@ -90,6 +91,7 @@ CASES: dict[str, Callable[[StepArguments], Any]] = {
         s.hypers, s.state.signals, s.epoch, s.evaluation, keep=s.evaluation.accuracy < 40
     ),
     "observe": _observed,
+    "own_hypers": lambda s: own_hypers(s.hypers, s.state.context, s.data.variation),
     "init_seeds": _fresh,
     "train_epoch": _trained,
     "evaluate": _evaluated,

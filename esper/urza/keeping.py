@@ -59,11 +59,12 @@ def recall(place: str) -> Checkpoint | None:
     """
     if not place.startswith(SCHEMES):
         try:
-            return decode(read_file(user_path(place), LARGEST), place)
+            data = read_file(user_path(place), LARGEST)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{place}: {cause(error)}; expected what esper kept there") from None
+        return decode(data, place)
     data = _ask(place, lambda client, key: client.get(key))
     return None if data is None else decode(data, shown_place(place))
 

@@ -15,8 +15,9 @@ from esper.leyline.environments import select
 from esper.leyline.learners import learners_of
 from esper.leyline.stages import Stage
 from esper.runtime import debug
+from esper.runtime.policies import gradient_of
 from esper.runtime.rollout import policy_input, rollout
-from esper.runtime.scene import Rules, build_scene, gradient_of
+from esper.runtime.scene import Rules, build_scene
 from esper.simic.environment import EsperEnv
 from esper.simic.ppo import make_collector
 from esper.simic.rewards import RewardMode, build_reward_params, reward

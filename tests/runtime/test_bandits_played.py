@@ -95,7 +95,10 @@ def test_names_and_numbers_are_checked_at_the_door(played, capsys, tmp_path):
             "--bandit: bandit.recent = 60: expected at most the window, 50",
         ),
         (["--policies", "ucb", "--bandit", "urgency=1"], "--bandit: urgency: unknown; known are window, recent"),
-        (["--policies", "ucb", "--statistics", str(tmp_path / "bad.npz")], "bad.npz: not readable"),
+        (
+            ["--policies", "ucb", "--statistics", str(tmp_path / "bad.npz")],
+            "bad.npz: its bytes do not match their digest",
+        ),
         (["--policies", "ucb", "--statistics", kept, "--num-envs", "7"], "ucb: has envs 6, not 7"),
         (["--policies", "ucb", "--statistics", kept, "--bandit", "window=60"], "ucb: has window 50, not 60"),
         (["--policies", "ucb", "--engine", "slots="], "no seed can be germinated"),

@@ -13,7 +13,7 @@ from esper.kasmina.host import Host
 from esper.kasmina.layout import Layout
 from esper.kasmina.slot import Slot
 from esper.kasmina.slot_table import SlotTable
-from esper.kasmina.sowing import draw_rows
+from esper.kasmina.sowing import draw_rows, list_rows
 from esper.kasmina.structure import Structure
 from esper.leyline.learners import Learners, Weights
 from esper.leyline.stages import Stage
@@ -72,20 +72,22 @@ def init_seeds(structure: Structure, table: SlotTable, learners: Learners, key: 
     fresh = table.within((Stage.GERMINATED,))
     if not fresh.any():
         return learners
-    slots, rows = (np.ascontiguousarray(each) for each in fresh.T.nonzero())
-    groups = slots * len(structure.blueprints) + table.blueprint[rows, slots]
-    env, slot = upload((rows, slots), key.device)
-    own = rng.fold_in(key[env], int(Stream.SOW), epoch[env], slot)
+    slots, envs = (np.ascontiguousarray(each) for each in fresh.T.nonzero())
+    groups = slots * len(structure.blueprints) + table.blueprint[envs, slots]
+    kinds = structure.param_kinds, structure.buffer_kinds
+    (env, slot), (own, held) = upload(
+        ((envs, slots), tuple(list_rows(each, envs, groups) for each in kinds)), key.device
+    )
+    keys = rng.fold_in(key[env], int(Stream.SOW), epoch[env], slot)
     (params, moments, steps), buffers = learners.seeds, learners.seed_buffers
-    drawn = draw_rows(structure.param_kinds, rows, groups, own, params.dtype)
-    held = draw_rows(structure.buffer_kinds, rows, groups, own, params.dtype)
-    places = (drawn.rows.unsqueeze(1), torch.arange(moments.shape[1], device=env.device), drawn.columns.unsqueeze(1))
+    drawn, kept = (draw_rows(each, rows, keys, params.dtype) for each, rows in zip(kinds, (own, held), strict=True))
+    each_moment = own.envs.unsqueeze(1), torch.arange(moments.shape[1], device=env.device), own.columns.unsqueeze(1)
     seeds = Weights(
-        params.index_put((drawn.rows, drawn.columns), drawn.values),
-        moments.index_put(places, moments.new_zeros(())),
+        params.index_put((own.envs, own.columns), drawn),
+        moments.index_put(each_moment, moments.new_zeros(())),
         steps.index_put((env, slot), steps.new_zeros(())),
     )
-    return learners._replace(seeds=seeds, seed_buffers=buffers.index_put((held.rows, held.columns), held.values))
+    return learners._replace(seeds=seeds, seed_buffers=buffers.index_put((held.envs, held.columns), kept))
 
 
 def pad_buffers(slot: Slot, rows: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ derives all their keys at once, draws all their numbers at once, and writes them
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from esper.kasmina.layout import Layout
 from esper.kasmina.slot import Slot
 from esper.leyline.streams import Stream
 from esper.utils import rng
-from esper.utils.upload import upload
 
 IntArray = NDArray[np.int64]
 
@@ -64,12 +63,30 @@ class Kinds(NamedTuple):
     normal: NDArray[np.bool_]
 
 
-class Fresh(NamedTuple):
-    """Numbers for an arena: n of them, and int64 [n] each the rows and the columns they belong in."""
+class FreshRows(NamedTuple):
+    """All numbers of n seeds' rows, M of them; T tensors among them are drawn, of N numbers, the normal ones last.
 
-    rows: Tensor
-    columns: Tensor
-    values: Tensor
+    Attributes:
+      envs, columns: int64 [M]; the environment and the arena's column of a number.
+      known: int64 [M]; its place in ``Kinds.before``.
+      seeds, tensors, numbers: int64 [T]; whose a drawn tensor is, which it is, and its number in its layout.
+      of_gate: int64 [T]; 1: drawn by the gate's key.
+      owners, counters: int64 [N]; a drawn number's tensor, and its place in it.
+      at: int64 [N]; its place among all M.
+      num_normal: normal ones among the N.
+    """
+
+    envs: Any
+    columns: Any
+    known: Any
+    seeds: Any
+    tensors: Any
+    numbers: Any
+    of_gate: Any
+    owners: Any
+    counters: Any
+    at: Any
+    num_normal: int
 
 
 def param_kinds(slots: Sequence[Slot], device: torch.device) -> Kinds:
@@ -92,79 +109,58 @@ def buffer_kinds(slots: Sequence[Slot], device: torch.device) -> Kinds:
     return _kinds(rows, device)
 
 
-def draw_rows(kinds: Kinds, rows: IntArray, groups: IntArray, keys: Tensor, dtype: torch.dtype) -> Fresh:
+def list_rows(kinds: Kinds, envs: IntArray, groups: IntArray) -> FreshRows:
+    """What is to be drawn for n seeds of environments [n] and kinds g [n]; arrays of the host, to be uploaded."""
+    widths, counts = kinds.widths[groups], kinds.tensor_counts[groups]
+    seed, place = _ragged(widths)
+    owner, number = _ragged(counts)
+    tensors = kinds.tensor_begins[groups][owner] + number
+    order = np.argsort(kinds.normal[tensors], kind="stable")
+    owner, tensors = owner[order], tensors[order]
+    tensor, counter = _ragged(kinds.sizes[tensors])
+    begins = (np.cumsum(widths) - widths)[owner] + kinds.starts[tensors]
+    return FreshRows(
+        envs=envs[seed],
+        columns=kinds.first[groups][seed] + place,
+        known=kinds.begins[groups][seed] + place,
+        seeds=owner,
+        tensors=tensors,
+        numbers=kinds.numbers[tensors],
+        of_gate=kinds.of_gate[tensors].astype(np.int64),
+        owners=tensor,
+        counters=counter,
+        at=begins[tensor] + counter,
+        num_normal=int(kinds.sizes[tensors][kinds.normal[tensors]].sum()),
+    )
+
+
+def draw_rows(kinds: Kinds, rows: FreshRows, keys: Tensor, dtype: torch.dtype) -> Tensor:
     """Fresh rows of n seeds.
 
     Args:
       kinds: of an arena.
-      rows: int64 [n]; the seeds' environments.
-      groups: int64 [n]; their kinds g.
+      rows: on the device.
       keys: int64 [n, 2].
       dtype: floating type.
 
     Returns:
-      every number of their rows. Law: a row is what ``Layout.init`` makes of its pieces, bit for bit.
+      all numbers of their rows, [M]. Law: a row is what ``Layout.init`` makes of its pieces, bit for bit.
     """
-    widths, counts = kinds.widths[groups], kinds.tensor_counts[groups]
-    seeds, place = _ragged(widths)
-    drawn_by, number = _ragged(counts)
-    tensors = kinds.tensor_begins[groups][drawn_by] + number
-    order = np.argsort(kinds.normal[tensors], kind="stable")
-    drawn_by, tensors = drawn_by[order], tensors[order]
-    of_tensor, counter = _ragged(kinds.sizes[tensors])
-    row_begins = np.cumsum(widths) - widths
-    at = (row_begins[drawn_by] + kinds.starts[tensors])[of_tensor] + counter
-    all_numbers = rows[seeds], kinds.first[groups][seeds] + place, kinds.begins[groups][seeds] + place
-    of_drawn = drawn_by, tensors, kinds.numbers[tensors], of_tensor, counter, at
-    (env, columns, known), parts = upload((all_numbers, of_drawn), keys.device)
-    drawn = _Drawn(*parts)
-    values = kinds.before[known].to(dtype)
-    if len(tensors):
-        normals = int(kinds.sizes[tensors][kinds.normal[tensors]].sum())
-        base = _keys_of(kinds, tensors, keys, drawn.seeds)
-        numbers = _values(kinds, rng.fold_in(base, drawn.numbers), drawn, normals, dtype)
-        values = values.index_copy(0, drawn.at, numbers)
-    return Fresh(env, columns, values)
+    values = kinds.before[rows.known].to(dtype)
+    if rows.at.shape[0] == 0:
+        return values
+    parents = torch.stack((keys, rng.fold_in(keys, int(Stream.GATE))))[rows.of_gate, rows.seeds]
+    own = rng.fold_in(parents, rows.numbers)
+    return values.index_copy(0, rows.at, _values(kinds, own, rows, dtype))
 
 
-class _Drawn(NamedTuple):
-    """Drawn tensors, T of them, and their N numbers.
-
-    Attributes:
-      seeds, tensors, numbers: [T]; whose they are, which, and their number in their layout.
-      owners, counters: [N]; a number's tensor, and its place in it.
-      at: [N]; its place among all numbers of all rows.
-    """
-
-    seeds: Tensor
-    tensors: Tensor
-    numbers: Tensor
-    owners: Tensor
-    counters: Tensor
-    at: Tensor
-
-
-def _keys_of(kinds: Kinds, tensors: IntArray, keys: Tensor, seeds: Tensor) -> Tensor:
-    """The key that each drawn tensor's own key is derived from: [T, 2]."""
-    of_gate = kinds.of_gate[tensors]
-    if not of_gate.any():
-        return keys[seeds]
-    both = torch.stack((keys, rng.fold_in(keys, int(Stream.GATE))))
-    return both[upload(of_gate.astype(np.int64), keys.device), seeds]
-
-
-def _values(kinds: Kinds, keys: Tensor, drawn: _Drawn, normals: int, dtype: torch.dtype) -> Tensor:
-    """All numbers drawn, uniform ones first: [N]."""
-    owners, tensors = drawn.owners, drawn.tensors
-    low, high = kinds.low[tensors][owners].to(dtype), kinds.high[tensors][owners].to(dtype)
-    words = rng.bits_at(keys[owners], drawn.counters)
-    split = words.shape[0] - normals
-    return torch.cat(
-        (
-            rng.uniform_of(words[:split], low[:split], high[:split]),
-            rng.normal_of(words[split:], dtype) * low[split:],
-        )
-    )
+def _values(kinds: Kinds, keys: Tensor, rows: FreshRows, dtype: torch.dtype) -> Tensor:
+    """All drawn numbers, by the keys [T, 2] of their tensors: [N]."""
+    low, high = (each[rows.tensors][rows.owners].to(dtype) for each in (kinds.low, kinds.high))
+    words = rng.bits_at(keys[rows.owners], rows.counters)
+    split = words.shape[0] - rows.num_normal
+    uniform = rng.uniform_of(words[:split], low[:split], high[:split])
+    return torch.cat((uniform, rng.normal_of(words[split:], dtype) * low[split:]))
 
 
 def _own(layout: Layout) -> Piece:

@@ -12,11 +12,12 @@ import esper
 from esper.engine import step
 from esper.kasmina.layout import Layout, Param
 from esper.kasmina.slot import Slot
-from esper.kasmina.sowing import buffer_kinds, draw_rows, param_kinds
+from esper.kasmina.sowing import buffer_kinds, draw_rows, list_rows, param_kinds
 from esper.leyline.actions import Blend
 from esper.leyline.stages import Stage
 from esper.leyline.streams import Stream
 from esper.utils import rng
+from esper.utils.upload import upload
 
 E, CPU = 6, torch.device("cpu")
 
@@ -52,7 +53,8 @@ def test_rows_are_those_of_the_layouts(slots, seed, data, dtype):
     rows = np.array([row for row, _ in chosen])
     groups = np.array([slot * 3 + kind for _, (slot, kind) in chosen])
     arenas = (param_kinds(slots, CPU), buffer_kinds(slots, CPU))
-    params, buffers = (draw_rows(kinds, rows, groups, keys[rows], dtype) for kinds in arenas)
+    listed = upload([list_rows(kinds, rows, groups) for kinds in arenas], CPU)
+    fresh = [draw_rows(kinds, each, keys[rows], dtype) for kinds, each in zip(arenas, listed, strict=True)]
     want: list[tuple[int, int, float]] = []
     held: list[tuple[int, int, float]] = []
     for row, (place, kind) in chosen:
@@ -64,9 +66,10 @@ def test_rows_are_those_of_the_layouts(slots, seed, data, dtype):
         numbers = slot.buffer_row(kind).init(key, dtype)[0].tolist()
         numbers += [0.0] * (slot.buffer_width - len(numbers))
         held += [(row, slot.buffer_start + i, number) for i, number in enumerate(numbers)]
-    for fresh, expected in ((params, want), (buffers, held)):
-        assert fresh.values.dtype == dtype
-        assert list(zip(*(each.tolist() for each in fresh), strict=True)) == expected
+    for places, values, expected in zip(listed, fresh, (want, held), strict=True):
+        assert values.dtype == dtype
+        found = zip(places.envs.tolist(), places.columns.tolist(), values.tolist(), strict=True)
+        assert list(found) == expected
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

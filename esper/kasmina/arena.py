@@ -11,7 +11,6 @@ from torch import Tensor
 
 from esper.kasmina.host import Host
 from esper.kasmina.layout import Layout
-from esper.kasmina.slot import Slot
 from esper.kasmina.slot_table import SlotTable
 from esper.kasmina.sowing import draw_rows, list_rows
 from esper.kasmina.structure import Structure
@@ -88,11 +87,6 @@ def init_seeds(structure: Structure, table: SlotTable, learners: Learners, key: 
         steps.index_put((env, slot), steps.new_zeros(())),
     )
     return learners._replace(seeds=seeds, seed_buffers=buffers.index_put((held.envs, held.columns), kept))
-
-
-def pad_buffers(slot: Slot, rows: Tensor) -> Tensor:
-    """Buffers of a blueprint as all buffer columns of the slot: [n, R_k] -> [n, R]."""
-    return torch.cat((rows, rows.new_zeros((rows.shape[0], slot.buffer_width - rows.shape[1]))), dim=1)
 
 
 def tensor_norms(layout: Layout, flat: Tensor) -> Tensor:

@@ -6,7 +6,9 @@ validation. Both are relative to the same hosts without slots: by count (``bench
 of host and seed; with its own objective two more of what lies behind the slot), and by the median over paired turns of
 the processor time of this process, which other processes on the machine disturb little. FLOPs are those of convolutions
 and products alone. Where operations are torch's own (``eager``), the bytes that they read and write are counted beside:
-norms and activations cost bytes, and hardly any FLOPs. The native library keeps features in the cache, and has none.
+norms and activations cost bytes, and hardly any FLOPs. The native library keeps features in the cache, and has none; so
+that what no FLOPs count can be seen there too, a row has the same seed fossilized, which is a part of the network like
+any other: what the seed itself costs, by the same clock.
 """
 
 import argparse
@@ -54,24 +56,33 @@ class Case(NamedTuple):
       words: for people.
       slot: its number; None: no seed.
       kind: the seed's.
-      isolation: how it learns.
+      isolation: how it learns while it trains.
+      stage: TRAINING, or FOSSILIZED: a part of the network.
     """
 
     words: str
     slot: int | None
     kind: int
     isolation: Isolation
+    stage: Stage = Stage.TRAINING
+
+    @property
+    def learns(self) -> str:
+        """How it learns, for people."""
+        if self.slot is None:
+            return ""
+        return self.isolation.value if self.stage is Stage.TRAINING else "fossilized"
 
 
 def cases(engine: Engine) -> list[Case]:
-    """Slots without a seed, then every seed in every slot that it fits, with both isolations that isolate."""
+    """Slots without a seed, then every seed in every slot that it fits, by both isolations that isolate, and merged."""
     found = [Case("slots, no seed", None, NONE, Isolation.OBJECTIVE)]
     for number, slot in enumerate(engine.structure.slots):
         for kind in slot.offers:
-            for isolation in (Isolation.OBJECTIVE, Isolation.STRAIGHT_THROUGH):
-                place = engine.config.slots[number]
-                words = f"{KINDS[kind].name}, {place if slot.is_bypass else f'block{place}'}"
-                found.append(Case(words, number, kind, isolation))
+            place = engine.config.slots[number]
+            words = f"{KINDS[kind].name}, {place if slot.is_bypass else f'block{place}'}"
+            found += [Case(words, number, kind, way) for way in (Isolation.OBJECTIVE, Isolation.STRAIGHT_THROUGH)]
+            found.append(Case(words, number, kind, Isolation.OBJECTIVE, Stage.FOSSILIZED))
     return found
 
 
@@ -90,8 +101,9 @@ def planted(engine: Engine, case: Case) -> State:
         return state
     shape = state.slots.stage.shape
     stage, kind = torch.full(shape, int(Stage.DORMANT)), torch.full(shape, NONE)
-    stage[:, case.slot], kind[:, case.slot] = int(Stage.TRAINING), case.kind
-    return place_seeds(engine.structure, state, Seeds(stage, kind, torch.full(shape, int(Blend.LINEAR)), 0.0 * stage))
+    stage[:, case.slot], kind[:, case.slot] = int(case.stage), case.kind
+    alpha = (stage == int(Stage.FOSSILIZED)).to(state.slots.alpha.dtype)
+    return place_seeds(engine.structure, state, Seeds(stage, kind, torch.full(shape, int(Blend.LINEAR)), alpha))
 
 
 def epoch_of(engine: Engine, state: State) -> Callable[[], Any]:
@@ -155,7 +167,7 @@ def measure(host: str, backend: str, envs: int, repeat: int) -> list[dict[str, A
     for case, state, seconds, own in zip(listed, states, taken, moved, strict=True):
         ratios = sorted(mine / other for mine, other in zip(seconds, base, strict=True))
         low, middle, high = statistics.quantiles(ratios, n=4)
-        row = {"host": host, "backend": backend, "seed": case.words, "isolation": case.isolation.value}
+        row = {"host": host, "backend": backend, "seed": case.words, "learns": case.learns}
         row |= {"counted": counted(engines[case.isolation], state), "measured": middle, "quartiles": [low, high]}
         row |= {"bytes": own / of_host if of_host else None, "milliseconds": 1e3 * statistics.median(seconds)}
         rows.append(row)
@@ -173,11 +185,10 @@ def table(found: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in found["rows"]:
-        learns = "" if row["seed"].startswith("slots") else row["isolation"]
         low, high = row["quartiles"]
         moved = "" if row["bytes"] is None else f"{row['bytes']:.2f}"
         lines.append(
-            f"| {row['host']}, {row['backend']} | {row['seed']} | {learns} | {row['counted']:.2f} | {moved} | "
+            f"| {row['host']}, {row['backend']} | {row['seed']} | {row['learns']} | {row['counted']:.2f} | {moved} | "
             f"{row['measured']:.2f} | {low:.2f} to {high:.2f} | {row['milliseconds']:.1f} |"
         )
     return "\n".join(lines) + "\n"

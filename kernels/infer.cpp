@@ -1,6 +1,8 @@
-// Inference: a pack of an environment's samples through all its lanes, copies that differ in which seeds take part. A
-// lane exists from the slot on where it leaves its parent. An environment's result does not depend on the others.
+// Inference: a pack of an environment's samples through all its lanes, copies that differ in which seeds take part, and
+// what they say of it. A lane exists from the slot on where it leaves its parent. An environment's result does not depend
+// on the others.
 
+#include "loss.h"
 #include "network.h"
 
 namespace esper {
@@ -135,9 +137,18 @@ class Inference {
             }
             size = out;
         }
-        const i64 samples = std::min(PACK, call.batch - pack * PACK);
-        for (const Lane& lane : lanes)
-            store_pack(lane.features, size, samples, size, call.logits + (lane.number * call.batch + pack * PACK) * size);
+        for (const Lane& lane : lanes) score_lane(lane);
+    }
+
+    // Losses of the network as it is, hits of every lane, position by position; and its logits, if anybody asks.
+    void score_lane(const Lane& lane) const {
+        const i64 positions = call.positions, classes = size / positions, begin = pack * PACK;
+        const i64 samples = std::min(PACK, call.batch - begin), from = (lane.number * call.batch + begin) * positions;
+        if (call.logits)
+            store_pack(lane.features, size, samples, size, call.logits + (lane.number * call.batch + begin) * size);
+        for (i64 t = 0; t < positions; ++t)
+            score(lane.features + t * classes, classes, call.targets + begin * positions + t, positions, samples,
+                  lane.number < call.networks ? call.losses + from + t : nullptr, call.hits + from + t);
     }
 };
 

@@ -69,15 +69,15 @@ struct Call {
     i64 host_row;
     const float* buffers;
     i64 buffers_row;
-    const i64* targets;  // training
+    const i64* targets;  // training: of every network; inference: [batch][positions], the same for all
     i64 targets_network, targets_sample;
     i64 positions;  // predictions of a sample
     const float* own;  // [networks]: alpha at which a seed in TRAINING learns its own objective; null: straight-through
-    float *losses, *hits, *aux;
+    float *losses, *hits, *aux;  // inference: [networks][batch][positions], [lanes][batch][positions]
     i64 aux_row;
     float* grad_host;
     const i64 *first, *lanes, *forks, *parents;  // inference
-    float* logits;
+    float* logits;  // [lanes][batch][size], or null
     i64 steps, picks_step, targets_step;  // training: minibatches one after the other
     const Learning* learning;             // null: only gradients are asked for
 };

@@ -14,6 +14,10 @@ from esper.tezzeret.plan import EvaluationPlan
 from esper.tezzeret.units import Call, plain
 from esper.tezzeret.walk import Mode, PassInputs, depart, walk
 
+Measure = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(inputs [B, *input_shape], targets [B, ...]) -> losses [E, B, ...] of the environments as they are, and scores
+[lanes, B, ...] of all, position by position."""
+
 
 class Scores(NamedTuple):
     """What samples say, one by one; of a sequence, the mean over its positions."""
@@ -85,15 +89,25 @@ def score_samples(
       num_envs: E.
       rows: int64 [L]; the lanes of the networks that were asked for.
     """
-    objective, size = structure.objective, structure.config.eval_batch_size
-    losses, scores, hits = [], [], []
-    for inputs, targets in zip(samples[0].split(size), samples[1].split(size), strict=True):
+    objective = structure.objective
+
+    def measure(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         outputs = outputs_of(inputs.expand(num_envs, *inputs.shape))
         wide = targets.expand(outputs.shape[0], *targets.shape)
         each = objective.score(outputs, wide)
-        losses.append(_per_sample(objective.loss(outputs[:num_envs], wide[:num_envs])))
+        return objective.loss(outputs[:num_envs], wide[:num_envs]), each
+
+    return collect_scores(structure, measure, samples, rows)
+
+
+def collect_scores(structure: Structure, measure: Measure, samples: tuple[Tensor, Tensor], rows: Tensor) -> Scores:
+    """Scores from what is said of a few samples at a time; arguments as of ``score_samples``."""
+    size, losses, scores, hits = structure.config.eval_batch_size, [], [], []
+    for inputs, targets in zip(samples[0].split(size), samples[1].split(size), strict=True):
+        loss, each = measure(inputs, targets)
+        losses.append(_per_sample(loss))
         scores.append(_per_sample(each))
-        hits.append(_by_class(structure.host.num_outputs, each[:num_envs], targets))
+        hits.append(_by_class(structure.host.num_outputs, each[: loss.shape[0]], targets))
     return Scores(torch.cat(losses, 1), torch.cat(scores, 1).index_select(0, rows), torch.stack(hits).sum(0))
 
 

@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -21,7 +21,8 @@ from esper.leyline.state import State
 from esper.tezzeret import eager
 from esper.tezzeret.backend import Plan
 from esper.tezzeret.batches import Batch
-from esper.tezzeret.score import Scores, score_samples
+from esper.tezzeret.native.run import score
+from esper.tezzeret.score import Scores, collect_scores, score_samples
 from esper.utils import rng
 
 CPU = torch.device("cpu")
@@ -131,8 +132,22 @@ def evaluated(engine: Engine, state: State, wanted: Counterfactuals) -> tuple[Sc
         return score_samples(structure, watched, samples, envs, rows)
 
     samples, args = engine.data.validation, (learners_of(state), state.slots.alpha)
+
+    def told(network: Any, given: tuple[Tensor, Tensor], *rest: Any):
+        shape = engine.structure.host.points["logits"].shape
+        logits = torch.empty(rest[-1].lanes.shape[0], given[0].shape[1], math.prod(shape))
+        result = score(network, given, *rest, logits=logits)
+        seen.append(logits.unflatten(2, shape))
+        return result
+
+    def collected(structure: object, measure: Any, samples: tuple, rows: Tensor):
+        scores = collect_scores(structure, measure, samples, rows)
+        seen[:] = [each[rows] for each in seen]
+        return scores
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["esper.tezzeret.native.evaluate"], "score_samples", spy)
+        patch.setattr(sys.modules["esper.tezzeret.native.evaluate"], "score", told)
+        patch.setattr(sys.modules["esper.tezzeret.native.evaluate"], "collect_scores", collected)
         patch.setattr(eager, "score_samples", spy)
         scores = engine.backend.evaluate(engine.hypers, plan_of(engine, state), *args, samples, wanted)
     return scores, torch.cat(seen, dim=1)

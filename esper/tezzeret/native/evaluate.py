@@ -13,8 +13,8 @@ from esper.leyline.stages import ACTIVE
 from esper.tezzeret.native.library import as_numbers
 from esper.tezzeret.native.network import Network
 from esper.tezzeret.native.plan import Plan, list_rows
-from esper.tezzeret.native.run import Lanes, RowIndex, SeedRows, infer
-from esper.tezzeret.score import Scores, score_samples
+from esper.tezzeret.native.run import Lanes, RowIndex, SeedRows, score
+from esper.tezzeret.score import Scores, collect_scores
 
 
 class Tree:
@@ -91,9 +91,9 @@ def evaluate(
         buffers = learners.seed_buffers[:, slot.buffer_columns]
         slots.append(SeedRows(places, alpha, params, buffers, rows.envs, gates))
 
-    def outputs_of(inputs: Tensor) -> Tensor:
-        logits = infer(network.infer, inputs, learners.host.params, learners.buffers, slots, lanes)
-        return logits.unflatten(2, structure.host.points["logits"].shape)
+    def measure(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        wide = inputs.expand(num_envs, *inputs.shape)
+        return score(network.infer, (wide, targets), learners.host.params, learners.buffers, slots, lanes)
 
     inputs, targets = samples
-    return score_samples(structure, outputs_of, (as_numbers(inputs), targets), num_envs, torch.as_tensor(tree.lane))
+    return collect_scores(structure, measure, (as_numbers(inputs), targets), torch.as_tensor(tree.lane))

@@ -9,7 +9,6 @@ the definition's up to rounding.
 """
 
 import ctypes
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -236,16 +235,36 @@ def _results(network: NetworkProgram, targets: Tensor, host: Tensor, seeds: Sequ
     )
 
 
-def infer(
-    network: NetworkProgram, x: Tensor, host: Tensor, buffers: Tensor, seeds: Sequence[SeedRows], lanes: Lanes
-) -> Tensor:
-    """Logits [L, B, C] of every lane; ``buffers`` [E, N], the rest as in ``train``, rows of ``seeds`` by lane."""
-    found, x = library(), inner(x)
+def score(
+    network: NetworkProgram,
+    samples: tuple[Tensor, Tensor],
+    host: Tensor,
+    buffers: Tensor,
+    seeds: Sequence[SeedRows],
+    lanes: Lanes,
+    logits: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What samples say of every lane.
+
+    Args:
+      network: E networks' structure.
+      samples: inputs [E, B, *input], float32, tokens too; targets int64 [B], or [B, T] of a prediction at every
+        position: the same for all.
+      host, seeds: as in ``train``, rows of ``seeds`` by lane.
+      buffers: [E, N].
+      lanes: L of them.
+      logits: float32 [L, B, C], to be filled; None: nobody asks for them.
+
+    Returns:
+      losses of the networks as they are, nats [E, B, ...]; hits of all lanes, 1 where the largest logit is the
+      target's [L, B, ...].
+    """
+    found, x, targets = library(), inner(samples[0]), samples[1].contiguous()
     assert found is not None and not network.num_aux, "batch statistics have no inference form"
-    last = network.blocks[-1].program.code
-    logits = x.new_empty(lanes.lanes.shape[0], x.shape[1], math.prod(last.registers[last.output]))
+    losses, hits = (x.new_empty(count, *targets.shape) for count in (host.shape[0], lanes.lanes.shape[0]))
     call, _ = _call(network, _inputs(x), host, buffers, seeds)
     call.first, call.lanes, call.forks, call.parents = map(address, lanes)
-    call.logits = address(logits)
+    call.targets, call.positions = address(targets), targets.shape[1:].numel()
+    call.losses, call.hits, call.logits = address(losses), address(hits), address(logits)
     found.esper_infer(ctypes.addressof(call))
-    return logits
+    return losses, hits

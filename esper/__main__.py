@@ -21,7 +21,7 @@ with ending_on_interrupt(__name__ == "__main__" or is_command()):
     from esper.runtime.interrupt import Stopped
     from esper.runtime.own import expect_nothing_imported
     from esper.runtime.resume import settings_before
-    from esper.runtime.supervise import supervise
+    from esper.runtime.supervise import follow_supervisor, supervise
     from esper.runtime.train import train
     from esper.runtime.train_settings import TrainSettings
     from esper.tolaria.data import DatasetError
@@ -83,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] not in (*COMMANDS, *WORDS):
         print(f"esper: unknown command {words[0]!r}; expected {', '.join((*COMMANDS, *WORDS))}", file=sys.stderr)
         return 2
+    follow_supervisor()
     return _told(words[0], words[1:])
 
 

@@ -1,6 +1,7 @@
 import importlib.util
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from esper.runtime import debug
 from esper.tezzeret import choose
 from esper.tezzeret.inductor import compiled
 from esper.tolaria.synthetic import synthetic
+from esper.tolaria.training import sample_indices
 from esper.utils import rng
 
 # every step function checks that it writes into none of its arguments; ESPER_DEBUG=0 turns that off
@@ -68,6 +70,22 @@ def bench_module():
     for name in [name for name in sys.modules if name.split(".")[0] == "bench"]:
         del sys.modules[name]
     sys.modules.update(before)
+
+
+@pytest.fixture(scope="session")
+def with_bad_row():
+    """(engine, state, victims, value) -> the engine with a sample of each victim's next epoch broken that nobody else
+    draws in it.
+    """
+
+    def run(engine, state, victims, value):
+        drawn = sample_indices(engine.config, state, engine.data.train.size).flatten(1)
+        inputs, others = engine.data.train.inputs.clone(), set(drawn[~victims].flatten().tolist())
+        for rows in drawn[victims].tolist():
+            inputs[next(row for row in rows if row not in others), 0, 1, 1] = value
+        return replace(engine, data=engine.data._replace(train=engine.data.train._replace(inputs=inputs)))
+
+    return run
 
 
 LIKING = torch.tensor([0.0, 0.0, 2.0, -3.0, 1.0, -3.0])

@@ -2,14 +2,15 @@
 
 import argparse
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TextIO
 
 from esper.nissa.failures import FailureRecord, describe, group
 from esper.runtime.outlets import repeat
 from esper.urza.dead_letters import FILE, DeadLetterError, DeadLetters, Letter, LetterState
+from esper.urza.lock import hold
 from esper.utils.documents import cause, to_json
 from esper.utils.paths import user_path
 from esper.utils.settings import Parser, SettingsError, boolean, spell
@@ -29,6 +30,8 @@ def dead_letters(arguments: Sequence[str], out: TextIO | None = None) -> None:
     Raises:
       SettingsError: the words are not as above, or there is no such letter.
       DeadLetterError: a queue cannot be read, or a letter failed again.
+      LockError: what a run that goes on writes itself was to be written again.
+      OSError: the run directory cannot be taken.
       SystemExit: ``--help``.
     """
     out, given = output(out), _parse(arguments)
@@ -103,15 +106,25 @@ def _end(given: argparse.Namespace, queues: Sequence[DeadLetters], out: TextIO) 
         if given.action == "drop":
             queue.end(letter.number, LetterState.DROPPED)
             out.write(f"{place}: dropped\n")
-        elif (error := _try(queue, letter)) is None:
-            out.write(f"{place}: done\n")
-        else:
-            failed += 1
-            out.write(f"{place}: {cause(error)}\n")
+            continue
+        with _alone(queue.path.parent):
+            error = _try(queue, letter)
+        out.write(f"{place}: {'done' if error is None else cause(error)}\n")
+        failed += error is not None
     if failed:
         raise DeadLetterError(f"{failed} of {len(chosen)} failed again, and wait")
     if not chosen:
         out.write("no dead letters\n")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Nobody else writes in a run directory: an old text must not take the place of one that its run writes now."""
+    lock = hold(folder, "a run that has ended")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _try(queue: DeadLetters, letter: Letter) -> Exception | None:

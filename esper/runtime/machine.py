@@ -1,7 +1,10 @@
-"""What the bits of a run rest on, beside the versions of its packages: threads, build, instructions, device."""
+"""What the bits of a run rest on, beside the versions of its packages: threads, build, instructions, device, and what
+runs the networks.
+"""
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,15 +12,17 @@ import torch
 VERSIONS = "versions.json"
 
 
-def machine(device: torch.device) -> dict[str, str]:
+def machine(device: torch.device, backends: Sequence[str]) -> dict[str, str]:
     """The machine as ``versions.json`` keeps it.
 
     Args:
       device: where the run computes.
+      backends: names of what runs its networks, task by task.
 
     Returns:
       ``threads``, torch's in one operation; ``torch_build``, a digest of ``torch.__config__.show()``;
-      ``instructions``, the CPU's vector instructions as torch uses them; ``device``, its name.
+      ``instructions``, the CPU's vector instructions as torch uses them; ``device``, its name; ``backend``, what
+      ``auto`` came to: without a compiler it comes to another.
     """
     build = hashlib.sha256(torch.__config__.show().encode()).hexdigest()[:16]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -26,10 +31,11 @@ def machine(device: torch.device) -> dict[str, str]:
         "torch_build": build,
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "device": name,
+        "backend": ", ".join(backends),
     }
 
 
-def moved(folder: Path, device: torch.device) -> list[str]:
+def moved(folder: Path, device: torch.device, backends: Sequence[str]) -> list[str]:
     """What a run directory's last command had otherwise, a line that ends with a newline, or nothing.
 
     A run goes on to the same bits only where all of it is as it was. What the record lacks or cannot tell is left out.
@@ -40,7 +46,7 @@ def moved(folder: Path, device: torch.device) -> list[str]:
         return []
     if not isinstance(before, dict):
         return []
-    now = machine(device)
+    now = machine(device, backends)
     changed = [
         f"{name} {before[name]}, now {now[name]}" for name in now if name in before and before[name] != now[name]
     ]

@@ -10,6 +10,7 @@ from typing import Any
 from tensordict import TensorDictBase
 
 from esper.nissa.sinks import write_text
+from esper.runtime.collect import part_of
 from esper.runtime.machine import VERSIONS, machine
 from esper.runtime.resume import CONFIG
 from esper.runtime.scene import Scene
@@ -29,17 +30,22 @@ def write_facts(folder: Path, settings: TrainSettings, scenes: Sequence[Scene]) 
     """
     for stale in ("evaluation.json", "report.html"):
         (folder / stale).unlink(missing_ok=True)
+    device, backends = scenes[0].engine.data.train.inputs.device, [scene.engine.backend.name for scene in scenes]
     tables = (
         asdict(settings),
         {scene.rules.task: resolved(scene) for scene in scenes},
-        versions() | machine(scenes[0].engine.data.train.inputs.device),
+        versions() | machine(device, backends),
     )
     for name, table in zip(FACTS, tables, strict=True):
         write_text(folder / name, to_json(table, indent=2) + "\n")
 
 
 def resolved(scene: Scene) -> dict[str, Any]:
-    """Every number in force: structure, hyperparameters, rewards, and the names of host and blueprints."""
+    """Every number in force: structure, hyperparameters, rewards, and the names of host and blueprints.
+
+    ``part`` is how many decisions of an episode lie between two moments at which a checkpoint may be written: so many
+    steps a run that is killed repeats beyond what the interval of its checkpoints makes it repeat.
+    """
     structure = scene.engine.structure
 
     def leaves(table: TensorDictBase) -> dict[str, Any]:
@@ -50,6 +56,7 @@ def resolved(scene: Scene) -> dict[str, Any]:
         "host": {"name": structure.host.name, "parameters": structure.host.num_params},
         "blueprints": [blueprint.name for blueprint in structure.blueprints],
         "backend": list(scene.engine.backend.describe()),
+        "part": part_of(scene.engine.config.horizon),
         "data": scene.engine.data.record(),
         "config": config,
         "hypers": leaves(scene.engine.hypers),

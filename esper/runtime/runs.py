@@ -45,6 +45,7 @@ from esper.urza.checkpoint import Checkpoint, CheckpointError
 from esper.urza.lock import LOCK, OWNER, Lock, LockError, hold, network_of
 from esper.urza.series import Moment
 from esper.utils.files import remove_folder, remove_leftovers, replace_file
+from esper.utils.resilience.causes import is_want
 from esper.utils.settings import SettingsError
 
 logger = logging.getLogger("esper")
@@ -123,6 +124,7 @@ def open_run(
     Raises:
       SettingsError: the checkpoint was written with other settings, or another process writes there.
       CheckpointError: it cannot be read, or written.
+      OSError: this process lacks handles.
     """
     folder, source = places
     lock = _hold(folder)
@@ -148,6 +150,8 @@ def open_run(
         return run
     except OSError as error:
         lock.release()
+        if is_want(error):
+            raise
         raise SettingsError(
             f"--out {folder}: {error.strerror or error}; expected a place that can be written"
         ) from None
@@ -164,6 +168,8 @@ def _hold(folder: Path) -> Lock:
         for place in (folder, folder / SERIES):
             remove_leftovers(place)
     except OSError as error:
+        if is_want(error):
+            raise
         raise SettingsError(f"--out {folder}: {error.strerror}; expected a place for a directory") from None
     except LockError as error:
         raise SettingsError(f"--out {error}") from None

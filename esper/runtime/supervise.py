@@ -1,7 +1,8 @@
 """``esper supervise [--restarts N] -- train ...``: a training run that is started again when it dies.
 
 It goes on from its last good checkpoint, so it ends in the bits of a run that never died. A run that ends by itself,
-that is not allowed, or that was asked to stop is not started again.
+that is not allowed, or that was asked to stop is not started again. One whose supervisor dies is asked to stop: its
+standard input ends then, however that came about.
 """
 
 import argparse
@@ -9,8 +10,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TextIO
 
 from esper.runtime.interrupt import SIGNALS, Stopped
@@ -32,6 +34,9 @@ BACK_OFF = RetryPolicy(base=0.5, cap=10.0)
 """Before a restart; a start takes some seconds more, and both together less than 30."""
 
 RESTARTS = 5
+
+SUPERVISED = "ESPER_SUPERVISED"
+"""Set in the environment of a process whose supervisor holds the other end of its standard input."""
 
 
 class Child(Protocol):
@@ -165,7 +170,7 @@ def supervise(arguments: Sequence[str], out: TextIO | None = None) -> int:
     given = parser.parse_args(words[:cut])
     if words[cut + 1 : cut + 2] != ["train"]:
         raise SettingsError(f"{' '.join(words[cut:])}: expected -- train and its settings")
-    return Supervisor(words[cut + 2 :], given.restarts, _start).run(output(out))
+    return Supervisor(words[cut + 2 :], given.restarts, _Process).run(output(out))
 
 
 def _count(word: str) -> int:
@@ -174,10 +179,35 @@ def _count(word: str) -> int:
     return int(word)
 
 
-def _start(words: list[str]) -> Child:
+class _Process:
     """``esper`` in a process group of its own: a terminal's Ctrl-C reaches it once, through the supervisor."""
-    group: dict[str, Any] = {"process_group": 0} if os.name == "posix" else {}
-    return subprocess.Popen([sys.executable, "-m", "esper", *words], stdin=subprocess.DEVNULL, **group)
+
+    def __init__(self, words: list[str]) -> None:
+        group: dict[str, Any] = {"process_group": 0} if os.name == "posix" else {}
+        command, environment = [sys.executable, "-m", "esper", *words], os.environ | {SUPERVISED: "1"}
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, **group)
+
+    def wait(self) -> int:
+        """Its status when it has ended; its standard input stays open until then."""
+        with self._process as process:
+            return process.wait()
+
+    def send_signal(self, number: int) -> None:
+        """Pass a signal on."""
+        self._process.send_signal(number)
+
+
+def follow_supervisor() -> None:
+    """Let this process be asked to stop when the supervisor is gone that started it, if one did."""
+    if os.environ.pop(SUPERVISED, None) is not None:
+        threading.Thread(target=_stop_with_it, name="supervisor", daemon=True).start()
+
+
+def _stop_with_it() -> None:
+    with suppress(OSError):
+        while os.read(0, 1):
+            pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _told(status: int) -> str:

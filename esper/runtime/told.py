@@ -44,9 +44,9 @@ def round_line(row: dict[str, Any]) -> str:
 def time_split(rows: list[dict[str, Any]]) -> str:
     """What of a step validation took, and what of a round's time the hosts did not take.
 
-    The first round, which compiles, counts only if it is alone.
+    The first round, which compiles, counts only if it is alone; one that was gone on with after its last step does not.
     """
-    counted = rows[1:] or rows
+    counted = [row for row in rows[1:] or rows if row["host_seconds"]]
     if not counted:
         return ""
     whole, hosts, learning = (sum(row[f"{name}seconds"] for row in counted) for name in ("", "host_", "learn_"))

@@ -33,9 +33,11 @@ from esper.runtime.train_settings import TrainSettings
 from esper.simic.ppo import Learner
 from esper.tamiyo.actor_critic import ActorCriticConfig, build_actor_critic
 from esper.tamiyo.interface import Interface, common, from_table
+from esper.urza.checkpoint import CheckpointError
 from esper.urza.lock import LockError
 from esper.utils.documents import to_json
 from esper.utils.failpoints import reach
+from esper.utils.resilience.causes import Nature, cause_of
 from esper.utils.settings import SettingsError
 from esper.utils.stats import FEWEST
 from esper.utils.terminal import output
@@ -74,15 +76,16 @@ def train(settings: TrainSettings, out: TextIO | None = None) -> Learner:
     if settings.dry_run:
         out.write(f"{folder}: nothing written\n" + "".join(line for scene in scenes for line in _resolved(scene)))
         return learner
-    out.write("".join(moved(source.folder, device) if source is not None else ()))
+    backends = [scene.engine.backend.name for scene in scenes]
+    out.write("".join(moved(source.folder, device, backends) if source is not None else ()))
     run = open_run((folder, source), settings, scenes, interface, learner)
     try:
         with watched() as watch, closing(Outlets(run.folder)) as outlets:
             _work(settings, scenes, learner, (run, outlets), (watch, out))
-    except LockError:
+    except (LockError, CheckpointError):
         raise
-    except Exception:
-        if source is None and learner.done == 0:
+    except Exception as error:
+        if source is None and learner.done == 0 and cause_of(error).nature not in (Nature.TRANSIENT, Nature.LASTING):
             abandon(run)
         raise
     finally:

@@ -34,8 +34,11 @@ def read_archive(path: Path, data: bytes) -> tuple[dict[str, Tensor], dict[str, 
     with zipfile.ZipFile(io.BytesIO(data)) as packed:
         if any(member.compress_type != zipfile.ZIP_STORED for member in packed.infolist()):
             raise ValueError("a packed archive")
-    with np.load(io.BytesIO(data), allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except MemoryError:  # what a header promises is allocated before it is read
+        raise ValueError("an array for which there is no memory") from None
     entry = json.loads(arrays.pop(TABLE).tobytes())
     if entry["version"] != VERSION:
         raise ValueError(f"version {entry['version']} of {path.name}")

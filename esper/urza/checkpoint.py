@@ -15,6 +15,7 @@ from torch import Tensor
 from esper.urza.archive import read_archive
 from esper.utils.documents import json_ready
 from esper.utils.files import commit_folder, read_file
+from esper.utils.resilience.causes import is_want
 
 MANIFEST, TENSORS = "manifest.json", "tensors.safetensors"
 
@@ -71,6 +72,7 @@ def load(path: Path) -> Checkpoint:
 
     Raises:
       CheckpointError: missing, truncated, altered, or of a newer format.
+      Exception: as it is, where this process lacks memory or handles: that says nothing of the checkpoint.
     """
     try:
         if path.is_dir():
@@ -82,6 +84,8 @@ def load(path: Path) -> Checkpoint:
     except CheckpointError:
         raise
     except Exception as error:  # whatever a damaged file makes a reader say
+        if is_want(error):
+            raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"checkpoint {path}: not readable ({reason}); expected an esper checkpoint") from None
 

@@ -47,6 +47,7 @@ class Lock:
 
         Raises:
           LockError: another one opened it since.
+          OSError: it cannot be told, for want of a handle, say.
         """
         found = _owner(self.folder)
         if found.get("epoch") != self.epoch:
@@ -57,11 +58,12 @@ class Lock:
         self.held.release()
 
 
-def hold(folder: Path) -> Lock:
+def hold(folder: Path, expected: str = "a folder of its own") -> Lock:
     """Take a folder, at once or not at all.
 
     Args:
       folder: must exist.
+      expected: what a message asks for, where somebody else has it.
 
     Raises:
       LockError: somebody else has it.
@@ -71,10 +73,10 @@ def hold(folder: Path) -> Lock:
     try:
         held.acquire()
     except Timeout:
-        raise LockError(f"{folder}: {_named(_owner(folder))} is writing here; expected a folder of its own") from None
-    epoch = _number(_owner(folder).get("epoch")) + 1
-    owner = {"epoch": epoch, "pid": os.getpid(), "host": socket.gethostname()}
+        raise LockError(f"{folder}: {_named(_owner(folder))} is writing here; expected {expected}") from None
     try:
+        epoch = _number(_owner(folder).get("epoch")) + 1
+        owner = {"epoch": epoch, "pid": os.getpid(), "host": socket.gethostname()}
         replace_file(folder / OWNER, (json.dumps(owner) + "\n").encode())
     except BaseException:
         held.release()
@@ -83,10 +85,14 @@ def hold(folder: Path) -> Lock:
 
 
 def _owner(folder: Path) -> dict[str, Any]:
-    """Who took the folder last; empty if nobody did, or if that cannot be read."""
+    """Who took the folder last; empty if nobody did, or if what stands there is no record of it.
+
+    Raises:
+      OSError: it is there and cannot be read.
+    """
     try:
         found = json.loads(read_file(folder / OWNER, LARGEST_OWNER))
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 

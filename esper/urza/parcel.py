@@ -10,6 +10,7 @@ from torch import Tensor
 
 from esper.urza.checkpoint import Checkpoint, CheckpointError
 from esper.utils.documents import json_ready
+from esper.utils.resilience.causes import is_want
 
 TABLE = "table"
 
@@ -42,6 +43,7 @@ def decode(data: bytes, place: str) -> Checkpoint:
 
     Raises:
       CheckpointError: truncated, altered, or something else; one line.
+      Exception: as it is, where this process lacks memory.
     """
     digest, rest = data[:DIGITS], data[DIGITS:]
     if hashlib.sha256(rest).hexdigest().encode() != digest:
@@ -51,5 +53,7 @@ def decode(data: bytes, place: str) -> Checkpoint:
         header = json.loads(rest[8 : 8 + size])
         return Checkpoint(safetensors.torch.load(rest), json.loads(header["__metadata__"][TABLE]))
     except Exception as error:  # whatever bytes of another kind make a reader say
+        if is_want(error):
+            raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{place}: not readable ({reason}); expected what esper kept there") from None

@@ -1,11 +1,13 @@
 """Fault points: named places at which a file operation or a step can be made to fail, to try what that does to a run.
 
 ``ESPER_FAILPOINT=POINT:FAULT[:K]`` in the environment lets the K-th arrival (the first, if K is not given) at one of
-``POINTS`` end in one of ``FAULTS``; with ``+`` behind K it lasts: an error meets every later arrival too. Without the
-variable a point costs one addition.
+``POINTS`` end in one of ``FAULTS``; with ``+`` behind K it lasts: an error meets every later arrival too.
+``ESPER_CHAOS=SEED:RATE[:FAULT,FAULT...]`` lets every arrival fail with a probability; errors of files (``ERRORS``, the
+default) meet operations on files alone. Without the variables a point costs one addition.
 """
 
 import errno
+import hashlib
 import os
 import signal
 from collections import Counter
@@ -13,16 +15,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-VARIABLE = "ESPER_FAILPOINT"
+VARIABLE, CHAOS = "ESPER_FAILPOINT", "ESPER_CHAOS"
 
-POINTS = ("open", "write", "sync", "rename", "sync-folder", "remove", "step", "minibatch", "saved")
-"""Where: operations on files that must last; an environment step or a minibatch about to begin; a checkpoint done."""
+ON_FILES = ("open", "write", "sync", "rename", "sync-folder", "remove")
+"""Operations on files that must last."""
+
+POINTS = (*ON_FILES, "step", "minibatch", "saved")
+"""Where: such an operation; an environment step or a minibatch about to begin; a checkpoint done."""
 
 ERRORS = {"eio": errno.EIO, "enospc": errno.ENOSPC, "emfile": errno.EMFILE}
 """Faults that raise OSError."""
 
-FAULTS = (*ERRORS, "kill")
-"""``kill``: SIGKILL to this process, where there is one; otherwise it exits at once."""
+FAULTS = (*ERRORS, "memory", "kill")
+"""``memory``: MemoryError; ``kill``: SIGKILL to this process, where there is one; otherwise it exits at once."""
 
 
 class Fault(NamedTuple):
@@ -33,11 +38,37 @@ class Fault(NamedTuple):
     first: int = 1  # which arrival it meets
     lasts: bool = False  # whether it meets all later ones as well
 
+    def met(self, point: str, arrival: int) -> str | None:
+        """What goes wrong at an arrival, if anything."""
+        here = arrival >= self.first if self.lasts else arrival == self.first
+        return self.kind if point == self.point and here else None
+
+
+class Chaos(NamedTuple):
+    """Failures at random. Which arrival fails depends on the seed, the point and the arrival's number alone, so what
+    went wrong can be had again.
+    """
+
+    seed: int
+    rate: float  # probability of a failure at each arrival
+    kinds: tuple[str, ...] = tuple(ERRORS)  # each as likely as another
+
+    def met(self, point: str, arrival: int) -> str | None:
+        """What goes wrong at an arrival, if anything."""
+        digest = hashlib.sha256(f"{self.seed}:{point}:{arrival}".encode()).digest()
+        if int.from_bytes(digest[:8], "big") >= self.rate * 2**64:
+            return None
+        kind = self.kinds[int.from_bytes(digest[8:12], "big") % len(self.kinds)]
+        return kind if point in ON_FILES or kind not in ERRORS else None
+
 
 arrivals: Counter[str] = Counter()
 """How often each point was reached by this process while a fault was awaited."""
 
-_awaited: list[Fault] = []
+struck: Counter[str] = Counter()
+"""How many of these arrivals failed."""
+
+_awaited: list[Fault | Chaos] = []
 
 
 def parse(text: str) -> Fault:
@@ -57,12 +88,34 @@ def parse(text: str) -> Fault:
     return Fault(point, kind, int(digits), lasts)
 
 
+def parse_chaos(text: str) -> Chaos:
+    """Failures at random as the environment names them.
+
+    Raises:
+      ValueError: one line; not of the form, no probability, or no such fault.
+    """
+    seed, _, rest = text.partition(":")
+    share, _, names = rest.partition(":")
+    kinds = tuple(names.split(",")) if names else tuple(ERRORS)
+    try:
+        rate = float(share)
+    except ValueError:
+        rate = -1.0
+    if not seed.isdecimal() or not 0 <= rate <= 1 or not set(kinds) <= set(FAULTS):
+        raise ValueError(
+            f"{CHAOS} = {text!r}: expected SEED:RATE[:FAULT,FAULT...], a rate from 0 to 1; faults are "
+            f"{', '.join(FAULTS)}"
+        )
+    return Chaos(int(seed), rate, kinds)
+
+
 @contextmanager
-def awaiting(fault: Fault | None) -> Iterator[Counter[str]]:
-    """Let a fault meet this process within the block; counts start anew, and are what is handed out."""
+def awaiting(fault: Fault | Chaos | None) -> Iterator[Counter[str]]:
+    """Let faults meet this process within the block; counts start anew, and those of arrivals are handed out."""
     before = list(_awaited)
     _awaited[:] = [] if fault is None else [fault]
     arrivals.clear()
+    struck.clear()
     try:
         yield arrivals
     finally:
@@ -73,20 +126,25 @@ def reach(point: str) -> None:
     """Arrive at a point.
 
     Raises:
-      OSError: the fault that is awaited there, if it is an error.
+      OSError, MemoryError: the fault that is awaited there, if it is an error.
     """
     arrivals[point] += 1
     for fault in _awaited:
-        met = arrivals[point] >= fault.first if fault.lasts else arrivals[point] == fault.first
-        if fault.point == point and met:
-            _strike(fault.kind, point)
+        kind = fault.met(point, arrivals[point])
+        if kind is not None:
+            struck[point] += 1
+            _strike(kind, point)
 
 
 def _strike(kind: str, point: str) -> None:
     if kind == "kill":
         os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
+    if kind == "memory":
+        raise MemoryError(f"fault point {point}")
     raise OSError(ERRORS[kind], f"{os.strerror(ERRORS[kind])} (fault point {point})")
 
 
 if os.environ.get(VARIABLE):
     _awaited.append(parse(os.environ[VARIABLE]))
+if os.environ.get(CHAOS):
+    _awaited.append(parse_chaos(os.environ[CHAOS]))

@@ -3,23 +3,22 @@
 Small here; ``pytest -m large tests/laws/test_bombs.py`` drops many more.
 """
 
-from dataclasses import replace
-
 import pytest
 import torch
 
-import esper
+import esper.__main__
+import esper.engine
 from esper.leyline.config import SampleOrder
 from esper.leyline.stages import ACTIVE
 from esper.leyline.state import lock
 from esper.runtime import debug
+from esper.runtime.policy_checkpoint import load_run
 from esper.runtime.rollout import policy_input
 from esper.simic.rewards import DEFAULT_REWARD, build_reward_params, reward
 from esper.tamiyo.actor_critic import ActorCriticConfig, build_actor_critic
 from esper.tamiyo.policies import learned_policy
 from esper.tezzeret.native.library import library
 from esper.tolaria.synthetic import synthetic
-from esper.tolaria.training import sample_indices
 from esper.utils import rng
 from esper.utils.fingerprint import row_fingerprints, tables_of
 
@@ -88,16 +87,7 @@ def bombed(state, place, victims, value):
     return state.replace(signals=signals.replace(val_accuracy=hit(signals.val_accuracy.unsqueeze(1)).squeeze(1)))
 
 
-def with_bad_data(engine, state, victims, value):
-    """The engine with a sample of each victim's next epoch broken that nobody else draws in it."""
-    drawn = sample_indices(engine.config, state, engine.data.train.size).flatten(1)
-    inputs, others = engine.data.train.inputs.clone(), set(drawn[~victims].flatten().tolist())
-    for rows in drawn[victims].tolist():
-        inputs[next(row for row in rows if row not in others), 0, 1, 1] = value
-    return replace(engine, data=engine.data._replace(train=engine.data.train._replace(inputs=inputs)))
-
-
-def assert_contained(played, place, count, draw):
+def assert_contained(played, with_bad_row, place, count, draw):
     """Bombs in ``count`` environments at a random step; from there on, every other one is as it was without them."""
     engine, num_envs = played.engine, played.engine.config.num_envs
     key = rng.fold_in(rng.key(draw), PLACES.index(place), count)
@@ -106,7 +96,7 @@ def assert_contained(played, place, count, draw):
     victims = torch.zeros(num_envs, dtype=torch.bool)
     victims[rng.permutation(rng.fold_in(key, 2), num_envs)[:count]] = True
     state, memory = played.states[at], played.memories[at]
-    first = with_bad_data(engine, state, victims, value) if place == "data" else engine
+    first = with_bad_row(engine, state, victims, value) if place == "data" else engine
     state = state if place == "data" else lock(bombed(state, place, victims, value))
     harmed = False
     for number in range(at, at + AFTER):
@@ -126,13 +116,56 @@ def played(small_task):
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_bombs_stay_where_they_fell(played, place):
-    assert any([assert_contained(played, place, count, draw) for count in (1, 5) for draw in (1, 2)])
+def test_bombs_stay_where_they_fell(played, with_bad_row, place):
+    assert any([assert_contained(played, with_bad_row, place, count, draw) for count in (1, 5) for draw in (1, 2)])
+
+
+@pytest.fixture(scope="module")
+def many(small_task):
+    return Played(small_task, 100)
 
 
 @pytest.mark.large
 @pytest.mark.parametrize("place", PLACES)
-def test_many_bombs_stay_where_they_fell(small_task, place):
+def test_many_bombs_stay_where_they_fell(many, with_bad_row, place):
     """1, 10 and 50 % of a hundred environments, at random steps."""
-    many = Played(small_task, 100)
-    assert any([assert_contained(many, place, count, draw) for count in (1, 10, 50) for draw in range(6)])
+    assert any([assert_contained(many, with_bad_row, place, count, draw) for count in (1, 10, 50) for draw in range(6)])
+
+
+WORDS = "train --task synthetic --num-envs 2 --rounds 3 --horizon 4 --features 4 --lstm 4 --head 4 --epochs 1"
+WORDS += " --minibatches 1 --engine steps_per_epoch=1 --eval-envs 0 --save-every 0.000001 --progress off --out"
+
+
+def broken_run(folder, place, at, value):
+    """Status of a training run all of whose environments are broken in a step; its data from there on."""
+    plain, steps = esper.engine.step, []
+
+    def step(structure, backend, hypers, state, data, action):
+        steps.append(1)
+        if place == "data" and len(steps) >= at:
+            data = data._replace(train=data.train._replace(inputs=torch.full_like(data.train.inputs, value)))
+        elif len(steps) == at:
+            state = lock(bombed(state, place, torch.ones(state.batch_size[0], dtype=torch.bool), value))
+        return plain(structure, backend, hypers, state, data, action)
+
+    esper.engine.step = step
+    try:
+        return esper.__main__.main([*WORDS.split(), str(folder)])
+    finally:
+        esper.engine.step = plain
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("count", [1, pytest.param(24, marks=pytest.mark.large)])
+def test_all_environments_broken_at_once_end_no_run_in_a_loop(tmp_path, capsys, place, count):
+    """The governor brings them back, or one line tells; the last checkpoint is finite either way."""
+    ends = []
+    for number in range(count):
+        at, value = 5 + number % 8, (torch.nan, torch.inf, -torch.inf)[number // 8]
+        ends.append(broken_run(tmp_path / str(number), place, at, value))
+        said = capsys.readouterr().err.splitlines()
+        assert ends[-1] == 0 or (ends[-1] == 2 and len(said) == 1 and said[0].startswith("esper train: ")), said
+        loaded = load_run(tmp_path / str(number))
+        assert all(value.isfinite().all() for name, value in loaded.tensors.items() if name.startswith("policy."))
+        assert loaded.table["done"] == 3 or ends[-1] == 2
+    print(f"{place}: {ends.count(0)} recovered, {ends.count(2)} refused in one line")  # noqa: T201

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -40,9 +41,14 @@ ALONE, PAIR, SEVEN, SHUFFLED = (SUBJECT,), (6, SUBJECT), tuple(range(7)), (12, 4
 MANY = tuple((37 * place + 11) % 64 for place in range(64))
 """All of 64, shuffled."""
 
+WIDE = tuple((101 * place + 11) % 256 for place in range(256))
+"""All of 256, shuffled."""
+
 TASKS = ["conv", "token"] if library() is not None else []
 BACKENDS = ["eager", *(["native"] if library() is not None else [])]
 GROUPS = {"eager": (ALONE, PAIR), "native": (ALONE, SEVEN, MANY, SHUFFLED)}
+LARGE = {"eager": (ALONE, SEVEN, MANY), "native": (ALONE, WIDE)}
+SIZES = [pytest.param(GROUPS, id="few"), pytest.param(LARGE, id="many", marks=pytest.mark.large)]
 POLICY = ActorCriticConfig(features=16, lstm=16, head=8)
 
 
@@ -80,12 +86,13 @@ def chains(engine, numbers, length=LENGTH):
     return dict(zip(numbers, links, strict=True)), stages
 
 
+@pytest.mark.parametrize("groups", SIZES)
 @pytest.mark.parametrize(("task", "backend"), [("conv", "eager"), *((task, "native") for task in TASKS)])
-def test_a_trajectory_is_its_environments_own(tasks, task, backend):
+def test_a_trajectory_is_its_environments_own(tasks, task, backend, groups):
     """Through every stage; the chain of an environment is the same in every company, and no two are alike."""
-    found = [chains(strict(tasks[task], group, backend), group) for group in GROUPS[backend]]
+    found = [chains(strict(tasks[task], group, backend), group) for group in groups[backend]]
     assert found[0][1] == set(map(int, Stage)) - {int(Stage.UNKNOWN), int(Stage.GERMINATED)}  # what a step may end in
-    for group, (links, _) in zip(GROUPS[backend], found, strict=True):
+    for group, (links, _) in zip(groups[backend], found, strict=True):
         assert links[SUBJECT] == found[0][0][SUBJECT], group
         assert len(set(links.values())) == len(group)
     one, other = found[1][0], found[-1][0]
@@ -100,11 +107,12 @@ def policy_of(engine):
     return policy
 
 
+@pytest.mark.parametrize("groups", SIZES)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_learned_policys_episode_is_its_environments_own(small_task, backend):
+def test_a_learned_policys_episode_is_its_environments_own(small_task, backend, groups):
     """Played by ``rollout``, and collected for the learner."""
     played, collected = [], []
-    for group in GROUPS[backend]:
+    for group in groups[backend]:
         engine, numbers = strict(small_task, group, backend, horizon=4), torch.tensor(group)
         policy, place = policy_of(engine), group.index(SUBJECT)
         state, outcome = rollout(engine, learned_policy(policy, POLICY.lstm, strict=True), SEED, numbers=numbers)
@@ -131,6 +139,28 @@ def test_collecting_strictly_draws_from_the_policy_itself(small_task):
     for step in range(3):
         chance = policy.get_policy_operator().get_dist(first[:, step].select(*keys)).log_prob(first["action"][:, step])
         torch.testing.assert_close(first["action_log_prob"][:, step], chance, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.large
+@pytest.mark.parametrize(
+    ("task", "count", "backend", "pairs"), [("digits", 64, "native", 5), ("synthetic", 8, "eager", 3)]
+)
+def test_what_strictness_costs(task, count, backend, pairs):
+    """Processor time of collecting an episode of every environment, strictly and not, in turns."""
+    levels, spent = list(Determinism), {level: [] for level in Determinism}
+    for pair in range(-1, pairs):  # the first is for warmth
+        for level in levels:
+            engine = esper.make(task, count, backend=backend, deterministic=level)
+            policy = build_actor_critic(ActorCriticConfig(), engine.codec, len(engine.columns), seed=2)
+            collector = make_collector(EsperEnv(engine, seed=2 * pair + 2), policy)
+            began = time.process_time()
+            next(iter(collector))
+            spent[level].append(time.process_time() - began)
+            collector.shutdown()
+    ratios = [strictly / plainly for plainly, strictly in zip(*(spent[level][1:] for level in levels), strict=True)]
+    mean = sum(ratios) / pairs
+    print(f"{task}, {count}, {backend}: {mean:.2f} ({min(ratios):.2f} to {max(ratios):.2f})")  # noqa: T201
+    assert mean < (1.5 if backend == "native" else 2 * count)
 
 
 @pytest.mark.skipif(library() is None, reason="needs the native library")

@@ -1,187 +1,279 @@
 """A run that is killed, fails to write or is told to stop, at any of its operations, ends in the usual bits.
 
-Every arrival at every fault point of a small run is a case; ``ESPER_FAULTS`` says how many of them are tried of each
-kind, evenly spread (0 = all). Runs are forked from this process, so that each starts warm.
+Every arrival at every fault point of a small run is a case, and is tried in a branch of it. Some are tried
+every day; ``pytest -m large -s tests/runtime/test_durability.py`` tries them all, and large counts of the rest.
 """
 
-import io
 import os
 import random
+import shutil
 import signal
 import time
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
-import torch
+from runtime_forks import (
+    HORIZON,
+    Branch,
+    branched,
+    ended,
+    expect_intact,
+    known,
+    one_life,
+    result,
+    start,
+    state,
+    told,
+    words,
+)
 
 import esper.__main__
+from esper.kasmina import lifecycle
 from esper.nissa.sinks import METRICS, SinkError, read_rows
 from esper.runtime.collect import part_of
-from esper.runtime.policy_checkpoint import SERIES, WHICH, load_run
+from esper.runtime.policy_checkpoint import SERIES, load_run
 from esper.runtime.resume import settings_before
-from esper.runtime.train import train
-from esper.runtime.train_settings import TrainSettings
 from esper.urza import series
-from esper.urza.checkpoint import CheckpointError
+from esper.urza.checkpoint import MANIFEST, TENSORS
 from esper.urza.lock import hold
-from esper.utils.failpoints import ERRORS, POINTS, Fault, awaiting
+from esper.utils.failpoints import ERRORS, ON_FILES, POINTS, Fault, awaiting
 from esper.utils.settings import SettingsError
 
-TRIED = int(os.environ.get("ESPER_FAULTS", "1"))
-"""Cases of every kind; 0 = all."""
+ROUNDS = 2
 
-ROUNDS = 3
+EVERY = pytest.param(0, marks=pytest.mark.large)
+"""Of cases: all there are."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_task():
+    with known():
+        yield
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory):
-    small = {"features": 8, "lstm": 8, "minibatches": 2, "epochs": 1, "horizon": 4, "num_envs": 4}
-    out = tmp_path_factory.mktemp("runs") / "whole"
-    return TrainSettings(task="synthetic", rounds=ROUNDS, eval_envs=0, save_every=1e-6, keep=2, out=str(out), **small)
+def whole(tmp_path_factory):
+    """The undisturbed run, what it left, and the fault points that it came by."""
+    place = tmp_path_factory.mktemp("runs")
+    points = branched(place, words("run", ROUNDS), [], None)
+    assert set(points) == set(POINTS)
+    return place / "original" / "run", result(place / "original" / "run"), points
 
 
-@pytest.fixture(scope="module")
-def arrivals(settings):
-    """The undisturbed run, and how often each point is reached in it."""
-    with awaiting(None) as counts:
-        train(settings, io.StringIO())
-    assert set(counts) == set(POINTS)
-    return dict(counts)
-
-
-def cases(arrivals, kinds):
-    found = []
-    for point in POINTS:
-        for kind in kinds:
-            count = arrivals[point]
-            many = count if TRIED == 0 else min(TRIED, count)
-            found += [Fault(point, kind, 1 + (2 * k + 1) * count // (2 * many)) for k in range(many)]
-    return found
-
-
-def forked(settings, fault):
-    """Exit status of a run in a child of its own; a signal is negative."""
-    child = os.fork()
-    if child == 0:
-        status = 99
-        try:
-            with awaiting(fault):
-                train(settings, io.StringIO())
-            status = 0
-        except (SettingsError, CheckpointError):
-            status = 2
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def same_end(settings, whole):
-    """Go on, if there is something left, and compare everything that a run leaves behind.
+def go_on(folder, whole, horizon=HORIZON):
+    """Go on, if there is something left; every bit is that of the undisturbed run.
 
     Returns:
-      how many environment steps that took.
+      how many environment steps were taken.
     """
     with awaiting(None) as counts:
-        train(replace(settings, resume="auto"), io.StringIO())
-    for which in WHICH:
-        actual, expected = load_run(Path(settings.out), which), load_run(Path(whole.out), which)
-        assert actual.table["done"] == expected.table["done"] and actual.tensors.keys() == expected.tensors.keys()
-        for name, value in expected.tensors.items():
-            assert torch.equal(actual.tensors[name], value), name
-    told = [read_rows(Path(run.out) / METRICS) for run in (settings, whole)]
-    assert [row["return"] for row in told[0]] == [row["return"] for row in told[1]]
-    assert [row["round"] for row in told[0]] == list(range(1, ROUNDS + 1))
-    assert not list(Path(settings.out).rglob("*.tmp-*"))
+        assert esper.__main__.main(words(folder, ROUNDS, horizon=horizon)) == 0
+    assert result(folder) == whole[1]
+    shutil.rmtree(folder)
     return counts["step"]
 
 
-def test_a_run_that_is_killed_anywhere_goes_on_to_the_same_bits(settings, arrivals, tmp_path):
-    """While it plays, learns, writes, flushes, renames and removes. What was acknowledged is there, within a round too:
-    of the steps that were begun before a run was killed in one, no more than a part of an episode is taken again.
+class States:
+    """Directories that branches left, each of which goes on once."""
+
+    def __init__(self, place):
+        self.place, self.kept = place, {}
+
+    def keep(self, folder):
+        """Keep a directory unless one like it is kept."""
+        if (name := state(folder)) not in self.kept:
+            self.kept[name] = folder.rename(self.place / f"state{len(self.kept)}")
+
+    def go_on(self, whole):
+        """All of them, each with no more steps than its newest checkpoint leaves."""
+        for folder in self.kept.values():
+            newest = expect_intact(folder)
+            done = 0 if newest is None else newest.rounds * HORIZON + newest.steps
+            assert go_on(folder, whole) == ROUNDS * HORIZON - done
+
+
+@pytest.mark.parametrize("stride", [4, pytest.param(1, marks=pytest.mark.large)])
+def test_a_run_that_is_killed_anywhere_goes_on_to_the_same_bits(whole, tmp_path, stride):
+    """At every fault point that it comes by: while it plays, learns, writes, flushes, renames and removes. What was
+    acknowledged is there, within a round too: of the steps before a kill no more than a part of an episode is repeated.
     """
-    for number, fault in enumerate(cases(arrivals, ("kill",))):
-        part = replace(settings, out=str(tmp_path / str(number)))
-        assert forked(part, fault) == -signal.SIGKILL, fault
-        if found := series.moments(tmp_path / str(number) / SERIES):
-            assert load_run(Path(part.out)).table["done"] == found[-1].rounds, "what has its name is whole"
-        left = same_end(part, settings)
-        if fault.point == "step":
-            assert left <= arrivals["step"] - fault.first + 1 + part_of(settings.horizon)
+    states, repeated = States(tmp_path), []
+
+    def judge(branch, points, folder, status):
+        assert status == -signal.SIGKILL
+        newest = expect_intact(folder / "run")
+        if points[-1] == "step":
+            done = newest.rounds * HORIZON + newest.steps
+            repeated.append(points.count("step") - 1 - done)
+        states.keep(folder / "run")
+
+    branches = [Branch(1 + at, "kill") for at in range(stride // 2, len(whole[2]), stride)]
+    assert branched(tmp_path, words("run", ROUNDS), branches, judge) == whole[2]
+    assert max(repeated) <= part_of(HORIZON)
+    states.go_on(whole)
+    print(f"{len(branches)} kills, at most {max(repeated)} steps repeated; {len(states.kept)} directories")  # noqa: T201
 
 
-def test_a_run_whose_disk_fails_goes_on_or_says_so_in_one_line(settings, arrivals, tmp_path):
-    kinds = tuple(ERRORS) if TRIED != 1 else ("enospc",)
-    for number, fault in enumerate(cases(arrivals, kinds)):
-        if fault.point in ("step", "minibatch"):  # no operation on a file
-            continue
-        part = replace(settings, out=str(tmp_path / str(number)))
-        assert forked(part, fault) in (0, 2), fault
-        same_end(part, settings)
+@pytest.mark.parametrize("tried", [1, EVERY])
+def test_a_run_that_is_killed_while_seeds_change_stages_goes_on_to_the_same_bits(tmp_path, tried):
+    """Between the epoch and the state that the step returns, in each step in which a seed changes its stage."""
+    plain, horizon, seen = lifecycle.tick, 4, []
+
+    def count_changes(at):
+        def tick(config, hypers, slots, accuracy):
+            found = plain(config, hypers, slots, accuracy)
+            if (found[0].stage != slots.stage).any():
+                seen.append(1)
+                if len(seen) == at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return found
+
+        lifecycle.tick = tick
+
+    try:
+        count_changes(0)
+        assert esper.__main__.main(words(tmp_path / "whole", ROUNDS, horizon=horizon)) == 0
+    finally:
+        lifecycle.tick = plain
+    changes, undisturbed = len(seen), (None, result(tmp_path / "whole"))
+    assert changes > ROUNDS
+    for at in range(1, 1 + changes) if tried == 0 else (1 + changes // 2,):
+        folder, command = tmp_path / "run", words(tmp_path / "run", ROUNDS, horizon=horizon)
+
+        def before(at=at):
+            seen.clear()
+            count_changes(at)
+
+        assert one_life(command, tmp_path / "log", before=before) == -signal.SIGKILL
+        go_on(folder, undisturbed, horizon)
+    print(f"killed in {changes if tried == 0 else 1} of {changes} steps with a change")  # noqa: T201
 
 
-def test_a_disk_that_stays_full_keeps_what_was_written(settings, arrivals, tmp_path):
+@pytest.mark.parametrize("kinds", [("enospc",), pytest.param((*ERRORS, "memory"), marks=pytest.mark.large)])
+def test_a_run_whose_disk_fails_goes_on_or_says_so_in_one_line(whole, tmp_path, kinds):
+    """Every operation on a file, once as each kind; every ninth, as one kind, every day. The run goes on, or ends: a
+    line, what was acknowledged is as it was, and the next command goes on. Nothing is left lying about.
+    """
+    states, refused = States(tmp_path), []
+    places = [at + 1 for at, point in enumerate(whole[2]) if point in ON_FILES]
+    branches = [Branch(at, kind) for at in places[:: 9 if len(kinds) == 1 else 1] for kind in kinds]
+
+    def judge(branch, points, folder, status):
+        said, named = (folder / "log").read_text(), (points[-1], points.count(points[-1]), branch.kind, status)
+        assert status in (0, 1, 2) and "Traceback" not in said, (named, said)
+        assert not list((folder / "run").rglob("*.tmp-*")) or points[-1] == "remove", named
+        if status == 0:
+            assert result(folder / "run") == whole[1], named
+            return
+        assert said.splitlines()[-1].startswith("esper train: "), (named, said)
+        expect_intact(folder / "run", told((folder / "told").read_bytes()))
+        refused.append(named)
+        states.keep(folder / "run")
+
+    branched(tmp_path, words("run", ROUNDS), branches, judge)
+    states.go_on(whole)
+    print(f"{len(branches)} failures, {len(refused)} ended the run in one line: {refused}")  # noqa: T201
+
+
+def test_a_disk_that_stays_full_keeps_what_was_written(whole, tmp_path):
     """Every later write fails: the run learns to its end, says that its last rounds are not kept, and goes on later."""
-    fault = Fault("write", "enospc", arrivals["write"] * 2 // 3, lasts=True)
-    part = replace(settings, out=str(tmp_path / "run"))
-    assert forked(part, fault) == 2
-    assert 0 < load_run(tmp_path / "run").table["done"] < ROUNDS
-    same_end(part, settings)
+    fault, folder = Fault("write", "enospc", whole[2].count("write") * 2 // 3, lasts=True), tmp_path / "run"
+    assert one_life(words(folder, ROUNDS), tmp_path / "log", fault) == 2
+    assert 0 < load_run(folder).table["done"] < ROUNDS
+    go_on(folder, whole)
 
 
+@pytest.mark.parametrize("trials", [1, pytest.param(50, marks=pytest.mark.large)])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_that_is_told_to_stop_ends_in_time_with_the_usual_status(settings, arrivals, tmp_path, number):
-    draw = random.Random(int(number))
-    for trial in range(TRIED or 50):
-        part = replace(settings, out=str(tmp_path / str(trial)), rounds=1000)
-        child = os.fork()
-        if child == 0:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            words = ["train", "--task", "synthetic", "--num-envs", "4", "--horizon", "4", "--rounds", "1000"]
-            small = ["--features", "8", "--lstm", "8", "--minibatches", "2", "--epochs", "1", "--eval-envs", "0"]
-            status = 99
-            try:
-                status = esper.__main__.main([*words, *small, "--out", part.out, "--progress", "off"])
-            finally:
-                os._exit(status)
-        while not list(Path(part.out).glob(f"{SERIES}/round-*")):
+def test_a_run_that_is_told_to_stop_ends_in_time_with_the_usual_status(tmp_path, number, trials):
+    draw, slowest = random.Random(int(number)), 0.0
+    for trial in range(trials):
+        folder = tmp_path / str(trial)
+        child = start(words(folder, 100_000, "0"), tmp_path / "log")
+        while not list(folder.glob(f"{SERIES}/round-*")):
             time.sleep(0.01)
         time.sleep(draw.random())
         os.kill(child, number)
         asked = time.monotonic()
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + number
-        assert time.monotonic() - asked < 60
-        done = load_run(Path(part.out)).table["done"]
-        assert done == len(read_rows(Path(part.out) / METRICS))
+        assert ended(child) == 128 + number
+        slowest = max(slowest, time.monotonic() - asked)
+        assert slowest < 60
+        assert expect_intact(folder).rounds == len(read_rows(folder / METRICS))
+        assert "goes on\n" in (tmp_path / "log").read_text()
+    print(f"{trials} times {number.name}, the slowest in {slowest:.2f} s")  # noqa: T201
 
 
-def test_a_second_run_in_a_directory_is_refused_at_once(settings, arrivals, capsys):
-    lock = hold(Path(settings.out))
+def test_a_second_run_in_a_directory_is_refused_at_once(whole, capsys):
+    folder = whole[0]
+    lock = hold(folder)
     try:
-        assert esper.__main__.main(["train", "--resume", settings.out, "--rounds", "9"]) == 2
+        assert esper.__main__.main(words(folder, 9)) == 2
     finally:
         lock.release()
     assert capsys.readouterr().err == (
-        f"esper train: --out {settings.out}: process {os.getpid()} is writing here; expected a folder of its own\n"
+        f"esper train: --out {folder}: process {os.getpid()} is writing here; expected a folder of its own\n"
     )
 
 
-def test_rounds_that_are_lost_or_altered_are_noticed(settings, arrivals):
-    """A line less, a line twice, and bytes that are flipped; the run's other files decide nothing."""
-    path = Path(settings.out) / METRICS
-    whole, draw = path.read_bytes(), random.Random(0)
-    lines = whole.splitlines(keepends=True)
-    flipped = []
-    for _ in range(200):
-        altered = bytearray(whole)
-        altered[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
-        flipped.append(bytes(altered))
+def flips(data, count, draw):
+    """The bytes with one of them altered in one bit."""
+    for _ in range(count):
+        altered = bytearray(data)
+        altered[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        yield bytes(altered)
+
+
+@pytest.mark.parametrize("count", [200, pytest.param(1000, marks=pytest.mark.large)])
+def test_rounds_that_are_lost_or_altered_are_noticed(whole, count):
+    """A line less, a line twice, and bytes that are flipped."""
+    folder = whole[0]
+    path = folder / METRICS
+    data = path.read_bytes()
+    lines = data.splitlines(keepends=True)
+    lost = [b"".join(lines[1:]), b"".join(lines[:-1]), lines[0] + data, b""]
     try:
-        for content in (b"".join(lines[1:]), b"".join(lines[:-1]), lines[0] + whole, b"", *flipped):
+        for content in (*lost, *flips(data, count, random.Random(0))):
             path.write_bytes(content)
             with pytest.raises((SettingsError, SinkError), match=METRICS):
-                settings_before({"resume": settings.out})
+                settings_before({"resume": str(folder)})
     finally:
-        path.write_bytes(whole)
-    (Path(settings.out) / "config.json").write_text("{}")
-    assert settings_before({"resume": settings.out})["rounds"] == ROUNDS
+        path.write_bytes(data)
+
+
+@pytest.fixture
+def half(tmp_path):
+    """A run that was killed, with more than one checkpoint; and a fresh copy of it."""
+    assert one_life(words(tmp_path / "half", ROUNDS), tmp_path / "log", Fault("step", "kill", 4)) == -signal.SIGKILL
+    assert len(series.moments(tmp_path / "half" / SERIES)) > 1
+    return lambda: shutil.copytree(tmp_path / "half", tmp_path / "run")
+
+
+@pytest.mark.parametrize(("flipped", "resumed"), [(30, 2), pytest.param(1000, 100, marks=pytest.mark.large)])
+def test_of_a_checkpoint_with_a_flipped_byte_the_older_one_is_taken(whole, half, tmp_path, caplog, flipped, resumed):
+    """Bytes of both files, each as likely as another: told, and gone on with to the same bits."""
+    folder, draw = half(), random.Random(18)
+    *_, older, newest = series.moments(folder / SERIES)
+    place = series.member(folder / SERIES, newest)
+    data = {name: (place / name).read_bytes() for name in (MANIFEST, TENSORS)}
+    for number in range(flipped):
+        (name,) = draw.choices(list(data), [len(each) for each in data.values()])
+        (altered,) = flips(data[name], 1, draw)
+        (place / name).write_bytes(altered)
+        caplog.clear()
+        assert [part["played"][1] for part in load_run(folder).table["begun"]] == ([older.steps] if older.steps else [])
+        assert caplog.messages[0].startswith(f"checkpoint {place}: ") and "an older one is taken" in caplog.messages[0]
+        if number < resumed:
+            go_on(folder, whole)
+            folder = half()
+        (place / name).write_bytes(data[name])
+    assert [part["played"][1] for part in load_run(folder).table["begun"]] == [newest.steps]
+
+
+@pytest.mark.parametrize("count", [1, pytest.param(25, marks=pytest.mark.large)])
+@pytest.mark.parametrize("name", ["config.json", "resolved.json", "versions.json", "owner.json"])
+def test_flips_in_what_a_run_says_of_itself_change_no_bit(whole, half, tmp_path, name, count):
+    """Only the checkpoints decide; what a run is to be is refused or known without these files."""
+    for altered in flips((half() / name).read_bytes(), count, random.Random(name)):
+        (tmp_path / "run" / name).write_bytes(altered)
+        go_on(tmp_path / "run", whole)
+        half()
+    shutil.rmtree(tmp_path / "run")

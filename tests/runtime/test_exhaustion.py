@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from runtime_forks import ended, start
 
 import esper.__main__
 from esper.runtime.policy_checkpoint import load_run
@@ -31,19 +32,8 @@ def trained(tmp_path_factory):
 
 def go_on(folder, limit, log):
     """Status and output of two more rounds in a copy of this process, after ``limit`` was called there."""
-    child = os.fork()
-    if child == 0:
-        status = 99
-        try:
-            written = os.open(log, os.O_WRONLY | os.O_CREAT)
-            for number in (1, 2):
-                os.dup2(written, number)
-            os.close(written)
-            limit()
-            status = esper.__main__.main(["train", "--resume", str(folder), "--rounds", "3"])
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), log.read_text(errors="replace")
+    status = ended(start(["train", "--resume", str(folder), "--rounds", "3"], log, limit))
+    return status, log.read_text(errors="replace")
 
 
 def check(folder, before, status, said):

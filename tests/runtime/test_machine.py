@@ -10,14 +10,14 @@ from esper.runtime.machine import VERSIONS, machine, moved
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("changed", ["threads", "torch_build", "instructions", "device"])
+@pytest.mark.parametrize("changed", ["threads", "torch_build", "instructions", "device", "backend"])
 def test_another_machine_is_told_in_one_line(tmp_path, changed):
-    before = machine(CPU)
+    before = machine(CPU, ["native"])
     assert before["threads"] == str(torch.get_num_threads()) and before["device"] == "cpu"
     (tmp_path / VERSIONS).write_text(json.dumps(before))
-    assert moved(tmp_path, CPU) == []
+    assert moved(tmp_path, CPU, ["native"]) == []
     (tmp_path / VERSIONS).write_text(json.dumps(before | {changed: "another"}))
-    (line,) = moved(tmp_path, CPU)
+    (line,) = moved(tmp_path, CPU, ["native"])
     assert f"{changed} another, now {before[changed]}" in line and line.count("\n") == 1 and line.endswith("\n")
 
 
@@ -25,4 +25,4 @@ def test_another_machine_is_told_in_one_line(tmp_path, changed):
 def test_a_record_that_cannot_tell_tells_nothing(tmp_path, text):
     if text is not None:
         (tmp_path / VERSIONS).write_text(text)
-    assert moved(tmp_path, CPU) == []
+    assert moved(tmp_path, CPU, ["native"]) == []

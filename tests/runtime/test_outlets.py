@@ -13,6 +13,7 @@ from esper.runtime import outlets as module
 from esper.runtime.dlq import dead_letters
 from esper.runtime.outlets import Outlets
 from esper.urza.dead_letters import FILE, DeadLetters
+from esper.urza.lock import LOCK, OWNER, hold
 from esper.utils import failpoints
 from esper.utils.settings import SettingsError
 
@@ -89,8 +90,8 @@ def test_a_letter_that_fails_again_waits_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module, "write_text", failing(1))
     outlets.write(tmp_path / "report.html", "page")
     outlets.close()
-    for point in ("write", "rename"):
-        with failpoints.awaiting(failpoints.Fault(point, "eio")):
+    for point in ("write", "rename"):  # its first arrival is that of the lock's owner
+        with failpoints.awaiting(failpoints.Fault(point, "eio", 2)):
             assert esper.__main__.main(["dlq", "retry", str(tmp_path)]) == 2
         assert capsys.readouterr().err == "esper dlq: 1 of 1 failed again, and wait\n"
     (facts,) = json.loads(said("ls", tmp_path, "--json"))
@@ -147,7 +148,23 @@ def test_letters_of_strangers_write_nothing(tmp_path, operation, target, payload
     DeadLetters(folder / FILE).put(operation, target, payload, OSError(errno.EIO, "x"))
     assert esper.__main__.main(["dlq", "retry", str(folder)]) == 2
     assert "expected" in capsys.readouterr().out
-    assert {path.name for path in tmp_path.rglob("*") if FILE not in path.name} == {"run"}
+    assert {path.name for path in tmp_path.rglob("*") if FILE not in path.name} == {"run", LOCK, OWNER}
+
+
+def test_letters_wait_while_their_run_goes_on(tmp_path, capsys):
+    """What it writes now is newer than what waits."""
+    queue = DeadLetters(tmp_path / FILE)
+    queue.put("file", "report.html", b"old", OSError(errno.EIO, "x"))
+    lock = hold(tmp_path)
+    try:
+        assert esper.__main__.main(["dlq", "retry", str(tmp_path)]) == 2
+    finally:
+        lock.release()
+    writing = f"{tmp_path}: process {os.getpid()} is writing here; expected a run that has ended"
+    assert capsys.readouterr().err == f"esper dlq: {writing}\n"
+    assert queue.waiting()[0].attempts == 1 and not (tmp_path / "report.html").exists()
+    assert said("retry", tmp_path).endswith(": done\n") and (tmp_path / "report.html").read_text() == "old"
+    queue.close()
 
 
 def test_a_run_without_a_queue_says_what_is_lost(tmp_path):

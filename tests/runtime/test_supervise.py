@@ -16,7 +16,7 @@ import esper.__main__
 from esper.runtime import supervise as module
 from esper.runtime.interrupt import Stopped
 from esper.runtime.policy_checkpoint import load_run
-from esper.runtime.supervise import BACK_OFF, Supervisor, supervise
+from esper.runtime.supervise import BACK_OFF, SUPERVISED, Supervisor, supervise
 from esper.utils import failpoints
 from esper.utils.resilience.world import World
 from esper.utils.settings import SettingsError
@@ -124,7 +124,7 @@ def test_a_real_process_hears_the_signal_once(tmp_path, monkeypatch):
         made.append(subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, process_group=0))
         return made[0]
 
-    monkeypatch.setattr(module, "_start", start)
+    monkeypatch.setattr(module, "_Process", start)
     main = threading.main_thread().ident
 
     def tell():
@@ -188,3 +188,24 @@ def test_a_run_that_is_killed_ends_in_the_bits_of_one_that_is_not(tmp_path):
         assert torch.equal(actual.tensors[name], tensor), name
     rounds = [json.loads(line)["round"] for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
     assert rounds == [1, 2, 3, 4, 5]
+
+
+def test_a_run_whose_supervisor_dies_stops_with_a_checkpoint(tmp_path):
+    """However it died: nothing but the end of its own end of a pipe tells."""
+    source, held = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.close(held)
+            os.dup2(source, 0)
+            os.environ[SUPERVISED] = "1"
+            status = esper.__main__.main(["train", *WORDS, "--rounds", "100000", "--out", str(tmp_path / "a")])
+        finally:
+            os._exit(status)
+    os.close(source)
+    while not list((tmp_path / "a").glob("checkpoints/round-*")) and os.waitpid(child, os.WNOHANG) == (0, 0):
+        time.sleep(0.01)
+    os.close(held)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
+    assert load_run(tmp_path / "a").table["done"] < 100_000

@@ -2,7 +2,6 @@
 
 import math
 import statistics
-from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +16,6 @@ from esper.leyline.hypers import build_hypers
 from esper.leyline.stages import FAILURE, LIVE, Stage
 from esper.leyline.state import Governor
 from esper.tolaria.governor import _remember, judge
-from esper.tolaria.training import sample_indices
 
 GUESS = math.log(10)
 HYPERS = build_hypers({}, 1, torch.float64, torch.device("cpu"))
@@ -152,16 +150,10 @@ def test_a_bomb_stays_in_its_environment(engine, grown, place, value):
     assert torch.isfinite(again.host.params).all()
 
 
-def test_a_bad_data_row_stays_in_its_environment(engine, grown):
-    wait = torch.zeros(engine.config.num_envs, dtype=torch.int64)
-    drawn = sample_indices(engine.config, grown, engine.data.train.targets.shape[0]).flatten(1)
-    others = set(drawn[torch.arange(5) != VICTIM].flatten().tolist())
-    row = next(index for index in drawn[VICTIM].tolist() if index not in others)
-    inputs = engine.data.train.inputs.clone()
-    inputs[row, 0, 1, 1] = math.nan
-    broken = replace(engine, data=engine.data._replace(train=engine.data.train._replace(inputs=inputs)))
+def test_a_bad_data_row_stays_in_its_environment(engine, grown, with_bad_row):
+    wait, victims = torch.zeros(engine.config.num_envs, dtype=torch.int64), torch.arange(5) == VICTIM
     clean, _ = engine.step(grown, wait)
-    dirty, event = broken.step(grown, wait)
+    dirty, event = with_bad_row(engine, grown, victims, math.nan).step(grown, wait)
     assert_contained(engine, clean, dirty, event)
 
 

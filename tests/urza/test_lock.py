@@ -1,6 +1,7 @@
 """One writer per folder: at once or not at all, released by death alone, and told when it is lost."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -84,6 +85,20 @@ def test_who_was_overtaken_is_told(tmp_path):
     with pytest.raises(LockError, match="taken over by another process"):
         second.check()
     second.release()
+
+
+def test_what_cannot_be_read_is_not_taken_for_another_writer(tmp_path):
+    """A process that is out of file handles has lost nothing."""
+    lock = hold(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            lock.check()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    lock.check()
+    lock.release()
 
 
 def test_network_file_systems_are_known(tmp_path):

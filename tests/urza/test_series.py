@@ -1,9 +1,11 @@
 """A series: the newest that can be read counts, and what is removed is never the last that can."""
 
+import errno
+
 import pytest
 import torch
 
-from esper.urza import series
+from esper.urza import checkpoint, series
 from esper.urza.checkpoint import MANIFEST, CheckpointError, save
 from esper.urza.series import Moment
 
@@ -28,6 +30,19 @@ def test_the_newest_that_can_be_read_counts(tmp_path):
     assert len(told) == 6 and "round-000010-step-0003" in told[0] and told[0].endswith("an older one is taken")
     with pytest.raises(CheckpointError, match="round-000010"):
         series.newest(tmp_path / "runs", told.append)
+
+
+@pytest.mark.parametrize("want", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
+def test_what_a_process_lacks_is_not_held_against_a_checkpoint(tmp_path, monkeypatch, want):
+    """No older one is taken, and none is called damaged."""
+
+    def read(path, most):
+        raise want
+
+    write(tmp_path / "runs", (1, 0), (2, 0))
+    monkeypatch.setattr(checkpoint, "read_file", read)
+    with pytest.raises(type(want)):
+        series.newest(tmp_path / "runs", lambda line: pytest.fail(line))
 
 
 def test_pruning_keeps_the_newest(tmp_path):

@@ -147,6 +147,9 @@ CAUSES = (
 )
 """In order: of several that fit, the first counts."""
 
+WANTS = ("out of memory", "too many open files")
+"""Causes that lie in this process."""
+
 UNKNOWN = FailureCause("unknown", Nature.UNKNOWN, "report it, with the lines before it")
 
 
@@ -175,6 +178,14 @@ def cause_of(error: BaseException) -> FailureCause:
 def cause_of_text(text: str) -> FailureCause:
     """What a line of a log means; ``UNKNOWN`` where it says none of the causes."""
     return next((row for row in CAUSES if PATTERNS[row.name].search(text)), UNKNOWN)
+
+
+def is_want(error: BaseException) -> bool:
+    """Whether this process lacks memory or handles, so that what it tried says nothing of what it tried it on.
+
+    Errors of readers count by their kind, not by words that a file can put into them.
+    """
+    return isinstance(error, OSError | MemoryError | RuntimeError) and cause_of(error).name in WANTS
 
 
 def by_name(name: str) -> FailureCause:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import runpy
 import socket
 import threading
 from collections import Counter
@@ -12,9 +13,9 @@ from resilience_worlds import Simulated
 
 from esper.runtime.outlets import Outlets
 from esper.urza.dead_letters import FILE, DeadLetters
-from esper.utils import files
+from esper.utils import failpoints
+from esper.utils.failpoints import Chaos, awaiting, parse_chaos, reach
 from esper.utils.resilience.breaker import BreakerOpen, Phase
-from esper.utils.resilience.chaos import Chaos
 from esper.utils.resilience.services import Service
 
 
@@ -75,20 +76,19 @@ def test_a_service_behind_a_network_that_parts(network):
     assert service.breaker.circuit.phase is Phase.CLOSED and calls[b"lost"] == 5
 
 
-def test_files_that_fail_at_random_are_written_or_kept(tmp_path, monkeypatch):
+def test_files_that_fail_at_random_are_written_or_kept(tmp_path):
     """The disk ends as the letters say: each file is whole and the newest, or waits whole; nothing lies beside."""
-    chaos, simulated = Chaos(3, 0.15), Simulated()
+    simulated, last = Simulated(), {}
     outlets = Outlets(tmp_path, Service("files", simulated.world), lambda line: None)
-    monkeypatch.setattr(files, "reach", chaos.reach)
-    last = {}
-    for number in range(300):
-        name = f"file{number % 7}"
-        last[name] = f"text {number}" * 50
-        outlets.write(tmp_path / name, last[name])
-        simulated.time += 100.0
-    monkeypatch.undo()
+    with awaiting(Chaos(3, 0.15)):
+        for number in range(300):
+            name = f"file{number % 7}"
+            last[name] = f"text {number}" * 50
+            outlets.write(tmp_path / name, last[name])
+            simulated.time += 100.0
+        met = dict(failpoints.struck)
     waiting = {letter.target: letter for letter in outlets.letters.waiting()}
-    assert sum(chaos.met.values()) > 100 and {*chaos.met} >= {"open", "write", "sync", "rename", "sync-folder"}
+    assert sum(met.values()) > 100 and met.keys() >= {"open", "write", "sync", "rename", "sync-folder"}
     for name, text in last.items():
         kept = outlets.letters.payload(waiting[name]).decode() if name in waiting else (tmp_path / name).read_text()
         assert kept == text
@@ -98,19 +98,32 @@ def test_files_that_fail_at_random_are_written_or_kept(tmp_path, monkeypatch):
 
 
 def test_chaos_can_be_had_again_and_keeps_its_rate():
-    def met(seed, rate, count=4000):
-        chaos, found = Chaos(seed, rate), []
-        for number in range(count):
-            try:
-                chaos.reach("a" if number % 2 else "b")
-            except OSError as error:
-                found.append((number, error.errno))
+    def met(chaos, points=("open", "write"), count=4000):
+        found = []
+        with awaiting(chaos):
+            for number in range(count):
+                try:
+                    reach(points[number % len(points)])
+                except OSError as error:
+                    found.append((number, error.errno))
+                except MemoryError:
+                    found.append((number, "memory"))
         return found
 
-    assert met(1, 0.1) == met(1, 0.1) != met(2, 0.1)
-    found = met(5, 0.1)
+    assert met(Chaos(1, 0.1)) == met(Chaos(1, 0.1)) != met(Chaos(2, 0.1))
+    found = met(Chaos(5, 0.1))
     assert abs(len(found) - 400) < 6 * 19 and {number for _, number in found} == {errno.EIO, errno.ENOSPC, errno.EMFILE}
-    assert met(1, 0.0) == [] and len(met(1, 1.0)) == 4000
-    for rate, kinds in ((1.5, ("eio",)), (0.1, ("fire",)), (0.1, ())):
-        with pytest.raises(ValueError, match="expected 0 to 1"):
-            Chaos(0, rate, kinds)
+    assert met(Chaos(1, 0.0)) == [] and len(met(Chaos(1, 1.0))) == 4000
+    assert met(Chaos(1, 1.0), ("step",)) == []  # a step is no operation on a file
+    assert {kind for _, kind in met(Chaos(1, 1.0, ("eio", "memory")), ("step",))} == {"memory"}
+
+
+def test_chaos_is_read_from_the_environment(monkeypatch):
+    assert parse_chaos("7:0.25") == Chaos(7, 0.25) and parse_chaos("7:1:eio,kill") == Chaos(7, 1.0, ("eio", "kill"))
+    for wrong in ("", "7", "x:0.1", "7:1.5", "7:nan", "7:-0.1", "7:0.1:fire"):
+        with pytest.raises(ValueError, match=f"^{failpoints.CHAOS} = '{wrong}': expected SEED:RATE"):
+            parse_chaos(wrong)
+    monkeypatch.setenv(failpoints.CHAOS, "7:1:memory")
+    fresh = runpy.run_path(failpoints.__file__)
+    with pytest.raises(MemoryError, match="fault point write"):
+        fresh["reach"]("write")

@@ -1,0 +1,10 @@
+"""Makes ``forks.py`` known as ``runtime_forks``."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+_spec = importlib.util.spec_from_file_location("runtime_forks", Path(__file__).with_name("forks.py"))
+forks = importlib.util.module_from_spec(_spec)
+sys.modules["runtime_forks"] = forks
+_spec.loader.exec_module(forks)

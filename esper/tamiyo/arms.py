@@ -7,11 +7,10 @@ gained in that epoch, and by the nats of validation loss (negative = better).
 from dataclasses import dataclass
 
 import torch
-from tensordict import TypedTensorDict
 from torch import Tensor
 
 from esper.leyline.actions import NONE, Blend, Codec, Op
-from esper.leyline.state import Signals
+from esper.leyline.state import Fields, Signals
 from esper.utils.documents import shown
 
 
@@ -82,7 +81,7 @@ BANDIT_RANGES: dict[str, tuple[float, float]] = {
 """What a number of the bandits may be, both ends included."""
 
 
-class ArmStatistics(TypedTensorDict):
+class ArmStatistics(Fields):
     """What is remembered of N arms, batch [E]."""
 
     accuracy: Tensor  # float64 [E, N, W]; pp gained per epoch, newest last, 0 where absent

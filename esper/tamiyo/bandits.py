@@ -6,13 +6,12 @@ What they learn is kept from episode to episode, in the memory and beyond it (``
 from typing import NamedTuple
 
 import torch
-from tensordict import TypedTensorDict
 from torch import Tensor
 
 from esper.leyline.actions import NONE, Codec, Op
 from esper.leyline.decisions import Intent, Reason
 from esper.leyline.stages import LIVE, is_in
-from esper.leyline.state import State
+from esper.leyline.state import Fields, State
 from esper.tamiyo.arms import (
     ArmStatistics,
     BanditConfig,
@@ -38,7 +37,7 @@ class Viability(NamedTuple):
     budget: Tensor  # [] or [E]; parameters in all seeds
 
 
-class BanditMemory(TypedTensorDict):
+class BanditMemory(Fields):
     """What a bandit remembers, batch [E]."""
 
     statistics: ArmStatistics
@@ -101,11 +100,13 @@ def look_back(bandit: Bandit, memory: BanditMemory, state: State) -> BanditMemor
     )
 
 
-def viable_arms(bandit: Bandit, memory: BanditMemory, state: State, mask: Tensor) -> tuple[Tensor, Tensor]:
+def viable_arms(
+    bandit: Bandit, memory: BanditMemory, state: State, mask: Tensor, live: Tensor
+) -> tuple[Tensor, Tensor]:
     """Which arms may be taken, bool [E, N], and why none, int64 [E]: the first limit that leaves none.
 
     Fewer than ``max_active`` seeds grow; the last germination is ``cool_down`` epochs ago or more; all seeds with the
-    new one have at most ``memory_share`` of the budget of parameters.
+    new one have at most ``memory_share`` of the budget of parameters; ``live``, bool [E, S], says which slots' grow.
     """
     config, limits, slots = bandit.config, bandit.limits, state.slots
     legal = mask[:, bandit.arms]
@@ -113,7 +114,7 @@ def viable_arms(bandit: Bandit, memory: BanditMemory, state: State, mask: Tensor
     used = torch.where(slots.blueprint == NONE, 0, limits.held[rows, slots.blueprint.clamp(min=0)]).sum(1)
     budget = config.memory_share * limits.budget
     fits = (used.unsqueeze(1) + limits.sizes[bandit.arms]) <= budget.reshape(-1, 1)
-    room = (is_in(slots.stage, LIVE).sum(1) < config.max_active).unsqueeze(1)
+    room = (live.sum(1) < config.max_active).unsqueeze(1)
     rested = (state.epoch - memory.germinated_at >= config.cool_down).unsqueeze(1)
     viable, reason = legal, torch.full_like(state.epoch, int(Reason.NO_PLACE))
     for allowed, otherwise in ((room, Reason.FULL), (rested, Reason.RESTING), (fits, Reason.NO_MEMORY)):
@@ -136,7 +137,8 @@ def decide(bandit: Bandit, memory: BanditMemory, seen: PolicyInput) -> tuple[Ban
     """
     state, codec = seen.state, bandit.codec
     memory = look_back(bandit, memory, state)
-    viable, waiting = viable_arms(bandit, memory, state, seen.mask)
+    live = is_in(state.slots.stage, LIVE)
+    viable, waiting = viable_arms(bandit, memory, state, seen.mask, live)
     taken = select(bandit.strategy, bandit.config, memory.statistics, viable, state.epoch, seen.key)
     actions = torch.arange(codec.size, device=seen.mask.device)
     place = (actions == bandit.arms[taken.arm].unsqueeze(1)) & viable.any(1, keepdim=True)
@@ -148,21 +150,20 @@ def decide(bandit: Bandit, memory: BanditMemory, seen: PolicyInput) -> tuple[Ban
     statistics = memory.statistics
     memory = memory.replace(
         statistics=statistics.replace(chosen=statistics.chosen + (chosen & planted.unsqueeze(1))),
-        held=_held_next(codec, state, action),
+        held=_held_next(codec, torch.where(live, state.slots.blueprint, NONE), action),
         germinated_at=torch.where(planted, state.epoch, memory.germinated_at),
     )
     return memory, Decision(action, account=account)
 
 
-def _held_next(codec: Codec, state: State, action: Tensor) -> Tensor:
-    """Blueprints of the seeds that grow through the epoch to come, int64 [E, S]."""
-    stage, blueprint = state.slots.stage, state.slots.blueprint
-    slots = torch.arange(stage.shape[1], device=stage.device)
+def _held_next(codec: Codec, growing: Tensor, action: Tensor) -> Tensor:
+    """Blueprints of the seeds that grow through the epoch to come, int64 [E, S], from those that grow now."""
+    slots = torch.arange(growing.shape[1], device=growing.device)
     here = codec.slot[action].unsqueeze(1) == slots
     op = codec.op[action].unsqueeze(1)
     gone = here & ((op == int(Op.CULL)) | (op == int(Op.FOSSILIZE)))
-    held = torch.where(is_in(stage, LIVE) & ~gone, blueprint, NONE)
-    return torch.where(here & (op == int(Op.GERMINATE)), codec.blueprint[action].unsqueeze(1), held)
+    kept = torch.where(gone, NONE, growing)
+    return torch.where(here & (op == int(Op.GERMINATE)), codec.blueprint[action].unsqueeze(1), kept)
 
 
 def _account(

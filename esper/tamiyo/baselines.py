@@ -157,6 +157,12 @@ def heuristic(
     return memory.replace(turn=torch.where(germinated, turn, memory.turn)), action
 
 
+_ORDER = (Op.WAIT, Op.GERMINATE, Op.CULL, Op.ADVANCE, Op.FOSSILIZE)
+"""What ``tend`` does, the last of these that it may."""
+
+_TENDING = [_ORDER.index(op) if op in _ORDER else -1 for op in Op]
+
+
 def tend(config: HeuristicConfig, codec: Codec, slots: Slots, mask: Tensor, place: Tensor) -> Tensor:
     """The order of what is done, whoever chooses the seeds: see ``heuristic``.
 
@@ -170,17 +176,11 @@ def tend(config: HeuristicConfig, codec: Codec, slots: Slots, mask: Tensor, plac
     Returns:
       the action, int64 [E].
     """
-    wishes = (
-        (Op.WAIT, torch.ones_like(mask)),
-        (Op.GERMINATE, place),
-        (Op.CULL, _by_action(codec, _useless(config, slots))),
-        (Op.ADVANCE, torch.ones_like(mask)),
-        (Op.FOSSILIZE, _by_action(codec, _useful(config, slots))),
-    )
-    rank = torch.full_like(codec.op, -1).expand(mask.shape)
-    for score, (op, wish) in enumerate(wishes):
-        rank = torch.where(mask & wish & (codec.op == int(op)), score, rank)
-    return rank.argmax(1)  # the first of equals
+    op = codec.op
+    useful = _by_action(codec, _useful(config, slots)) | (op != int(Op.FOSSILIZE))
+    wished = torch.where(op == int(Op.CULL), _by_action(codec, _useless(config, slots)), useful)
+    wished = mask & torch.where(op == int(Op.GERMINATE), place, wished)
+    return torch.where(wished, op.new_tensor(_TENDING)[op], -1).argmax(1)  # the first of equals
 
 
 def _renew(memory: Memory, epoch: Tensor) -> Memory:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from esper.leyline.actions import NONE, Blend, Codec, Op
+from esper.leyline.actions import Blend, Codec, Op
 from esper.leyline.state import Fields, Signals
 from esper.utils.documents import shown
 
@@ -150,7 +150,7 @@ def scores(config: BanditConfig, statistics: ArmStatistics) -> Tensor:
     """
     recent = config.recent
     age = torch.arange(recent - 1, -1, -1, device=statistics.measured.device)
-    weight = torch.where(age < statistics.measured.unsqueeze(2), config.decay ** age.to(torch.float64), 0.0)
+    weight = config.decay ** age.to(torch.float64) * (age < statistics.measured.unsqueeze(2))
     total = weight.sum(2).clamp(min=1e-300)
     accuracy, loss = ((weight * ring[..., -recent:]).sum(2) / total for ring in (statistics.accuracy, statistics.loss))
     return config.accuracy_weight * accuracy - config.loss_weight * loss
@@ -175,8 +175,7 @@ def arms_held(codec: Codec, arms: Tensor, held: Tensor) -> Tensor:
     """
     if not arms.numel():
         return torch.zeros(held.shape[0], 0, dtype=torch.bool, device=held.device)
-    there = held[:, codec.slot[arms]]
-    return (there != NONE) & (there == codec.blueprint[arms])
+    return held[:, codec.slot[arms]] == codec.blueprint[arms]
 
 
 def last_epoch(signals: Signals) -> tuple[Tensor, Tensor]:

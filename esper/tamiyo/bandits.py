@@ -88,14 +88,14 @@ def look_back(bandit: Bandit, memory: BanditMemory, state: State) -> BanditMemor
     The first epoch of an episode gains nothing that could be measured, and one that was rolled back counts for none.
     """
     fresh = state.epoch == 0
-    held = torch.where(fresh.unsqueeze(1), NONE, memory.held)
+    held = memory.held.masked_fill(fresh.unsqueeze(1), NONE)
     seen = state.signals.epochs_seen
-    counts = (seen > torch.where(fresh, 0, memory.seen)) & (seen > 1)
+    counts = (seen > memory.seen.masked_fill(fresh, 0)) & (seen > 1)
     paid = arms_held(bandit.codec, bandit.arms, held) & counts.unsqueeze(1)
     return memory.replace(
         statistics=pay(memory.statistics, paid, *last_epoch(state.signals)),
         held=held,
-        germinated_at=torch.where(fresh, NEVER, memory.germinated_at),
+        germinated_at=memory.germinated_at.masked_fill(fresh, NEVER),
         seen=seen,
     )
 
@@ -111,14 +111,14 @@ def viable_arms(
     config, limits, slots = bandit.config, bandit.limits, state.slots
     legal = mask[:, bandit.arms]
     rows = torch.arange(slots.blueprint.shape[1], device=mask.device)
-    used = torch.where(slots.blueprint == NONE, 0, limits.held[rows, slots.blueprint.clamp(min=0)]).sum(1)
+    used = limits.held[rows, slots.blueprint.clamp(min=0)].masked_fill(slots.blueprint == NONE, 0).sum(1)
     budget = config.memory_share * limits.budget
     fits = (used.unsqueeze(1) + limits.sizes[bandit.arms]) <= budget.reshape(-1, 1)
     room = (live.sum(1) < config.max_active).unsqueeze(1)
     rested = (state.epoch - memory.germinated_at >= config.cool_down).unsqueeze(1)
     viable, reason = legal, torch.full_like(state.epoch, int(Reason.NO_PLACE))
     for allowed, otherwise in ((room, Reason.FULL), (rested, Reason.RESTING), (fits, Reason.NO_MEMORY)):
-        reason = torch.where(viable.any(1), int(otherwise), reason)
+        reason = reason.masked_fill(viable.any(1), int(otherwise))
         viable = viable & allowed
     return viable, reason
 
@@ -144,13 +144,13 @@ def decide(bandit: Bandit, memory: BanditMemory, seen: PolicyInput) -> tuple[Ban
     place = (actions == bandit.arms[taken.arm].unsqueeze(1)) & viable.any(1, keepdim=True)
     action = tend(bandit.rule, codec, state.slots, seen.mask, place)
     planted = codec.op[action] == int(Op.GERMINATE)
-    taken = taken._replace(scores=torch.where(viable, taken.scores, torch.nan))
+    taken = taken._replace(scores=taken.scores.masked_fill(~(viable & planted.unsqueeze(1)), torch.nan))
     account = _account(bandit, memory, state, taken, (action, planted, waiting))
     chosen = torch.arange(len(bandit.arms), device=action.device) == taken.arm.unsqueeze(1)
     statistics = memory.statistics
     memory = memory.replace(
         statistics=statistics.replace(chosen=statistics.chosen + (chosen & planted.unsqueeze(1))),
-        held=_held_next(codec, torch.where(live, state.slots.blueprint, NONE), action),
+        held=_held_next(codec, state.slots.blueprint.masked_fill(~live, NONE), action),
         germinated_at=torch.where(planted, state.epoch, memory.germinated_at),
     )
     return memory, Decision(action, account=account)
@@ -162,7 +162,7 @@ def _held_next(codec: Codec, growing: Tensor, action: Tensor) -> Tensor:
     here = codec.slot[action].unsqueeze(1) == slots
     op = codec.op[action].unsqueeze(1)
     gone = here & ((op == int(Op.CULL)) | (op == int(Op.FOSSILIZE)))
-    kept = torch.where(gone, NONE, growing)
+    kept = growing.masked_fill(gone, NONE)
     return torch.where(here & (op == int(Op.GERMINATE)), codec.blueprint[action].unsqueeze(1), kept)
 
 
@@ -178,11 +178,11 @@ def _account(
     rate = success_rate(bandit.config, memory.statistics).gather(1, taken.arm.unsqueeze(1)).squeeze(1).float()
     confidence = torch.where(planted, rate, rule_confidence(codec, state, action))
     scores = torch.full((action.shape[0], codec.size), torch.nan, dtype=torch.float64, device=action.device)
-    scores[:, bandit.arms] = torch.where(planted.unsqueeze(1), taken.scores, torch.nan)
+    scores[:, bandit.arms] = taken.scores
     return Account(
-        confidence=torch.where(waits, 1.0, confidence),
+        confidence=confidence.masked_fill(waits, 1.0),
         reason=tending_reasons(codec, state.slots, action, torch.where(planted, taken.reason, waiting)),
-        intent=torch.where(planted, taken.intent, int(Intent.NEITHER)),
+        intent=taken.intent.masked_fill(~planted, int(Intent.NEITHER)),
         scores=scores,
     )
 

@@ -160,7 +160,7 @@ def heuristic(
 _ORDER = (Op.WAIT, Op.GERMINATE, Op.CULL, Op.ADVANCE, Op.FOSSILIZE)
 """What ``tend`` does, the last of these that it may."""
 
-_TENDING = [_ORDER.index(op) if op in _ORDER else -1 for op in Op]
+_TENDING = [1 + _ORDER.index(op) if op in _ORDER else 0 for op in Op]
 
 
 def tend(config: HeuristicConfig, codec: Codec, slots: Slots, mask: Tensor, place: Tensor) -> Tensor:
@@ -180,7 +180,7 @@ def tend(config: HeuristicConfig, codec: Codec, slots: Slots, mask: Tensor, plac
     useful = _by_action(codec, _useful(config, slots)) | (op != int(Op.FOSSILIZE))
     wished = torch.where(op == int(Op.CULL), _by_action(codec, _useless(config, slots)), useful)
     wished = mask & torch.where(op == int(Op.GERMINATE), place, wished)
-    return torch.where(wished, op.new_tensor(_TENDING)[op], -1).argmax(1)  # the first of equals
+    return (op.new_tensor(_TENDING)[op] * wished).argmax(1)  # the first of equals
 
 
 def _renew(memory: Memory, epoch: Tensor) -> Memory:
@@ -260,7 +260,7 @@ def _useful(config: HeuristicConfig, slots: Slots) -> Tensor:
 
 def _useless(config: HeuristicConfig, slots: Slots) -> Tensor:
     """Seeds to cull, bool [E, S]."""
-    young = is_in(slots.stage, (Stage.TRAINING, Stage.BLENDING))
+    young = (slots.stage == int(Stage.TRAINING)) | (slots.stage == int(Stage.BLENDING))
     harmful = young & (slots.stage_age >= config.cull_after) & (slots.improvement < -config.max_drop)
     proven = (slots.stage == int(Stage.PROBATIONARY)) & slots.measured
     return harmful | (proven & (slots.contribution <= config.least_contribution))

@@ -37,6 +37,7 @@ class Standing(NamedTuple):
 
     statistics: ArmStatistics  # [E]
     score: Tensor  # float64 [E, N]; their ``scores``
+    untried: Tensor  # bool [E, N]; never chosen
     viable: Tensor  # bool [E, N]
 
 
@@ -53,7 +54,7 @@ def upper_bound(config: BanditConfig, standing: Standing, epoch: Tensor, key: Te
     chosen = standing.statistics.chosen.double()
     total = chosen.sum(1, keepdim=True).clamp(min=1)
     bound = standing.score + config.exploration * (total.log() / chosen.clamp(min=1)).sqrt()
-    figure = torch.where(chosen == 0, math.inf, bound)
+    figure = bound.masked_fill(standing.untried, math.inf)
     return Ballot(figure, figure, _reasons(standing, Reason.HIGHEST_BOUND))
 
 
@@ -73,7 +74,7 @@ def epsilon_greedy(config: BanditConfig, standing: Standing, epoch: Tensor, key:
     coin, which = rng.split(key).unbind(-2)
     chance = config.epsilon * config.epsilon_decay ** epoch.double()
     explores = (rng.uniform(coin, (), dtype=torch.float64) < chance).unsqueeze(1)
-    shown = torch.where(standing.statistics.chosen == 0, math.inf, standing.score)
+    shown = standing.score.masked_fill(standing.untried, math.inf)
     lot = rng.uniform(which, (shown.shape[1],), dtype=torch.float64)
     reason = torch.where(explores, int(Reason.CHANCE), _reasons(standing, Reason.HIGHEST_SCORE))
     return Ballot(torch.where(explores, lot, shown), shown, reason)
@@ -85,7 +86,7 @@ def softmax(config: BanditConfig, standing: Standing, epoch: Tensor, key: Tensor
     The draw is the highest of score / temperature plus Gumbel noise (``esper.utils.rng.categorical``).
     """
     del epoch
-    weight = torch.where(standing.statistics.chosen == 0, config.untried_weight, standing.score)
+    weight = standing.score.masked_fill(standing.untried, config.untried_weight)
     if config.temperature == 0:
         return Ballot(weight, weight, _reasons(standing, Reason.HIGHEST_SCORE))
     none = ~standing.viable.any(1, keepdim=True)
@@ -134,16 +135,16 @@ def select(
     Returns:
       the arm; viable, where one is. Law: row i depends on row i alone.
     """
-    score, tried = scores(config, statistics), statistics.chosen > 0
-    ballot = strategy(config, Standing(statistics, score, viable), epoch, key)
-    arm = torch.where(viable, ballot.figure, -math.inf).argmax(1)
+    score, untried = scores(config, statistics), statistics.chosen == 0
+    ballot = strategy(config, Standing(statistics, score, untried, viable), epoch, key)
+    arm = ballot.figure.masked_fill(~viable, -math.inf).argmax(1)
     place = arm.unsqueeze(1)
-    best = torch.where(viable & tried, score, -math.inf).amax(1)
-    explores = ~tried.gather(1, place).squeeze(1) | (score.gather(1, place).squeeze(1) < best)
+    best = score.masked_fill(~viable | untried, -math.inf).amax(1)
+    explores = untried.gather(1, place).squeeze(1) | (score.gather(1, place).squeeze(1) < best)
     intent = torch.where(explores, int(Intent.EXPLORE), int(Intent.EXPLOIT))
     return Selected(arm, ballot.reason.gather(1, place).squeeze(1), intent, ballot.shown)
 
 
 def _reasons(standing: Standing, tried: Reason) -> Tensor:
     """A reason for arms that were chosen before, and UNTRIED for the others, int64 [E, N]."""
-    return torch.where(standing.statistics.chosen == 0, int(Reason.UNTRIED), int(tried))
+    return torch.where(standing.untried, int(Reason.UNTRIED), int(tried))

@@ -1,12 +1,13 @@
 """The engine: what happens in one environment step, in order. The only place where all subsystems meet."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from esper.kasmina import arena, lifecycle, metrics
+from esper.kasmina.graph import graph_of
 from esper.kasmina.slot_table import take_table
 from esper.kasmina.structure import Structure, seed_sizes
 from esper.leyline.actions import Codec
@@ -232,7 +233,7 @@ class Engine:
     @property
     def interface(self) -> Interface:
         """What a policy sees and says here."""
-        return Interface(tuple(self.columns), self.codec)
+        return Interface(tuple(self.columns), self.codec, partial(graph_of, self.structure))
 
     @property
     def columns(self) -> list[str]:

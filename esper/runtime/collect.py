@@ -53,7 +53,7 @@ def part_of(horizon: int) -> int:
     return next(length for length in range(longest, 0, -1) if horizon % length == 0)
 
 
-def make_track(scene: Scene, interface: Interface, learner: Learner, watch: Watch) -> Track:
+def make_track(scene: Scene, interface: Interface, learner: Learner, watch: Watch, place: int = 0) -> Track:
     """What plays a scene.
 
     Args:
@@ -61,11 +61,12 @@ def make_track(scene: Scene, interface: Interface, learner: Learner, watch: Watc
       interface: what the policy sees and says.
       learner: whose policy plays.
       watch: looked at before every step.
+      place: which of the learner's tasks it is.
     """
     timed = Stopwatch(interruptible(scene.engine, watch))
     env = EsperEnv(timed.engine, scene.mode, scene.params, interface=interface)
     go_on = GoOn()
-    collector = make_collector(env, learner.policy, part_of(scene.engine.config.horizon), go_on)
+    collector = make_collector(env, learner.view(place), part_of(scene.engine.config.horizon), go_on)
     return Track(scene.rules.task, env, timed, collector, iter(collector), go_on)
 
 

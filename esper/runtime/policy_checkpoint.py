@@ -6,15 +6,18 @@ after the round that ended the best rounds in a row, unless that is the same one
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchrl.modules import ActorValueOperator
 
+from esper.leyline.actions import Op
 from esper.simic.adam import place_of
 from esper.simic.ppo import Learner
-from esper.tamiyo.actor_critic import ActorCriticConfig, build_actor_critic
-from esper.tamiyo.interface import Interface, from_table, translate
+from esper.tamiyo.actor_critic import ActorCriticConfig
+from esper.tamiyo.interface import Interface, PolicyNetwork, Translation, from_table, translate
+from esper.tamiyo.networks import build_policies
 from esper.tamiyo.policies import Policy, learned_policy
 from esper.urza import series
 from esper.urza.checkpoint import Checkpoint, CheckpointError, load
@@ -109,16 +112,45 @@ def load_policy(loaded: Checkpoint, task: Interface, greedy: bool, strict: bool 
 
     Args:
       loaded: from ``load_run``.
-      task: what the task shows and takes; columns and actions that the policy does not know are left alone.
+      task: what the task shows and takes. A recurrent policy leaves alone the columns and actions that it does not
+        know; a graph policy knows them all.
       greedy: take the likeliest action instead of drawing one.
       strict: see ``learned_policy``.
 
     Raises:
-      CheckpointError: its tensors do not fit its settings.
+      CheckpointError: its tensors do not fit its settings, or it knows no seed of the task.
     """
     settings, own = loaded.table["settings"], from_table(loaded.table["interface"])
     sizes = ActorCriticConfig(*(settings[name] for name in ("features", "lstm", "head") if name in settings))
-    policy = build_actor_critic(sizes, own.codec, len(own.columns), settings["seed"])
+    network = network_of(loaded)
+    seen = task if network is PolicyNetwork.GRAPH else own
+    (policy,) = build_policies(network, sizes, [seen], settings["seed"])
     restore_policy(policy, loaded)
     policy = policy.to(task.codec.op.device)
-    return learned_policy(policy, sizes.lstm, greedy, translate(own, task), strict)
+    translation = translate(seen, task)
+    _expect_known(translation, task, settings)
+    return learned_policy(policy, sizes.lstm, greedy, translation, strict)
+
+
+def network_of(loaded: Checkpoint) -> PolicyNetwork:
+    """What network a run's policy is.
+
+    Raises:
+      CheckpointError: one that is not known here.
+    """
+    name = loaded.table["settings"].get("policy_network", PolicyNetwork.RECURRENT.value)
+    known = [network.value for network in PolicyNetwork]
+    if name not in known:
+        raise CheckpointError(f"checkpoint: policy_network {name!r}; expected one of {', '.join(known)}")
+    return PolicyNetwork(name)
+
+
+def _expect_known(translation: Translation, task: Interface, settings: dict[str, Any]) -> None:
+    """Raise unless the policy could grow something in the task, if anybody can."""
+    grows = task.codec.op == int(Op.GERMINATE)
+    known = translation.own_actions < len(translation.actions)
+    if bool(grows.any()) and not bool((grows & known).any()):
+        raise CheckpointError(
+            f"policy of {settings.get('task', 'another task')}: a recurrent one, which knows slots and blueprints by "
+            "name, and none of this task's; expected a run with --room-for this task, or with --policy-network graph"
+        )

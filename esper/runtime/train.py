@@ -31,8 +31,9 @@ from esper.runtime.table import table
 from esper.runtime.told import left_out, of_episodes, round_line, time_split
 from esper.runtime.train_settings import TrainSettings
 from esper.simic.ppo import Learner
-from esper.tamiyo.actor_critic import ActorCriticConfig, build_actor_critic
-from esper.tamiyo.interface import Interface, common, from_table
+from esper.tamiyo.actor_critic import ActorCriticConfig
+from esper.tamiyo.interface import Interface, PolicyNetwork, common, from_table
+from esper.tamiyo.networks import build_policies
 from esper.urza.checkpoint import CheckpointError
 from esper.urza.lock import LockError
 from esper.utils.documents import to_json
@@ -71,8 +72,9 @@ def train(settings: TrainSettings, out: TextIO | None = None) -> Learner:
         expect_numbers_for(scene, settings.eval_envs, "--eval-envs")
     interface = _interface(settings, scenes)
     sizes = ActorCriticConfig(settings.features, settings.lstm, settings.head, settings.value_scale)
-    policy = build_actor_critic(sizes, interface.codec, len(interface.columns), settings.seed).to(device)
-    learner = Learner(policy, settings.ppo(), settings.rounds, settings.seed)
+    network, shown = PolicyNetwork(settings.policy_network), _shown(settings, scenes, interface)
+    views = [view.to(device) for view in build_policies(network, sizes, shown, settings.seed)]
+    learner = Learner(views[0], settings.ppo(), settings.rounds, settings.seed, views=views)
     if settings.dry_run:
         out.write(f"{folder}: nothing written\n" + "".join(line for scene in scenes for line in _resolved(scene)))
         return learner
@@ -107,7 +109,8 @@ def _work(
 ) -> None:
     """All rounds, the evaluation and the report; the report also of a run that is stopped."""
     (run, outlets), (watch, out) = kept, ends
-    tracks = [make_track(scene, from_table(run.table["interface"]), learner, watch) for scene in scenes]
+    shown = _shown(settings, scenes, from_table(run.table["interface"]))
+    tracks = [make_track(scene, shown[place], learner, watch, place) for place, scene in enumerate(scenes)]
     progress = make_progress(settings.progress, "round", out)
     findings, stopped = Findings(), None
     try:
@@ -135,6 +138,10 @@ def _check(settings: TrainSettings) -> None:
     """What must be known before anything is built."""
     if 0 < settings.eval_envs < FEWEST:
         raise SettingsError(f"--eval-envs = {settings.eval_envs}: expected 0 (no evaluation) or an integer >= {FEWEST}")
+    if settings.room_for and settings.policy_network == PolicyNetwork.GRAPH.value:
+        raise SettingsError(
+            f"--room-for = {settings.room_for!r}: a policy of --policy-network graph plays every task; expected none"
+        )
     if settings.tensorboard:
         require_tensorboard()
     if settings.progress == "tqdm":
@@ -146,6 +153,12 @@ def _interface(settings: TrainSettings, scenes: Sequence[Scene]) -> Interface:
     further = tasks_of(settings.room_for, "--room-for") if settings.room_for else []
     rooms = [build_scene(Rules(task=task), 1, "eager") for task in further]
     return common([scene.engine.interface for scene in (*scenes, *rooms)])
+
+
+def _shown(settings: TrainSettings, scenes: Sequence[Scene], shared: Interface) -> list[Interface]:
+    """Through which interface the policy plays each task."""
+    own = settings.policy_network == PolicyNetwork.GRAPH.value
+    return [scene.engine.interface if own else shared for scene in scenes]
 
 
 def _learn(

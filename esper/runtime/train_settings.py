@@ -9,6 +9,7 @@ from esper.runtime.build import DEVICES
 from esper.runtime.scene import LEVELS, MODES, Rules, rules_of, tasks_of
 from esper.simic.ppo_config import RANGES, PPOConfig
 from esper.simic.rewards import DEFAULT_REWARD
+from esper.tamiyo.interface import PolicyNetwork
 from esper.tezzeret.choose import CHOICES
 from esper.utils.settings import Entry, setting
 
@@ -51,6 +52,11 @@ class TrainSettings:
     )
     value_scale: float = setting(
         20.0, "unit of the critic: of the order of an episode's return", *RANGES["value_scale"]
+    )
+    policy_network: str = setting(
+        PolicyNetwork.RECURRENT.value,
+        "recurrent: knows slots and blueprints by name; graph: by what they are, and plays every task",
+        choices=tuple(network.value for network in PolicyNetwork),
     )
     features: int = setting(64, "width of the feature layer", low=1, high=4096)
     lstm: int = setting(64, "width of the memory", low=1, high=4096)

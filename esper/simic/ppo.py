@@ -92,30 +92,57 @@ def told(numbers: Sequence[Tensor]) -> Any:
 
 @dataclass
 class Learner:
-    """A policy with its optimizer; ``update`` is the only thing that changes it."""
+    """A policy with its optimizer; ``update`` is the only thing that changes it.
+
+    Attributes:
+      policy: what learns.
+      config: its numbers.
+      rounds: how many are planned.
+      seed: of the minibatches.
+      done: rounds so far.
+      views: the policy as it plays each of several tasks, with the same parameters in all; empty = as it is.
+      losses: of every view.
+      optimizer: of the parameters.
+    """
 
     policy: ActorValueOperator
     config: PPOConfig
     rounds: int
     seed: int = 0
     done: int = 0
-    loss: ClipPPOLoss = field(init=False)
+    views: Sequence[ActorValueOperator] = ()
+    losses: list[ClipPPOLoss] = field(init=False)
     optimizer: torch.optim.Adam = field(init=False)
 
     def __post_init__(self) -> None:
-        """Build loss and optimizer."""
+        """Build losses and optimizer."""
+        views = self.views or (self.policy,)
+        built = {id(view): self._loss_of(view) for view in views}
+        self.losses = [built[id(view)] for view in views]
+        self.optimizer = build_adam(self.policy.parameters(), self.config.lr)
+
+    @property
+    def loss(self) -> ClipPPOLoss:
+        """The loss of the first view."""
+        return self.losses[0]
+
+    def view(self, place: int) -> ActorValueOperator:
+        """The policy as it plays a task."""
+        return self.views[place] if len(self.views) > 1 else self.policy
+
+    def _loss_of(self, view: ActorValueOperator) -> ClipPPOLoss:
         config = self.config
-        self.loss = ClipPPOLoss(
-            self.policy.get_policy_operator(),
-            self.policy.get_value_head(),
+        loss = ClipPPOLoss(
+            view.get_policy_operator(),
+            view.get_value_head(),
             clip_epsilon=config.clip,
             entropy_coeff=config.entropy_start,
             critic_coeff=config.value_weight / config.value_scale**2,
             loss_critic_type="l2",
             normalize_advantage=False,
         )
-        self.loss.set_keys(sample_log_prob="action_log_prob")
-        self.optimizer = build_adam(self.policy.parameters(), config.lr)
+        loss.set_keys(sample_log_prob="action_log_prob")
+        return loss
 
     def schedule(self) -> tuple[float, float]:
         """Learning rate and entropy bonus of the present round."""
@@ -146,7 +173,8 @@ class Learner:
         lr, entropy = self.schedule()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.loss.entropy_coeff.fill_(entropy)
+        for loss in self.losses:
+            loss.entropy_coeff.fill_(entropy)
         prepared, foreseen, left_out = self._prepare(batches)
         count = min([config.minibatches, *(len(part.data) for part in prepared)])
         seen, epochs = list[list[float]](), 0
@@ -167,7 +195,7 @@ class Learner:
         """
         names, kept = ("explained_variance", "left_out", "broken"), [1.0] * len(batches)
         while True:
-            prepared = [prepare(self.policy, self.config, batch) for batch in batches]
+            prepared = [prepare(self.view(place), self.config, batch) for place, batch in enumerate(batches)]
             found = told([torch.stack([getattr(part, name) for name in names]) for part in prepared])
             foreseen, left_out, broken = map(list, zip(*found, strict=True))
             left_out = [1 - share * (1 - left) for share, left in zip(kept, left_out, strict=True)]
@@ -197,7 +225,8 @@ class Learner:
         """One step of Adam on a minibatch of every task; the numbers of ``SEEN``."""
         steps = sum(part.numel() for part in parts)
         with set_recurrent_mode(True):
-            found = [(part.numel() / steps, self.loss(as_whole(part))) for part in parts]
+            built = self.losses if len(self.losses) > 1 else self.losses * len(parts)
+            found = [(part.numel() / steps, loss(as_whole(part))) for part, loss in zip(parts, built, strict=True)]
         zero = parts[0]["action_log_prob"].new_zeros(())  # a loss of weight 0 is left out
         out = {name: sum(share * loss.get(name, zero).mean() for share, loss in found) for name in LOSSES}
         total = out["loss_objective"] + out["loss_critic"] + out["loss_entropy"]

@@ -55,6 +55,12 @@ class ActorCriticConfig:
             raise ValueError(f"policy.value_scale = {self.value_scale!r}: expected a finite number > 0")
 
 
+def guarded(observation: Tensor) -> Tensor:
+    """An observation within ``OBSERVATION_LIMIT``, whatever it holds."""
+    limit = OBSERVATION_LIMIT
+    return torch.nan_to_num(observation, nan=0.0, posinf=limit, neginf=-limit).clamp(-limit, limit)
+
+
 class Features(nn.Module):
     """What the LSTM sees: [..., O] to [..., features].
 
@@ -68,9 +74,7 @@ class Features(nn.Module):
 
     def forward(self, observation: Tensor) -> Tensor:
         """Guard, project, normalise."""
-        limit = OBSERVATION_LIMIT
-        finite = torch.nan_to_num(observation, nan=0.0, posinf=limit, neginf=-limit).clamp(-limit, limit)
-        return torch.relu(self.norm(self.linear(finite.to(self.linear.weight.dtype))))
+        return torch.relu(self.norm(self.linear(guarded(observation).to(self.linear.weight.dtype))))
 
 
 class ActionHeads(nn.Module):
@@ -86,10 +90,10 @@ class ActionHeads(nn.Module):
         self.codec, self.slots = codec, max(num_slots(codec), 1)
         for name in ("op", "slot", "blueprint", "blend"):
             self.register_buffer(f"{name}_column", getattr(codec, name).clone(), persistent=False)
-        self.op = _head(config, len(Op))
-        self.slot = _head(config, len(Op) * self.slots)
-        self.blueprint = _head(config, max(len(codec.blueprint_names), 1))
-        self.blend = _head(config, len(Blend))
+        self.op = head_of(config, len(Op))
+        self.slot = head_of(config, len(Op) * self.slots)
+        self.blueprint = head_of(config, max(len(codec.blueprint_names), 1))
+        self.blend = head_of(config, len(Blend))
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Score every head, then factor."""
@@ -108,7 +112,7 @@ class ValueHead(nn.Module):
 
     def __init__(self, config: ActorCriticConfig) -> None:
         super().__init__()
-        self.head = _head(config, 1)
+        self.head = head_of(config, 1)
         self.register_buffer("scale", torch.tensor(config.value_scale))
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -155,9 +159,11 @@ def build_actor_critic(config: ActorCriticConfig, codec: Codec, observation_size
         value = ValueHead(config)
     initialise(nn.ModuleList((features, lstm, norm, heads, value)), key)
     for head in (heads.op, heads.slot, heads.blueprint, heads.blend):
-        _scale(head[-1], ACTION_GAIN)
-    _scale(value.head[-1], VALUE_GAIN)
-    return _compose(features, lstm, norm, heads, value)
+        rescale(head[-1], ACTION_GAIN)
+    rescale(value.head[-1], VALUE_GAIN)
+    seeing = TensorDictModule(features, in_keys=["observation"], out_keys=["_features"])
+    deciding = TensorDictModule(heads, in_keys=["_hidden", "action_mask"], out_keys=["logits"])
+    return compose(seeing, lstm, norm, deciding, value)
 
 
 def initialise(module: nn.Module, key: Tensor) -> None:
@@ -206,23 +212,30 @@ def _initial(part: nn.Module, name: str, parameter: Tensor, key: Tensor) -> Tens
     return bias
 
 
-def _scale(layer: nn.Module, gain: float) -> None:
+def rescale(layer: nn.Module, gain: float) -> None:
     """Change the gain of an initialised Linear from sqrt(2) to ``gain``."""
     layer.get_parameter("weight").data.mul_(gain / math.sqrt(2.0))
 
 
-def _head(config: ActorCriticConfig, width: int) -> nn.Sequential:
+def head_of(config: ActorCriticConfig, width: int) -> nn.Sequential:
     """Linear, ReLU, Linear: [..., lstm] to [..., width]."""
     return nn.Sequential(nn.Linear(config.lstm, config.head), nn.ReLU(), nn.Linear(config.head, width))
 
 
-def _compose(
-    features: Features, lstm: nn.LSTM, norm: nn.LayerNorm, heads: ActionHeads, value: ValueHead
+def compose(
+    seeing: TensorDictModule, lstm: nn.LSTM, norm: nn.LayerNorm, deciding: TensorDictModule, value: ValueHead
 ) -> ActorValueOperator:
-    """Wire the parts by their keys."""
+    """Wire the parts by their keys.
+
+    Args:
+      seeing: "observation" to "_features".
+      lstm, norm: "_features" to "_hidden", with memory.
+      deciding: "_hidden", "action_mask" and what else ``seeing`` writes to "logits".
+      value: "_hidden" to "state_value".
+    """
     states = ("recurrent_state_h", "recurrent_state_c")
     trunk = TensorDictSequential(
-        TensorDictModule(features, in_keys=["observation"], out_keys=["_features"]),
+        seeing,
         LSTMModule(
             lstm=lstm,
             in_keys=["_features", *states],
@@ -231,7 +244,7 @@ def _compose(
         TensorDictModule(norm, in_keys=["_memory"], out_keys=["_hidden"]),
     )
     actor = ProbabilisticActor(
-        TensorDictModule(heads, in_keys=["_hidden", "action_mask"], out_keys=["logits"]),
+        deciding,
         in_keys={"logits": "logits", "mask": "action_mask"},
         out_keys=["action"],
         distribution_class=MaskedCategorical,

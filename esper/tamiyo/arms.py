@@ -7,11 +7,10 @@ gained in that epoch, and by the nats of validation loss (negative = better).
 from dataclasses import dataclass
 
 import torch
-from tensordict import TypedTensorDict
 from torch import Tensor
 
-from esper.leyline.actions import NONE, Blend, Codec, Op
-from esper.leyline.state import Signals
+from esper.leyline.actions import Blend, Codec, Op
+from esper.leyline.state import Fields, Signals
 from esper.utils.documents import shown
 
 
@@ -82,7 +81,7 @@ BANDIT_RANGES: dict[str, tuple[float, float]] = {
 """What a number of the bandits may be, both ends included."""
 
 
-class ArmStatistics(TypedTensorDict):
+class ArmStatistics(Fields):
     """What is remembered of N arms, batch [E]."""
 
     accuracy: Tensor  # float64 [E, N, W]; pp gained per epoch, newest last, 0 where absent
@@ -151,7 +150,7 @@ def scores(config: BanditConfig, statistics: ArmStatistics) -> Tensor:
     """
     recent = config.recent
     age = torch.arange(recent - 1, -1, -1, device=statistics.measured.device)
-    weight = torch.where(age < statistics.measured.unsqueeze(2), config.decay ** age.to(torch.float64), 0.0)
+    weight = config.decay ** age.to(torch.float64) * (age < statistics.measured.unsqueeze(2))
     total = weight.sum(2).clamp(min=1e-300)
     accuracy, loss = ((weight * ring[..., -recent:]).sum(2) / total for ring in (statistics.accuracy, statistics.loss))
     return config.accuracy_weight * accuracy - config.loss_weight * loss
@@ -176,8 +175,7 @@ def arms_held(codec: Codec, arms: Tensor, held: Tensor) -> Tensor:
     """
     if not arms.numel():
         return torch.zeros(held.shape[0], 0, dtype=torch.bool, device=held.device)
-    there = held[:, codec.slot[arms]]
-    return (there != NONE) & (there == codec.blueprint[arms])
+    return held[:, codec.slot[arms]] == codec.blueprint[arms]
 
 
 def last_epoch(signals: Signals) -> tuple[Tensor, Tensor]:

@@ -6,13 +6,12 @@ What they learn is kept from episode to episode, in the memory and beyond it (``
 from typing import NamedTuple
 
 import torch
-from tensordict import TypedTensorDict
 from torch import Tensor
 
 from esper.leyline.actions import NONE, Codec, Op
 from esper.leyline.decisions import Intent, Reason
 from esper.leyline.stages import LIVE, is_in
-from esper.leyline.state import State
+from esper.leyline.state import Fields, State
 from esper.tamiyo.arms import (
     ArmStatistics,
     BanditConfig,
@@ -38,7 +37,7 @@ class Viability(NamedTuple):
     budget: Tensor  # [] or [E]; parameters in all seeds
 
 
-class BanditMemory(TypedTensorDict):
+class BanditMemory(Fields):
     """What a bandit remembers, batch [E]."""
 
     statistics: ArmStatistics
@@ -89,35 +88,37 @@ def look_back(bandit: Bandit, memory: BanditMemory, state: State) -> BanditMemor
     The first epoch of an episode gains nothing that could be measured, and one that was rolled back counts for none.
     """
     fresh = state.epoch == 0
-    held = torch.where(fresh.unsqueeze(1), NONE, memory.held)
+    held = memory.held.masked_fill(fresh.unsqueeze(1), NONE)
     seen = state.signals.epochs_seen
-    counts = (seen > torch.where(fresh, 0, memory.seen)) & (seen > 1)
+    counts = (seen > memory.seen.masked_fill(fresh, 0)) & (seen > 1)
     paid = arms_held(bandit.codec, bandit.arms, held) & counts.unsqueeze(1)
     return memory.replace(
         statistics=pay(memory.statistics, paid, *last_epoch(state.signals)),
         held=held,
-        germinated_at=torch.where(fresh, NEVER, memory.germinated_at),
+        germinated_at=memory.germinated_at.masked_fill(fresh, NEVER),
         seen=seen,
     )
 
 
-def viable_arms(bandit: Bandit, memory: BanditMemory, state: State, mask: Tensor) -> tuple[Tensor, Tensor]:
+def viable_arms(
+    bandit: Bandit, memory: BanditMemory, state: State, mask: Tensor, live: Tensor
+) -> tuple[Tensor, Tensor]:
     """Which arms may be taken, bool [E, N], and why none, int64 [E]: the first limit that leaves none.
 
     Fewer than ``max_active`` seeds grow; the last germination is ``cool_down`` epochs ago or more; all seeds with the
-    new one have at most ``memory_share`` of the budget of parameters.
+    new one have at most ``memory_share`` of the budget of parameters; ``live``, bool [E, S], says which slots' grow.
     """
     config, limits, slots = bandit.config, bandit.limits, state.slots
     legal = mask[:, bandit.arms]
     rows = torch.arange(slots.blueprint.shape[1], device=mask.device)
-    used = torch.where(slots.blueprint == NONE, 0, limits.held[rows, slots.blueprint.clamp(min=0)]).sum(1)
+    used = limits.held[rows, slots.blueprint.clamp(min=0)].masked_fill(slots.blueprint == NONE, 0).sum(1)
     budget = config.memory_share * limits.budget
     fits = (used.unsqueeze(1) + limits.sizes[bandit.arms]) <= budget.reshape(-1, 1)
-    room = (is_in(slots.stage, LIVE).sum(1) < config.max_active).unsqueeze(1)
+    room = (live.sum(1) < config.max_active).unsqueeze(1)
     rested = (state.epoch - memory.germinated_at >= config.cool_down).unsqueeze(1)
     viable, reason = legal, torch.full_like(state.epoch, int(Reason.NO_PLACE))
     for allowed, otherwise in ((room, Reason.FULL), (rested, Reason.RESTING), (fits, Reason.NO_MEMORY)):
-        reason = torch.where(viable.any(1), int(otherwise), reason)
+        reason = reason.masked_fill(viable.any(1), int(otherwise))
         viable = viable & allowed
     return viable, reason
 
@@ -136,33 +137,33 @@ def decide(bandit: Bandit, memory: BanditMemory, seen: PolicyInput) -> tuple[Ban
     """
     state, codec = seen.state, bandit.codec
     memory = look_back(bandit, memory, state)
-    viable, waiting = viable_arms(bandit, memory, state, seen.mask)
+    live = is_in(state.slots.stage, LIVE)
+    viable, waiting = viable_arms(bandit, memory, state, seen.mask, live)
     taken = select(bandit.strategy, bandit.config, memory.statistics, viable, state.epoch, seen.key)
     actions = torch.arange(codec.size, device=seen.mask.device)
     place = (actions == bandit.arms[taken.arm].unsqueeze(1)) & viable.any(1, keepdim=True)
     action = tend(bandit.rule, codec, state.slots, seen.mask, place)
     planted = codec.op[action] == int(Op.GERMINATE)
-    taken = taken._replace(scores=torch.where(viable, taken.scores, torch.nan))
+    taken = taken._replace(scores=taken.scores.masked_fill(~(viable & planted.unsqueeze(1)), torch.nan))
     account = _account(bandit, memory, state, taken, (action, planted, waiting))
     chosen = torch.arange(len(bandit.arms), device=action.device) == taken.arm.unsqueeze(1)
     statistics = memory.statistics
     memory = memory.replace(
         statistics=statistics.replace(chosen=statistics.chosen + (chosen & planted.unsqueeze(1))),
-        held=_held_next(codec, state, action),
+        held=_held_next(codec, state.slots.blueprint.masked_fill(~live, NONE), action),
         germinated_at=torch.where(planted, state.epoch, memory.germinated_at),
     )
     return memory, Decision(action, account=account)
 
 
-def _held_next(codec: Codec, state: State, action: Tensor) -> Tensor:
-    """Blueprints of the seeds that grow through the epoch to come, int64 [E, S]."""
-    stage, blueprint = state.slots.stage, state.slots.blueprint
-    slots = torch.arange(stage.shape[1], device=stage.device)
+def _held_next(codec: Codec, growing: Tensor, action: Tensor) -> Tensor:
+    """Blueprints of the seeds that grow through the epoch to come, int64 [E, S], from those that grow now."""
+    slots = torch.arange(growing.shape[1], device=growing.device)
     here = codec.slot[action].unsqueeze(1) == slots
     op = codec.op[action].unsqueeze(1)
     gone = here & ((op == int(Op.CULL)) | (op == int(Op.FOSSILIZE)))
-    held = torch.where(is_in(stage, LIVE) & ~gone, blueprint, NONE)
-    return torch.where(here & (op == int(Op.GERMINATE)), codec.blueprint[action].unsqueeze(1), held)
+    kept = growing.masked_fill(gone, NONE)
+    return torch.where(here & (op == int(Op.GERMINATE)), codec.blueprint[action].unsqueeze(1), kept)
 
 
 def _account(
@@ -177,11 +178,11 @@ def _account(
     rate = success_rate(bandit.config, memory.statistics).gather(1, taken.arm.unsqueeze(1)).squeeze(1).float()
     confidence = torch.where(planted, rate, rule_confidence(codec, state, action))
     scores = torch.full((action.shape[0], codec.size), torch.nan, dtype=torch.float64, device=action.device)
-    scores[:, bandit.arms] = torch.where(planted.unsqueeze(1), taken.scores, torch.nan)
+    scores[:, bandit.arms] = taken.scores
     return Account(
-        confidence=torch.where(waits, 1.0, confidence),
+        confidence=confidence.masked_fill(waits, 1.0),
         reason=tending_reasons(codec, state.slots, action, torch.where(planted, taken.reason, waiting)),
-        intent=torch.where(planted, taken.intent, int(Intent.NEITHER)),
+        intent=taken.intent.masked_fill(~planted, int(Intent.NEITHER)),
         scores=scores,
     )
 

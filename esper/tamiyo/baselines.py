@@ -157,6 +157,12 @@ def heuristic(
     return memory.replace(turn=torch.where(germinated, turn, memory.turn)), action
 
 
+_ORDER = (Op.WAIT, Op.GERMINATE, Op.CULL, Op.ADVANCE, Op.FOSSILIZE)
+"""What ``tend`` does, the last of these that it may."""
+
+_TENDING = [1 + _ORDER.index(op) if op in _ORDER else 0 for op in Op]
+
+
 def tend(config: HeuristicConfig, codec: Codec, slots: Slots, mask: Tensor, place: Tensor) -> Tensor:
     """The order of what is done, whoever chooses the seeds: see ``heuristic``.
 
@@ -170,17 +176,11 @@ def tend(config: HeuristicConfig, codec: Codec, slots: Slots, mask: Tensor, plac
     Returns:
       the action, int64 [E].
     """
-    wishes = (
-        (Op.WAIT, torch.ones_like(mask)),
-        (Op.GERMINATE, place),
-        (Op.CULL, _by_action(codec, _useless(config, slots))),
-        (Op.ADVANCE, torch.ones_like(mask)),
-        (Op.FOSSILIZE, _by_action(codec, _useful(config, slots))),
-    )
-    rank = torch.full_like(codec.op, -1).expand(mask.shape)
-    for score, (op, wish) in enumerate(wishes):
-        rank = torch.where(mask & wish & (codec.op == int(op)), score, rank)
-    return rank.argmax(1)  # the first of equals
+    op = codec.op
+    useful = _by_action(codec, _useful(config, slots)) | (op != int(Op.FOSSILIZE))
+    wished = torch.where(op == int(Op.CULL), _by_action(codec, _useless(config, slots)), useful)
+    wished = mask & torch.where(op == int(Op.GERMINATE), place, wished)
+    return (op.new_tensor(_TENDING)[op] * wished).argmax(1)  # the first of equals
 
 
 def _renew(memory: Memory, epoch: Tensor) -> Memory:
@@ -260,7 +260,7 @@ def _useful(config: HeuristicConfig, slots: Slots) -> Tensor:
 
 def _useless(config: HeuristicConfig, slots: Slots) -> Tensor:
     """Seeds to cull, bool [E, S]."""
-    young = is_in(slots.stage, (Stage.TRAINING, Stage.BLENDING))
+    young = (slots.stage == int(Stage.TRAINING)) | (slots.stage == int(Stage.BLENDING))
     harmful = young & (slots.stage_age >= config.cull_after) & (slots.improvement < -config.max_drop)
     proven = (slots.stage == int(Stage.PROBATIONARY)) & slots.measured
     return harmful | (proven & (slots.contribution <= config.least_contribution))

@@ -4,7 +4,8 @@ Columns are matched by name, actions by what they mean. A column that a task doe
 slot has no stage at all, where a dormant one has ``stage=DORMANT``); an action that it does not have is never legal.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from enum import Enum
 from itertools import chain
 from typing import NamedTuple
 
@@ -12,13 +13,33 @@ import torch
 from torch import Tensor
 
 from esper.leyline.actions import NONE, Action, Blend, Codec, build_codec
+from esper.tamiyo.host_graph import HostGraph
+
+
+class PolicyNetwork(Enum):
+    """What a learned policy's weights know.
+
+    ``RECURRENT``: columns and actions by name, all that its interface has. ``GRAPH``: points, slots and seeds by what
+    they are, of any task.
+    """
+
+    RECURRENT = "recurrent"
+    GRAPH = "graph"
 
 
 class Interface(NamedTuple):
-    """Columns of the observation by name, and actions."""
+    """Columns of the observation by name, and actions.
+
+    Attributes:
+      columns: O names.
+      codec: A actions.
+      graph: of the network that is decided on, for policies that know seeds by what they are; None of an interface
+        that is of no single task.
+    """
 
     columns: tuple[str, ...]
     codec: Codec
+    graph: Callable[[], HostGraph] | None = None
 
     def to(self, device: torch.device | None) -> "Interface":
         """The same with the codec's columns on a device."""

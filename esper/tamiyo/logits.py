@@ -43,12 +43,27 @@ def factored_logits(codec: Codec, scores: HeadLogits, mask: Tensor) -> Tensor:
       entry and every gradient is finite, also where whole ops are illegal; within an op, equal scores give equal
       probabilities.
     """
-    illegal = torch.finfo(scores.op.dtype).min / 4
-    sizes = [sum(action.op == op for action in codec.actions) for op in Op]
-    arguments = torch.where(mask, _argument_scores(codec, scores), illegal).split(sizes, dim=-1)
+    return joint_logits(codec, scores.op, _argument_scores(codec, scores), mask)
+
+
+def joint_logits(codec: Codec, op: Tensor, arguments: Tensor, mask: Tensor) -> Tensor:
+    """The same from a score of every action's arguments taken together.
+
+    Args:
+      codec: actions, op-major.
+      op: [..., 6]; scores of operations.
+      arguments: [..., A]; scores within an operation.
+      mask: bool [..., A]; legal actions.
+
+    Returns:
+      [..., A] in the scores' dtype; the laws of ``factored_logits``.
+    """
+    illegal = torch.finfo(op.dtype).min / 4
+    sizes = [sum(action.op == each for action in codec.actions) for each in Op]
+    groups = torch.where(mask, arguments, illegal).split(sizes, dim=-1)
     legal = torch.stack([group.any(-1) for group in mask.split(sizes, dim=-1)], dim=-1)
-    log_op = torch.log_softmax(torch.where(legal, scores.op, illegal), dim=-1)
-    joint = [log_op[..., op, None] + torch.log_softmax(group, dim=-1) for op, group in enumerate(arguments)]
+    log_op = torch.log_softmax(torch.where(legal, op, illegal), dim=-1)
+    joint = [log_op[..., each, None] + torch.log_softmax(group, dim=-1) for each, group in enumerate(groups)]
     return torch.where(mask, torch.cat(joint, dim=-1), illegal)
 
 

@@ -42,10 +42,11 @@ def tending_reasons(codec: Codec, slots: Slots, action: Tensor, otherwise: Tenso
     """Why ``tend`` did what it did, int64 [E]; ``otherwise`` [E] where it germinated or waited."""
     op = codec.op[action]
     young = at_slot(codec, action, slots.stage, 0) != int(Stage.PROBATIONARY)
-    reason = torch.where(op == int(Op.FOSSILIZE), int(Reason.CONTRIBUTES), otherwise)
-    reason = torch.where(op == int(Op.ADVANCE), int(Reason.GATE_OPEN), reason)
-    cull = torch.where(young, int(Reason.HARMFUL), int(Reason.NO_CONTRIBUTION))
-    return torch.where(op == int(Op.CULL), cull, reason)
+    reason = otherwise.masked_fill(op == int(Op.FOSSILIZE), int(Reason.CONTRIBUTES))
+    reason = reason.masked_fill(op == int(Op.ADVANCE), int(Reason.GATE_OPEN))
+    culled = op == int(Op.CULL)
+    reason = reason.masked_fill(culled, int(Reason.NO_CONTRIBUTION))
+    return reason.masked_fill(culled & young, int(Reason.HARMFUL))
 
 
 def rule_confidence(codec: Codec, state: State, action: Tensor) -> Tensor:
@@ -67,7 +68,7 @@ def at_slot(codec: Codec, action: Tensor, values: Tensor, otherwise: float) -> T
     if not values.shape[1]:
         return values.new_full(action.shape, otherwise)
     slot = codec.slot[action]
-    return torch.where(slot == NONE, otherwise, values.gather(1, slot.clamp(min=0).unsqueeze(1)).squeeze(1))
+    return values.gather(1, slot.clamp(min=0).unsqueeze(1)).squeeze(1).masked_fill(slot == NONE, otherwise)
 
 
 def certainty(log_probs: Tensor) -> Tensor:

@@ -32,60 +32,67 @@ class Selected(NamedTuple):
     scores: Tensor  # float64 [E, N]
 
 
-Strategy = Callable[[BanditConfig, ArmStatistics, Tensor, Tensor, Tensor], Ballot]
-"""(numbers, statistics [E], viable arms bool [E, N], epoch int64 [E], key int64 [E, 2]) -> ballot."""
+class Standing(NamedTuple):
+    """How the arms stand."""
+
+    statistics: ArmStatistics  # [E]
+    score: Tensor  # float64 [E, N]; their ``scores``
+    untried: Tensor  # bool [E, N]; never chosen
+    viable: Tensor  # bool [E, N]
 
 
-def upper_bound(config: BanditConfig, statistics: ArmStatistics, viable: Tensor, epoch: Tensor, key: Tensor) -> Ballot:
+Strategy = Callable[[BanditConfig, Standing, Tensor, Tensor], Ballot]
+"""(numbers, standing, epoch int64 [E], key int64 [E, 2]) -> ballot."""
+
+
+def upper_bound(config: BanditConfig, standing: Standing, epoch: Tensor, key: Tensor) -> Ballot:
     """UCB1: score + c sqrt(ln N / n) after n choices of the arm and N in all; infinite at n = 0.
 
     Source: P. Auer, N. Cesa-Bianchi and P. Fischer, "Finite-time analysis of the multiarmed bandit problem" (2002).
     """
-    del viable, epoch, key
-    chosen = statistics.chosen.double()
+    del epoch, key
+    chosen = standing.statistics.chosen.double()
     total = chosen.sum(1, keepdim=True).clamp(min=1)
-    bound = scores(config, statistics) + config.exploration * (total.log() / chosen.clamp(min=1)).sqrt()
-    figure = torch.where(chosen == 0, math.inf, bound)
-    return Ballot(figure, figure, _reasons(statistics, Reason.HIGHEST_BOUND))
+    bound = standing.score + config.exploration * (total.log() / chosen.clamp(min=1)).sqrt()
+    figure = bound.masked_fill(standing.untried, math.inf)
+    return Ballot(figure, figure, _reasons(standing, Reason.HIGHEST_BOUND))
 
 
-def thompson(config: BanditConfig, statistics: ArmStatistics, viable: Tensor, epoch: Tensor, key: Tensor) -> Ballot:
+def thompson(config: BanditConfig, standing: Standing, epoch: Tensor, key: Tensor) -> Ballot:
     """Thompson sampling: a draw from every arm's posterior Beta(prior + successes, prior + failures).
 
     Source: W. R. Thompson, "On the likelihood that one unknown probability exceeds another" (1933).
     """
-    del viable, epoch
-    hits, misses = statistics.successes + config.prior, statistics.failures + config.prior
+    del epoch
+    hits, misses = standing.statistics.successes + config.prior, standing.statistics.failures + config.prior
     draw = rng.beta(rng.split(key, hits.shape[1]), hits, misses)
-    return Ballot(draw, draw, _reasons(statistics, Reason.HIGHEST_DRAW))
+    return Ballot(draw, draw, _reasons(standing, Reason.HIGHEST_DRAW))
 
 
-def epsilon_greedy(
-    config: BanditConfig, statistics: ArmStatistics, viable: Tensor, epoch: Tensor, key: Tensor
-) -> Ballot:
+def epsilon_greedy(config: BanditConfig, standing: Standing, epoch: Tensor, key: Tensor) -> Ballot:
     """With chance epsilon * epsilon_decay**epoch any viable arm, else the highest score, arms never chosen first."""
     coin, which = rng.split(key).unbind(-2)
     chance = config.epsilon * config.epsilon_decay ** epoch.double()
     explores = (rng.uniform(coin, (), dtype=torch.float64) < chance).unsqueeze(1)
-    shown = torch.where(statistics.chosen == 0, math.inf, scores(config, statistics))
-    lot = rng.uniform(which, (viable.shape[1],), dtype=torch.float64)
-    reason = torch.where(explores, int(Reason.CHANCE), _reasons(statistics, Reason.HIGHEST_SCORE))
+    shown = standing.score.masked_fill(standing.untried, math.inf)
+    lot = rng.uniform(which, (shown.shape[1],), dtype=torch.float64)
+    reason = torch.where(explores, int(Reason.CHANCE), _reasons(standing, Reason.HIGHEST_SCORE))
     return Ballot(torch.where(explores, lot, shown), shown, reason)
 
 
-def softmax(config: BanditConfig, statistics: ArmStatistics, viable: Tensor, epoch: Tensor, key: Tensor) -> Ballot:
+def softmax(config: BanditConfig, standing: Standing, epoch: Tensor, key: Tensor) -> Ballot:
     """By weight: with probability exp(score / temperature) / sum over viable arms; at temperature 0 the highest.
 
     The draw is the highest of score / temperature plus Gumbel noise (``esper.utils.rng.categorical``).
     """
     del epoch
-    weight = torch.where(statistics.chosen == 0, config.untried_weight, scores(config, statistics))
+    weight = standing.score.masked_fill(standing.untried, config.untried_weight)
     if config.temperature == 0:
-        return Ballot(weight, weight, _reasons(statistics, Reason.HIGHEST_SCORE))
-    none = ~viable.any(1, keepdim=True)
-    drawn = rng.categorical(key, torch.where(viable | none, weight / config.temperature, -math.inf))
+        return Ballot(weight, weight, _reasons(standing, Reason.HIGHEST_SCORE))
+    none = ~standing.viable.any(1, keepdim=True)
+    drawn = rng.categorical(key, torch.where(standing.viable | none, weight / config.temperature, -math.inf))
     figure = (torch.arange(weight.shape[1], device=weight.device) == drawn.unsqueeze(1)).double()
-    return Ballot(figure, weight, _reasons(statistics, Reason.BY_WEIGHT))
+    return Ballot(figure, weight, _reasons(standing, Reason.BY_WEIGHT))
 
 
 STRATEGIES: dict[str, Strategy] = {
@@ -97,11 +104,11 @@ STRATEGIES: dict[str, Strategy] = {
 """Strategies by name."""
 
 
-def only(config: BanditConfig, statistics: ArmStatistics, viable: Tensor, epoch: Tensor, key: Tensor) -> Ballot:
+def only(config: BanditConfig, standing: Standing, epoch: Tensor, key: Tensor) -> Ballot:
     """For a single arm, which is what a selector is held against: no arm is preferred to another."""
-    del viable, epoch, key
-    shown = scores(config, statistics)
-    return Ballot(torch.zeros_like(shown), shown, torch.full_like(statistics.chosen, int(Reason.FIXED_ARM)))
+    del config, epoch, key
+    shown = standing.score
+    return Ballot(torch.zeros_like(shown), shown, torch.full_like(standing.statistics.chosen, int(Reason.FIXED_ARM)))
 
 
 def select(
@@ -128,16 +135,16 @@ def select(
     Returns:
       the arm; viable, where one is. Law: row i depends on row i alone.
     """
-    ballot = strategy(config, statistics, viable, epoch, key)
-    arm = torch.where(viable, ballot.figure, -math.inf).argmax(1)
+    score, untried = scores(config, statistics), statistics.chosen == 0
+    ballot = strategy(config, Standing(statistics, score, untried, viable), epoch, key)
+    arm = ballot.figure.masked_fill(~viable, -math.inf).argmax(1)
     place = arm.unsqueeze(1)
-    score, tried = scores(config, statistics), statistics.chosen > 0
-    best = torch.where(viable & tried, score, -math.inf).amax(1)
-    explores = ~tried.gather(1, place).squeeze(1) | (score.gather(1, place).squeeze(1) < best)
+    best = score.masked_fill(~viable | untried, -math.inf).amax(1)
+    explores = untried.gather(1, place).squeeze(1) | (score.gather(1, place).squeeze(1) < best)
     intent = torch.where(explores, int(Intent.EXPLORE), int(Intent.EXPLOIT))
     return Selected(arm, ballot.reason.gather(1, place).squeeze(1), intent, ballot.shown)
 
 
-def _reasons(statistics: ArmStatistics, tried: Reason) -> Tensor:
+def _reasons(standing: Standing, tried: Reason) -> Tensor:
     """A reason for arms that were chosen before, and UNTRIED for the others, int64 [E, N]."""
-    return torch.where(statistics.chosen == 0, int(Reason.UNTRIED), int(tried))
+    return torch.where(standing.untried, int(Reason.UNTRIED), int(tried))

@@ -1,0 +1,29 @@
+"""The networks that a learned policy may be, by name."""
+
+from collections.abc import Sequence
+
+from torchrl.modules import ActorValueOperator
+
+from esper.tamiyo.actor_critic import ActorCriticConfig, build_actor_critic
+from esper.tamiyo.graph_policy import build_graph_policies
+from esper.tamiyo.interface import Interface, PolicyNetwork
+
+
+def build_policies(
+    network: PolicyNetwork, config: ActorCriticConfig, interfaces: Sequence[Interface], seed: int
+) -> tuple[ActorValueOperator, ...]:
+    """One policy as it plays through each of several interfaces, with the same parameters in all.
+
+    Args:
+      network: which.
+      config: sizes.
+      interfaces: per task, at least one; of a recurrent policy one and the same.
+      seed: of the parameters.
+
+    Returns:
+      per interface, an actor and critic; see ``build_actor_critic``.
+    """
+    if network is PolicyNetwork.GRAPH:
+        return build_graph_policies(config, interfaces, seed)
+    shared = interfaces[0]
+    return (build_actor_critic(config, shared.codec, len(shared.columns), seed),) * len(interfaces)

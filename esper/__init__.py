@@ -17,6 +17,7 @@ with ending_on_interrupt(is_command()):  # importing torch takes its time
     from esper.runtime import debug
     from esper.runtime.build import make
     from esper.runtime.task import Task
+    from esper.tezzeret.modules import host
     from esper.urza.states import load_state as load
     from esper.urza.states import save_state as save
 
@@ -31,6 +32,7 @@ __all__ = [
     "Stage",
     "State",
     "Task",
+    "host",
     "load",
     "make",
     "save",

@@ -1,4 +1,4 @@
-"""Commands: ``python -m esper train | evaluate | inspect | demo | tasks | doctor | data | dlq | supervise``."""
+"""Commands of ``python -m esper``: train, evaluate, inspect, export, demo, tasks, doctor, data, dlq, supervise."""
 
 import os
 import sys
@@ -17,6 +17,7 @@ with ending_on_interrupt(__name__ == "__main__" or is_command()):
     from esper.runtime.dlq import dead_letters
     from esper.runtime.doctor import DoctorSettings, diagnose, intruder
     from esper.runtime.evaluate import EvaluateSettings, evaluate
+    from esper.runtime.export import ExportSettings, export
     from esper.runtime.inspect import InspectSettings, inspect
     from esper.runtime.interrupt import Stopped
     from esper.runtime.own import expect_nothing_imported
@@ -37,6 +38,7 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any, TextIO | None], object]]] = 
     "train": (TrainSettings, train),
     "evaluate": (EvaluateSettings, evaluate),
     "inspect": (InspectSettings, inspect),
+    "export": (ExportSettings, export),
     "demo": (DemoSettings, demonstrate),
     "tasks": (TasksSettings, show_tasks),
     "doctor": (DoctorSettings, diagnose),

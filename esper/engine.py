@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from esper.kasmina import arena, lifecycle, metrics
 from esper.kasmina.graph import graph_of
@@ -20,6 +20,7 @@ from esper.leyline.state import Snapshot, State, lock
 from esper.leyline.streams import Stream
 from esper.tamiyo.interface import Interface
 from esper.tamiyo.observation import STANDARD, Scales, column_names, observe
+from esper.tezzeret import modules
 from esper.tezzeret.backend import Backend
 from esper.tolaria.data import Dataset
 from esper.tolaria.evaluation import evaluate, measure
@@ -213,6 +214,24 @@ class Engine:
         """Loss and accuracy [E] on the test part, of every network as it stands: for reports, never for decisions."""
         self._fit(state)
         return measure(self.backend, self.hypers, state, self.data.test)
+
+    def network_of(self, state: State, env: int) -> nn.Module:
+        """What has grown in an environment: a module of plain PyTorch, on the state's device.
+
+        Host, seeds that reach the output (blended or fossilized), their gates and weights. Outputs are those of the
+        environment, and so is further training with the same optimizer: gradients stop where they do now, alphas stay
+        as they are. Its class is made of source that imports torch alone; ``state_dict`` and ``torch.export`` take it.
+
+        Args:
+          state: [E].
+          env: which, 0 <= env < E.
+
+        Raises:
+          ConfigError: a part that draws random numbers in its own way, or does what no graph can say.
+          IndexError: no such environment.
+        """
+        self._size(state)
+        return modules.network_of(self.structure, state, env)
 
     def reset(self, state: State, fresh: Tensor, seed: int, numbers: Tensor | None = None) -> State:
         """Start some environments anew; see ``esper.engine.reset``.

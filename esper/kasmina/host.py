@@ -1,6 +1,6 @@
 """Hosts: the network that learns the task, as a row of blocks with points in between where seeds can read and act."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from torch import Tensor
@@ -25,12 +25,28 @@ class Tie(NamedTuple):
     param: Param
 
 
+class OneNetwork(NamedTuple):
+    """A block as it was written, for one network; its block does the same for n of them.
+
+    Attributes:
+      train: (tensors by name, x [B, ...], key int64 [2] or None) -> (y, new buffers). The tensors are parameters, tied
+        ones too, buffers, and what is held.
+      infer: (tensors, x) -> y.
+      held: tensors by name that are neither trained nor tracked: all networks have the same. A parameter among them is
+        frozen.
+    """
+
+    train: Callable[[Params, Tensor, Tensor | None], tuple[Tensor, Params]]
+    infer: Callable[[Params, Tensor], Tensor]
+    held: Mapping[str, Tensor]
+
+
 class HostBlock(NamedTuple):
     """One stretch of a host.
 
     Attributes:
       params: trained tensors of its own.
-      buffers: tensors that are not trained (running statistics); ``init`` must be "constant".
+      buffers: tensors that are not trained (running statistics); ``init`` must be "constant" or "given".
       train: (params, buffers, x, key) -> (y, new buffers); pure, rows independent. x is [n, B, ...]; params holds its
         own tensors and the tied ones by name; key is int64 [n, 2] if it ``draws``, else None.
       infer: (params, buffers, x) -> y.
@@ -38,6 +54,7 @@ class HostBlock(NamedTuple):
       flops: multiply-adds per sample of one forward pass.
       ties: tensors of earlier blocks that it reads too. They are trained once, with the sum of all gradients.
       draws: whether training draws random numbers, as dropout does.
+      one: where the block comes from a ``torch.nn.Module``, what it is for one network; its names are the module's.
     """
 
     params: tuple[Param, ...]
@@ -48,6 +65,7 @@ class HostBlock(NamedTuple):
     flops: int
     ties: tuple[Tie, ...] = ()
     draws: bool = False
+    one: OneNetwork | None = None
 
     @property
     def layout(self) -> Layout:

@@ -94,7 +94,7 @@ def _check_structure(host: Host) -> None:
     for index, block in enumerate(host.blocks):
         sound = isinstance(block.flops, int) and block.flops >= 0
         _require(host, sound, f"flops {block.flops!r} in block {index}", "an integer >= 0")
-        drawn = [buffer.name for buffer in block.buffers if buffer.init != "constant"]
+        drawn = [buffer.name for buffer in block.buffers if buffer.init not in ("constant", "given")]
         _require(host, not drawn, f"buffers {drawn} of block {index} drawn at random", "constant initial buffers")
     _require(host, sum(block.flops for block in host.blocks) > 0, "a cost of 0", "the multiply-adds of a sample")
 

@@ -13,11 +13,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from esper.utils import rng
+
 __all__ = [
     "apply_batch_norm",
     "batch_norm",
     "causal_attention",
     "conv2d",
+    "dropout",
     "embed",
     "group_norm",
     "layer_norm",
@@ -180,6 +183,25 @@ def apply_batch_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, vari
 def track(running: Tensor, statistic: Tensor) -> Tensor:
     """Running average of a batch's statistic, both [n, C]."""
     return torch.lerp(running, statistic, RUNNING_MOMENTUM)
+
+
+@layer
+def dropout(x: Tensor, key: Tensor, share: float, whole: bool = False) -> Tensor:
+    """Set a share of the features to 0, and the others so much higher that the mean stays (Srivastava et al. 2014).
+
+    Args:
+      x: [n, B, ...], or [B, ...] of one network.
+      key: int64 [n, 2], or [2].
+      share: of features that vanish, in [0, 1).
+      whole: whether whole channels vanish, whose axis follows that of the samples.
+
+    Returns:
+      like x.
+    """
+    lead = key.dim() - 1
+    shape = tuple(x.shape[lead:])
+    drawn = (*shape[:2], *(1,) * (len(shape) - 2)) if whole else shape
+    return torch.where(rng.uniform(key, drawn) >= share, x / (1 - share), 0.0)
 
 
 @layer

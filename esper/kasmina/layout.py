@@ -11,17 +11,29 @@ Params = dict[str, Tensor]
 """Named parameters of n networks, each [n, *shape]."""
 
 
+class Given:
+    """The numbers of a tensor that exists already. Two are equal if they are one object.
+
+    Attributes:
+      values: of any floating type, on any device.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+
+
 class Param(NamedTuple):
     """One named tensor and its initial distribution.
 
     ``constant``: every entry is ``scale``; ``uniform``: U(-scale, scale); ``positive``: U(0, scale); ``normal``:
-    N(0, scale**2).
+    N(0, scale**2); ``given``: the given numbers; ``shuffled``: the given numbers in a random order.
     """
 
     name: str
     shape: tuple[int, ...]
-    init: Literal["constant", "uniform", "positive", "normal"]
+    init: Literal["constant", "uniform", "positive", "normal", "given", "shuffled"]
     scale: float
+    given: Given | None = None
 
     @property
     def size(self) -> int:
@@ -85,7 +97,9 @@ class Layout(NamedTuple):
         rows = [key.new_zeros((key.shape[0], 0), dtype=dtype)]
         for index, param in enumerate(self.params):
             shape = (param.size,)
-            if param.init == "constant":
+            if param.given is not None:
+                rows.append(_start(param.given, param.init == "shuffled", rng.fold_in(key, index), dtype))
+            elif param.init == "constant":
                 rows.append(key.new_full((key.shape[0], *shape), param.scale, dtype=dtype))
             elif param.init in ("uniform", "positive"):
                 low = 0.0 if param.init == "positive" else -param.scale
@@ -93,3 +107,9 @@ class Layout(NamedTuple):
             else:
                 rows.append(rng.normal(rng.fold_in(key, index), shape, dtype) * param.scale)
         return torch.cat(rows, dim=1)
+
+
+def _start(given: Given, is_shuffled: bool, key: Tensor, dtype: torch.dtype) -> Tensor:
+    """The given numbers as n rows; key [n, 2]."""
+    values = given.values.to(key.device, dtype).flatten()
+    return values[rng.permutation(key, len(values))] if is_shuffled else values.repeat(key.shape[0], 1)

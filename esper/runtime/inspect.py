@@ -11,18 +11,14 @@ from esper.leyline.codes import CHECK_TEXT, REFUSAL_TEXT, VERDICT_TEXT, Check, R
 from esper.leyline.stages import Stage
 from esper.nissa.records import record_of
 from esper.nissa.trace import Trace
-from esper.runtime.own import is_own
-from esper.runtime.own_trials import own_policy
-from esper.runtime.policies import NAMED, policies_of
+from esper.runtime.one_policy import HELP, one_policy
 from esper.runtime.rollout import rollout
-from esper.runtime.scene import Scene, SceneSettings, build_scene
+from esper.runtime.scene import Scene, SceneSettings
 from esper.tezzeret.choose import CHOICES
 from esper.urza.checkpoint import Checkpoint
 from esper.utils.documents import to_json
-from esper.utils.settings import SettingsError, setting
+from esper.utils.settings import setting
 from esper.utils.terminal import output
-
-POLICIES = ("auto", "learned", *NAMED)
 
 TERMS = 4
 """Largest terms of a reward that the text names."""
@@ -36,9 +32,7 @@ class InspectSettings(SceneSettings):
     """Tell one episode decision by decision."""
 
     env: int = setting(0, "which environment; those before it are played along", low=0, high=65535)
-    policy: str = setting(
-        "auto", f"who decides: {', '.join(POLICIES)}, or py:module:name; auto = learned with a run, heuristic without"
-    )
+    policy: str = setting("auto", HELP)
     backend: str = setting("auto", "how networks are run", choices=CHOICES)
     json: bool = setting(False, "print one JSON object instead of text")
 
@@ -57,18 +51,7 @@ def inspect(settings: InspectSettings, out: TextIO | None = None) -> dict[str, A
       SettingsError, CheckpointError: the run cannot be read, or a name or number is not allowed.
     """
     out = output(out)
-    loaded = settings.loaded()
-    name = settings.policy if settings.policy != "auto" else "heuristic" if loaded is None else "learned"
-    if name == "learned" and loaded is None:
-        raise SettingsError("--policy learned: needs a run; expected --run DIRECTORY")
-    if name not in POLICIES and not is_own(name):
-        raise SettingsError(f"--policy = {name!r}: expected {', '.join(POLICIES)} or py:module:name")
-    scene = build_scene(settings.rules(loaded), settings.env + 1, settings.backend, settings.device)
-    if is_own(name):
-        policy = own_policy(scene.engine, "--policy", name)
-    else:
-        named = [] if name == "learned" else [name]
-        (policy,) = policies_of(scene, loaded if name == "learned" else None, settings.greedy, named)
+    loaded, name, scene, policy = one_policy(settings, settings.policy, settings.env + 1, settings.backend)
     outcome = rollout(scene.engine, policy, settings.seed, scene.mode, scene.params)[1]
     trace = outcome.trace
     tested = {"test_accuracy": outcome.test_accuracy, "test_loss": outcome.test_loss}

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from esper.kasmina.layout import Layout
 from esper.kasmina.slot import Slot
+from esper.leyline.config import ConfigError
 from esper.leyline.streams import Stream
 from esper.utils import rng
 
@@ -204,7 +205,13 @@ def _lay(piece: Piece, row: NDArray[np.float64]) -> list[tuple[float, ...]]:
     drawn: list[tuple[float, ...]] = []
     start = piece.start
     for number, param in enumerate(piece.layout.params):
-        if param.init == "constant":
+        if param.init == "shuffled":
+            raise ConfigError(
+                f"{param.name!r} of a seed: init 'shuffled'; only hosts start from given numbers shuffled"
+            )
+        if param.given is not None:
+            row[start : start + param.size] = param.given.values.detach().flatten().cpu().double().numpy()
+        elif param.init == "constant":
             row[start : start + param.size] = param.scale
         else:
             low = -param.scale if param.init == "uniform" else param.scale if param.init == "normal" else 0.0

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 import esper
 from esper.engine import step
-from esper.kasmina.layout import Layout, Param
+from esper.kasmina.layout import Given, Layout, Param
 from esper.kasmina.slot import Slot
 from esper.kasmina.sowing import buffer_kinds, draw_rows, list_rows, param_kinds
 from esper.leyline.actions import Blend
+from esper.leyline.config import ConfigError
 from esper.leyline.stages import Stage
 from esper.leyline.streams import Stream
 from esper.utils import rng
@@ -24,9 +25,22 @@ E, CPU = 6, torch.device("cpu")
 
 @st.composite
 def layouts(draw: Any) -> Layout:
-    kinds = st.sampled_from(("constant", "uniform", "positive", "normal"))
+    kinds = st.sampled_from(("constant", "uniform", "positive", "normal", "given"))
     drawn = draw(st.lists(st.tuples(kinds, st.integers(1, 5), st.sampled_from((0.1, 1.0, 3.0))), max_size=4))
-    return Layout(tuple(Param(f"p{i}", (size,), kind, scale) for i, (kind, size, scale) in enumerate(drawn)))
+    return Layout(tuple(param(f"p{i}", *chosen) for i, chosen in enumerate(drawn)))
+
+
+def param(name: str, kind: Any, size: int, scale: float) -> Param:
+    given = Given(torch.arange(size, dtype=torch.float64) * scale) if kind == "given" else None
+    return Param(name, (size,), kind, scale, given)
+
+
+def test_shuffled_numbers_are_for_hosts():
+    mixed = Param("mixed", (3,), "shuffled", 0.0, Given(torch.arange(3.0)))
+    layout, empty = Layout((mixed,)), Layout(())
+    slot = Slot(0, 0, None, None, (layout,), (empty,), empty, (), 0, 3, 0, 0)
+    with pytest.raises(ConfigError, match="'mixed' of a seed: init 'shuffled'"):
+        param_kinds((slot,), CPU)
 
 
 @st.composite

@@ -77,8 +77,8 @@ def _norm_params(site: Site) -> tuple[Param, ...]:
 
 def _norm_apply(params: Params, x: Tensor) -> Tensor:
     channels, positions = x.shape[2], x.shape[3] * x.shape[4]
-    fitting = (g for g in range(1, min(32, channels) + 1) if channels % g == 0 and channels // g * positions >= LEAST)
-    groups = max(fitting, default=1)
+    fitting = [g for g in range(1, min(32, channels) + 1) if channels % g == 0 and channels // g * positions >= LEAST]
+    groups = max([1, *fitting])
     return tanh_mix(x, group_norm(x, params["norm.weight"], params["norm.bias"], groups), params["scale"])
 
 

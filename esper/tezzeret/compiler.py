@@ -3,9 +3,11 @@
 import functools
 import logging
 import os
+import platform
 import shlex
 import shutil
 import subprocess
+from pathlib import Path
 
 COMPILERS = ("c++", "g++", "clang++", "cl")
 """Programs one of which Inductor needs on a CPU; the environment variable CXX names another, perhaps with a wrapper in
@@ -33,6 +35,14 @@ def find_compiler() -> Command | None:
 def program_of(command: Command) -> str:
     """The compiler itself: the last word of a command that is a program."""
     return next((path for word in reversed(command) if (path := shutil.which(word)) is not None), command[0])
+
+
+def processor() -> str:
+    """What ``-march=native`` and ``-mtune=native`` depend on; a cache folder may be shared by different machines."""
+    flags = Path("/proc/cpuinfo")
+    lines = flags.read_text(encoding="utf-8", errors="replace").splitlines() if flags.is_file() else []
+    known = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
+    return "\n".join((platform.machine(), platform.processor(), *known))
 
 
 def _command(name: str) -> Command | None:

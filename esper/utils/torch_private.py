@@ -4,6 +4,7 @@ torch promises nothing about these names, so no other module uses one. What a mi
 be the answer that is slower, and still right; where there is none, the loud one.
 """
 
+import inspect
 import logging
 import shutil
 import warnings
@@ -20,6 +21,9 @@ _INTERPRETER_STACK = getattr(_FUNCTORCH, "peek_interpreter_stack", None)
 _IS_BATCHED = getattr(_FUNCTORCH, "is_batchedtensor", None)
 _DISABLE_TRANSFORMS = getattr(torch._C, "_DisableFuncTorch", None)
 _SET_FORWARD_MODE = getattr(forward_ad, "_set_fwd_grad_enabled", None)
+
+
+_LISTENERS: list[Callable[[Any], None]] = []
 
 
 def is_transforming() -> bool:
@@ -121,10 +125,18 @@ def on_compilation(begun: Callable[[Any], None]) -> Iterator[None]:
         yield
         return
     handler.register_start_callback(begun)
+    _LISTENERS.append(begun)
     try:
         yield
     finally:
+        _LISTENERS.remove(begun)
         handler.remove_start_callback(begun)
+
+
+def tell_of_compilation(what: str) -> None:
+    """Let ``on_compilation`` hear of a compilation that torch does not tell of."""
+    for begun in tuple(_LISTENERS):
+        begun(what)
 
 
 def below_maps(tensor: Tensor) -> tuple[Tensor, int]:
@@ -137,3 +149,117 @@ def below_maps(tensor: Tensor) -> tuple[Tensor, int]:
         return tensor, 0
     below, count = below_maps(inside(tensor).movedim(place(tensor), 0))
     return below, count + 1
+
+
+Arguments = Callable[[Any], tuple[Tensor, ...]]
+"""Number of rows, perhaps symbolic -> arguments of a function of that many rows."""
+
+
+def can_keep_graphs() -> bool:
+    """Whether a traced graph can be compiled into a file and loaded from it. Without the names: no."""
+    try:
+        from torch._inductor import CompiledArtifact, standalone_compile
+        from torch.fx.experimental.symbolic_shapes import StatelessSymbolicContext  # noqa: F401
+    except ImportError:
+        return False
+    return hasattr(CompiledArtifact, "load") and "aot" in inspect.signature(standalone_compile).parameters
+
+
+def trace_graph(function: Callable[..., Any], arguments: tuple[Tensor, ...]) -> torch.fx.GraphModule:
+    """Every operation of a function of tensors that returns a tuple of tensors, sizes as they are."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    graph: torch.fx.GraphModule = make_fx(function)(*arguments)
+    return graph
+
+
+def trace_rows(function: Callable[..., Any], arguments: Arguments, rows: int) -> torch.fx.GraphModule:
+    """The same for any number of rows; ``rows`` is what the compiler may think is usual.
+
+    Raises:
+      ValueError: it would hold for some numbers of rows only.
+    """
+    from torch._dispatch.python import enable_python_dispatcher
+
+    mode, given = _symbolic(arguments, rows)
+    with mode, enable_python_dispatcher():
+        graph = trace_graph(function, given)
+    _check_rows(mode)
+    return graph
+
+
+def compile_into(code: str, arguments: Arguments, rows: int, path: str, settings: Any) -> None:
+    """Compile a traced graph, given by its code, into a file, by Inductor with some of its settings changed.
+
+    Raises:
+      ValueError: the code would hold for some numbers of rows only.
+    """
+    from torch._inductor import standalone_compile
+
+    mode, given = _symbolic(arguments, rows)
+    graph = _read_graph(code)
+    with torch._guards.tracing(torch._guards.TracingContext(mode)):
+        made = standalone_compile(
+            graph, list(given), dynamic_shapes="from_tracing_context", options={"config_patches": settings}, aot=True
+        )
+    _check_rows(mode)
+    made.save(path=path)
+
+
+def _read_graph(code: str) -> torch.fx.GraphModule:
+    """The graph of its code."""
+    names = {name: known.obj for name, known in torch.fx.graph._custom_builtins.items()}
+    exec(code, names)
+    root = type("Traced", (torch.nn.Module,), {"forward": names["forward"]})()
+    return torch.fx.symbolic_trace(root)
+
+
+def load_compiled(path: str) -> Callable[..., Any]:
+    """The function that ``compile_into`` put into a file."""
+    from torch._inductor import CompiledArtifact
+
+    made: Callable[..., Any] = CompiledArtifact.load(path=path, format="binary")
+    return made
+
+
+def take_inductor_settings() -> dict[str, Any]:
+    """Inductor's settings in this process, for ``put_inductor_settings`` in another."""
+    from torch._inductor import config
+
+    return dict(config.save_config_portable())
+
+
+def put_inductor_settings(settings: dict[str, Any]) -> None:
+    """Take over Inductor's settings; it compiles in this process itself, one thing after the other."""
+    from torch._inductor import config
+
+    config.load_config(settings)
+    config.compile_threads = 1
+
+
+def fake_tensors() -> AbstractContextManager[object]:
+    """A context in which operations find shapes and compute nothing. Without the name: they compute."""
+    try:
+        from torch._subclasses import FakeTensorMode
+    except ImportError:
+        return nullcontext()
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def _symbolic(arguments: Arguments, rows: int) -> tuple[Any, tuple[Tensor, ...]]:
+    """Arguments of a symbolic number of rows, and the mode they live in."""
+    from torch._dynamo.source import ConstantSource
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    varies: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC])
+    count = mode.from_tensor(torch.empty(rows), symbolic_context=varies, source=ConstantSource("rows")).shape[0]
+    with mode:
+        return mode, arguments(count)
+
+
+def _check_rows(mode: Any) -> None:
+    """Nothing was found to hold for some numbers of rows only."""
+    if mode.shape_env.guards:
+        raise ValueError(f"only where {mode.shape_env.guards[0].expr}, of a number of rows that varies")

@@ -12,14 +12,13 @@ import functools
 import hashlib
 import logging
 import os
-import platform
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 import esper.kernels
-from esper.tezzeret.compiler import Command, find_compiler
+from esper.tezzeret.compiler import Command, find_compiler, processor
 from esper.utils.paths import cache_folder
 
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
@@ -107,7 +106,7 @@ def built(folder: Path, compiler: Command) -> Path:
     names = sorted(folder.glob("*.cpp"))
     text = b"".join(path.read_bytes() for path in (*names, *sorted(folder.glob("*.h"))))
     flags = (*FLAGS, *_target(compiler), *LINKING)
-    identity = "\n".join((*compiler, _version(compiler), *flags, _processor()))
+    identity = "\n".join((*compiler, _version(compiler), *flags, processor()))
     digest = hashlib.sha256(text + identity.encode()).hexdigest()[:16]
     target = cache_folder("native") / f"esper-{digest}.so"
     if not target.is_file():
@@ -151,11 +150,3 @@ def _run(command: list[str], timeout: int = 60) -> str:
     """
     done = subprocess.run(command, check=True, capture_output=True, encoding="utf-8", errors="replace", timeout=timeout)
     return done.stdout
-
-
-def _processor() -> str:
-    """What ``-march=native`` and ``-mtune=native`` depend on; a cache folder may be shared by different machines."""
-    flags = Path("/proc/cpuinfo")
-    lines = flags.read_text(encoding="utf-8", errors="replace").splitlines() if flags.is_file() else []
-    known = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
-    return "\n".join((platform.machine(), platform.processor(), *known))

@@ -59,11 +59,11 @@ class WorkloadConfig(NamedTuple):
     seed: int = 0
 
 
-def build_engine(config: WorkloadConfig, backend: str, **overrides: Any) -> Engine:
+def build_engine(config: WorkloadConfig, backend: str, device: str = "cpu", **overrides: Any) -> Engine:
     """The engine that a config asks for; ``overrides`` as in ``esper.make``."""
     order = SampleOrder.SHARED if config.shared else SampleOrder.INDEPENDENT
     settings = {"sample_order": order, "precision": Precision(config.precision)} | overrides
-    return esper.make(SHAPES[config.shape](), config.num_envs, backend=backend, **settings)
+    return esper.make(SHAPES[config.shape](), config.num_envs, device, backend, **settings)
 
 
 def draw_state(engine: Engine, config: WorkloadConfig) -> State:

@@ -18,20 +18,20 @@ from esper.tolaria.training import draw_batches
 class EsperStep:
     """An engine and a state. A step is ``engine.step``, all of it: life cycle, governor and signals included."""
 
-    def __init__(self, workload: Workload, backend: str) -> None:
+    def __init__(self, workload: Workload, backend: str, device: str) -> None:
         structure = workload.structure
         share = float((workload.kind >= 0).mean()) if workload.kind.size else 0.0
         config = WorkloadConfig(
             structure.name, workload.num_envs, structure.precision, structure.shared, share, structure.seed
         )
         sizes = {"steps_per_epoch": workload.steps, "batch_size": workload.indices.shape[3]}
-        self.engine = build_engine(config, backend, **sizes)
+        self.engine = build_engine(config, backend, device, **sizes)
         self.start = draw_state(self.engine, config)
-        if not np.array_equal(self.start.host.params.numpy(), workload.host):
+        if not np.array_equal(self.start.host.params.cpu().numpy(), workload.host):
             raise ValueError("esper: the draw is not the workload's; expected the same initial hosts")
         self.table = take_table(self.start.slots)
-        self.plan = self.engine.backend.plan(self.table, torch.device("cpu"))
-        self.wait = torch.zeros(workload.num_envs, dtype=torch.int64)
+        self.plan = self.engine.backend.plan(self.table, self.start.key.device)
+        self.wait = torch.zeros(workload.num_envs, dtype=torch.int64, device=self.start.key.device)
         self.state = self.start
 
     def reset(self) -> None:
@@ -47,7 +47,7 @@ class EsperStep:
             learners, seen = engine.backend.minibatch_step(engine.hypers, self.plan, learners, alphas, batch)
             losses.append(seen.loss)
         self.state = with_learners(self.state, learners)
-        return torch.stack(losses).numpy()
+        return torch.stack(losses).cpu().numpy()
 
     def validate(self) -> ValidationResult:
         """Accuracy and effects."""
@@ -57,24 +57,24 @@ class EsperStep:
     def norms(self) -> Array:
         """Of the parameters of hosts and seeds."""
         norms = np.zeros((len(self.wait), 1 + len(self.engine.structure.slots)))
-        norms[:, 0] = self.state.host.params.double().norm(dim=1).numpy()
+        norms[:, 0] = self.state.host.params.cpu().double().norm(dim=1).numpy()
         for number, slot in enumerate(self.engine.structure.slots):
             for kind, rows in self.table.kinds(number, self.table.within(ACTIVE)[:, number].nonzero()[0]):
-                own = self.state.seeds.params[torch.as_tensor(rows), slot.blueprint_columns(kind)]
+                own = self.state.seeds.params.cpu()[torch.as_tensor(rows), slot.blueprint_columns(kind)]
                 norms[rows, 1 + number] = own.double().norm(dim=1).numpy()
         return norms
 
     def step(self) -> StepResult:
         """One environment step; the action is to wait."""
         self.state, event = self.engine.step(self.state, self.wait)
-        return StepResult(event.epoch.loss.numpy(), _scores(event.evaluation))
+        return StepResult(event.epoch.loss.cpu().numpy(), _scores(event.evaluation))
 
 
 def _scores(evaluation: Evaluation) -> ValidationResult:
-    return ValidationResult(evaluation.accuracy.numpy(), evaluation.effect.numpy())
+    return ValidationResult(evaluation.accuracy.cpu().numpy(), evaluation.effect.cpu().numpy())
 
 
-def prepare(workload: Workload, backend: str = "auto") -> Contender:
+def prepare(workload: Workload, backend: str = "auto", device: str = "cpu") -> Contender:
     """Build the engine and draw the state anew."""
-    own = EsperStep(workload, backend)
+    own = EsperStep(workload, backend, device)
     return Contender(own.reset, own.train, own.validate, own.norms, own.step)

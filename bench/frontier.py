@@ -1,7 +1,8 @@
 """The frontier: test accuracy against parameters, and against FLOPs of training, of static and of grown networks.
 
 Run from the repository's root: ``python -m bench.frontier --task digits [--envs 16] [--epochs 25] [--out FOLDER]
-[--policy RUN] [--quick]``; ``--task idx:FOLDER`` and ``cifar10:FOLDER`` read datasets on disk.
+[--policy RUN] [--quick] [--optimizer adam] [--final-rate 0.05] [--only NAMES]``; ``--task idx:FOLDER`` and
+``cifar10:FOLDER`` read datasets on disk.
 
 Static networks of a range of widths and depths, composites of a narrow host and a bypass trained jointly from the first
 step, the same composites grown by scripts, static networks pruned half way, ``gromo`` where it is installed, and the
@@ -16,11 +17,12 @@ from pathlib import Path
 
 import torch
 
-from bench.frontier_contenders import POLICY, contenders, field_of
+from bench.frontier_contenders import POLICY, Contender, contenders, field_of
 from bench.frontier_gromo import MissingPeerError, play_gromo
 from bench.frontier_play import Point, Study, play, play_run
 from bench.frontier_prune import pairs, play_pruned
 from bench.frontier_report import summarise, write
+from esper.kasmina.optimizers import OPTIMIZERS
 from esper.leyline.config import Config, ConfigError, SampleOrder
 from esper.runtime.build import make
 from esper.runtime.policy_checkpoint import load_policy
@@ -50,6 +52,9 @@ def others(study: Study, widths: tuple[int, ...], quick: bool) -> list[Point]:
         found.append(play_pruned(wide, narrow, study))
         say(found[-1])
     config = make(study.task, 1).config
+    if config.host_optimizer != "sgd":
+        print(f"left out: gromo, which trains by sgd here, not by {config.host_optimizer}", file=sys.stderr)
+        return found
     for rule, width in (("TINY", 16),) if quick else (("TINY", 16), ("TINY", 32), ("GradMax", 16)):
         try:
             found.append(play_gromo(study, config, rule, width))
@@ -97,11 +102,29 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--seed", type=int, default=1, help="odd ones are no training run's")
     flags.add_argument("--backend", choices=CHOICES, default="auto")
     flags.add_argument("--rates", type=_numbers, default=(), help="with commas between, instead of the usual few")
+    flags.add_argument("--optimizer", choices=sorted(OPTIMIZERS), default=None, help="of hosts and seeds; the task's")
+    flags.add_argument(
+        "--final-rate", type=float, default=None, help="share of the rate at the end of a cosine; 1 = constant"
+    )
+    flags.add_argument("--only", default="", help="names of contenders, with commas between, instead of all")
     flags.add_argument("--policy", default="", help="run directory")
     flags.add_argument("--out", type=Path, default=None, help="runs/frontier-<task> if not given")
     flags.add_argument("--threads", type=int, default=0, help="of torch; 0 = its own choice")
     flags.add_argument("--quick", action="store_true", help="fewer sizes and initialisations")
     return flags
+
+
+def chosen(field: list[Contender], only: str) -> list[Contender]:
+    """Those named, with commas between, or all.
+
+    Raises:
+      SettingsError: no such contender.
+    """
+    names = {contender.name.replace(",", ""): contender for contender in field}
+    for name in filter(None, only.split(",")):
+        if name not in names:
+            raise SettingsError(f"--only: {name!r}: expected {', '.join(names)}")
+    return [names[name] for name in dict.fromkeys(filter(None, only.split(",")))] or field
 
 
 def frontier(asked: argparse.Namespace) -> tuple[list[Point], Study]:
@@ -115,14 +138,17 @@ def frontier(asked: argparse.Namespace) -> tuple[list[Point], Study]:
         raise SettingsError(f"--envs {envs}: expected at least {QUICK_ENVS}, for an interval")
     task = named(asked.task)
     usual = make(task, 1)
-    task = task._replace(data=usual.data)  # with the validation samples that engines decide on, for the peer too
+    own = dict.fromkeys(("host_optimizer", "seed_optimizer"), asked.optimizer) if asked.optimizer else {}
+    own |= {} if asked.final_rate is None else {"final_lr_fraction": asked.final_rate}
+    # with the validation samples that engines decide on, for the peer too
+    task = task._replace(data=usual.data, settings=task.settings | own)
     field, epochs = field_of(task, asked.quick), asked.epochs or usual.config.horizon
     study = Study(task, envs, epochs, asked.rates or field.rates, asked.seed, asked.backend)
     points = list[Point]()
-    for contender in contenders(task, field):
+    for contender in chosen(contenders(task, field), asked.only):
         points.append(play(contender, study))
         say(points[-1])
-    if not task.data.has_tokens:
+    if not (task.data.has_tokens or asked.only):
         points += others(study, field.pruned, asked.quick)
     if asked.policy:
         points.append(policy_point(asked.policy, study))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bench.frontier_chart import chart, frontier
 from bench.frontier_play import Point, Study
+from esper.leyline.config import Config
 from esper.utils.stats import mean_interval
 
 Row = dict[str, Any]
@@ -52,7 +53,7 @@ def compared(rows: Sequence[Row], points: Sequence[Point]) -> list[Row]:
         if point.kind == "static":
             continue
         smaller = [r for r in frontier(rows, "params") if r["params"] <= row["params"]]
-        others = [point.partner] if point.partner else []
+        others = [point.partner] if point.partner in by_name else []
         for name in [*others, *(r["name"] for r in smaller[-1:])]:
             other = by_name[name]
             paired = interval(point.played.test - other.played.test)
@@ -69,6 +70,8 @@ def summarise(points: Sequence[Point], study: Study) -> Row:
         "envs": study.envs,
         "epochs": study.epochs,
         "rates": list(study.rates),
+        "optimizer": study.task.settings.get("host_optimizer", Config.host_optimizer),
+        "final_lr_fraction": study.task.settings.get("final_lr_fraction", 1.0),
         "seed": study.seed,
         "platform": platform.platform(),
         "torch": version("torch"),
@@ -114,7 +117,14 @@ def table(found: Row) -> str:
     counts, split = found["data"]["samples"], found["data"]["split"]
     samples = ", ".join(f"{count:,} {name}" for name, count in counts.items())
     rates = ", ".join(f"{rate:g}" for rate in found["rates"])
-    chosen = f"Each at its best of the rates {rates} by validation" if "," in rates else f"All at the rate {rates}"
+    by = f" of {found['optimizer']}"
+    if found["final_lr_fraction"] < 1:
+        by += f" along a cosine to {found['final_lr_fraction']:g} of it"
+    chosen = (
+        f"Each at its best of the rates {rates}{by}, chosen by validation"
+        if "," in rates
+        else f"All at the rate {rates}{by}"
+    )
     lines = [
         f"# The frontier: {found['task']}\n",
         f"{found['envs']} initialisations of each, {found['epochs']} epochs; samples: {samples} ({split}). {chosen}; "

@@ -79,8 +79,9 @@ class JointClip:
         parts = [part for environment in environments for part in environment.parts()]
         limits = [n for e in environments for n in (numbers.host_clip, *[numbers.seed_clip] * len(e.slots))]
         self.params = list(chain.from_iterable(parts))
-        self.owner = torch.tensor([index for index, part in enumerate(parts) for _ in part])
-        self.limit = torch.tensor(limits, dtype=self.params[0].dtype)
+        like = self.params[0]
+        self.owner = torch.tensor([index for index, part in enumerate(parts) for _ in part], device=like.device)
+        self.limit = torch.tensor(limits, dtype=like.dtype, device=like.device)
 
     def __call__(self) -> None:
         """Scale ``.grad`` in place."""
@@ -94,19 +95,19 @@ class JointClip:
 class Loop:
     """The environments with their optimizer and data."""
 
-    def __init__(self, workload: Workload, channels_last: bool, compile: bool) -> None:
+    def __init__(self, workload: Workload, channels_last: bool, compile: bool, device: str = "cpu") -> None:
         self.workload = workload
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.environments = [Environment(workload, e, self.layout, not compile) for e in range(workload.num_envs)]
+        count = workload.num_envs
+        self.environments = [Environment(workload, e, self.layout, not compile, device) for e in range(count)]
         numbers = workload.structure.numbers
         self.optimizer = make_optimizer(self.environments, numbers)
         self.clip = JointClip(self.environments, numbers)
         self.graphs = graphs_of(self.environments, compile)
-        self.train_inputs = torch.from_numpy(workload.train_inputs)
-        self.train_targets = torch.from_numpy(workload.train_targets)
-        self.val_inputs = torch.from_numpy(workload.val_inputs).contiguous(memory_format=self.layout)
-        self.val_targets = torch.from_numpy(workload.val_targets)
-        self.indices = torch.from_numpy(workload.indices)
+        names = ("train_inputs", "train_targets", "val_inputs", "val_targets", "indices")
+        tables = [torch.from_numpy(getattr(workload, name)).to(device) for name in names]
+        self.train_inputs, self.train_targets, self.val_inputs, self.val_targets, self.indices = tables
+        self.val_inputs = self.val_inputs.contiguous(memory_format=self.layout)
 
     def reset(self) -> None:
         """Initial numbers, momentum 0."""
@@ -116,9 +117,13 @@ class Loop:
             if state.get("momentum_buffer") is not None:
                 state["momentum_buffer"].zero_()
 
-    def backward(self, epoch: int, env: int, step: int) -> Tensor:
+    def places(self, epoch: int, step: int) -> Tensor:
+        """Samples of a minibatch, [E, B], or [1, B] where all environments share them."""
+        return self.indices[epoch, :, step]
+
+    def backward(self, places: Tensor, env: int) -> Tensor:
         """Loss of one environment's minibatch, its gradient in ``.grad``."""
-        rows = self.indices[epoch, env % self.indices.shape[1], step]
+        rows = places[env % places.shape[0]]
         inputs = self.train_inputs[rows].contiguous(memory_format=self.layout)
         loss = self.graphs[env].loss(self.environments[env], inputs, self.train_targets[rows])
         loss.backward()
@@ -128,24 +133,35 @@ class Loop:
         """All SGD steps of an epoch -> losses [k, E]."""
         for environment in self.environments:
             environment.train()
-        losses = []
-        for step in range(self.workload.steps):
-            losses.append(torch.stack([self.backward(epoch, env, step) for env in range(len(self.environments))]))
-            self.clip()
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-        return torch.stack(losses).numpy()
+        losses = [self.minibatch(self.places(epoch, step)) for step in range(self.workload.steps)]
+        return torch.stack(losses).cpu().numpy()
+
+    def minibatch(self, places: Tensor) -> Tensor:
+        """One SGD step of every environment -> losses [E]."""
+        losses = torch.stack([self.backward(places, env) for env in range(len(self.environments))])
+        self.clip()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return losses
 
     @torch.no_grad()
+    def counts(self) -> Tensor:
+        """Correct predictions of every environment: as it is, then with each active slot switched; side by side."""
+        for environment in self.environments:
+            environment.eval()
+        called = zip(self.graphs, self.environments, strict=True)
+        return torch.cat([graphs.scores(each, self.val_inputs, self.val_targets) for graphs, each in called])
+
     def validate(self) -> ValidationResult:
         """Accuracy and effects."""
+        return self.result(self.counts())
+
+    def result(self, counts: Tensor) -> ValidationResult:
+        """Accuracy and effects from ``counts``."""
         accuracy = torch.zeros(len(self.environments), dtype=torch.float64)
         effect = torch.zeros(len(self.environments), self.workload.num_slots, dtype=torch.float64)
-        for env, environment in enumerate(self.environments):
-            environment.eval()
-            rates = self.graphs[env].scores(environment, self.val_inputs, self.val_targets) * (
-                100 / len(self.val_targets)
-            )
+        rows = (counts.cpu() * (100 / len(self.val_targets))).split([1 + len(e.slots) for e in self.environments])
+        for env, (environment, rates) in enumerate(zip(self.environments, rows, strict=True)):
             accuracy[env] = rates[0]
             for rate, (index, slot) in zip(rates[1:], environment.slots, strict=True):
                 gain = rates[0] - rate
@@ -158,7 +174,7 @@ class Loop:
         for env, environment in enumerate(self.environments):
             columns = [0, *(1 + slot for _, slot in environment.slots)]
             parts = [[param.detach().double() for param in part] for part in environment.parts()]
-            norms[env, columns] = torch.stack([get_total_norm(part) for part in parts])
+            norms[env, columns] = torch.stack([get_total_norm(part) for part in parts]).cpu()
         return norms.numpy()
 
     def step(self) -> StepResult:
@@ -166,13 +182,14 @@ class Loop:
         return StepResult(self.train(0).mean(0), self.validate())
 
 
-def prepare(workload: Workload, channels_last: bool = False, compile: bool = False) -> Contender:
+def prepare(workload: Workload, channels_last: bool = False, compile: bool = False, device: str = "cpu") -> Contender:
     """Build the loop.
 
     Args:
       workload: the work.
       channels_last: memory format of features and weights.
       compile: forward and loss of a structure in one graph, and its validation in another.
+      device: where everything lives.
     """
-    loop = Loop(workload, channels_last, compile)
+    loop = Loop(workload, channels_last, compile, device)
     return Contender(loop.reset, loop.train, loop.validate, loop.norms, loop.step)

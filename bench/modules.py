@@ -146,7 +146,9 @@ class Environment(nn.Module):
       slots: per active slot its index in ``path``, and which slot it is.
     """
 
-    def __init__(self, workload: Workload, env: int, memory_format: torch.memory_format, eager: bool) -> None:
+    def __init__(
+        self, workload: Workload, env: int, memory_format: torch.memory_format, eager: bool, device: str = "cpu"
+    ) -> None:
         super().__init__()
         structure = workload.structure
         fragile = NORM_FIRST if eager and memory_format is torch.channels_last else ()
@@ -165,7 +167,7 @@ class Environment(nn.Module):
                         path.append(ActiveSlot(seed, role(workload, env, slot), name in fragile))
         self.path = nn.ModuleList(path)
         self.rows = initial_rows(workload, env)
-        self.to_empty(device="cpu").to(getattr(torch, structure.precision)).to(memory_format=memory_format)
+        self.to_empty(device=device).to(getattr(torch, structure.precision)).to(memory_format=memory_format)
         self.reset()
 
     @torch.no_grad()

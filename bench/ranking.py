@@ -7,8 +7,9 @@ replacement (the bootstrap, Efron 1979), from a fixed key.
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
-from esper.utils import rng
+from esper.utils import rng, stats
 
 Array = np.ndarray
 DRAWS = 10_000
@@ -26,17 +27,14 @@ class Mean(NamedTuple):
 
 
 def ranks(values: Array) -> Array:
-    """Ranks 1 to C along the last axis, the lowest value first; tied values share the mean of their ranks."""
-    below = (values[..., :, None] > values[..., None, :]).sum(-1)
-    same = (values[..., :, None] == values[..., None, :]).sum(-1)
-    return below + (same + 1) / 2
+    """Ranks 1 to C of every row, [N, C], the lowest value first; tied values share the mean of their ranks."""
+    return np.stack([stats.ranks(torch.as_tensor(row)).numpy() for row in values])
 
 
 def spearman(first: Array, second: Array) -> Array:
     """Spearman's rank correlation of every row, [N, C] x [N, C] -> [N]; 0 where one of the rows is constant."""
-    rows = [ranks(values) - (values.shape[-1] + 1) / 2 for values in (first, second)]
-    product = np.sqrt((rows[0] ** 2).sum(-1) * (rows[1] ** 2).sum(-1))
-    return np.divide((rows[0] * rows[1]).sum(-1), product, out=np.zeros(len(product)), where=product > 0)
+    pairs = zip(torch.as_tensor(first), torch.as_tensor(second), strict=True)
+    return np.array([stats.rank_correlation(*pair) or 0.0 for pair in pairs])
 
 
 def bootstrap(values: Array) -> Mean:

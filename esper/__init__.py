@@ -4,16 +4,19 @@
 environments. ``esper.engine`` tells a step in order; ``esper.leyline`` says what exists.
 """
 
-from esper.engine import Engine
-from esper.leyline.actions import Action, Blend, Op
-from esper.leyline.config import Config, ConfigError
-from esper.leyline.hypers import HyperParams
-from esper.leyline.stages import Stage
-from esper.leyline.state import State
-from esper.runtime import debug
-from esper.runtime.build import make
-from esper.runtime.tasks import Task
+from esper.utils.starting import ending_on_interrupt, is_command
 from esper.version import __version__ as __version__
+
+with ending_on_interrupt(is_command()):  # importing torch takes its time
+    from esper.engine import Engine
+    from esper.leyline.actions import Action, Blend, Op
+    from esper.leyline.config import Config, ConfigError
+    from esper.leyline.hypers import HyperParams
+    from esper.leyline.stages import Stage
+    from esper.leyline.state import State
+    from esper.runtime import debug
+    from esper.runtime.build import make
+    from esper.runtime.tasks import Task
 
 __all__ = [
     "Action",

@@ -5,23 +5,27 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
-from esper.leyline.config import ConfigError
-from esper.nissa.sinks import SinkError
-from esper.runtime.catalogue import TasksSettings, show_tasks
-from esper.runtime.data_check import data_check
-from esper.runtime.demo import DemoSettings, demonstrate
-from esper.runtime.doctor import DoctorSettings, diagnose, intruder
-from esper.runtime.evaluate import EvaluateSettings, evaluate
-from esper.runtime.inspect import InspectSettings, inspect
-from esper.runtime.interrupt import Stopped
-from esper.runtime.runs import settings_before
-from esper.runtime.train import train
-from esper.runtime.train_settings import TrainSettings
-from esper.tolaria.data import DatasetError
-from esper.urza.checkpoint import CheckpointError
-from esper.utils.settings import Base, SettingsError, read_settings
-from esper.utils.terminal import output
+from esper.utils.starting import ending_on_interrupt, is_command
 from esper.version import __version__
+
+with ending_on_interrupt(__name__ == "__main__" or is_command()):
+    from esper.leyline.config import ConfigError
+    from esper.nissa.sinks import SinkError
+    from esper.runtime.catalogue import TasksSettings, show_tasks
+    from esper.runtime.data_check import data_check
+    from esper.runtime.demo import DemoSettings, demonstrate
+    from esper.runtime.doctor import DoctorSettings, diagnose, intruder
+    from esper.runtime.evaluate import EvaluateSettings, evaluate
+    from esper.runtime.inspect import InspectSettings, inspect
+    from esper.runtime.interrupt import Stopped
+    from esper.runtime.own import expect_nothing_imported
+    from esper.runtime.runs import settings_before
+    from esper.runtime.train import train
+    from esper.runtime.train_settings import TrainSettings
+    from esper.tolaria.data import DatasetError
+    from esper.urza.checkpoint import CheckpointError
+    from esper.utils.settings import Base, SettingsError, read_settings
+    from esper.utils.terminal import output
 
 COMMANDS: dict[str, tuple[type[Any], Callable[[Any, TextIO | None], object]]] = {
     "train": (TrainSettings, train),
@@ -61,9 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] not in (*COMMANDS, DATA):
         print(f"esper: unknown command {words[0]!r}; expected {', '.join((*COMMANDS, DATA))}", file=sys.stderr)
         return 2
-    if (warning := intruder()) is not None and words[0] != "doctor":
-        print(f"esper: {warning}", file=sys.stderr)
     try:
+        if (warning := intruder()) is not None and words[0] != "doctor":
+            print(f"esper: {warning}", file=sys.stderr)
         _run(words[0], words[1:])
         output().flush()
     except (SettingsError, ConfigError, DatasetError, CheckpointError, SinkError) as error:
@@ -85,7 +89,7 @@ def _run(command: str, words: Sequence[str]) -> None:
         data_check(words)
         return
     kind, run = COMMANDS[command]
-    run(read_settings(kind, words, f"esper {command}", BASES.get(command)), None)
+    run(read_settings(kind, words, f"esper {command}", BASES.get(command), expect_nothing_imported), None)
 
 
 def overview() -> str:

@@ -138,6 +138,15 @@ def reset(
     return lock(renewed)
 
 
+def expect_rows(place: str, value: object, dtype: torch.dtype, count: int | None) -> None:
+    """Raise ``ValueError``, one line, unless a value is a tensor [E] of a dtype; ``count`` None: of any E."""
+    if isinstance(value, Tensor) and value.dtype == dtype and value.dim() == 1 and count in (None, len(value)):
+        return
+    found = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    wanted = f"{dtype} [{'E' if count is None else count}]"
+    raise ValueError(f"{place}: found {found}; expected a tensor {wanted}, one for each environment")
+
+
 @dataclass(frozen=True, repr=False)
 class Engine:
     """A task bound to a batch: the pure functions above with their static arguments filled in.
@@ -177,14 +186,23 @@ class Engine:
         return self.structure.codec
 
     def init(self, seed: int, numbers: Tensor | None = None) -> State:
-        """A fresh batch of environments; see ``esper.engine.init``."""
+        """A fresh batch of environments; see ``esper.engine.init``.
+
+        Raises:
+          ValueError: no such seed, or numbers that are no int64 tensor [E].
+        """
+        if numbers is not None:
+            expect_rows("init: numbers", numbers, torch.int64, None)
         return init(self.structure, self.data, seed, numbers)
 
     def step(self, state: State, action: Tensor) -> tuple[State, Transition]:
-        """One decision and one epoch; see ``esper.engine.step``."""
-        num_envs = self._fit(state)
-        if action.shape != (num_envs,):
-            raise ValueError(f"step: action {list(action.shape)}; expected [{num_envs}], one for each environment")
+        """One decision and one epoch; see ``esper.engine.step``.
+
+        Raises:
+          ValueError: an action that is no int64 tensor [E], or a state that does not fit. A number in it that is no
+            action is refused with a code, as an illegal one is.
+        """
+        expect_rows("step: action", action, torch.int64, self._fit(state))
         return step(self.structure, self.backend, self.hypers, state, self.data, action)
 
     def test(self, state: State) -> Performance:
@@ -193,11 +211,17 @@ class Engine:
         return measure(self.backend, self.hypers, state, self.data.test)
 
     def reset(self, state: State, fresh: Tensor, seed: int, numbers: Tensor | None = None) -> State:
-        """Start some environments anew; see ``esper.engine.reset``."""
+        """Start some environments anew; see ``esper.engine.reset``.
+
+        Raises:
+          ValueError: ``fresh`` that is no bool tensor [E], or no such seed.
+        """
+        expect_rows("reset: fresh", fresh, torch.bool, self._size(state))
         return reset(self.structure, state, self.data, fresh, seed, numbers)
 
     def observe(self, state: State) -> Tensor:
         """What a policy sees, float32 [E, O]; see ``esper.tamiyo.observation``."""
+        self._size(state)
         growth = seed_sizes(self.structure, state.slots).sum(1) / self.structure.host.num_params
         return observe(self.config, state, growth, len(self.structure.blueprints), self.scales)
 
@@ -222,9 +246,15 @@ class Engine:
         sizes = ((name, number.shape[0]) for name, number in self.hypers.items() if number.dim())
         return next(sizes, None)
 
+    def _size(self, state: State) -> int:
+        """The number of environments of what must be a state."""
+        if len(getattr(state, "batch_size", ())) != 1:
+            raise ValueError(f"state: found {type(state).__name__}; expected a State [E], as init and step return it")
+        return int(state.batch_size[0])
+
     def _fit(self, state: State) -> int:
         """The number of environments of a state: any, if every hyperparameter [E] has as many values."""
-        (num_envs,) = state.batch_size
+        num_envs = self._size(state)
         if self._swept is not None and self._swept[1] != num_envs:
             name, count = self._swept
             raise ValueError(f"hypers.{name} has {count} values, the state {num_envs} environments; expected as many")

@@ -74,10 +74,17 @@ struct Pass {
     }
     Matrices matrices(const Instruction& i) const {
         const i64 from = program.registers[i.from].size(), other = program.registers[i.other].size();
-        return {i.groups, from / (i.groups * i.kernel), i.kernel, other / (i.groups * i.kernel)};
+        return {i.groups, {from / (i.groups * i.kernel), i.kernel, other / (i.groups * i.kernel)}};
+    }
+    Linear linear(const Instruction& i) const {
+        const i64 rows = program.registers[i.from].size() / i.kernel;
+        return {rows, i.kernel, program.registers[i.to].size() / rows};
+    }
+    Pairs pairs(const Instruction& i) const {
+        const i64 count = i.reads_two() ? program.registers[i.other].size() : i.kernel;
+        return {i.groups, count, program.registers[i.to].size() / (i.groups * count)};
     }
     const i64* table(const Instruction& i) const { return program.tables.data() + i.constant; }
-    i64 side(const Instruction& i) const { return program.registers[i.other].size(); }  // of a pair, of the second
     void forward(const Instruction& i);
     void backward(const Instruction& i, const BackwardStep& step);
     void close_batch_norm(const Instruction& i, const std::vector<Moments>& moments);
@@ -92,6 +99,8 @@ inline void Pass::forward(const Instruction& i) {
     const float *w = params + i.weight, *b = i.bias < 0 ? nullptr : params + i.bias;
     switch (i.op) {
         case CONV: return conv_forward(conv(i), x, w, b, y);
+        case LINEAR: return linear_forward(linear(i), x, w, b, y);
+        case EMBED: return embed_forward(x, from.size(), w, i.kernel, y);
         case GROUP_NORM:
             return group_norm_forward(x, channels, area, i.groups, w, b, i.rectify, stats + i.stats, y);
         case BATCH_NORM: {
@@ -108,8 +117,10 @@ inline void Pass::forward(const Instruction& i) {
         }
         case POOL: return pool_forward(x, channels, from.height, from.width, y);
         case MEAN: return mean_forward(x, size, from.size() / size, y);
-        case ADD: return pair_forward<false>(x, other, side(i), size / side(i), y);
-        case SCALE: return pair_forward<true>(x, other, side(i), size / side(i), y);
+        case ADD: return pair_forward<false>(pairs(i), x, other, y);
+        case SCALE: return pair_forward<true>(pairs(i), x, other, y);
+        case SHIFT: return pair_forward<false>(pairs(i), x, w, y);
+        case GAIN: return pair_forward<true>(pairs(i), x, w, y);
         case FADE: {
             const float openness = std::tanh(w[0]);
             for (i64 n = 0; n < size; ++n) y[n] = x[n] + openness * (other[n] - x[n]);
@@ -144,6 +155,15 @@ inline void Pass::backward(const Instruction& i, const BackwardStep& step) {
             for (i64 c = 0; gb && !given && c < channels; ++c) gb[c] += sum_lanes(total(gy + c * area, area));
             if (gx) conv_backward_input(conv(i), gy, w, add, gx);
             return;
+        case LINEAR:
+            if (!given) linear_backward_weight(linear(i), x, gy, gw);
+            if (gb && !given) pair_backward_numbers<false>({linear(i).rows, linear(i).outputs, 1}, x, gy, gb);
+            if (gx) linear_backward_input(linear(i), gy, w, add, gx);
+            return;
+        case EMBED:
+            if (!given) embed_backward(x, from.size(), gy, samples, i.kernel, gw);
+            if (gx && !add) std::fill_n(gx, from.size(), zero());  // a token is no quantity
+            return;
         case GROUP_NORM:
             return group_norm_backward(x, y, channels, area, i.groups, w, i.rectify, stats + i.stats, gy, gw, gb, add,
                                        gx);
@@ -153,15 +173,26 @@ inline void Pass::backward(const Instruction& i, const BackwardStep& step) {
         }
         case POOL: return pool_backward(x, channels, from.height, from.width, gy, add, gx);
         case MEAN: return mean_backward(gy, size, from.size() / size, add, gx);
-        case ADD: return pair_backward<false>(both, side(i), size / side(i));
-        case SCALE: return pair_backward<true>(both, side(i), size / side(i));
+        case ADD: return pair_backward<false>(pairs(i), both);
+        case SCALE: return pair_backward<true>(pairs(i), both);
+        case SHIFT:
+            if (!given) pair_backward_numbers<false>(pairs(i), x, gy, gw);
+            if (gx) pair_backward_x<false>(pairs(i), w, gy, add, gx);
+            return;
+        case GAIN:
+            if (!given) pair_backward_numbers<true>(pairs(i), x, gy, gw);
+            if (gx) pair_backward_x<true>(pairs(i), w, gy, add, gx);
+            return;
         case FADE: return fade_backward(both, size, w, gw);
         case LOAD:
             for (i64 n = 0; n < size && !given; ++n) gw[n] += sum_lanes(gy[n]);
             return;
         case CONST: return;
         case TAKE: return take_backward(gy, table(i), size, from.size(), add, gx);
-        case MATMUL: return matmul_backward(matrices(i), both);
+        case MATMUL:
+            if (gx) matmul_backward_x(matrices(i), other, gy, add, gx);
+            if (g_other) matmul_backward_other(matrices(i), x, gy, step.add[1], g_other);
+            return;
         case SOFTMAX: return softmax_backward(y, gy, i.groups, size / i.groups, add, gx);
         case LARGEST: return largest_backward(x, y, gy, size, from.size() / size, i.constant, add, gx);
         case NORMALISE: return normalise_backward(y, stats + i.stats, gy, i.groups, size / i.groups, add, gx);

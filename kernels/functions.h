@@ -1,6 +1,7 @@
-// Exponentials and what follows from them, of whole vectors: relative errors of a few 1e-7. NaN stays NaN.
+// Exponentials and what follows from them, of whole vectors: relative errors of a few 1e-7 where nothing else
+// is said. NaN stays NaN.
 //
-// Polynomials are those of Cephes (Moshier 1989), in single precision.
+// Polynomials are, where nothing else is said, those of Cephes (Moshier 1989), in single precision.
 
 #pragma once
 
@@ -56,21 +57,19 @@ inline Vec log_above(Vec e) {
 // log(1 + exp(x)).
 inline Vec softplus(Vec x) { return (x < 0.0f ? zero() : x) + log_above(exp(-magnitude(x))); }
 
-// The standard normal distribution up to x.
+// The standard normal distribution up to x, with an absolute error of 2e-7: a quotient of polynomials for erf (that of
+// Eigen's `generic_fast_erf`), which costs a fifth of what has a small relative error far below 0.
 inline Vec normal_below(Vec x) {
-    const Vec t = 0.70710678f * x, size = magnitude(t), square = t * t, inverse = 1.0f / square;
-    const Vec near = 0.5f + 0.5f * t * polynomial(square, 7.853861353153693e-5f, -8.010193625184903e-4f,
-                                                  5.188327685732524e-3f, -2.685381193529856e-2f, 1.128358514861418e-1f,
-                                                  -3.761262582423300e-1f, 1.128379165726710f);
-    const Vec middle = polynomial(inverse, 2.326819970068386e-2f, -1.387039388740657e-1f, 3.687424674597105e-1f,
-                                  -5.824733027278666e-1f, 6.210004621745983e-1f, -4.944515323274145e-1f,
-                                  3.404879937665872e-1f, -2.741127028184656e-1f, 5.638259427386472e-1f);
-    const Vec out = polynomial(inverse, -1.047766399936249e+1f, 1.297719955372516e+1f, -7.495518717768503f,
-                               2.921019019210786f, -1.015265279202700f, 4.218463358204948e-1f, -2.820767439740514e-1f,
-                               5.641895067754075e-1f);
-    const Vec above = 0.5f * exp(-square) / size * (size < 2.0f ? middle : out);
-    const Vec far = x > 0.0f ? 1.0f - above : above;
-    return size < 1.0f ? near : x == x ? far : x;
+    constexpr float MOST = 5.6f;
+    const Vec within = x > MOST ? zero() + MOST : x < -MOST ? zero() - MOST : x;
+    const Vec t = 0.70710678f * within, square = t * t;
+    const Vec above = polynomial(square, -2.72614225801306e-10f, 2.77068142495902e-08f, -2.10102402082508e-06f,
+                                 -5.69250639462346e-05f, -7.34990630326855e-04f, -2.95459980854025e-03f,
+                                 -1.60960333262415e-02f);
+    const Vec under = polynomial(square, -1.45660718464996e-05f, -2.13374055278905e-04f, -1.68282697438203e-03f,
+                                 -7.37332916720468e-03f, -1.42647390514189e-02f);
+    const Vec y = 0.5f + 0.5f * t * above / under;
+    return x > MOST ? zero() + 1.0f : x < -MOST ? zero() : y;
 }
 
 // Its density.

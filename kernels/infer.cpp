@@ -19,7 +19,7 @@ class Inference {
     const i64 network, pack;
     std::vector<Lane> lanes;
     std::vector<bool> read;  // by point; whether a bypass reads it
-    Vec *work, *weight, *saved;
+    Vec *work, *weight, *saved;  // weight: openings of a gate
     float* numbers;  // a row and what follows from it
     i64 live = 1, size, widest = 0;
 
@@ -28,7 +28,7 @@ class Inference {
         const auto consider = [&](const Program& p) {
             widest = std::max({widest, p.registers[0].size(), p.registers[p.output].size()});
             most = std::max({most, Pass::room(p, 1) + p.kept_by_network(1), setup_room(p)});
-            if (p.setup) longest = std::max(longest, packs_of(p.row()));
+            longest = std::max(longest, packs_of(p.row()));
         };
         for (i64 step = 0; step < call.length; ++step)
             for (const Lane& lane : lanes) {
@@ -37,10 +37,10 @@ class Inference {
                 if (leg.program && leg.gate()) consider(*leg.gate());
             }
         const i64 count = lanes.size();
-        work = scratch.room(most + longest + 1 + (3 + saves) * count * widest);
+        work = scratch.room(most + longest + (1 + (3 + saves) * count) * widest);
         numbers = reinterpret_cast<float*>(work + most);
         weight = work + most + longest;
-        Vec* next = weight + 1;
+        Vec* next = weight + widest;
         const auto take = [&] { return next += widest, next - widest; };
         for (Lane& lane : lanes) lane.features = take(), lane.spare = take(), lane.grown = take();
         saved = next;
@@ -65,8 +65,7 @@ class Inference {
     }
 
     Pass enter(Leg leg) {
-        if (leg.program->setup)
-            set_up(*leg.program, params_of(call, leg, network), work, numbers), leg.numbers = numbers;
+        if (leg.gathers()) gather(call, leg, network, work, numbers), leg.numbers = numbers;
         return pass_of(call, leg, network, work);
     }
 
@@ -85,7 +84,6 @@ class Inference {
             gate.input = {x, 0}, gate.output = {weight, 0};
             gate.run_forward(pack, pack + 1, false, nothing, nothing);
         }
-        const Vec w = (leg.gate() ? *weight : zero() + 1.0f) * leg.slot->alpha[leg.row];
         const Vec* s = leg.is_bypass() ? known(l, leg) : nullptr;
         if (!s) {
             Pass pass = enter(leg);
@@ -95,7 +93,7 @@ class Inference {
         } else {
             std::copy(s, s + leg.out, lane.grown);
         }
-        mix(leg, lane.features, s, w, lane.features);
+        mix(leg, lane.features, s, weight_of(leg, weight, leg.slot->alpha[leg.row]), lane.features);
     }
 
     // What a bypass gave in an earlier lane that left only after the point that it reads.

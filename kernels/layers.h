@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "simd.h"
+#include "products.h"
 
 namespace esper {
 
@@ -73,14 +73,6 @@ inline void convolve_point(const Conv& c, const Vec* x, i64 in, const float* w, 
             for (i64 kx = std::max<i64>(0, pad - col); kx < std::min(k, c.width + pad - col); ++kx)
                 sum += w[i * s.in + (ky * k + kx) * s.tap] * x[i * area + (h + ky - pad) * c.width + col + kx - pad];
     y[0] = sum;
-}
-
-// Positions of a tile of so many output channels. A kernel of five reads two numbers more for them than one of three;
-// the compiler takes those from the cache, which costs less than a smaller tile.
-constexpr int positions(int channels) {
-    for (int t = 4; t > 1; t /= 2)
-        if (fits(channels * t, t + 2)) return t;
-    return 1;
 }
 
 template <int C, int K>
@@ -167,25 +159,6 @@ inline void contract_taps(const Conv& c, const Vec* x, const Vec* g, i64 ky, flo
         }
 }
 
-// Kernels of one tap: C output channels and four input channels.
-template <int C>
-inline void contract_points(const Conv& c, const Vec* x, const Vec* g, i64 inputs, float* gw, i64 out_stride) {
-    const i64 area = c.area();
-    Vec sum[C][4] = {};
-    for (i64 p = 0; p < area; ++p) {
-        Vec v[4];
-        for (int i = 0; i < 4; ++i) v[i] = x[(i < inputs ? i : 0) * area + p];
-        for (int o = 0; o < C; ++o) {
-            const Vec each = g[o * area + p];
-            for (int i = 0; i < 4; ++i) sum[o][i] += each * v[i];
-        }
-    }
-    for (int o = 0; o < C; ++o) {
-        const Quad sums = sum_lanes4(sum[o][0], sum[o][1], sum[o][2], sum[o][3]);
-        for (i64 i = 0; i < inputs; ++i) gw[o * out_stride + i] += sums[i];
-    }
-}
-
 inline void contract_any(const Conv& c, const Vec* x, const Vec* g, float* gw) {
     const i64 k = c.kernel, pad = k / 2;
     for (i64 ky = 0; ky < k; ++ky)
@@ -201,14 +174,6 @@ inline void contract_any(const Conv& c, const Vec* x, const Vec* g, float* gw) {
 template <int C>
 inline void contract_channels(const Conv& c, const Vec* x, const Vec* g, float* gw) {
     const i64 stride = c.in * c.taps(), area = c.area();
-    if (c.kernel == 1) {
-        constexpr int EACH = std::min(C, REGISTERS < 32 ? 2 : 8);
-        for (int o = 0; o < C; o += EACH)
-            for (i64 i = 0; i < c.in; i += 4)
-                contract_points<EACH>(c, x + i * area, g + o * area, std::min<i64>(4, c.in - i), gw + o * stride + i,
-                                      stride);
-        return;
-    }
     for (i64 i = 0; i < c.in; ++i) {
         const Vec* xi = x + i * area;
         float* wi = gw + i * c.taps();
@@ -223,6 +188,10 @@ inline void conv_backward_weight(const Conv& c, const Vec* x, const Vec* g, floa
     for (i64 group = 0; group < c.groups; ++group) {
         const Vec *xg = x + group * c.in * c.area(), *gg = g + group * c.out * c.area();
         float* w = gw + group * c.out * c.in * c.taps();
+        if (c.kernel == 1) {
+            contract({c.area(), c.in, c.out}, {xg, 1, c.area()}, {gg, 1, c.area()}, w);
+            continue;
+        }
         const i64 stride = c.in * c.taps();
         i64 o = 0;
         if constexpr (fits(8 * 3, 3))

@@ -6,15 +6,63 @@
 
 namespace esper {
 
-// x + y, or x y: y[n] stands beside `each` neighbours of x.
-template <bool PRODUCT>
-inline void pair_forward(const Vec* x, const Vec* other, i64 count, i64 each, Vec* y) {
-    if (each == 1) {
-        for (i64 n = 0; n < count; ++n) y[n] = PRODUCT ? x[n] * other[n] : x[n] + other[n];
-        return;
+// Pairs of `repeats` rows of `count` parts of `each` neighbours with one number for every part, the same in all rows.
+struct Pairs {
+    i64 repeats, count, each;
+};
+
+// x + y, or x y; y: of every sample, or of the network.
+template <bool PRODUCT, typename Other>
+inline void pair_forward(const Pairs& p, const Vec* x, const Other* other, Vec* y) {
+    for (i64 r = 0; r < p.repeats; ++r) {
+        if (p.each == 1) {
+            for (i64 c = 0; c < p.count; ++c) y[c] = PRODUCT ? x[c] * other[c] : x[c] + other[c];
+        } else {
+            for (i64 c = 0; c < p.count; ++c)
+                for (i64 n = c * p.each; n < (c + 1) * p.each; ++n) y[n] = PRODUCT ? x[n] * other[c] : x[n] + other[c];
+        }
+        x += p.count * p.each, y += p.count * p.each;
     }
-    for (i64 c = 0; c < count; ++c)
-        for (i64 n = c * each; n < (c + 1) * each; ++n) y[n] = PRODUCT ? x[n] * other[c] : x[n] + other[c];
+}
+
+// The gradient of x.
+template <bool PRODUCT, typename Other>
+inline void pair_backward_x(const Pairs& p, const Other* other, const Vec* gy, bool add, Vec* gx) {
+    for (i64 r = 0; r < p.repeats; ++r, gy += p.count * p.each, gx += p.count * p.each) {
+        if (p.each == 1) {
+            for (i64 c = 0; c < p.count; ++c) give(gx, c, add, PRODUCT ? gy[c] * other[c] : gy[c]);
+            continue;
+        }
+        for (i64 c = 0; c < p.count; ++c)
+            for (i64 n = c * p.each; n < (c + 1) * p.each; ++n) give(gx, n, add, PRODUCT ? gy[n] * other[c] : gy[n]);
+    }
+}
+
+// A part's gradient, summed over all rows.
+template <bool PRODUCT>
+inline Vec pair_sum(const Pairs& p, const Vec* x, const Vec* gy, i64 c) {
+    Vec sum = {};
+    for (i64 r = 0; r < p.repeats; ++r) {
+        const i64 begin = (r * p.count + c) * p.each;
+        for (i64 n = begin; n < begin + p.each; ++n) sum += PRODUCT ? gy[n] * x[n] : gy[n];
+    }
+    return sum;
+}
+
+// The gradient of y, of every sample.
+template <bool PRODUCT>
+inline void pair_backward_other(const Pairs& p, const Vec* x, const Vec* gy, bool add, Vec* g_other) {
+    for (i64 c = 0; c < p.count; ++c) give(g_other, c, add, pair_sum<PRODUCT>(p, x, gy, c));
+}
+
+// The gradient of y, of the network.
+template <bool PRODUCT>
+inline void pair_backward_numbers(const Pairs& p, const Vec* x, const Vec* gy, float* gw) {
+    for (i64 c = 0; c < p.count; c += 4) {
+        const auto sum = [&](i64 j) { return c + j < p.count ? pair_sum<PRODUCT>(p, x, gy, c + j) : zero(); };
+        const Quad sums = sum_lanes4(sum(0), sum(1), sum(2), sum(3));
+        for (i64 j = 0; j < 4 && c + j < p.count; ++j) gw[c + j] += sums[j];
+    }
 }
 
 struct Both {
@@ -24,19 +72,9 @@ struct Both {
 };
 
 template <bool PRODUCT>
-inline void pair_backward(const Both& b, i64 count, i64 each) {
-    if (each == 1) {
-        for (i64 n = 0; b.gx && n < count; ++n) give(b.gx, n, b.add[0], PRODUCT ? b.gy[n] * b.other[n] : b.gy[n]);
-        for (i64 n = 0; b.g_other && n < count; ++n) give(b.g_other, n, b.add[1], PRODUCT ? b.gy[n] * b.x[n] : b.gy[n]);
-        return;
-    }
-    for (i64 c = 0; c < count; ++c) {
-        Vec sum = {};
-        const i64 begin = c * each, end = begin + each;
-        for (i64 n = begin; b.g_other && n < end; ++n) sum += PRODUCT ? b.gy[n] * b.x[n] : b.gy[n];
-        for (i64 n = begin; b.gx && n < end; ++n) give(b.gx, n, b.add[0], PRODUCT ? b.gy[n] * b.other[c] : b.gy[n]);
-        if (b.g_other) give(b.g_other, c, b.add[1], sum);
-    }
+inline void pair_backward(const Pairs& p, const Both& b) {
+    if (b.gx) pair_backward_x<PRODUCT>(p, b.other, b.gy, b.add[0], b.gx);
+    if (b.g_other) pair_backward_other<PRODUCT>(p, b.x, b.gy, b.add[1], b.g_other);
 }
 
 // x + tanh(w) (other - x).
@@ -110,36 +148,6 @@ inline void normalise_backward(const Vec* y, const Vec* stats, const Vec* gy, i6
     }
 }
 
-// Products of matrices: per group x [rows, inner] times other [inner, columns].
-struct Matrices {
-    i64 groups, rows, inner, columns;
-};
-
-inline void matmul_forward(const Matrices& m, const Vec* x, const Vec* other, Vec* y) {
-    for (i64 g = 0; g < m.groups; ++g, other += m.inner * m.columns)
-        for (i64 r = 0; r < m.rows; ++r, x += m.inner, y += m.columns) {
-            std::fill(y, y + m.columns, zero());
-            for (i64 k = 0; k < m.inner; ++k)
-                for (i64 c = 0; c < m.columns; ++c) y[c] += x[k] * other[k * m.columns + c];
-        }
-}
-
-inline void matmul_backward(const Matrices& m, Both b) {
-    if (b.gx && !b.add[0]) std::fill(b.gx, b.gx + m.groups * m.rows * m.inner, zero());
-    if (b.g_other && !b.add[1]) std::fill(b.g_other, b.g_other + m.groups * m.inner * m.columns, zero());
-    for (i64 g = 0; g < m.groups; ++g)
-        for (i64 r = 0; r < m.rows; ++r) {
-            const Vec* gy = b.gy + (g * m.rows + r) * m.columns;
-            for (i64 k = 0; k < m.inner; ++k) {
-                const i64 own = (g * m.rows + r) * m.inner + k, row = (g * m.inner + k) * m.columns;
-                Vec sum = {};
-                for (i64 c = 0; b.gx && c < m.columns; ++c) sum += gy[c] * b.other[row + c];
-                if (b.gx) b.gx[own] += sum;
-                for (i64 c = 0; b.g_other && c < m.columns; ++c) b.g_other[row + c] += gy[c] * b.x[own];
-            }
-        }
-}
-
 // Numbers at places of x; 0 where the place is -1.
 inline void take_forward(const Vec* x, const i64* places, i64 size, Vec* y) {
     for (i64 n = 0; n < size; ++n) y[n] = places[n] < 0 ? zero() : x[places[n]];
@@ -149,6 +157,26 @@ inline void take_backward(const Vec* gy, const i64* places, i64 size, i64 from, 
     if (!add) std::fill(gx, gx + from, zero());
     for (i64 n = 0; n < size; ++n)
         if (places[n] >= 0) gx[places[n]] += gy[n];
+}
+
+// Rows of a network's table [tokens, each], by number.
+inline void embed_forward(const Vec* tokens, i64 count, const float* table, i64 each, Vec* y) {
+    for (i64 t = 0; t < count; ++t) {
+        const float* rows[PACK];
+        for (i64 lane = 0; lane < PACK; ++lane) rows[lane] = table + static_cast<i64>(tokens[t][lane]) * each;
+        load_samples(rows, each, y + t * each);
+    }
+}
+
+// Rows add up in the order of tokens, then of samples.
+inline void embed_backward(const Vec* tokens, i64 count, const Vec* gy, i64 samples, i64 each, float* gw) {
+    for (i64 t = 0; t < count; ++t, gy += each) {
+        const float* from = reinterpret_cast<const float*>(gy);
+        for (i64 lane = 0; lane < samples; ++lane) {
+            float* row = gw + static_cast<i64>(tokens[t][lane]) * each;
+            for (i64 n = 0; n < each; ++n) row[n] += from[n * PACK + lane];
+        }
+    }
 }
 
 inline void const_forward(const i64* bits, i64 size, Vec* y) {

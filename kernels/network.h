@@ -10,9 +10,16 @@
 
 namespace esper {
 
+// Numbers of an earlier block: where they begin in a network's row, and how many.
+struct Tie {
+    i64 from, size;
+};
+
 struct Block {
     const Program* program;
     i64 params, buffers, aux;  // where its part of each row begins
+    i64 num_ties;
+    const Tie* ties;  // what its program reads behind its own numbers
 };
 
 // The seeds of a slot. A row is one seed; strides count numbers.
@@ -50,6 +57,7 @@ struct Call {
     i64 buffers_row;
     const i64* targets;  // training
     i64 targets_network, targets_sample;
+    i64 positions;  // predictions of a sample
     const float* own;  // [networks]: alpha at which a seed in TRAINING learns its own objective; null: straight-through
     float *losses, *hits, *aux;
     i64 aux_row;
@@ -66,13 +74,21 @@ struct Leg {
     i64 row, point;        // of the slot; where its output is
     i64 in, out;           // sizes of its input and output
     Vec *x, *h, *y, *own;  // its input; features before and after it; after it by a seed's own objective
-    Vec *kept, *gate_kept, *weights;
-    float *numbers, *grads;  // where the program has a setup: the network's row, what follows from it; their gradients
+    Vec *kept, *gate_kept, *openings;
+    float *numbers, *grads;  // where it gathers: its numbers, and what follows from them; their gradients
     const Program* gate() const { return slot && slot->gates && slot->gates[row] >= 0 ? slot->gate : nullptr; }
     bool is_bypass() const { return slot && slot->source >= 0; }
     bool trains() const { return slot && slot->training && slot->training[row]; }
     bool isolated() const { return slot && slot->isolated && slot->isolated[row]; }
     bool merged() const { return slot && slot->merged && slot->merged[row]; }
+    i64 gate_size() const { return slot->gate->registers[slot->gate->output].size(); }
+    // Whether its numbers do not lie side by side in the network's row.
+    bool gathers() const { return program->setup || (block && block->num_ties); }
+    i64 owned() const {
+        i64 count = program->params;
+        for (i64 n = 0; block && n < block->num_ties; ++n) count -= block->ties[n].size;
+        return count;
+    }
 };
 
 // A program of the route, if there is one there for a lane.
@@ -114,9 +130,13 @@ inline Pass setup_of(const Program& program, const float* row, Vec* work) {
     return pass;
 }
 
-// A copy of a network's row, and what follows from it.
-inline void set_up(const Program& program, const float* params, Vec* work, float* row) {
-    std::copy(params, params + program.params, row);
+// Copies of a leg's own numbers and of those that it shares, and what follows from them.
+inline void gather(const Call& call, const Leg& leg, i64 network, Vec* work, float* row) {
+    const Program& program = *leg.program;
+    float* end = std::copy_n(params_of(call, leg, network), leg.owned(), row);
+    for (i64 n = 0; leg.block && n < leg.block->num_ties; ++n)
+        end = std::copy_n(call.host + network * call.host_row + leg.block->ties[n].from, leg.block->ties[n].size, end);
+    if (!program.setup) return;
     Pass pass = setup_of(program, row, work);
     pass.run_forward(0, 1, false, nothing, [&] {
         const Vec* found = pass.value(program.setup->output);
@@ -124,22 +144,22 @@ inline void set_up(const Program& program, const float* params, Vec* work, float
     });
 }
 
-// Gradients of a row and of what follows from it -> those of the row.
-inline void pull_setup(const Program& program, const float* row, const float* grad_row, Vec* work, float* grad) {
+// Gradients of what follows from a row, added to those of the row, which they lie behind.
+inline void pull_setup(const Program& program, const float* row, Vec* work, float* grad) {
     Pass pass = setup_of(program, row, work);
     pass.run_backward(
         program.setup->backward[1], 0, 1, false, nothing,
         [&] {
             Vec* to = pass.grad(program.setup->output);
             std::fill_n(to, program.row() - program.params, zero());
-            for (i64 n = program.params; n < program.row(); ++n) to[n - program.params][0] = grad_row[n];
+            for (i64 n = program.params; n < program.row(); ++n) to[n - program.params][0] = grad[n];
         },
         [&] {
-            for (i64 n = 0; n < program.params; ++n) grad[n] = grad_row[n] + pass.grad(0)[n][0];
+            for (i64 n = 0; n < program.params; ++n) grad[n] += pass.grad(0)[n][0];
         });
 }
 
-// Room for `setup_of`.
+// Room for `gather`.
 inline i64 setup_room(const Program& program) {
     return program.setup ? Pass::room(*program.setup, 1) + program.setup->kept_by_network(1) : 0;
 }
@@ -149,12 +169,34 @@ inline Pass gate_of(const Call& call, const Leg& leg, Vec* work) {
     return {*s.gate, call.batch, s.gate_params + s.gates[leg.row] * s.gate_row, nullptr, work, leg.gate_kept};
 }
 
+// What a seed's output is multiplied by: a number, times a gate's opening of every part of the features, if it has one.
+struct Weight {
+    const Vec* openings;
+    float number;
+    i64 parts, each;  // neighbours that share an opening
+    Vec of(i64 part) const { return openings ? openings[part] * number : zero() + number; }
+};
+
+inline Weight weight_of(const Leg& leg, const Vec* openings, float number) {
+    const i64 parts = leg.gate() ? leg.gate_size() : 1;
+    return {leg.gate() ? openings : nullptr, number, parts, leg.out / parts};
+}
+
+// `act(n, w)` for every number n of the features, with its weight w.
+template <typename Act>
+inline void weighed(const Weight& weight, const Act& act) {
+    for (i64 part = 0, n = 0; part < weight.parts; ++part) {
+        const Vec w = weight.of(part);
+        for (const i64 end = n + weight.each; n < end; ++n) act(n, w);
+    }
+}
+
 // What the network sees of a slot.
-inline void mix(const Leg& leg, const Vec* h, const Vec* s, Vec w, Vec* y) {
+inline void mix(const Leg& leg, const Vec* h, const Vec* s, const Weight& weight, Vec* y) {
     if (leg.is_bypass())
-        for (i64 n = 0; n < leg.out; ++n) y[n] = h[n] + w * s[n];
+        weighed(weight, [&](i64 n, Vec w) { y[n] = h[n] + w * s[n]; });
     else
-        for (i64 n = 0; n < leg.out; ++n) y[n] = lerp(h[n], s[n], w);
+        weighed(weight, [&](i64 n, Vec w) { y[n] = lerp(h[n], s[n], w); });
 }
 
 // Lanes without a sample repeat the last one: what a layer makes of it is a number wherever it is one of the samples.

@@ -17,16 +17,20 @@ namespace esper {
 
 enum Op : i64 {
     CONV, GROUP_NORM, BATCH_NORM, AFFINE, RELU, POOL, MEAN, ADD, SCALE, SIGMOID, TIMES, FADE, TANH, GELU, GELU_TANH,
-    SOFTPLUS, EXP, LOG, SQRT, RECIPROCAL, ABS, PLUS, LOAD, CONST, TAKE, MATMUL, SOFTMAX, LARGEST, NORMALISE
+    SOFTPLUS, EXP, LOG, SQRT, RECIPROCAL, ABS, PLUS, LOAD, CONST, TAKE, MATMUL, SOFTMAX, LARGEST, NORMALISE, LINEAR,
+    EMBED, GAIN, SHIFT
 };
 
-// What backward reads again: of what an instruction reads first, second, and of what it gave.
+// What backward reads again: of what an instruction reads first, second, and of what it gave. `given`: no numbers of the
+// network learn.
 struct Reread {
     bool from, other, to;
 };
-inline Reread reread_by(i64 op, bool rectify) {
+inline Reread reread_by(i64 op, bool rectify, bool given) {
     switch (op) {
-        case ADD: case MEAN: case TIMES: case PLUS: case LOAD: case CONST: case TAKE: return {false, false, false};
+        case CONV: case LINEAR: case EMBED: case GAIN: return {!given, false, false};
+        case ADD: case MEAN: case TIMES: case PLUS: case LOAD: case CONST: case TAKE: case SHIFT:
+            return {false, false, false};
         case SCALE: case FADE: case MATMUL: return {true, true, false};
         case RELU: case SIGMOID: case TANH: case EXP: case SQRT: case RECIPROCAL: case SOFTMAX: case NORMALISE:
             return {false, false, true};
@@ -80,7 +84,7 @@ struct Program {
     i64 output, params, aux = 0, segments = 1;
     i64 values = 0, stats = 0, grads = 0, crossing = 0, kept = 0, header = 0;  // sizes, in vectors
     std::vector<bool> loads_input;
-    Backward backward[4];  // input's gradient wanted + 2 * output's value wanted
+    Backward backward[8];  // input's gradient wanted + 2 * output's value wanted + 4 * numbers given
 
     Program(const i64* code, const Program* setup) : setup(setup) {
         const i64 count = code[0], length = code[1], entries = code[4];
@@ -93,7 +97,7 @@ struct Program {
         tables.assign(code, code + entries);
         cut_into_segments();
         place();
-        for (int asked = 0; asked < 4; ++asked) backward[asked] = plan(asked & 1, asked & 2);
+        for (int asked = 0; asked < 8; ++asked) backward[asked] = plan(asked & 1, asked & 2, asked & 4);
     }
 
     // Numbers of a network's row: its parameters, and what follows from them.
@@ -120,7 +124,7 @@ struct Program {
                 i.aux = aux, aux += 2 * to.channels;
             }
             i.segment = to.segment = segments - 1;
-            to.kept = i.op == CONV || i.op == MATMUL;
+            to.kept = i.op == CONV || i.op == LINEAR || i.op == MATMUL;
             to.trained = (i.sources() && from.trained) || i.weight >= 0 || (i.reads_two() && registers[i.other].trained);
             if (i.sources()) read(i.from, i.segment, i.gives());
             if (i.reads_two()) read(i.other, i.segment, i.segment);
@@ -143,7 +147,7 @@ struct Program {
             if (i.op == GROUP_NORM || i.op == NORMALISE) i.stats = stats, stats += 2 * i.groups;
     }
 
-    Backward plan(bool wants_input, bool wants_output) const {
+    Backward plan(bool wants_input, bool wants_output, bool given) const {
         Backward b;
         std::vector<bool> written(registers.size()), needed(registers.size()), rerun(instructions.size());
         written[output] = true, needed[output] = wants_output;
@@ -158,7 +162,7 @@ struct Program {
             }
             b.steps.push_back(step);
             rerun[n] = i.op == GROUP_NORM || i.op == NORMALISE;
-            const Reread again = reread_by(i.op, i.rectify);
+            const Reread again = reread_by(i.op, i.rectify, given);
             if (again.from) needed[i.from] = true;
             if (again.other) needed[i.other] = true;
             if (again.to) needed[i.to] = true;

@@ -50,6 +50,7 @@ def small_task() -> esper.Task:
 @pytest.fixture(scope="module")
 def bench_module():
     """Imports a module of bench/ by name; the folder is no part of the installed package."""
+    before = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "bench"}
     folder = Path(__file__).resolve().parents[1] / "bench"
     spec = importlib.util.spec_from_file_location(
         "bench", folder / "__init__.py", submodule_search_locations=[str(folder)]
@@ -58,6 +59,7 @@ def bench_module():
     yield lambda name: importlib.import_module(f"bench.{name}")
     for name in [name for name in sys.modules if name.split(".")[0] == "bench"]:
         del sys.modules[name]
+    sys.modules.update(before)
 
 
 LIKING = torch.tensor([0.0, 0.0, 2.0, -3.0, 1.0, -3.0])

@@ -7,26 +7,29 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TextIO
 
-import torch
+from esper.utils.starting import ending_on_interrupt
 
-from esper.bench.case import Bench, Case
-from esper.bench.cases import cases_of
-from esper.bench.compare import compare
-from esper.bench.fresh import ProbeError
-from esper.bench.record import FORMAT, machine, to_table
-from esper.bench.report import listing, report
-from esper.bench.run import run_cases
-from esper.bench.settings import THROUGHPUT, Asked, choose, read_arguments
-from esper.bench.throughput import ENVS, measure, to_rows
-from esper.bench.throughput_report import chart, table
-from esper.leyline.config import ConfigError
-from esper.runtime.tasks import TASKS
-from esper.tolaria.data import DatasetError
-from esper.utils.documents import to_json
-from esper.utils.settings import SettingsError
+with ending_on_interrupt(__name__ == "__main__"):
+    import torch
 
-RED, MISUSED = 1, 2
-"""Exit statuses: a gate was red; a word on the command line is not allowed."""
+    from esper.bench.case import Bench, Case
+    from esper.bench.cases import cases_of
+    from esper.bench.compare import compare
+    from esper.bench.fresh import ProbeError
+    from esper.bench.record import FORMAT, machine, to_table
+    from esper.bench.report import listing, report
+    from esper.bench.run import run_cases
+    from esper.bench.settings import THROUGHPUT, Asked, choose, read_arguments
+    from esper.bench.throughput import ENVS, measure, to_rows
+    from esper.bench.throughput_report import chart, table
+    from esper.leyline.config import ConfigError
+    from esper.runtime.tasks import TASKS
+    from esper.tolaria.data import DatasetError
+    from esper.utils.documents import to_json
+    from esper.utils.settings import SettingsError
+
+RED, MISUSED, INTERRUPTED = 1, 2, 130
+"""Exit statuses: a gate was red; a word on the command line is not allowed; Ctrl-C."""
 
 
 def run(asked: Asked, out: TextIO, notes: TextIO, table: dict[str, Case] | None = None) -> int:
@@ -108,7 +111,8 @@ def main(words: Sequence[str] | None = None, out: TextIO | None = None, notes: T
       out, notes: where the report and the progress go; None = standard output and standard error.
 
     Returns:
-      exit status: 0; 1 if a gate was red; 2 with one line for a word that is not allowed or a process that failed.
+      exit status: 0; 1 if a gate was red; 2 with one line for a word that is not allowed or a process that failed;
+      130 after Ctrl-C.
     """
     out, notes = sys.stdout if out is None else out, sys.stderr if notes is None else notes
     try:
@@ -125,6 +129,9 @@ def main(words: Sequence[str] | None = None, out: TextIO | None = None, notes: T
     except (SettingsError, ConfigError, DatasetError, ProbeError) as error:
         notes.write(f"esper.bench: {error}\n")
         return MISUSED
+    except KeyboardInterrupt:
+        notes.write("esper.bench: interrupted\n")
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

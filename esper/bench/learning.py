@@ -11,7 +11,8 @@ from esper.bench import gates
 from esper.bench.case import SEED, Bench, Case, Trial
 from esper.runtime.interrupt import torch_draws_from
 from esper.simic.environment import EsperEnv
-from esper.simic.ppo import Learner, PPOConfig, make_collector
+from esper.simic.ppo import Learner, make_collector
+from esper.simic.ppo_config import PPOConfig
 from esper.tamiyo.actor_critic import ActorCriticConfig, build_actor_critic
 
 WITHOUT_END = float("inf")
@@ -39,7 +40,7 @@ class RoundSetup(NamedTuple):
     def collect(self) -> TensorDictBase:
         """The same episodes every time, as long as the policy is the same."""
         self.env.next_seed = SEED
-        with torch_draws_from(SEED):
+        with torch_draws_from(SEED, self.env.device):
             return next(self.batches)
 
     def round(self) -> tuple[TensorDictBase, dict[str, float]]:

@@ -17,6 +17,7 @@ from esper.leyline.learners import Learners, Weights
 from esper.leyline.stages import Stage
 from esper.leyline.streams import Stream
 from esper.utils import rng
+from esper.utils.upload import upload
 
 
 def split_blocks(host: Host, flat: Tensor) -> tuple[Tensor, ...]:
@@ -70,9 +71,9 @@ def init_seeds(structure: Structure, table: SlotTable, learners: Learners, key: 
     if not fresh.any():
         return learners
     (params, moments, steps), buffers = learners.seeds, learners.seed_buffers
-    for number, slot in enumerate(structure.slots):
-        for kind, envs in table.kinds(number, fresh[:, number].nonzero()[0]):
-            rows = torch.as_tensor(envs, device=params.device)
+    listed = tuple(tuple(table.kinds(slot, fresh[:, slot].nonzero()[0])) for slot in range(len(structure.slots)))
+    for number, (slot, groups) in enumerate(zip(structure.slots, upload(listed, params.device), strict=True)):
+        for kind, rows in groups:
             own = rng.fold_in(key[rows], int(Stream.SOW), epoch[rows], number)
             params = _write(params, rows, slot.columns, _fresh_row(slot, kind, own, params.dtype))
             still = moments.new_zeros((rows.shape[0], moments.shape[1], slot.width))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from esper.kasmina.blueprint import Blueprint
-from esper.kasmina.host_checks import TOLERANCE, HostError, check_host
+from esper.kasmina.host_checks import TOLERANCE, HostError, check_host, told_as
 from esper.kasmina.site import Site
 from esper.utils import rng
 
@@ -49,9 +49,15 @@ def check_blueprint(
       batch_size: samples B.
 
     Raises:
-      BlueprintError: the first contract that is broken.
+      BlueprintError: the first contract that is broken, or what the blueprint raised.
     """
     case = _Case(blueprint, site, site if target is None else target, target is not None)
+    with told_as(BlueprintError, "blueprint", blueprint):
+        _check_all(case, num_networks, batch_size)
+
+
+def _check_all(case: _Case, num_networks: int, batch_size: int) -> None:
+    blueprint, site, target = case.blueprint, case.source, case.target if case.is_bypass else None
     _check_layout(case)
     for dtype in (torch.float32, torch.float64):
         keys = rng.fold_in(rng.key(0), torch.arange(num_networks))

@@ -1,6 +1,8 @@
 """The conformance check for hosts; import it from ``esper.kasmina.checks``."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -11,6 +13,7 @@ from esper.kasmina.host import Host, check_ties
 from esper.kasmina.layout import Params
 from esper.leyline.config import ConfigError
 from esper.utils import rng
+from esper.utils.documents import cause
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 """How far results may differ that should be equal but for the order of sums."""
@@ -44,8 +47,25 @@ def check_host(host: Host, num_networks: int = 3, batch_size: int = 4) -> None:
       batch_size: samples B, >= 2.
 
     Raises:
-      HostError: the first contract that is broken.
+      HostError: the first contract that is broken, or what the host raised.
     """
+    with told_as(HostError, "host", host):
+        _check_all(host, num_networks, batch_size)
+
+
+@contextmanager
+def told_as(kind: type[ValueError], what: str, part: object) -> Iterator[None]:
+    """Whatever a user's part raises in place of keeping its contract becomes an error of one kind, on one line."""
+    try:
+        yield
+    except kind:
+        raise
+    except Exception as error:  # whatever a part's functions do
+        name = getattr(part, "name", part)
+        raise kind(f"{what} {name!r}: raised {cause(error)}; expected functions that keep the contract") from error
+
+
+def _check_all(host: Host, num_networks: int, batch_size: int) -> None:
     _check_structure(host)
     for dtype in TOLERANCE:
         rows = _draw_rows(host, num_networks, batch_size, dtype)

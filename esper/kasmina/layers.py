@@ -207,6 +207,7 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
     return normalise(grouped, mean, variance).flatten(2, 3) * per_channel(weight, x) + per_channel(bias, x)
 
 
+@layer
 def embed(tokens: Tensor, weight: Tensor) -> Tensor:
     """Look tokens up, each network in its own table.
 

@@ -85,6 +85,11 @@ class Codec(NamedTuple):
         """Number of actions A."""
         return len(self.actions)
 
+    def to(self, device: torch.device | None) -> "Codec":
+        """The same with its columns on a device."""
+        columns = {name: getattr(self, name).to(device) for name in ("op", "slot", "blueprint", "blend")}
+        return self._replace(**columns)
+
     def encode(self, action: Action) -> int:
         """Index of an action.
 

@@ -11,7 +11,7 @@ from tensordict import TypedTensorDict
 from torch import Tensor
 
 from esper.leyline.config import ConfigError
-from esper.utils.documents import shown
+from esper.utils.documents import figure, shown
 
 
 class Number(NamedTuple):
@@ -121,16 +121,15 @@ def build_leaves(
         try:
             value = torch.as_tensor(given, dtype=dtype, device=device)
         except (TypeError, ValueError, RuntimeError, OverflowError):
-            expected = f"{number.low:g} to {number.high:g}" if isinstance(given, int) else "a number"
+            expected = f"{figure(number.low)} to {figure(number.high)}" if isinstance(given, int) else "a number"
             raise ConfigError(
                 f"{place}.{name} = {shown(given)}: expected {expected} or a tensor [{num_envs}]"
             ) from None
         if value.shape not in ((), (num_envs,)):
             raise ConfigError(f"{place}.{name}: shape {list(value.shape)}; expected [] or [{num_envs}]")
         if not bool(((value >= number.low) & (value <= number.high)).all()):
-            raise ConfigError(
-                f"{place}.{name} = {value.tolist()}: expected {number.low:g} to {number.high:g} {number.unit}"
-            )
+            allowed = f"{figure(number.low)} to {figure(number.high)}"
+            raise ConfigError(f"{place}.{name} = {value.tolist()}: expected {allowed} {number.unit}")
         leaves[name] = value.clone()
     return leaves
 

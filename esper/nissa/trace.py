@@ -79,7 +79,7 @@ def record(codec: Codec, state: State, event: Transition, terms: dict[str, Tenso
     idle, action = result.op == int(Op.WAIT), result.action.clamp(0, codec.size - 1)
 
     def argument(column: Tensor) -> Tensor:
-        return torch.where(idle, NONE, column.to(idle.device)[action])
+        return torch.where(idle, NONE, column[action])
 
     training = (slots.stage == int(Stage.TRAINING)) & (slots.evaluations > 0)
     effect = torch.where(slots.measured, slots.contribution, torch.where(training, slots.prospect, torch.nan))

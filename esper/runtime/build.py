@@ -16,25 +16,28 @@ from esper.leyline.words import as_meant
 from esper.runtime.tasks import Task, named
 from esper.tamiyo.observation import build_scales
 from esper.tezzeret.choose import build_backend
-from esper.tolaria.data import validate
+from esper.tolaria.data import Dataset, validate
 from esper.tolaria.split import limit_validation
 from esper.utils.documents import shown
+
+DEVICES = "cpu, cuda, cuda:N, or auto = a GPU if there is one"
+"""What a device may be called, for help."""
 
 
 def find_device(device: object, place: str = "device") -> torch.device:
     """A device on which tensors can be made and read.
 
     Args:
-      device: as ``torch.device`` takes it.
+      device: as ``torch.device`` takes it; or "auto", the accelerator that is here, else the CPU.
       place: what a message calls it.
 
     Raises:
       ConfigError: torch does not know it, or it is not there; one line.
     """
     try:
-        found = torch.device(device)  # type: ignore[call-overload]
+        found = torch.device(devices()[-1].partition(":")[0] if device == "auto" else device)  # type: ignore[call-overload]
         torch.zeros(1, device=found).cpu()
-    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError, ImportError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         named = shown(str(device) if isinstance(device, torch.device) else device)
         raise ConfigError(
@@ -64,7 +67,7 @@ def make(
     Args:
       task: name of a preset, a kind of dataset and its path (``cifar10:PATH``), or a task of your own.
       num_envs: environments E in the batch.
-      device: where everything lives; one that is here.
+      device: where everything lives; one that is here, or "auto", the accelerator that is here, else the CPU.
       backend: how networks are run: "native" (C++ on CPUs), "inductor" (compiled), "eager" (operation by operation), or
         "auto", the first of them that can (``Engine.describe`` tells which).
       differentiable: whether derivatives are taken from outside; selects "eager". Otherwise hyperparameters are
@@ -93,12 +96,23 @@ def make(
             near = get_close_matches(name, [*known, *table], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted(known | set(table)))}"
             raise ConfigError(f"make({task.name!r}): unknown setting {name!r}{hint}")
+    if not isinstance(differentiable, bool):
+        raise ConfigError(f"differentiable = {shown(differentiable)}: expected True or False")
     meant = {name: as_meant(name, value) for name, value in settings.items() if name in known}
     config = Config(num_envs=num_envs, **{"slots": (), **meant})
     place = find_device(device)
     dtype = config.precision.dtype
     hypers = build_hypers({k: v for k, v in settings.items() if k in table}, num_envs, dtype, place)
     dataset = limit_validation(validate(task.data, task.host.input_shape), config.most_val_samples).to(place, dtype)
+    _expect_fit(task, config, dataset)
+    hypers = hypers if differentiable else hypers.detach()
+    structure = build_structure(config, task.host, task.blueprints, task.objective, place)
+    runs = build_backend(backend, structure, place, differentiable)
+    return Engine(structure, runs, hypers.lock_(), dataset, build_scales(observation))
+
+
+def _expect_fit(task: Task, config: Config, dataset: Dataset) -> None:
+    """Raise ``ConfigError`` unless the task's host and the settings are for such data."""
     if dataset.num_classes != task.host.num_outputs:
         raise ConfigError(
             f"make({task.name!r}): dataset {dataset.name} has {dataset.num_classes} classes, "
@@ -116,7 +130,3 @@ def make(
             f"make({task.name!r}): config.{asked} is for images; dataset {dataset.name} has samples of shape "
             f"{dataset.input_shape}; expected crop_padding = 0, mirror = False"
         )
-    hypers = hypers if differentiable else hypers.detach()
-    structure = build_structure(config, task.host, task.blueprints, task.objective, place)
-    runs = build_backend(backend, structure, place, differentiable)
-    return Engine(structure, runs, hypers.lock_(), dataset, build_scales(observation))

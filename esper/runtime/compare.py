@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from esper.leyline.actions import Op
@@ -13,8 +14,9 @@ from esper.nissa.seeds import survival
 from esper.nissa.trace import Trace
 from esper.runtime.rollout import Outcome, rollout
 from esper.runtime.scene import Scene
+from esper.runtime.yardsticks import STATIC, best_script, static_network
 from esper.tamiyo.policies import Policy
-from esper.utils.stats import measured_interval
+from esper.utils.stats import measured_interval, rank_correlation
 
 
 class TableColumn(NamedTuple):
@@ -28,15 +30,16 @@ class TableColumn(NamedTuple):
 
 COLUMNS = {
     "test_accuracy": TableColumn("test %", "pp, accuracy at the end on the test part", 1),
-    "val_accuracy": TableColumn("validation %", "pp, last validation accuracy", 1),
+    "val_accuracy": TableColumn("val. %", "pp, last validation accuracy", 1),
+    "utility": TableColumn("J", "pp, test accuracy less the price of ln(1 + added / host) parameters", 1),
     "test_bits": TableColumn("test bits", "bits per token at the end on the test part", 3, of_tokens=True),
     "val_bits": TableColumn("val. bits", "bits per token, last validation", 3, of_tokens=True),
     "test_perplexity": TableColumn("perplexity", "at the end on the test part", of_tokens=True),
-    "total_reward": TableColumn("return", "undiscounted"),
+    "total_reward": TableColumn("return", "undiscounted", 1),
     "added": TableColumn("added", "parameters in seeds at the end", 0),
-    "germinated": TableColumn("germinated", "seeds"),
-    "fossilized": TableColumn("fossilized", "seeds"),
-    "culled": TableColumn("culled", "seeds"),
+    "germinated": TableColumn("germinated", "seeds", 1),
+    "fossilized": TableColumn("fossilized", "seeds", 1),
+    "culled": TableColumn("culled", "seeds", 1),
     "rollbacks": TableColumn("rollbacks", "count"),
 }
 """Fields of ``Outcome`` that are averaged and compared, in the order of the tables; also their names in the JSON
@@ -47,14 +50,14 @@ DOMINANT, COLLAPSED = 0.9, 0.05
 """Share of one operation, and entropy in nats of the mix of operations, beyond which a reader is warned."""
 
 
-FIXED = frozenset({"wait"})
-"""Policies that know one operation only."""
+FIXED = ("wait", "grow ", STATIC)
+"""How names begin of what cannot act otherwise than it does."""
 
 
 def compare(
     scene: Scene, policies: list[Policy], seed: int, note: Callable[[str], None]
 ) -> tuple[dict[str, Any], list[Outcome]]:
-    """Run every policy on the same environments.
+    """Run every policy, the best script known and a static network on the same environments.
 
     Args:
       scene: task and reward.
@@ -67,15 +70,18 @@ def compare(
       of every column (``COLUMNS`` has names and units) the ``cell``, and the ``values`` of environments 0 to E - 1, so
       that evaluations of several seeds can be pooled; its shares of the operations as a whole and by third of the
       episode, the entropy of that mix and of the policy itself, the survival of its seeds, the
-      calibration of its values, and red flags; per other policy the paired differences of the first policy to it. None
-      stands for what is undefined.
+      calibration of its values, and red flags; the ``agreement`` of return and J; per other policy the paired
+      differences of the first policy to it. None stands for what is undefined.
     """
-    outcomes, tokens = [], scene.engine.data.has_tokens
+    outcomes, tokens = list[Outcome](), scene.engine.data.has_tokens
     names = [name for name, column in COLUMNS.items() if column.of_tokens in (None, tokens)]
+    asked = [policy.name for policy in policies]
+    policies = policies + [script for script in best_script(scene) if script.name not in asked]
     for number, policy in enumerate(policies, start=1):
         note(f"playing {policy.name} in {scene.engine.config.num_envs} environments ({number}/{len(policies)})")
         outcomes.append(rollout(scene.engine, policy, seed, scene.mode, scene.params)[1])
-    rules = scene.rules
+    agrees, rules = agreement(outcomes), scene.rules
+    outcomes += static_network(scene, seed)
     report = {
         "task": rules.task,
         "data": scene.engine.data.record(),
@@ -85,11 +91,31 @@ def compare(
         "reward": rules.reward,
         "gamma": rules.gamma,
         "rewards": dict(rules.rewards),
+        "price": scene.params.price.tolist(),
+        "host_params": scene.engine.structure.host.num_params,
         "engine": dict(rules.engine),
         "policies": {outcome.policy: summary(outcome, names, rules.gamma) for outcome in outcomes},
+        "rank_correlation": agrees,
         "first_minus": {other.policy: differences(outcomes[0], other, names) for other in outcomes[1:]},
     }
     return report, outcomes
+
+
+def agreement(outcomes: Sequence[Outcome]) -> dict[str, float | None]:
+    """How well the return, which decisions are learned from, ranks as J does, which growing is for.
+
+    Args:
+      outcomes: of several policies.
+
+    Returns:
+      Spearman's rank correlation of return and J over all episodes of all policies, and over the policies' means; None
+      where it is undefined, as where all are equal.
+    """
+    pairs = [torch.stack((each.total_reward.double(), each.utility.double())) for each in outcomes]
+    return {
+        "episodes": rank_correlation(*torch.cat(pairs, dim=1)),
+        "policies": rank_correlation(*torch.stack([pair.nanmean(1) for pair in pairs], dim=1)),
+    }
 
 
 def columns_of(report: dict[str, Any]) -> list[str]:
@@ -128,7 +154,7 @@ def red_flags(outcome: Outcome) -> list[str]:
 
     A policy that can do nothing else does not do it by fault; there is nothing to warn of.
     """
-    if outcome.policy in FIXED:
+    if outcome.policy.startswith(FIXED):
         return []
     mix = shares(outcome.operations)
     flags = [f"{op.name} is over {DOMINANT:.0%} of all actions" for op in Op if mix[op.name] > DOMINANT]

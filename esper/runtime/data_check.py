@@ -12,7 +12,7 @@ from esper.runtime.tasks import COUNTED, named
 from esper.tolaria.data import DatasetError
 from esper.tolaria.formats.detect import DatasetReport, PartReport, check, detect
 from esper.tolaria.formats.files import Listed, as_path, listing
-from esper.utils.documents import to_json
+from esper.utils.documents import figure, to_json
 from esper.utils.settings import Parser, boolean, spell
 from esper.utils.terminal import output
 
@@ -94,7 +94,11 @@ def _show_report(report: DatasetReport) -> list[str]:
     for part in report.parts:
         shape = "x".join(map(str, part.shape))
         unit = f"records of {part.dtype} {shape}" if part.counts else f"characters, {report.num_classes} different"
-        values = f"values {part.low:g} to {part.high:g}" if part.counts else f"U+{part.low:04X} to U+{part.high:04X}"
+        values = (
+            f"values {figure(part.low)} to {figure(part.high)}"
+            if part.counts
+            else f"U+{part.low:04X} to U+{part.high:04X}"
+        )
         lines.append(f"{part.name:<10}  {part.records:,} {unit}, {values}")
         if part.counts:
             lines.append(f"{'':<10}  {report.num_classes} classes: {_show_counts(report, part)}")

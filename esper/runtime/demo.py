@@ -5,7 +5,7 @@ from typing import TextIO
 
 import torch
 
-from esper.runtime.build import make
+from esper.runtime.build import DEVICES, find_device, make
 from esper.runtime.rollout import Outcome, rollout
 from esper.tamiyo.policies import from_mask
 from esper.tamiyo.scripted import grow, wait
@@ -23,6 +23,7 @@ class DemoSettings:
     seed: int = setting(0, "seed of the environments", low=0, high=2**40)
     blueprint: str = setting("conv8x2", "what the growing policy grows")
     backend: str = setting("auto", "how networks are run", choices=CHOICES)
+    device: str = setting("cpu", DEVICES)
 
 
 def _row(outcome: Outcome) -> str:
@@ -49,7 +50,7 @@ def demonstrate(settings: DemoSettings, out: TextIO | None = None) -> tuple[Outc
       SettingsError: the blueprint is unknown.
     """
     out = output(out)
-    engine = make("digits", settings.num_envs, backend=settings.backend)
+    engine = make("digits", settings.num_envs, find_device(settings.device, "--device"), settings.backend)
     host, config = engine.structure.host, engine.config
     try:
         growing = grow(engine.codec, settings.blueprint)

@@ -6,10 +6,10 @@ from typing import Any, TextIO
 
 from esper.nissa.progress import is_terminal, make_progress
 from esper.runtime.compare import compare
-from esper.runtime.scene import SceneSettings, build_scene, gradient_of, own_policy, policies_of
+from esper.runtime.own_trials import own_policy
+from esper.runtime.scene import SceneSettings, build_scene, gradient_of, policies_of
 from esper.runtime.table import table
-from esper.tamiyo import scripted
-from esper.tamiyo.policies import from_mask
+from esper.runtime.yardsticks import growing
 from esper.tezzeret.choose import CHOICES
 from esper.utils.documents import to_json
 from esper.utils.settings import SettingsError, setting
@@ -43,15 +43,14 @@ def evaluate(settings: EvaluateSettings, out: TextIO | None = None) -> dict[str,
     """
     out = output(out)
     loaded = settings.loaded()
-    scene = build_scene(settings.rules(loaded), settings.num_envs, settings.backend)
+    scene = build_scene(settings.rules(loaded), settings.num_envs, settings.backend, settings.device)
     policies = policies_of(scene, loaded, settings.greedy)
     if settings.grow:
         try:
-            growing = scripted.grow(scene.engine.codec, settings.grow)
+            policies.append(growing(scene, settings.grow))
         except ValueError as error:
             raise SettingsError(f"--grow: {error}") from None
-        policies.append(from_mask(f"grow {settings.grow}", growing))
-    policies += [own_policy(scene, "--policy", settings.policy)] if settings.policy else []
+    policies += [own_policy(scene.engine, "--policy", settings.policy)] if settings.policy else []
     policies += [gradient_of(scene)] if settings.gradient else []
     progress = make_progress("bar" if is_terminal(sys.stderr) else "off", "policy", sys.stderr)
     report, _ = compare(scene, policies, settings.seed, progress.note)

@@ -11,8 +11,9 @@ from esper.leyline.codes import CHECK_TEXT, REFUSAL_TEXT, VERDICT_TEXT, Check, R
 from esper.leyline.stages import Stage
 from esper.nissa.trace import Trace
 from esper.runtime.own import is_own
+from esper.runtime.own_trials import own_policy
 from esper.runtime.rollout import rollout
-from esper.runtime.scene import Scene, SceneSettings, build_scene, gradient_of, own_policy, policies_of
+from esper.runtime.scene import Scene, SceneSettings, build_scene, gradient_of, policies_of
 from esper.tezzeret.choose import CHOICES
 from esper.urza.checkpoint import Checkpoint
 from esper.utils.documents import to_json
@@ -60,9 +61,9 @@ def inspect(settings: InspectSettings, out: TextIO | None = None) -> dict[str, A
         raise SettingsError("--policy learned: needs a run; expected --run DIRECTORY")
     if name not in POLICIES and not is_own(name):
         raise SettingsError(f"--policy = {name!r}: expected {', '.join(POLICIES)} or py:module:name")
-    scene = build_scene(settings.rules(loaded), settings.env + 1, settings.backend)
+    scene = build_scene(settings.rules(loaded), settings.env + 1, settings.backend, settings.device)
     if is_own(name):
-        policy = own_policy(scene, "--policy", name)
+        policy = own_policy(scene.engine, "--policy", name)
     else:
         policies = [*policies_of(scene, loaded, settings.greedy), gradient_of(scene)]
         policy = next(policy for policy in policies if policy.name == name)

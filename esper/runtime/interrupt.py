@@ -81,8 +81,16 @@ def interruptible(engine: Engine, watch: Watch) -> Engine:
 
 
 @contextmanager
-def torch_draws_from(seed: int) -> Iterator[None]:
-    """Let torch's global generator, which TorchRL samples actions from, start at ``seed`` within the block."""
-    with torch.random.fork_rng(devices=[]):
+def torch_draws_from(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Let torch's global generators, which TorchRL samples actions from, start at ``seed`` within the block.
+
+    Args:
+      seed: 0 <= seed < 2**63.
+      device: whose generator it is, beside the CPU's.
+    """
+    others = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(devices=others):
         torch.random.set_rng_state(torch.Generator().manual_seed(seed).get_state())
+        for other in others:
+            torch.cuda.set_rng_state(torch.Generator(other).manual_seed(seed).get_state(), other)
         yield

@@ -1,23 +1,24 @@
 """What users wrote themselves, by its place: ``py:module:name`` wherever a task, a reward or a policy is named.
 
-A module is imported because the command names it. A name that a run recorded is not reason enough, since a run
-directory may be a stranger's: see ``recorded``.
+A module is imported because the command names it. A name that a run or a file of settings recorded is not reason
+enough, since they may be a stranger's: see ``recorded``.
 """
 
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from typing import Any, cast
-
-from torch import Tensor
+from typing import Any
 
 from esper.leyline.config import ConfigError
-from esper.simic.reward_terms import EnvStep
-from esper.simic.rewards import OwnReward
+from esper.utils.documents import cause
 
 PREFIX = "py:"
+
+
+NAMES = ("task", "room_for", "reward", "policy")
+"""Settings that may name something of the user's own."""
 
 
 def is_own(name: str) -> bool:
@@ -42,9 +43,8 @@ def load(place: str, name: str) -> Any:
         sys.path.insert(0, os.getcwd())
     try:
         found = importlib.import_module(module)
-    except Exception as error:  # whatever a module does while it is imported
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(f"{place} = {name!r}: {said[:200]}; expected a module that can be imported") from None
+    except (Exception, SystemExit) as error:  # whatever a module does while it is imported
+        raise ConfigError(f"{place} = {name!r}: {cause(error)}; expected a module that can be imported") from None
     if not hasattr(found, attribute):
         near = get_close_matches(attribute, dir(found), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -52,13 +52,14 @@ def load(place: str, name: str) -> Any:
     return getattr(found, attribute)
 
 
-def called(place: str, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+def called(place: str, name: str, function: Callable[..., Any], *arguments: Any, doing: str = "") -> Any:
     """What a user's own function gives.
 
     Args:
       place, name: as in ``load``.
       function: what was loaded.
       arguments: what it is called with.
+      doing: what a message says of the call, if not how many arguments it had.
 
     Raises:
       ConfigError: it cannot be called so, or fails; one line, with its own words. Esper's errors pass.
@@ -67,36 +68,23 @@ def called(place: str, name: str, function: Callable[..., Any], *arguments: Any)
         return function(*arguments)
     except ConfigError:
         raise
-    except Exception as error:  # whatever a function does
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(f"{place} = {name!r}: called with {len(arguments)} arguments: {said[:200]}") from error
+    except (Exception, SystemExit) as error:  # whatever a function does
+        doing = doing or f"called with {len(arguments)} argument{'s' * (len(arguments) != 1)}"
+        raise ConfigError(f"{place} = {name!r}: {doing}: {cause(error)}") from error
 
 
-def own_reward(name: str, function: Callable[..., Any]) -> OwnReward:
-    """A reward of the user's own that says in one line what is wrong with what it gives."""
-
-    def reward(step: EnvStep) -> dict[str, Tensor]:
-        terms = called("--reward", name, function, step)
-        shape = step.after.epoch.shape
-        good = isinstance(terms, dict) and terms
-        if not good or not all(isinstance(term, Tensor) and term.shape == shape for term in terms.values()):
-            found = {key: _kind(term) for key, term in terms.items()} if good else _kind(terms)
-            raise ConfigError(f"--reward = {name!r}: gave {found}; expected a dict of tensors {list(shape)}")
-        return cast(dict[str, Tensor], terms)
-
-    return reward
-
-
-def _kind(value: Any) -> str:
-    return f"tensor {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-
-
-def recorded(place: str, name: str) -> str:
-    """A name, or names with commas between, that a run recorded, if it asks for nothing to be imported.
+def recorded(place: str, name: str, source: str = "the run") -> str:
+    """A name, or names with commas between, that a run or a file recorded, if it asks for nothing to be imported.
 
     Raises:
       ConfigError: it does; the line says how the command names it.
     """
     if any(is_own(part) for part in name.split(",")):
-        raise ConfigError(f"{place}: the run recorded {name!r}, which imports a module; expected {place} {name}")
+        raise ConfigError(f"{place}: {source} recorded {name!r}, which imports a module; expected {place} {name}")
     return name
+
+
+def expect_nothing_imported(values: Mapping[str, Any], path: str) -> None:
+    """Raise ``ConfigError`` if a file of settings, which may be a stranger's, asks for a module."""
+    for name in NAMES:
+        recorded(f"--{name.replace('_', '-')}", str(values.get(name, "")), path)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torchrl.modules import ActorValueOperator
 
+from esper.simic.adam import place_of
 from esper.simic.ppo import Learner
 from esper.tamiyo.actor_critic import ActorCriticConfig, build_actor_critic
 from esper.tamiyo.interface import Interface, from_table, translate
@@ -52,7 +53,10 @@ def restore_learner(learner: Learner, loaded: Checkpoint) -> None:
     for index, parameter in enumerate(learner.policy.parameters()):
         names = [name for name in MOMENTS if f"adam.{index}.{name}" in loaded.tensors]
         if names:
-            learner.optimizer.state[parameter] = {n: loaded.tensors[f"adam.{index}.{n}"].clone() for n in names}
+            learner.optimizer.state[parameter] = {
+                name: loaded.tensors[f"adam.{index}.{name}"].to(place_of(learner.optimizer, name, parameter), copy=True)
+                for name in names
+            }
     learner.done = int(loaded.table["done"])
 
 
@@ -83,4 +87,5 @@ def load_policy(loaded: Checkpoint, task: Interface, greedy: bool) -> Policy:
     sizes = ActorCriticConfig(*(settings[name] for name in ("features", "lstm", "head") if name in settings))
     policy = build_actor_critic(sizes, own.codec, len(own.columns), settings["seed"])
     restore_policy(policy, loaded)
+    policy = policy.to(task.codec.op.device)
     return learned_policy(policy, sizes.lstm, greedy, translate(own, task))

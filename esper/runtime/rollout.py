@@ -12,7 +12,8 @@ from esper.leyline.state import State, validated
 from esper.nissa.actions import counts
 from esper.nissa.seeds import REMOVED, Fate, Lives, lives
 from esper.nissa.trace import Trace, record, record_diagnostics, stack
-from esper.simic.rewards import OwnReward, RewardMode, RewardParams, build_reward_params, reward
+from esper.simic.rewards import DEFAULT_REWARD, OwnReward, RewardMode, RewardParams, build_reward_params, reward
+from esper.simic.utility import utility
 from esper.tamiyo.policies import Policy, PolicyInput
 from esper.tolaria.evaluation import bits, perplexity
 from esper.utils import rng
@@ -26,6 +27,7 @@ class Outcome(NamedTuple):
 
     policy: str
     test_accuracy: Tensor  # pp; of the network at the end, on samples that nothing else reads
+    utility: Tensor  # J, pp; test accuracy less the price of the parameters added, see ``esper.simic.utility``
     val_accuracy: Tensor  # pp; last validation accuracy, which the last reward was made of; NaN where there was none
     test_loss: Tensor  # nats; of the network at the end
     test_bits: Tensor  # the same in bits per prediction
@@ -49,7 +51,7 @@ def rollout(
     engine: Engine,
     policy: Policy,
     seed: int,
-    mode: RewardMode | OwnReward = RewardMode.SHAPED,
+    mode: RewardMode | OwnReward = DEFAULT_REWARD,
     params: RewardParams | None = None,
     progress: TextIO | None = None,
 ) -> tuple[State, Outcome]:
@@ -71,7 +73,7 @@ def rollout(
     keys = rng.fold_in(rng.fold_in(rng.key(seed), ROLLOUT_STREAM), torch.arange(config.num_envs)).to(state.key.device)
     frames, diagnostics, names = [], [], tuple[str, ...]()
     for number in range(config.horizon):
-        memory, decision = policy.act(memory, _policy_input(engine, state, rng.fold_in(keys, number)))
+        memory, decision = policy.act(memory, policy_input(engine, state, rng.fold_in(keys, number)))
         before = state
         state, event = engine.step(state, decision.action)
         earned = reward(mode, numbers, engine.structure, before, state, event)
@@ -86,15 +88,17 @@ def rollout(
             progress.flush()
     trace = stack(frames, names, diagnostics)
     seconds = time.perf_counter() - start
-    return state, _outcome(engine, policy.name, state, trace, seconds)
+    return state, _outcome(engine, policy.name, state, trace, numbers.price, seconds)
 
 
-def _policy_input(engine: Engine, state: State, keys: Tensor) -> PolicyInput:
+def policy_input(engine: Engine, state: State, keys: Tensor) -> PolicyInput:
+    """What a policy sees; keys [E, 2] for its draws."""
     return PolicyInput(state, engine.observe(state), engine.mask(state), keys)
 
 
-def _outcome(engine: Engine, name: str, state: State, trace: Trace, seconds: float) -> Outcome:
+def _outcome(engine: Engine, name: str, state: State, trace: Trace, price: Tensor, seconds: float) -> Outcome:
     seeds, test, (val_accuracy, val_loss) = lives(trace), engine.test(state), validated(state.signals)
+    added = seed_sizes(engine.structure, state.slots).sum(1)
 
     def per_env(which: Tensor) -> Tensor:
         return torch.bincount(seeds.env[which], minlength=engine.config.num_envs)
@@ -102,13 +106,14 @@ def _outcome(engine: Engine, name: str, state: State, trace: Trace, seconds: flo
     return Outcome(
         policy=name,
         test_accuracy=test.accuracy.cpu(),
+        utility=utility(test.accuracy, added, engine.structure.host.num_params, price).cpu(),
         val_accuracy=val_accuracy.cpu(),
         test_loss=test.loss.cpu(),
         test_bits=bits(test.loss).cpu(),
         val_bits=bits(val_loss).cpu(),
         test_perplexity=perplexity(test.loss).cpu(),
         total_reward=trace.reward.double().sum(0),
-        added=seed_sizes(engine.structure, state.slots).sum(1).cpu(),
+        added=added.cpu(),
         germinated=per_env(seeds.born >= 0),
         fossilized=per_env(seeds.fate == int(Fate.FOSSILIZED)),
         culled=per_env(torch.isin(seeds.fate, torch.tensor(list(map(int, REMOVED))))),

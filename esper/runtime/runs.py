@@ -7,6 +7,7 @@ the best ``SMOOTHING`` rounds in a row, ``evaluation.json`` and ``report.html`` 
 """
 
 import math
+import os
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from typing import Any
 from tensordict import TensorDictBase
 
 from esper.nissa.sinks import METRICS, Metrics, read_rows, write_text
-from esper.runtime.own import recorded
+from esper.runtime.own import NAMES, recorded
 from esper.runtime.policy_checkpoint import CHECKPOINTS, learner_tensors, load_run, restore_learner
 from esper.runtime.scene import Scene
 from esper.runtime.train_settings import TrainSettings
@@ -68,7 +69,7 @@ def places(settings: TrainSettings) -> tuple[Path, Path | None]:
     """The run directory, and the checkpoint to go on from, if any.
 
     Raises:
-      SettingsError: the directory holds a run that is not the one to go on with.
+      SettingsError: the directory holds a run that is not the one to go on with, or can be none.
     """
     source = source_of(settings.resume, settings.out, settings.task)
     named = bool(settings.out) or source is None
@@ -78,7 +79,19 @@ def places(settings: TrainSettings) -> tuple[Path, Path | None]:
             raise SettingsError(f"--out {folder}: holds a run already; {again(folder)} goes on with it")
         if folder.resolve() != source.parent.resolve():
             raise SettingsError(f"--out {folder}: holds a run already; expected an unused directory, or that run's own")
+    _expect_room(folder)
     return folder, source
+
+
+def _expect_room(folder: Path) -> None:
+    """Raise unless a directory is there that can be written, or can be made."""
+    place = folder.absolute()
+    while not os.path.exists(place):  # unlike Path.exists, False for every name that no file can have
+        place = place.parent
+    if not place.is_dir():
+        raise SettingsError(f"--out {folder}: {place} is no directory; expected a place for one")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise SettingsError(f"--out {folder}: {place} cannot be written; expected a place for a directory")
 
 
 def _folder(out: str, task: str) -> Path:
@@ -126,7 +139,7 @@ def settings_before(asked: Mapping[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in beside.items() if name in INCIDENTAL and name not in OWN}
     known = {entry.name for entry in fields(TrainSettings)}
     decided = {name: value for name, value in load_run(source).table["settings"].items() if name in known}
-    for name in ("task", "room_for", "reward"):
+    for name in NAMES:
         if name not in asked:
             recorded(f"--{name.replace('_', '-')}", str(decided.get(name, "")))
     return kept | from_record(decided)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from esper.engine import Engine
@@ -14,11 +15,12 @@ from esper.leyline.config import ConfigError
 from esper.leyline.hypers import numbers
 from esper.leyline.state import State
 from esper.leyline.words import as_meant
-from esper.runtime.build import make
-from esper.runtime.own import called, is_own, load, own_reward, recorded
+from esper.runtime.build import DEVICES, find_device, make
+from esper.runtime.own import is_own, load, recorded
+from esper.runtime.own_trials import check_task, own_reward, try_step
 from esper.runtime.policy_checkpoint import CHECKPOINTS, load_policy, load_run
-from esper.runtime.tasks import begins_task, named, takes_path
-from esper.simic.rewards import OwnReward, RewardMode, RewardParams, build_reward_params
+from esper.runtime.tasks import Task, begins_task, named, takes_path
+from esper.simic.rewards import DEFAULT_REWARD, OwnReward, RewardMode, RewardParams, build_reward_params
 from esper.tamiyo import scripted
 from esper.tamiyo.baselines import HeuristicConfig
 from esper.tamiyo.gradient import gradient_policy
@@ -29,7 +31,7 @@ from esper.urza.checkpoint import Checkpoint
 from esper.utils.paths import user_path
 from esper.utils.settings import Entry, SettingsError, Table, from_record, setting
 
-OWN_FLAGS = {"task": "--task", "num_envs": "--num-envs", "horizon": "--horizon", "backend": "--backend"}
+OWN_FLAGS = {name: f"--{name.replace('_', '-')}" for name in ("task", "num_envs", "horizon", "backend", "device")}
 """Arguments of ``make`` that are settings of their own."""
 
 RUNS = "auto"
@@ -57,7 +59,7 @@ class Rules:
     task: str = "digits"
     horizon: int = 0
     engine: Table = field(default_factory=dict)
-    reward: str = RewardMode.SHAPED.value
+    reward: str = DEFAULT_REWARD.value
     rewards: Table = field(default_factory=dict)
     gamma: float = numbers(RewardParams)["gamma"].default
     heuristic: Table = field(default_factory=dict)
@@ -71,6 +73,7 @@ class Scene(NamedTuple):
     engine: Engine
     mode: RewardMode | OwnReward
     params: RewardParams
+    task: Task
 
 
 def rules_of(settings: Mapping[str, Any]) -> Rules:
@@ -96,17 +99,18 @@ def tasks_of(names: str) -> list[str]:
     return tasks
 
 
-def build_scene(rules: Rules, num_envs: int, backend: str) -> Scene:
+def build_scene(rules: Rules, num_envs: int, backend: str, device: str | torch.device = "cpu") -> Scene:
     """Build the engine and the reward's numbers.
 
     Args:
       rules: what is played.
       num_envs: environments E.
       backend: how networks are run.
+      device: where everything lives.
 
     Raises:
       SettingsError: a name or a value of ``--engine`` or ``--rewards`` is not allowed.
-      ConfigError, DatasetError: the rest cannot be built.
+      ConfigError, DatasetError: the rest cannot be built, or one's own task or reward fails in a first step.
     """
     engine_numbers, reward_numbers = dict(rules.engine), dict(rules.rewards)
     if "gamma" in reward_numbers:
@@ -116,16 +120,22 @@ def build_scene(rules: Rules, num_envs: int, backend: str) -> Scene:
     except ConfigError as error:
         raise SettingsError(f"--observation: {error}") from None
     overrides = _own(engine_numbers) | ({"horizon": rules.horizon} if rules.horizon else {})
-    task = named(rules.task)
+    task, place = named(rules.task), find_device(device, "--device")
+    if is_own(rules.task):
+        check_task(rules.task, task)
     try:
-        engine = make(task, num_envs, backend=backend, observation=rules.observation, **overrides)
+        engine = make(task, num_envs, place, backend, observation=rules.observation, **overrides)
     except ConfigError as error:
         raise SettingsError(f"--engine: {error}") from None if engine_numbers else error
     try:
-        params = build_reward_params({"gamma": rules.gamma, **task.rewards, **reward_numbers}, engine.config)  # type: ignore[dict-item]
+        rewards: dict[str, Any] = {"gamma": rules.gamma, **task.rewards, **reward_numbers}
+        params = build_reward_params(rewards, engine.config, place)
     except ConfigError as error:
         raise SettingsError(f"--rewards: {error}") from None
-    return Scene(rules, engine, reward_of(rules.reward), params)
+    scene = Scene(rules, engine, reward_of(rules.reward), params, task)
+    if is_own(rules.task) or is_own(rules.reward):
+        try_step(engine, scene.mode, params, (rules.task, rules.reward))
+    return scene
 
 
 def reward_of(name: str) -> RewardMode | OwnReward:
@@ -144,24 +154,6 @@ def reward_of(name: str) -> RewardMode | OwnReward:
     return own_reward(name, found)
 
 
-def own_policy(scene: Scene, place: str, name: str) -> Policy:
-    """A policy of the user's own: what their function of the engine returns.
-
-    Raises:
-      SettingsError: the name means no such function.
-    """
-    if not is_own(name):
-        raise SettingsError(f"{place} = {name!r}: expected py:module:name")
-    found = load(place, name)
-    made = callable(found) and not isinstance(found, Policy)
-    policy = called(place, name, found, scene.engine) if made else found
-    if not isinstance(policy, Policy):
-        raise SettingsError(
-            f"{place} = {name!r}: found a {type(policy).__name__}; expected a function from an engine to a Policy"
-        )
-    return policy._replace(name=name)
-
-
 def _own(given: Mapping[str, Entry]) -> dict[str, Any]:
     """The numbers of the engine.
 
@@ -169,8 +161,8 @@ def _own(given: Mapping[str, Entry]) -> dict[str, Any]:
       SettingsError: one that is a setting of its own.
     """
     for name in given:
-        if name in OWN_FLAGS or name == "device":
-            raise SettingsError(f"--engine: {name}: is a setting of its own ({OWN_FLAGS.get(name, 'the CPU is used')})")
+        if name in OWN_FLAGS:
+            raise SettingsError(f"--engine: {name}: is a setting of its own ({OWN_FLAGS[name]})")
     return dict(given)
 
 
@@ -181,13 +173,14 @@ class SceneSettings:
     run: str = setting("", "run directory of a learned policy; empty = baselines only")
     checkpoint: str = setting("latest", "which policy of the run", choices=("latest", "best"))
     seed: int = setting(1, "seed of the environments; odd numbers are never trained on", low=0, high=2**40)
+    device: str = setting("cpu", DEVICES)
     task: str = setting(
         RUNS, "preset, KIND:PATH or py:module:name (esper tasks lists them); auto = the run's first, digits without one"
     )
     horizon: int = setting(0, "decisions per episode; 0 = the run's, or the preset's", low=0, high=100_000)
     engine: Mapping[str, Entry] = setting({}, "numbers of the engine by name, over the run's own")
     reward: str = setting(
-        RUNS, "reward that is summed up; auto = the run's, shaped without one; else one of a run, or py:module:name"
+        RUNS, "reward that is summed up; auto = the run's, utility without one; else one of a run, or py:module:name"
     )
     rewards: Mapping[str, Entry] = setting({}, "numbers of the reward by name, over the run's own")
     heuristic: Mapping[str, Entry] = setting({}, "numbers of the rule of thumb by name, over the run's own")

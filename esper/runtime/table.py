@@ -55,10 +55,25 @@ def _outcomes(report: dict[str, Any]) -> str:
         f"{report['task']}, {report['num_envs']} environments from seed {report['seed']}, {report['horizon']} decisions"
         f", reward {report['reward']}; mean ± 95 % half-width\n"
     )
-    heading += samples(report) + "\n"
+    price = f"{report['price']:g}" if isinstance(report["price"], float) else "price"
+    heading += f"{samples(report)}; J = test % - {price} ln(1 + added / {report['host_params']:,})\n"
     return "".join(
-        [heading, *lines[:count], f"\npaired differences, {first} minus\n", *lines[count:], *_unmeasured(report)]
+        [
+            heading,
+            *lines[:count],
+            f"\npaired differences, {first} minus\n",
+            *lines[count:],
+            *_unmeasured(report),
+            *_agreement(report),
+        ]
     )
+
+
+def _agreement(report: dict[str, Any]) -> list[str]:
+    """How well the return ranks as J does."""
+    found = report["rank_correlation"]
+    episodes, policies = (number(found[over]) for over in ("episodes", "policies"))
+    return [f"rank correlation of return and J: {episodes} over episodes, {policies} over policies\n"]
 
 
 def _unmeasured(report: dict[str, Any]) -> list[str]:
@@ -69,7 +84,7 @@ def _unmeasured(report: dict[str, Any]) -> list[str]:
         "validated: their networks were not finite from the first epoch on\n"
         for name, row in report["policies"].items()
         for key in columns_of(report)
-        if row[key]["measured"] < total
+        if key != "total_reward" and row[key]["measured"] < total
     ]
 
 

@@ -32,6 +32,7 @@ from esper.tolaria.formats.npz import npz as read_npz
 from esper.tolaria.formats.text import text as read_text
 from esper.tolaria.markov import draw_chain, markov
 from esper.tolaria.synthetic import synthetic as draw_clusters
+from esper.utils.documents import shown
 
 
 class Task(NamedTuple):
@@ -46,6 +47,8 @@ class Task(NamedTuple):
       rewards: values of ``RewardParams`` that differ from their defaults, by name; such as the loss at which the task
         counts as solved (a loss at which nothing is known, ln C, follows from the classes).
       objective: what hosts and seeds learn; its score times 100 is what is called accuracy.
+      script: the blueprint that the best script known grows wherever there is room; evaluations play it, too.
+      rival: the best static network known of about the size that growing ends at; evaluations train it, too.
     """
 
     name: str
@@ -55,11 +58,12 @@ class Task(NamedTuple):
     settings: dict[str, Any]
     rewards: Mapping[str, float] = MappingProxyType({})
     objective: Objective = cross_entropy()
+    script: str = ""
+    rival: Host | None = None
 
 
 IMAGE_BLUEPRINTS = (NORM, CONV_HEAVY, BOTTLENECK, CONV4X2, CONV8X2, CONV16X2)
 """Three kinds behind a host's blocks, and networks beside it of three sizes."""
-
 TEXT_BLUEPRINTS = (LORA, ATTENTION, MLP, TRANSFORMER16, TRANSFORMER32)
 """Three kinds behind the embeddings, and transformers of one block beside the host, of two widths."""
 
@@ -80,7 +84,9 @@ def digits() -> Task:
     host = cnn_host(dataset.input_shape, dataset.num_classes, num_blocks=1, base_channels=4)
     settings = {"slots": (0, 0, BESIDE), "steps_per_epoch": 16, "horizon": 25, "host_lr": 0.1, "seed_lr": 0.1}
     rewards = {"loss_target": 0.1, "terminal_accuracy": 1.0, "terminal_fossil": 0.5, "rent_weight": PARAMETER_PRICE}
-    return Task("digits", host, IMAGE_BLUEPRINTS, dataset, settings, rewards)
+    rewards |= {"price": 2.0}
+    task = Task("digits", host, IMAGE_BLUEPRINTS, dataset, settings, rewards)
+    return task._replace(script=CONV8X2.name, rival=cnn_host(dataset.input_shape, dataset.num_classes, 2, 8))
 
 
 def digits_v1() -> Task:
@@ -113,7 +119,8 @@ def digits_deep() -> Task:
     host = cnn_host(dataset.input_shape, dataset.num_classes, num_blocks=5, base_channels=2, pool_blocks=2)
     slots = (0, 1, 2, 3, 4, BESIDE)
     settings = {"slots": slots, "steps_per_epoch": 16, "horizon": 25, "host_lr": 0.05, "seed_lr": 0.05}
-    return Task("digits_deep", host, IMAGE_BLUEPRINTS, dataset, settings)
+    task = Task("digits_deep", host, IMAGE_BLUEPRINTS, dataset, settings)
+    return task._replace(script=CONV8X2.name, rival=cnn_host(dataset.input_shape, dataset.num_classes, 2, 8))
 
 
 def images(dataset: Dataset, name: str) -> Task:
@@ -201,7 +208,9 @@ def text(corpus: str, name: str = "text") -> Task:
 
 def chars() -> Task:
     """English that every CPython carries: the topics of its help."""
-    return text(python_topics(), "chars")
+    task = text(python_topics(), "chars")
+    rival = transformer_host(task.data.num_classes, 16, 1, 4, 16)
+    return task._replace(script=TRANSFORMER16.name, rival=rival)
 
 
 def synthetic_tokens() -> Task:
@@ -236,7 +245,7 @@ SOURCES: dict[str, Callable[..., Task]] = {
 number of classes: ``idx:data/emnist#classes=27``.
 """
 
-CLASSES = re.compile(r"(.+)#classes=([0-9]{1,7})")
+CLASSES = re.compile(r"(.+)#classes=([^/#]*)")
 COUNTED = ("idx", "npz")
 """Kinds whose number of classes can be told."""
 
@@ -257,6 +266,8 @@ def named(name: str) -> Task:
             return SOURCES[kind](path)._replace(name=name)
         if kind not in COUNTED:
             raise ConfigError(f"task {name!r}: #classes is for {' and '.join(COUNTED)}; expected {kind}:PATH alone")
+        if not (told[2].isascii() and told[2].isdigit() and len(told[2]) < 8):
+            raise ConfigError(f"task {name!r}: #classes = {shown(told[2])}: expected an integer >= 2")
         return SOURCES[kind](told[1], int(told[2]))._replace(name=name)
     if name in TASKS:
         return TASKS[name]()

@@ -8,12 +8,15 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TextIO
 
+import torch
 from tensordict import TensorDictBase
 from torchrl.collectors import Collector
 
 from esper.leyline.actions import Op
+from esper.leyline.config import ConfigError
 from esper.nissa.progress import Progress, make_progress, require_tqdm
 from esper.nissa.sinks import METRICS, read_rows, require_tensorboard, write_text
+from esper.runtime.build import find_device
 from esper.runtime.compare import compare
 from esper.runtime.interrupt import Stopped, Watch, interruptible, torch_draws_from, watched
 from esper.runtime.policy_checkpoint import load_run
@@ -54,12 +57,13 @@ def train(settings: TrainSettings, out: TextIO | None = None) -> Learner:
     _check(settings)
     out = output(out)
     folder, source = places(settings)
-    scenes = [build_scene(rules, settings.num_envs, settings.backend) for rules in settings.rules()]
+    device = find_device(settings.device, "--device")
+    scenes = [build_scene(rules, settings.num_envs, settings.backend, device) for rules in settings.rules()]
     for scene in scenes:
         policies_of(scene, None, greedy=False)  # what the evaluation will ask for must not fail then
     interface = _interface(settings, scenes)
     sizes = ActorCriticConfig(settings.features, settings.lstm, settings.head, settings.value_scale)
-    policy = build_actor_critic(sizes, interface.codec, len(interface.columns), settings.seed)
+    policy = build_actor_critic(sizes, interface.codec, len(interface.columns), settings.seed).to(device)
     learner = Learner(policy, settings.ppo(), settings.rounds, settings.seed)
     if settings.dry_run:
         out.write(f"{folder}: nothing written\n" + "".join(line for scene in scenes for line in _resolved(scene)))
@@ -85,7 +89,8 @@ def _work(
     findings, stopped = Findings(), None
     try:
         _learn(settings, tracks, learner, run, (progress, watch))
-        out.write(_time_split(read_rows(run.folder / METRICS)))
+        rows = read_rows(run.folder / METRICS)
+        out.write(_time_split(rows) + _left_out(rows))
         if settings.eval_envs:
             findings = _evaluate(settings, run, progress, ends)
     except Stopped as asked:
@@ -160,10 +165,13 @@ def _round(settings: TrainSettings, tracks: Sequence[Track], learner: Learner, w
     seed, batches = round_seed(settings.seed, number), []
     for track in tracks:
         track.env.next_seed, track.env.engine_seconds, track.validation.seconds = seed, 0.0, 0.0
-        with torch_draws_from(seed):
+        with torch_draws_from(seed, track.env.device):
             batches.append(next(track.batches))
     collected = time.perf_counter()
-    learned = learner.update(batches, watch.check)
+    try:
+        learned = learner.update(batches, watch.check)
+    except ConfigError as error:
+        raise SettingsError(f"--reward = {settings.reward!r}: {error}; expected finite rewards") from None
     ended = time.perf_counter()
     told = [_describe(track, batch) for track, batch in zip(tracks, batches, strict=True)]
     row = {
@@ -183,20 +191,24 @@ def _round(settings: TrainSettings, tracks: Sequence[Track], learner: Learner, w
 def _describe(track: Track, batch: TensorDictBase) -> dict[str, float]:
     """What came of one task's episodes; counts are per environment. Of rounds there is validation alone, no test.
 
-    Accuracy and loss are means over those environments that could be validated, and ``measured`` is their share.
+    Accuracy and loss are means over those environments that could be validated, and ``measured`` is their share; the
+    return is the mean over those whose rewards are all finite.
     """
     after, envs = batch["next"], batch.shape[0]
+    returns = after["reward"].sum(1)
     op = track.env.interface.codec.op[batch["action"]]
-    return {
-        "return": float(after["reward"].sum(1).mean()),
-        "val_accuracy": float(after["val_accuracy"][:, -1].nanmean()),
-        "val_loss": float(after["val_loss"][:, -1].nanmean()),
-        "measured": float(after["val_loss"][:, -1].isfinite().float().mean()),
-        "seed_params": float(after["seed_params"][:, -1].mean()),
-        "refused": float(after["refused"].sum()) / envs,
-        "rolled_back": float(after["rolled_back"].sum()) / envs,
-        **{f"share_{kind.name.lower()}": float((op == int(kind)).float().mean()) for kind in Op},
+    columns = {
+        "return": torch.where(returns.isfinite(), returns, torch.nan).nanmean(),
+        "val_accuracy": after["val_accuracy"][:, -1].nanmean(),
+        "val_loss": after["val_loss"][:, -1].nanmean(),
+        "measured": after["val_loss"][:, -1].isfinite().float().mean(),
+        "seed_params": after["seed_params"][:, -1].mean(),
+        "refused": after["refused"].sum(),
+        "rolled_back": after["rolled_back"].sum(),
+        **{f"share_{kind.name.lower()}": (op == int(kind)).float().mean() for kind in Op},
     }
+    found = dict(zip(columns, torch.stack(list(columns.values())).tolist(), strict=True))  # one download
+    return found | {name: found[name] / envs for name in ("refused", "rolled_back")}
 
 
 def round_seed(seed: int, number: int) -> int:
@@ -229,6 +241,18 @@ def _time_split(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def _left_out(rows: list[dict[str, Any]]) -> str:
+    """A line on decisions that taught nothing, if there were any; rounds of before they were counted had none."""
+    found = [row for row in rows if row.get("left_out")]
+    if not found:
+        return ""
+    share = sum(row["left_out"] for row in found) / len(rows)
+    return (
+        f"left out: {100 * share:.2g} % of all decisions, from round {found[0]['round']} on: the rewards that followed "
+        "were not finite, and taught nothing\n"
+    )
+
+
 def _evaluate(settings: TrainSettings, run: Run, progress: Progress, ends: tuple[Watch, TextIO]) -> Findings:
     """Play the learned policy and the baselines on held-out environments of every task; write what came of it.
 
@@ -237,10 +261,11 @@ def _evaluate(settings: TrainSettings, run: Run, progress: Progress, ends: tuple
     """
     (watch, out), found = ends, []
     for place, rules in enumerate(settings.rules(), start=1):
-        scene = build_scene(rules, settings.eval_envs, settings.backend)
+        scene = build_scene(rules, settings.eval_envs, settings.backend, settings.device)
         scene = scene._replace(engine=interruptible(scene.engine, watch))
         policies = policies_of(scene, load_run(run.folder / LATEST), greedy=False)
         report, outcomes = compare(scene, policies, HELD_OUT, progress.note)
+        watch.check()  # nobody looked while the static network trained
         progress.close()
         name = "evaluation.json" if place == 1 else f"evaluation-{place}.json"
         write_text(run.folder / name, to_json(report, indent=2) + "\n")

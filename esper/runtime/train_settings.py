@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 
 from esper.nissa.progress import KINDS
+from esper.runtime.build import DEVICES
 from esper.runtime.scene import MODES, Rules, rules_of, tasks_of
-from esper.simic.ppo import RANGES, PPOConfig
+from esper.simic.ppo_config import RANGES, PPOConfig
+from esper.simic.rewards import DEFAULT_REWARD
 from esper.tezzeret.choose import CHOICES
 from esper.utils.settings import Entry, setting
 
@@ -29,7 +31,7 @@ class TrainSettings:
     horizon: int = setting(0, "decisions per episode; 0 = the preset's", low=0, high=100_000)
     seed: int = setting(0, "seed of policy and environments", low=0, high=2**31)
     engine: Mapping[str, Entry] = setting({}, "numbers of the engine by name, such as host_lr and steps_per_epoch")
-    reward: str = setting("shaped", f"reward: {', '.join(MODES)}, or py:module:name")
+    reward: str = setting(DEFAULT_REWARD.value, f"reward: {', '.join(MODES)}, or py:module:name")
     rewards: Mapping[str, Entry] = setting({}, "numbers of the reward by name, such as rent_weight")
     observation: Mapping[str, Entry] = setting({}, "units of what the policy sees by name, such as plateau")
     lr: float = setting(3e-3, "peak learning rate", *RANGES["lr"])
@@ -54,12 +56,13 @@ class TrainSettings:
     head: int = setting(64, "width of each head's hidden layer", low=1, high=4096)
     heuristic: Mapping[str, Entry] = setting({}, "numbers of the rule of thumb in the evaluation, such as min_epochs")
     backend: str = setting("auto", "how networks are run", choices=CHOICES)
+    device: str = setting("cpu", DEVICES)
     out: str = setting("", "run directory; empty = runs/<task>, or the one that --resume names")
     resume: str = setting(
         "", "go on, with the run's own settings: a run directory or checkpoint; auto = --out if it holds a run"
     )
     eval_envs: int = setting(
-        128, "held-out environments of the evaluation at the end; 0 = none, else >= 6", low=0, high=65536
+        64, "held-out environments of the evaluation at the end; 0 = none, else >= 6", low=0, high=65536
     )
     progress: str = setting("auto", "auto = a bar on a terminal, lines elsewhere", choices=KINDS)
     tensorboard: bool = setting(False, "also write TensorBoard events")

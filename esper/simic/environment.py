@@ -11,14 +11,32 @@ from torchrl.envs import EnvBase
 from esper.engine import Engine
 from esper.kasmina.structure import seed_sizes
 from esper.leyline.codes import Refusal
+from esper.leyline.config import ConfigError
 from esper.leyline.state import State, validated
-from esper.simic.rewards import OwnReward, RewardMode, RewardParams, build_reward_params, reward
+from esper.simic.rewards import DEFAULT_REWARD, OwnReward, RewardMode, RewardParams, build_reward_params, reward
 from esper.tamiyo.interface import Interface, translate
+from esper.utils.documents import shown
 
 METRICS = ("val_accuracy", "val_loss", "seed_params", "refused", "refusal", "rolled_back")
 """Small numbers beside the observation, float32 [E, 1]: pp, nats, parameters, flag, ``Refusal``, flag. Accuracy and
 loss are NaN as long as no epoch of the environment was validated.
 """
+
+
+def _expect_kinds(**given: tuple[object, type]) -> None:
+    """Raise unless every argument is of its kind, or None where that stands for one."""
+    for name, (value, kind) in given.items():
+        if not isinstance(value, kind) and (value is not None or name == "engine"):
+            raise ConfigError(f"EsperEnv: {name} = {shown(value)}: expected {kind.__name__}")
+
+
+def _as_mode(mode: object) -> RewardMode | OwnReward:
+    words = [each.value for each in RewardMode]
+    if isinstance(mode, str) and mode in words:
+        return RewardMode(mode)
+    if not (isinstance(mode, RewardMode) or callable(mode)):
+        raise ConfigError(f"EsperEnv: mode = {shown(mode)}: expected {' or '.join(words)}, or a function")
+    return mode
 
 
 class EsperEnv(EnvBase):
@@ -38,7 +56,7 @@ class EsperEnv(EnvBase):
     def __init__(
         self,
         engine: Engine,
-        mode: RewardMode | OwnReward = RewardMode.SHAPED,
+        mode: RewardMode | OwnReward | str = DEFAULT_REWARD,
         params: RewardParams | None = None,
         seed: int = 0,
         interface: Interface | None = None,
@@ -47,19 +65,24 @@ class EsperEnv(EnvBase):
 
         Args:
           engine: from ``esper.make``.
-          mode: which reward.
+          mode: which reward: a mode or its word, or a function of one's own.
           params: its numbers; None = the defaults.
           seed: of the first episode's environments; every reset takes the next.
           interface: what the policy sees and says; None = the engine's own.
+
+        Raises:
+          ConfigError: an engine, mode, params or interface that is none; one line.
+          ValueError: no such seed.
         """
+        _expect_kinds(engine=(engine, Engine), params=(params, RewardParams), interface=(interface, Interface))
         config, device = engine.config, engine.data.train.inputs.device
         super().__init__(device=device, batch_size=torch.Size([config.num_envs]))
-        self.engine, self.mode = engine, mode
+        self.engine, self.mode = engine, _as_mode(mode)
         self.engine_seconds = 0.0
         self.params = build_reward_params({}, config, device) if params is None else params
         self.next_seed = seed
         self.state: State = engine.init(seed)
-        self.interface = engine.interface if interface is None else interface
+        self.interface = engine.interface if interface is None else interface.to(device)
         self.translation = translate(self.interface, engine.interface)
         self._make_specs()
 

@@ -4,93 +4,37 @@ Schulman et al. 2017; generalised advantage estimation, Schulman et al. 2016. Co
 recursion are TorchRL's. The horizon ends the task here: the policy sees how much of it is left, rewards are paid for
 it, and nothing follows. The environment calls it a truncation, for learners that would look beyond; bootstrapping
 there lets the values run away, for the state at the horizon is a target's part in every update and a target in none.
+So the reward's potentials are 0 there, and shaping changes no decision.
 
 With one epoch per batch the ratio is always 1 and clipping never acts, so there are several;
 an update stops early when the policy has moved too far.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.collectors import Collector
 from torchrl.envs import Compose, InitTracker, TransformedEnv
 from torchrl.modules import ActorValueOperator, set_recurrent_mode
 from torchrl.modules.utils import get_primers_from_module
 from torchrl.objectives import ClipPPOLoss
-from torchrl.objectives.value.functional import generalized_advantage_estimate
 
 from esper.leyline.config import ConfigError
+from esper.simic.adam import build_adam, step_if
+from esper.simic.advantages import as_whole, prepare
 from esper.simic.environment import EsperEnv
+from esper.simic.ppo_config import PPOConfig
 from esper.utils import rng
 
-KEPT = ("observation", "action_mask", "is_init", "recurrent_state_h", "recurrent_state_c", "action", "action_log_prob")
-"""Keys of a rollout that the update needs, beside the advantages."""
+SEEN = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction", "gradient_norm", "skipped")
+"""What is told of a minibatch."""
 
 LOSSES = ("loss_objective", "loss_critic", "loss_entropy", "entropy", "kl_approx", "clip_fraction")
 """What TorchRL's loss says of a minibatch."""
-
-
-RANGES: dict[str, tuple[float, float]] = {
-    "gamma": (0.0, 1.0),
-    "gae_lambda": (0.0, 1.0),
-    "clip": (0.001, 0.99),  # the ratio's lower end is 1 - clip, and its logarithm is taken
-    "epochs": (1, 100),
-    "minibatches": (1, 1024),
-    "lr": (0.0, 1.0),
-    "warmup": (0.0, 1.0),
-    "entropy_start": (0.0, 100.0),
-    "entropy_end": (0.0, 100.0),
-    "value_weight": (0.0, 1e6),
-    "value_scale": (1e-6, 1e9),
-    "max_grad_norm": (1e-6, 1e9),
-    "target_kl": (0.0, math.inf),  # infinite: no update ends early
-}
-"""Closed ranges of the learner's numbers."""
-
-
-@dataclass(frozen=True)
-class PPOConfig:
-    """Numbers of the learner; ``RANGES`` has what is allowed.
-
-    Attributes:
-      gamma: discount per decision; the shaping's potential uses the same.
-      gae_lambda: decay of the advantage estimate.
-      clip: range of the probability ratio.
-      epochs, minibatches: passes over a batch, and parts of each.
-      lr: Adam's rate at its peak; warmed up over ``warmup`` of all rounds, then decaying linearly to a tenth.
-      entropy_start, entropy_end: entropy bonus, linear over the rounds.
-      value_weight: weight of the critic's loss.
-      value_scale: the critic's errors are measured in this unit of return (the policy's ``value_scale``), so that the
-        clipping of the gradient's norm does not drown the actor in the critic.
-      max_grad_norm: of all parameters together.
-      target_kl: an epoch in which the approximate KL exceeds 1.5 times this is the last.
-    """
-
-    gamma: float = 0.995
-    gae_lambda: float = 0.95
-    clip: float = 0.2
-    epochs: int = 4
-    minibatches: int = 4
-    lr: float = 1e-3
-    warmup: float = 0.05
-    entropy_start: float = 0.05
-    entropy_end: float = 0.005
-    value_weight: float = 0.5
-    value_scale: float = 1.0
-    max_grad_norm: float = 0.5
-    target_kl: float = 0.03
-
-    def __post_init__(self) -> None:
-        """Check every number; raise ``ConfigError`` with one line."""
-        for name, (low, high) in RANGES.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-                raise ConfigError(f"ppo.{name} = {value!r}: expected {low:g} to {high:g}")
 
 
 def make_collector(env: EsperEnv, policy: ActorValueOperator) -> Collector:
@@ -108,89 +52,9 @@ def make_collector(env: EsperEnv, policy: ActorValueOperator) -> Collector:
     )
 
 
-def values_of(policy: ActorValueOperator, batch: TensorDictBase) -> Tensor:
-    """State values along whole episodes and of the successor of their last step.
-
-    Args:
-      policy: trunk and critic.
-      batch: [E, T] rollout from the start of its episodes.
-
-    Returns:
-      [E, T + 1, 1].
-    """
-    last = batch[:, -1:]
-    keys = ("observation", "action_mask")
-    sequence = {key: torch.cat((batch[key], last["next", key]), dim=1) for key in keys}
-    again = ("is_init", "recurrent_state_h", "recurrent_state_c")
-    sequence |= {key: torch.cat((batch[key], torch.zeros_like(last[key])), dim=1) for key in again}
-    whole = TensorDict(sequence, batch_size=[batch.shape[0], batch.shape[1] + 1])
-    with torch.no_grad(), set_recurrent_mode(True):
-        value: Tensor = policy.get_value_operator()(whole)["state_value"]
-    return value
-
-
-def advantages(config: PPOConfig, values: Tensor, reward: Tensor, done: Tensor, terminated: Tensor) -> TensorDict:
-    """Advantages and value targets.
-
-    Args:
-      config: gamma and lambda.
-      values: [E, T + 1, 1].
-      reward, done, terminated: [E, T, 1]; a truncated step is done but not terminated and bootstraps.
-
-    Returns:
-      "advantage" and "value_target", [E, T, 1]. Law: A_t = sum_k (gamma lambda)^k delta_{t+k} within an episode.
-      TorchRL's recursion over time, not its vectorised form: that one drops the far tail of the sum (an error of 1e-5)
-      and raises where gamma * lambda is nearly 0.
-    """
-    gamma, lam = values.new_tensor(config.gamma), values.new_tensor(config.gae_lambda)
-    advantage, target = generalized_advantage_estimate(
-        gamma, lam, values[:, :-1], values[:, 1:], reward, done, terminated
-    )
-    return TensorDict({"advantage": advantage, "value_target": target}, batch_size=list(reward.shape[:2]))
-
-
-def normalise(estimate: TensorDict, values: Tensor) -> TensorDict:
-    """Advantages of mean 0 and deviation 1; steps that are not finite are left out and teach nothing.
-
-    Args:
-      estimate: from ``advantages``, [E, T].
-      values: [E, T, 1]; what the critic said.
-
-    Returns:
-      like estimate, finite. Law: the finite steps get what they would get if the others did not exist.
-    """
-    advantage, target = estimate["advantage"], estimate["value_target"]
-    finite = torch.isfinite(advantage)
-    sound = advantage[finite]
-    if sound.numel() < 2:
-        scaled = torch.zeros_like(advantage)
-    else:
-        scaled = torch.where(finite, (advantage - sound.mean()) / sound.std().clamp(min=1e-6), 0.0)
-    kept = {"advantage": scaled, "value_target": torch.where(finite, target, values)}
-    return TensorDict(kept, batch_size=estimate.batch_size)
-
-
-class PreparedBatch(NamedTuple):
-    """A task's episodes, ready to learn from."""
-
-    data: TensorDictBase  # [E, T]; what the update needs, with normalised advantages and value targets
-    explained: float  # share of the targets' variance that the critic foresaw
-
-
-def prepare(policy: ActorValueOperator, config: PPOConfig, batch: TensorDictBase) -> PreparedBatch:
-    """Judge a task's episodes.
-
-    Args:
-      policy: trunk and critic.
-      config: gamma and lambda.
-      batch: [E, T] from ``make_collector``.
-    """
-    after = batch["next"]
-    values = values_of(policy, batch)
-    estimate = advantages(config, values, after["reward"], after["done"], after["done"])
-    target = estimate["value_target"]
-    explained = 1 - (target - values[:, :-1]).var() / (target.var() + 1e-8)
-    return PreparedBatch(batch.select(*KEPT).update(normalise(estimate, values[:, :-1])), float(explained))
+def told(numbers: Sequence[Tensor]) -> Any:
+    """Numbers as Python has them: one download, for which the host waits."""
+    return torch.stack(list(numbers)).tolist()
 
 
 @dataclass
@@ -218,7 +82,7 @@ class Learner:
             normalize_advantage=False,
         )
         self.loss.set_keys(sample_log_prob="action_log_prob")
-        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=config.lr, eps=1e-5)
+        self.optimizer = build_adam(self.policy.parameters(), config.lr)
 
     def schedule(self) -> tuple[float, float]:
         """Learning rate and entropy bonus of the present round."""
@@ -239,7 +103,11 @@ class Learner:
 
         Returns:
           means over the minibatches: losses, entropy, approximate KL, clipped fraction, and which share of them was
-          skipped, their gradient not being finite; and the epochs done.
+          skipped, their gradient not being finite; the epochs done; and which share of the decisions was left out,
+          what followed on them not being finite.
+
+        Raises:
+          ConfigError: all decisions of a task would be left out. Nothing has changed then.
         """
         config = self.config
         lr, entropy = self.schedule()
@@ -247,43 +115,49 @@ class Learner:
             group["lr"] = lr
         self.loss.entropy_coeff.fill_(entropy)
         prepared = [prepare(self.policy, config, batch) for batch in batches]
+        judged = told([torch.stack((part.explained_variance, part.left_out)) for part in prepared])
+        foreseen, left_out = zip(*judged, strict=True)
+        if max(left_out) == 1:
+            raise ConfigError(
+                f"round {self.done + 1}: after no decision are all rewards finite; nothing can be learned"
+            )
         count = min([config.minibatches, *(len(part.data) for part in prepared)])
-        seen: list[dict[str, float]] = []
-        epochs = 0
+        seen, epochs = list[list[float]](), 0
         for epoch in range(config.epochs):
-            key = rng.fold_in(rng.key(self.seed), self.done, epoch)
-            parts = [rng.permutation(key, len(part.data)).tensor_split(count) for part in prepared]
-            kl = []
-            for share in zip(*parts, strict=True):
-                check()
-                kl.append(self._minibatch([part.data[rows] for part, rows in zip(prepared, share, strict=True)], seen))
-            epochs += 1
-            if sum(kl) / len(kl) > 1.5 * config.target_kl:
+            read = self._pass([part.data for part in prepared], count, epoch, check)
+            seen, epochs = seen + read, epochs + 1
+            if sum(row[SEEN.index("kl")] for row in read) / len(read) > 1.5 * config.target_kl:
                 break
         self.done += 1
-        means = {name: sum(row[name] for row in seen) / len(seen) for name in seen[0]}
-        explained = sum(part.explained for part in prepared) / len(prepared)
-        return means | {"epochs": epochs, "lr": lr, "entropy_weight": entropy, "explained_variance": explained}
+        means = {name: sum(column) / len(seen) for name, column in zip(SEEN, zip(*seen, strict=True), strict=True)}
+        means |= {"explained_variance": sum(foreseen) / len(prepared), "left_out": sum(left_out) / len(prepared)}
+        return means | {"epochs": epochs, "lr": lr, "entropy_weight": entropy}
 
-    def _minibatch(self, parts: Sequence[TensorDictBase], seen: list[dict[str, float]]) -> float:
+    def _pass(
+        self, batches: Sequence[TensorDictBase], count: int, epoch: int, check: Callable[[], None]
+    ) -> list[list[float]]:
+        """All minibatches once; the numbers of ``SEEN`` of each, a pass's one download."""
+        key = rng.fold_in(rng.key(self.seed).to(batches[0]["action"].device), self.done, epoch)
+        parts = [rng.permutation(key, len(batch)).tensor_split(count) for batch in batches]
+        taken = []
+        for share in zip(*parts, strict=True):
+            check()
+            taken.append(self._minibatch([batch[rows] for batch, rows in zip(batches, share, strict=True)]))
+        read: list[list[float]] = told(taken)
+        return read
+
+    def _minibatch(self, parts: Sequence[TensorDictBase]) -> Tensor:
+        """One step of Adam on a minibatch of every task; the numbers of ``SEEN``."""
         steps = sum(part.numel() for part in parts)
         with set_recurrent_mode(True):
-            losses = [(part.numel() / steps, self.loss(part)) for part in parts]
+            found = [(part.numel() / steps, self.loss(as_whole(part))) for part in parts]
         zero = parts[0]["action_log_prob"].new_zeros(())  # a loss of weight 0 is left out
-        out = {name: sum(share * loss.get(name, zero).mean() for share, loss in losses) for name in LOSSES}
+        out = {name: sum(share * loss.get(name, zero).mean() for share, loss in found) for name in LOSSES}
         total = out["loss_objective"] + out["loss_critic"] + out["loss_entropy"]
         self.optimizer.zero_grad()
         total.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
         sound = torch.isfinite(norm)
-        if bool(sound):
-            self.optimizer.step()
-        row = {"policy_loss": out["loss_objective"], "value_loss": out["loss_critic"], "entropy": out["entropy"]}
-        row |= {
-            "kl": out["kl_approx"],
-            "clip_fraction": out["clip_fraction"],
-            "gradient_norm": norm,
-            "skipped": (~sound).float(),
-        }
-        seen.append({name: float(value.detach()) for name, value in row.items()})
-        return seen[-1]["kl"]
+        step_if(self.optimizer, sound)
+        losses = (out[name] for name in ("loss_objective", "loss_critic", "entropy", "kl_approx", "clip_fraction"))
+        return torch.stack([*(value.detach() for value in losses), norm.detach(), (~sound).to(norm.dtype)])

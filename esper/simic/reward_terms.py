@@ -1,4 +1,4 @@
-"""What a reward is made of: its numbers, the potential of a slot, and one function per term.
+"""What a reward is made of: its numbers, and one function per term; those of potentials are in ``reward_shaping``.
 
 A term maps a ``EnvStep`` to [E]. Everything is elementwise; selection is ``torch.where``. Terms that pay for what an
 epoch measured are 0 where the governor rolled that epoch back: its evaluation says nothing of the restored network.
@@ -6,7 +6,6 @@ Which modes a term counts in and its bounds are in the table of ``rewards``; the
 beside it.
 """
 
-from itertools import pairwise
 from typing import Annotated, NamedTuple
 
 import torch
@@ -18,8 +17,9 @@ from esper.leyline.actions import Op
 from esper.leyline.codes import Refusal
 from esper.leyline.events import Transition
 from esper.leyline.hypers import Number, over
-from esper.leyline.stages import MERGED, STAGES, Stage, is_in
+from esper.leyline.stages import MERGED, Stage, is_in
 from esper.leyline.state import Slots, State
+from esper.simic.utility import growth as log_growth
 
 
 class RewardParams(TypedTensorDict):
@@ -65,6 +65,7 @@ class RewardParams(TypedTensorDict):
     loss_grace: Annotated[Tensor, Number(3, "epochs without rent", 0, 1e6, "esper-lite")]
     loss_target: Annotated[Tensor, Number(0.0, "nats", 0.0, 1e6, "ours; esper-lite: per task")]
     loss_terminal: Annotated[Tensor, Number(1.0, "1", 0.0, 1e3, "esper-lite")]
+    price: Annotated[Tensor, Number(1.0, "pp per e-fold of parameters, in J", 0.0, 1e3, "ours")]
 
 
 class EnvStep(NamedTuple):
@@ -96,34 +97,11 @@ class EnvStep(NamedTuple):
         return (slots == result.slot.unsqueeze(1)) & chosen.unsqueeze(1)
 
 
-POTENTIAL = {stage: row.potential for stage, row in STAGES.items() if row.potential > 0}
-"""Potential of a stage on entering it, in the order of life; 0 in all others."""
-
-PROGRESS = 0.3
-"""Potential gained per epoch in a stage, until half of the step to the next stage."""
-
-
-def potential(slots: Slots) -> Tensor:
-    """Potential of every slot, [E, S], from 0 to that of the last stage; a function of stage and stage age, so nothing
-    of it is stored.
-
-    Laws: 0 where there is no seed; it grows with time in a stage, and every next stage is worth more than any time
-    spent in the one before.
-    """
-    levels = list(POTENTIAL.values())
-    gaps = [(high - low) / 2 for low, high in pairwise(levels)] + [0.0]
-    age = slots.stage_age.to(slots.alpha.dtype)
-    value = torch.zeros_like(age)
-    for (stage, level), most in zip(POTENTIAL.items(), gaps, strict=True):
-        value = torch.where(slots.stage == int(stage), level + (PROGRESS * age).clamp(0.0, most), value)
-    return value
-
-
 def growth(params: RewardParams, structure: Structure, slots: Slots, counted: Tensor | None = None) -> Tensor:
     """ln(1 + seed parameters / host parameters), [E]; ``counted`` bool [E, S] leaves seeds out."""
     sizes = seed_sizes(structure, slots)
     sizes = sizes if counted is None else torch.where(counted, sizes, 0)
-    return torch.log1p(sizes.sum(1).to(slots.alpha.dtype) / params.rent_floor.clamp(min=structure.host.num_params))
+    return log_growth(sizes.sum(1).to(slots.alpha.dtype), params.rent_floor.clamp(min=structure.host.num_params))
 
 
 def gains(state: State) -> Tensor:
@@ -190,12 +168,6 @@ def probation_warning(step: EnvStep) -> Tensor:
     late = slots.stage_age - over(params.patience, 1)
     waited = (step.event.result.op == int(Op.WAIT)).unsqueeze(1) & (late >= 0)
     return -torch.where(stays & ready & waited, _warning(params, late), 0.0).sum(1)
-
-
-def shaping(step: EnvStep) -> Tensor:
-    """Potential-based: gamma Phi(after) - Phi(before), summed over slots. Telescopes over any trajectory."""
-    gained = step.params.gamma * potential(step.after.slots).sum(1) - potential(step.before.slots).sum(1)
-    return step.params.shaping_weight * gained
 
 
 def rent(step: EnvStep) -> Tensor:

@@ -5,8 +5,10 @@ the horizon of the order of an episode of them. A reward sees the state before t
 epoch that followed it, so a decision's own outcome is in it. Terms and numbers start from esper-lite's (December
 2025). What is otherwise here, and why:
 
+- UTILITY is J of ``utility`` on the validation samples, nothing else; the other modes guess at what leads there.
 - Shaping is computed from states: F = weight (gamma Phi(after) - Phi(before)) over all slots, always (Ng, Harada &
-  Russell 1999), so that entering a stage is paid and a cull forfeits it. Progress within a stage ends at half of the
+  Russell 1999), so that entering a stage is paid and a cull forfeits it; at the horizon Phi is 0, and all is paid back:
+  over an episode shaping adds nothing. Progress within a stage ends at half of the
   step to the next stage: with a cap of 2.0, advancing after a few epochs and fossilizing would *lower* the potential.
 - Germination has no bonus of its own: it *is* the shaping of that stage entry, which would be paid twice.
 - Attribution counts all merged seeds, not the slot of the sampled action; 0.05 per pp and at most 50 pp per slot.
@@ -52,9 +54,20 @@ from esper.leyline.hypers import build_leaves, over
 from esper.leyline.stages import Stage
 from esper.leyline.state import State
 from esper.simic import reward_terms as terms
-from esper.simic.reward_terms import POTENTIAL, EnvStep, RewardParams, growth, potential
+from esper.simic.reward_shaping import POTENTIAL, potential, shaping, utility, utility_shaping
+from esper.simic.reward_terms import EnvStep, RewardParams, growth
 
-__all__ = ("TERMS", "Reward", "RewardMode", "RewardParams", "bound", "build_reward_params", "potential", "reward")
+__all__ = (
+    "DEFAULT_REWARD",
+    "TERMS",
+    "Reward",
+    "RewardMode",
+    "RewardParams",
+    "bound",
+    "build_reward_params",
+    "potential",
+    "reward",
+)
 
 
 class RewardMode(Enum):
@@ -65,6 +78,11 @@ class RewardMode(Enum):
     SPARSE = "sparse"
     MINIMAL = "minimal"
     LOSS = "loss"
+    UTILITY = "utility"
+
+
+DEFAULT_REWARD = RewardMode.UTILITY
+"""Of policies trained for each of them, UTILITY's have the highest J, which is what growing is for."""
 
 
 class Reward(NamedTuple):
@@ -134,15 +152,30 @@ def loss_terminal(step: EnvStep) -> Tensor:
 
 _SHAPED = (RewardMode.SHAPED,)
 _STAGED = (RewardMode.SHAPED, RewardMode.SIMPLIFIED)
-_GUIDED = (RewardMode.SHAPED, RewardMode.SIMPLIFIED, RewardMode.LOSS)
+_PUNISHED = (RewardMode.SHAPED, RewardMode.SIMPLIFIED, RewardMode.LOSS)
+_GUIDED = (*_PUNISHED, RewardMode.UTILITY)
 _SPARSE = (RewardMode.SPARSE, RewardMode.MINIMAL)
 _LOSS = (RewardMode.LOSS,)
+_UTILITY = (RewardMode.UTILITY,)
 _TOP = max(POTENTIAL.values())
+
+MOST_GROWTH = 44.0
+"""ln(1 + added / host) of as many parameters as an int64 can count."""
 
 
 def _contribution_bounds(p: RewardParams, slots: int) -> tuple[Tensor, Tensor]:
     most = p.contribution_weight * p.contribution_cap * slots
     return -most, most
+
+
+def _utility_bounds(p: RewardParams, slots: int) -> tuple[Tensor, Tensor]:
+    del slots
+    return -MOST_GROWTH * p.price, 100 + 0 * p.price
+
+
+def _utility_change_bounds(p: RewardParams, slots: int) -> tuple[Tensor, Tensor]:
+    least, most = _utility_bounds(p, slots)
+    return least - most, most - least
 
 
 def _culling_least(p: RewardParams) -> Tensor:
@@ -159,7 +192,7 @@ TERMS: dict[str, Term] = {
     "blending_warning": Term(terms.blending_warning, _SHAPED, lambda p, s: (-p.warning_cap * s, 0.0)),
     "probation_warning": Term(terms.probation_warning, _SHAPED, lambda p, s: (-p.warning_cap * s, 0.0)),
     "shaping": Term(
-        terms.shaping, _GUIDED, lambda p, s: (-p.shaping_weight * _TOP * s, p.shaping_weight * p.gamma * _TOP * s)
+        shaping, _GUIDED, lambda p, s: (-p.shaping_weight * _TOP * s, p.shaping_weight * p.gamma * _TOP * s)
     ),
     "rent": Term(terms.rent, _SHAPED, lambda p, s: (-p.rent_cap, 0.0)),
     "intervention": Term(terms.intervention, _STAGED, lambda p, s: (_intervention_least(p), 0.0)),
@@ -168,7 +201,7 @@ TERMS: dict[str, Term] = {
     "fossilization": Term(
         terms.fossilization, _SHAPED, lambda p, s: (-1.8, p.fossil_bonus + p.contribution_weight * p.contribution_cap)
     ),
-    "rollback": Term(terms.rollback, _GUIDED, lambda p, s: (-p.rollback_penalty, 0.0)),
+    "rollback": Term(terms.rollback, _PUNISHED, lambda p, s: (-p.rollback_penalty, 0.0)),
     "terminal_accuracy": Term(terms.terminal_accuracy, _STAGED, lambda p, s: (0.0, 100 * p.terminal_accuracy)),
     "terminal_fossils": Term(terms.terminal_fossils, _STAGED, lambda p, s: (0.0, p.terminal_fossil * s)),
     "sparse": Term(sparse, _SPARSE, lambda p, s: (-1.0, 1.0)),
@@ -176,6 +209,8 @@ TERMS: dict[str, Term] = {
     "loss": Term(loss, _LOSS, lambda p, s: (-2.5 * p.loss_weight, 5 * p.loss_weight)),
     "loss_rent": Term(loss_rent, _LOSS, lambda p, s: (-p.rent_cap, 0.0)),
     "loss_terminal": Term(loss_terminal, _LOSS, lambda p, s: (0.0, p.loss_terminal)),
+    "utility": Term(utility, _UTILITY, _utility_bounds),
+    "utility_shaping": Term(utility_shaping, _UTILITY, _utility_change_bounds),
 }
 """Every term by name: its function, the modes in which it counts, its bounds."""
 
@@ -218,8 +253,8 @@ def reward(
       event: what the step reported.
 
     Returns:
-      the mode's terms and their sum, [E]. Laws: finite; within ``bound``; the sum of gamma^t shaping_t over an
-      episode is shaping_weight (gamma^T Phi_T - Phi_0). The horizon is a truncation: shaping is paid there as anywhere.
+      the mode's terms and their sum, [E]. Laws: finite; within ``bound``; the discounted sums of shaping and of
+      utility_shaping over a whole episode are 0, whatever was done, so that of UTILITY is gamma^(T - 1) J.
     """
     step = EnvStep(params, structure, before, after, event)
     if isinstance(mode, RewardMode):
@@ -233,7 +268,7 @@ def bound(mode: RewardMode, params: RewardParams, num_slots: int) -> tuple[Tenso
     """Least and greatest reward of any step, [] or [E]: the sums of the terms' bounds (accuracies in [0, 100]).
 
     With the defaults and S slots: SHAPED [-8.445 - 5.4 S, 23 + 7.291 S], SIMPLIFIED [-2.045 - 1.8 S, 20 + 4.791 S],
-    SPARSE [-1, 1], MINIMAL [-1.1, 1], LOSS [-6 - 1.8 S, 6 + 1.791 S].
+    SPARSE [-1, 1], MINIMAL [-1.1, 1], LOSS [-6 - 1.8 S, 6 + 1.791 S], UTILITY [-188 - 1.8 S, 244 + 1.791 S].
     """
     low = high = torch.zeros_like(params.gamma)
     for term in TERMS.values():

@@ -20,6 +20,10 @@ class Interface(NamedTuple):
     columns: tuple[str, ...]
     codec: Codec
 
+    def to(self, device: torch.device | None) -> "Interface":
+        """The same with the codec's columns on a device."""
+        return self._replace(codec=self.codec.to(device))
+
 
 class Translation(NamedTuple):
     """Between a policy's interface and a task's own.
@@ -36,23 +40,23 @@ class Translation(NamedTuple):
 
     def observation(self, own: Tensor) -> Tensor:
         """What the policy sees of a task's observation: [..., O'] to [..., O]."""
-        return _padded(own, 0.0)[..., self.columns.to(own.device)]
+        return _padded(own, 0.0)[..., self.columns]
 
     def mask(self, own: Tensor) -> Tensor:
         """Which of the policy's actions are legal: bool [..., A'] to [..., A]."""
-        return _padded(own, False)[..., self.actions.to(own.device)]
+        return _padded(own, False)[..., self.actions]
 
     def action(self, chosen: Tensor) -> Tensor:
         """The task's index of the policy's action; one past its last, which it refuses, where it has no such action and
         where the index is none of the policy's.
         """
         size, none = self.actions.shape[0], self.own_actions.shape[0]
-        own = self.actions.to(chosen.device)[chosen.clamp(0, size - 1)]
+        own = self.actions[chosen.clamp(0, size - 1)]
         return torch.where((chosen < 0) | (chosen >= size), none, own)
 
     def log_probs(self, chosen: Tensor) -> Tensor:
         """A distribution over the policy's actions as one over the task's: [..., A] to [..., A']."""
-        return _padded(chosen, -torch.inf)[..., self.own_actions.to(chosen.device)]
+        return _padded(chosen, -torch.inf)[..., self.own_actions]
 
 
 def _padded(values: Tensor, fill: float | bool) -> Tensor:
@@ -91,16 +95,19 @@ def meanings_of(codec: Codec) -> list[tuple[Action, str | None]]:
 def translate(policy: Interface, task: Interface) -> Translation:
     """How a policy of one interface plays a task of another.
 
+    It lies on the task's device.
+
     Laws: of an interface with itself, everything is returned as it is; ``action`` of what ``mask`` allows is legal.
     """
+    device = task.codec.op.device
     columns = {name: index for index, name in enumerate(task.columns)}
     theirs, ours = meanings_of(policy.codec), meanings_of(task.codec)
     to_task = {meaning: index for index, meaning in enumerate(ours)}
     to_policy = {meaning: index for index, meaning in enumerate(theirs)}
     return Translation(
-        torch.tensor([columns.get(name, len(columns)) for name in policy.columns]),
-        torch.tensor([to_task.get(meaning, len(ours)) for meaning in theirs]),
-        torch.tensor([to_policy.get(meaning, len(theirs)) for meaning in ours]),
+        torch.tensor([columns.get(name, len(columns)) for name in policy.columns], device=device),
+        torch.tensor([to_task.get(meaning, len(ours)) for meaning in theirs], device=device),
+        torch.tensor([to_policy.get(meaning, len(theirs)) for meaning in ours], device=device),
     )
 
 

@@ -63,9 +63,7 @@ def uniform_logits(codec: Codec, mask: Tensor, dtype: torch.dtype = torch.float3
 
 def _argument_scores(codec: Codec, scores: HeadLogits) -> Tensor:
     """Sum of the scores of each action's arguments, [..., A]; 0 where it takes none."""
-    op, slot, blueprint, blend = (
-        column.to(scores.op.device) for column in (codec.op, codec.slot, codec.blueprint, codec.blend)
-    )
+    op, slot, blueprint, blend = codec.op, codec.slot, codec.blueprint, codec.blend
     placed = torch.where(slot == NONE, NONE, op * scores.slot.shape[-1] + slot)
     return _pick(scores.slot.flatten(-2), placed) + _pick(scores.blueprint, blueprint) + _pick(scores.blend, blend)
 

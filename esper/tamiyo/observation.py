@@ -58,8 +58,10 @@ def build_scales(given: Mapping[str, Any]) -> Scales:
     """Defaults with overrides.
 
     Raises:
-      ConfigError: an unknown name, or not a positive number; one line.
+      ConfigError: no table, an unknown name, or not a positive number; one line.
     """
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"observation = {shown(given)}: expected a table of names and numbers")
     known = [entry.name for entry in fields(Scales)]
     for name, value in given.items():
         if name not in known:

@@ -78,7 +78,7 @@ def heuristic_policy(codec: Codec, config: baselines.HeuristicConfig | None = No
         memory, action = baselines.heuristic(numbers, codec, memory, seen.state, seen.mask)
         return memory, Decision(action)
 
-    return Policy("heuristic", lambda num_envs: baselines.init_heuristic(codec, num_envs), act)
+    return Policy("heuristic", lambda num_envs: baselines.init_heuristic(codec, num_envs, codec.op.device), act)
 
 
 def learned_policy(
@@ -87,7 +87,7 @@ def learned_policy(
     """A learned policy.
 
     Args:
-      actor_critic: from ``build_actor_critic``.
+      actor_critic: from ``build_actor_critic``, on the device of what it is shown.
       lstm: width of its memory.
       greedy: take the likeliest action instead of drawing one from the input's key.
       translation: between the policy's interface and the task's; None where they are the same.
@@ -95,12 +95,12 @@ def learned_policy(
     actor, critic = actor_critic.get_policy_operator(), actor_critic.get_value_head()
 
     def init(num_envs: int) -> dict[str, Tensor]:
-        zero = torch.zeros(num_envs, 1, lstm)
+        zero = next(actor.parameters()).new_zeros(num_envs, 1, lstm)
         return {"recurrent_state_h": zero, "recurrent_state_c": zero.clone()}
 
     def act(memory: dict[str, Tensor], seen: PolicyInput) -> tuple[dict[str, Tensor], Decision]:
         count = seen.mask.shape[0]
-        start = torch.zeros(count, 1, dtype=torch.bool)
+        start = torch.zeros(count, 1, dtype=torch.bool, device=seen.mask.device)
         observation, mask = seen.observation, seen.mask
         if translation is not None:
             observation, mask = translation.observation(observation), translation.mask(mask)

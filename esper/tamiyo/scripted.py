@@ -15,14 +15,14 @@ def preference(scores: Tensor) -> MaskPolicy:
     """The policy that takes the legal action of highest score.
 
     Args:
-      scores: [A]; ties go to the lower index.
+      scores: [A], on the masks' device; ties go to the lower index.
 
     Returns:
       a policy; it never acts illegally, because WAIT is always legal.
     """
 
     def act(mask: Tensor) -> Tensor:
-        return torch.where(mask, scores.to(mask.device), -torch.inf).argmax(1)
+        return torch.where(mask, scores, -torch.inf).argmax(1)
 
     return act
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from esper.kasmina import arena
-from esper.kasmina.counterfactuals import Counterfactuals, with_trunk
+from esper.kasmina.counterfactuals import Counterfactuals
 from esper.kasmina.slot import Slot
 from esper.kasmina.structure import Structure
 from esper.leyline.events import Epoch
@@ -160,8 +160,7 @@ def prepare(
     structure: Structure, hypers: HyperParams, plan: Plan, learners: Learners, alphas: Tensor, wanted: Counterfactuals
 ) -> tuple[EvaluationPlan, PassInputs]:
     """The lanes of an evaluation, and their numbers."""
-    every = with_trunk(wanted, alphas.shape[0])
-    tree = plan_evaluation(structure, plan.table, every, alphas.device, plan.padded)
+    tree = plan_evaluation(structure, plan, wanted, alphas.device)
     return tree, evaluation_numbers(structure, hypers.alpha_target, tree, learners, alphas, plan.padded)
 
 

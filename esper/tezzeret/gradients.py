@@ -184,7 +184,7 @@ def _own_objective(context: Context, passage: ObjectivePass, record: SlotRecord,
     alpha = some(context.alpha_target, passage.envs).expand(passage.envs.shape[0], 1).squeeze(1)
     arguments = (given.h, *picked, alpha, passage.gated)
     h, _, pull_mix = mode.call(mix_unit(slot), arguments, tuple(range(1, 1 + len(picked))))
-    own = Mode(True, mode.call, None if key is None else key.index_select(0, passage.envs), given=True)
+    own = Mode(True, mode.call, None if key is None else key.index_select(0, passage.envs), since=slot.target)
     flow = arrive(structure, number, given._replace(h=h))
     end, tape = walk(structure, passage.slots, numbers, flow, places, own)
     targets = context.batch.targets.index_select(0, passage.envs)

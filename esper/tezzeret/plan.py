@@ -9,22 +9,20 @@ Padded plans list every blueprint that fits, each with ``SINKS`` rows more that 
 need not be specialised on.
 """
 
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from esper.kasmina.counterfactuals import AS_IS, Counterfactuals, takes_part
+from esper.kasmina.counterfactuals import AS_IS, Counterfactuals, single_changes, takes_part, with_trunk
 from esper.kasmina.slot_table import BoolArray, IntArray, SlotTable
 from esper.kasmina.structure import Structure
 from esper.leyline.config import Isolation
 from esper.leyline.stages import ACTIVE, ISOLATED, MERGED, Stage
-from esper.utils.tree import map_leaves
+from esper.utils.upload import upload
 
 SINKS = 2
 """Rows more than needed in every group of a padded plan: torch.compile specialises on sizes 0 and 1."""
-
-Tree = TypeVar("Tree")
 
 Rows = Any
 """Integers or flags: an array on the CPU while a plan is made, then a tensor on the device."""
@@ -66,15 +64,6 @@ class ObjectivePass(NamedTuple):
     slots: tuple[SlotRows, ...]
 
 
-class Plan(NamedTuple):
-    """One step's dispatch."""
-
-    table: SlotTable
-    slots: tuple[SlotRows, ...]
-    objectives: tuple[ObjectivePass | None, ...]
-    padded: bool
-
-
 class EvaluationPlan(NamedTuple):
     """The tree of lanes of an evaluation."""
 
@@ -83,9 +72,14 @@ class EvaluationPlan(NamedTuple):
     rows: Rows  # int64; the lane of each counterfactual
 
 
-def upload(tree: Tree, device: torch.device) -> Tree:
-    """Every array of a tree as a tensor on the device."""
-    return map_leaves(lambda leaf: torch.as_tensor(leaf, device=device) if isinstance(leaf, np.ndarray) else leaf, tree)
+class Plan(NamedTuple):
+    """One step's dispatch."""
+
+    table: SlotTable
+    slots: tuple[SlotRows, ...]
+    objectives: tuple[ObjectivePass | None, ...]
+    evaluation: EvaluationPlan  # with what a step's validation asks for, ``single_changes``
+    padded: bool
 
 
 def make_plan(structure: Structure, table: SlotTable, device: torch.device, padded: bool = False) -> Plan:
@@ -102,8 +96,10 @@ def make_plan(structure: Structure, table: SlotTable, device: torch.device, padd
     slots = tuple(
         list_slot(structure, table, slot, envs, active[:, slot], sinks) for slot in range(len(structure.slots))
     )
-    objectives = [_objective(structure, table, slots, slot, sinks) if own else None for slot in range(len(slots))]
-    return Plan(table, upload(slots, device), upload(tuple(objectives), device), padded)
+    objectives = tuple(_objective(structure, table, slots, slot, sinks) if own else None for slot in range(len(slots)))
+    evaluation = _tree(structure, table, with_trunk(single_changes(table), envs.size), padded)
+    slots, objectives, evaluation = upload((slots, objectives, evaluation), device)
+    return Plan(table, slots, objectives, evaluation, padded)
 
 
 def list_slot(
@@ -168,18 +164,24 @@ def _sink(listed: SlotRows) -> int:
     return max(int(listed.lanes.shape[0]) - 1, 0)
 
 
-def plan_evaluation(
-    structure: Structure, table: SlotTable, wanted: Counterfactuals, device: torch.device, padded: bool = False
-) -> EvaluationPlan:
-    """Build the tree of lanes.
+def plan_evaluation(structure: Structure, plan: Plan, wanted: Counterfactuals, device: torch.device) -> EvaluationPlan:
+    """The tree of lanes of the environments as they are, and of other networks behind them.
 
     Args:
       structure: slots and the route.
-      table: of all environments.
-      wanted: networks to evaluate; the first are the environments as they are.
+      plan: of the step; it has the tree already that a step's validation asks for.
+      wanted: the other networks.
       device: where the lists go.
-      padded: whether shapes must suit compiled code.
     """
+    expected = single_changes(plan.table)
+    if all(np.array_equal(*pair) for pair in zip(wanted, expected, strict=True)):
+        return plan.evaluation
+    every = with_trunk(wanted, plan.table.stage.shape[0])
+    return upload(_tree(structure, plan.table, every, plan.padded), device)
+
+
+def _tree(structure: Structure, table: SlotTable, wanted: Counterfactuals, padded: bool) -> EvaluationPlan:
+    """Build the tree; the first of the networks are the environments as they are."""
     envs, lane, sinks = np.arange(table.stage.shape[0]), wanted.env, SINKS if padded else 0
     active, part = table.within(ACTIVE), takes_part(table, wanted)
     slots: dict[int, SlotRows] = {}
@@ -197,4 +199,4 @@ def plan_evaluation(
         listed = list_slot(structure, table, number, envs, part[first, number], sinks)
         slots[number] = listed._replace(parents=parents if forks or padded else None)
     ordered = tuple(slots[number] for number in range(len(structure.slots)))
-    return upload(EvaluationPlan(ordered, tuple(blocks), lane), device)
+    return EvaluationPlan(ordered, tuple(blocks), lane)

@@ -46,7 +46,11 @@ class Mode(NamedTuple):
     train: bool
     call: Call
     key: Tensor | None = None  # int64 [L, 2]; of the minibatch
-    given: bool = False  # whether numbers are held constant, so that only features have gradients
+    since: int | None = None  # numbers are held constant, and features vary from this point on; None: numbers learn
+
+    def flows(self, structure: Structure, point: int) -> bool:
+        """Whether the features at a point have a gradient."""
+        return structure.learns_before(point) if self.since is None else point >= self.since
 
 
 class BlockRecord(NamedTuple):
@@ -124,7 +128,7 @@ def walk(
 
 def _wrt(mode: Mode, flows: bool) -> tuple[int, ...]:
     """Which of (numbers, features, ...) have a gradient."""
-    return (() if mode.given else (0,)) + ((1,) if flows else ())
+    return ((0,) if mode.since is None else ()) + ((1,) if flows else ())
 
 
 def _fold(mode: Mode, stream: Stream, index: int) -> tuple[Tensor, ...]:
@@ -138,8 +142,8 @@ def _through_block(
     index = place.number
     drawn = _fold(mode, Stream.BLOCK, index) if structure.host.blocks[index].draws else ()
     arguments = (numbers.blocks[index], flow.h, numbers.buffers[index], *drawn)
-    flows = mode.given or structure.learns_before(index)
-    y, buffers, pull = mode.call(block_unit(structure.host, index, mode.train), arguments, _wrt(mode, flows))
+    wrt = _wrt(mode, mode.flows(structure, index))
+    y, buffers, pull = mode.call(block_unit(structure.host, index, mode.train), arguments, wrt)
     return flow._replace(h=y), BlockRecord(buffers, pull)
 
 
@@ -153,7 +157,7 @@ def _through_slot(
         return flow, SlotRecord(flow, (), held, (), None, None)
     h = flow.h.index_select(0, listed.lanes)
     x = flow.saved[slot.source].index_select(0, listed.lanes) if slot.is_bypass else h
-    wrt = _wrt(mode, mode.given or structure.learns_before(slot.source))
+    wrt = _wrt(mode, mode.flows(structure, slot.source))
     s, buffers, pull_seeds = _grow(structure, place.number, listed, numbers, x, mode)
     grown: Grown = (s,)
     pull_gate = None
@@ -175,7 +179,7 @@ def _grow(
     drawn = _fold(mode, Stream.SEED, number) if structure.draws else ()
     parts = [numbers.seeds[number], x, numbers.seed_buffers[number], *(k.index_select(0, listed.lanes) for k in drawn)]
     chunks = zip(*(part.split(listed.sizes) for part in parts), strict=True)
-    wrt = _wrt(mode, mode.given or structure.learns_before(slot.source))
+    wrt = _wrt(mode, mode.flows(structure, slot.source))
     features, buffers, pulls = [], [], []
     for group, (row, seen, held, *keys) in zip(listed.groups, chunks, strict=True):
         own = row[:, : slot.row(group.blueprint).size]
@@ -236,6 +240,8 @@ def _back_through_seeds(
     slot = structure.slots[number]
     parts = zip(record.pull_seeds, grown[0].split(listed.sizes), strict=True)
     pulled = [pull(part) for pull, part in parts if pull is not None]
+    if not pulled:
+        return None, None
     gate = record.pull_gate(grown[1]) if record.pull_gate is not None else {}
     rows = x = None
     if 0 in pulled[0]:

@@ -14,6 +14,7 @@ from esper.leyline.stages import MERGED
 from esper.leyline.state import State
 from esper.tezzeret.backend import Backend, Plan
 from esper.tolaria.data import Dataset, Part
+from esper.utils.upload import upload
 
 
 def evaluate(
@@ -40,10 +41,9 @@ def evaluate(
     effect = own.new_zeros(table.stage.shape)
     error, measured = torch.zeros_like(effect), torch.zeros_like(effect, dtype=torch.bool)
     if wanted.env.size:
-        slot = wanted.change.argmax(1)
-        sign = 2.0 * (wanted.change.max(1) == ON) - 1.0
-        place = tuple(torch.as_tensor(column, device=own.device) for column in (wanted.env, slot))
-        signs = torch.as_tensor(sign, dtype=own.dtype, device=own.device).unsqueeze(1)
+        columns = (wanted.env, wanted.change.argmax(1), wanted.change.max(1) == ON)
+        *place, grows = upload(columns, own.device)
+        signs = torch.where(grows, 1.0, -1.0).to(own.dtype).unsqueeze(1)
         difference = (found.scores[num_envs:] - own.index_select(0, place[0])) * signs
         spread = difference.var(1, correction=0) / difference.shape[1]
         effect = effect.index_put(place, 100 * difference.mean(1))
@@ -121,9 +121,8 @@ def shapley_values(
     scores = backend.evaluate(hypers, plan, learners_of(state), state.slots.alpha, samples, wanted).scores
     accuracy = 100 * scores.mean(1)
     value = torch.cat((accuracy[:num_envs].unsqueeze(1), scores.new_zeros(num_envs, 2**num_slots - 1)), dim=1)
-    place = tuple(torch.as_tensor(column, device=scores.device) for column in (wanted.env, off))
+    *place, merged = upload((wanted.env, off, table.within(MERGED)), scores.device)
     value = value.index_put(place, accuracy[num_envs:])
-    merged = torch.as_tensor(table.within(MERGED), device=scores.device)
     held = merged.to(torch.int64) @ (2 ** torch.arange(num_slots, device=scores.device))
     value = value.gather(1, torch.arange(2**num_slots, device=scores.device) & held.unsqueeze(1))
     columns = [_shapley_of(value, slot, num_slots) for slot in range(num_slots)]

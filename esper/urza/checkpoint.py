@@ -20,6 +20,9 @@ from esper.utils.documents import json_ready
 TABLE = "__table__"
 VERSION = 1
 
+ARCHIVE = b"PK"
+"""How NPZ archives begin."""
+
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read; one line with the file, what was found and what was expected."""
@@ -75,7 +78,10 @@ def load(path: Path) -> Checkpoint:
       CheckpointError: missing, truncated, altered, or of another version.
     """
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+        data = path.read_bytes()
+        if not data.startswith(ARCHIVE):
+            raise ValueError("no NPZ archive")
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         entry = json.loads(arrays.pop(TABLE).tobytes())
         version, sha256, table = entry["version"], entry["sha256"], entry["table"]

@@ -7,6 +7,8 @@ second; ``as_number`` reads them back.
 import codecs
 import json
 import math
+import os
+import re
 import tomllib
 from collections.abc import Mapping
 from enum import Enum
@@ -21,6 +23,16 @@ INFINITIES = {"inf": math.inf, "-inf": -math.inf}
 
 LONGEST = 60
 """Characters of a value that a message shows."""
+
+
+MOST_DIGITS = 4000
+"""Digits of an integer in a file; Python reads 4,300."""
+
+LONG_INTEGER = re.compile(
+    r"""(?:(?<![\w-])(?P<name>[\w-]+)["']?\s*[:=]\s*)?[-+]?"""
+    rf"(?<![.\w])(?P<digits>[0-9_]{{{MOST_DIGITS + 1},}})(?![.\w])"
+)
+"""One that is longer, with the name before it."""
 
 
 def json_ready(value: Any) -> Any:
@@ -62,6 +74,32 @@ def shown(value: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
+def figure(value: float) -> str:
+    """A number as a message shows it: an integer with all of its digits, another number with seven."""
+    return str(int(value)) if float(value).is_integer() and abs(value) < 1e16 else f"{value:.7g}"
+
+
+def cause(error: BaseException, longest: int = 200) -> str:
+    """An error's kind and its own words on one line, cut to so many characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:longest]
+
+
+def as_float(value: int) -> float:
+    """The number; too large a one is infinite."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def is_plain(text: str) -> bool:
+    """Whether a text can be the name of a file: no NUL, nothing that has no bytes."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
 def read_document(path: Path) -> Any:
     """What a file of TOML or JSON holds.
 
@@ -79,6 +117,7 @@ def read_document(path: Path) -> Any:
         raise ValueError(f"expected a {' or '.join(SUFFIXES)} file")
     try:
         text = _decode(path.read_bytes())
+        _expect_short_integers(text)
         return tomllib.loads(text) if suffix == ".toml" else json.loads(text, object_pairs_hook=_once)
     except RecursionError:
         raise ValueError("nested too deeply; expected a table of settings") from None
@@ -90,6 +129,14 @@ def read_document(path: Path) -> Any:
 def _decode(data: bytes) -> str:
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return data.decode("utf-16" if wide else "utf-8-sig")
+
+
+def _expect_short_integers(text: str) -> None:
+    """Name the integer that Python would not read, which it would not name."""
+    found = LONG_INTEGER.search(text)
+    if found is not None:
+        name = found["name"] or "a number"
+        raise ValueError(f"{name}: an integer of {len(found['digits'])} digits; expected at most {MOST_DIGITS}")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

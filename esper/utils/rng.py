@@ -19,9 +19,12 @@ jax.random with its default implementation (threefry2x32, jax_threefry_partition
 """
 
 import math
+from numbers import Integral
 
 import torch
 from torch import Tensor
+
+from esper.utils.documents import shown
 
 _MASK = 0xFFFFFFFF
 _PARITY = 0x1BD11BDA
@@ -33,11 +36,12 @@ _DTYPES = (torch.float32, torch.float64)
 def key(seed: int) -> Tensor:
     """The key of a seed: int64 [2], the seed's high and low 32-bit words, on the CPU.
 
-    0 <= seed < 2**64, else ValueError. Same as jax.random.PRNGKey of the seed.
+    An integer, 0 <= seed < 2**64, else ValueError. Same as jax.random.PRNGKey of the seed.
     """
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed must be in [0, 2**64), got {seed}")
-    return torch.tensor([seed // 2**32, seed % 2**32], dtype=torch.int64)
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be an integer in [0, 2**64), got {shown(seed)}")
+    high, low = divmod(int(seed), 2**32)
+    return torch.tensor([high, low], dtype=torch.int64)
 
 
 def threefry2x32(key: Tensor, counter: Tensor) -> Tensor:

@@ -9,14 +9,13 @@ Whatever is wrong is one line: where, what was found, what is allowed.
 
 import argparse
 import math
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, Field, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
-from esper.utils.documents import INFINITIES, read_document, shown
+from esper.utils.documents import INFINITIES, as_float, figure, is_plain, read_document, shown
 from esper.utils.paths import user_path
 
 Settings = TypeVar("Settings")
@@ -61,14 +60,25 @@ Base = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """Settings that were asked for -> those that stand in the place of the defaults of the others."""
 
 
-def read_settings(kind: type[Settings], arguments: Sequence[str], program: str, base: Base | None = None) -> Settings:
+Trust = Callable[[Mapping[str, Any], str], None]
+"""Looks at the settings that a file, whose path is given, decides."""
+
+
+def trusted(values: Mapping[str, Any], path: str) -> None:
+    """Any file is."""
+
+
+def read_settings(
+    kind: type[Settings], arguments: Sequence[str], program: str, base: Base | None = None, trust: Trust = trusted
+) -> Settings:
     """Read settings from flags and, if ``--config`` names one, from a file.
 
     Args:
       kind: the dataclass.
       arguments: words after the command.
-      program: the command, for help and errors.
+      program: the command, for help.
       base: where defaults come from, if not from the dataclass.
+      trust: told a file's settings that no flag beats; may raise.
 
     Raises:
       SettingsError: unknown key, wrong type, out of range, unreadable file.
@@ -77,13 +87,15 @@ def read_settings(kind: type[Settings], arguments: Sequence[str], program: str, 
     for word in arguments:
         old = word.partition("=")[0].removeprefix("--").replace("-", "_")
         if word.startswith("--") and old in RENAMED:
-            raise SettingsError(f"{program}: {word}: unknown setting; --{RENAMED[old]} is meant")
+            raise SettingsError(f"{word}: unknown setting; --{RENAMED[old]} is meant")
     entries = {entry.name: entry for entry in fields(kind)}  # type: ignore[arg-type]
     booleans = [name for name, entry in entries.items() if _kind(entry) is bool]
     given = vars(_parser(entries, (kind.__doc__ or "").split("\n")[0], program).parse_args(spell(arguments, booleans)))
     values: dict[str, Any] = {}
     for path in given.pop("config"):
-        values = over(values, _read_file(entries, user_path(path)))
+        found = _read_file(entries, user_path(path))
+        trust({name: value for name, value in found.items() if not given[name]}, path)
+        values = over(values, found)
     for name, words in given.items():
         if words:
             values = over(values, {name: _from_words(entries[name], words)})
@@ -137,11 +149,11 @@ def spell(words: Sequence[str], booleans: Collection[str], positionals: bool = F
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, instead of the usage and the end of the process."""
+    """A parser whose errors are one line, which names no program, instead of the usage and the end of the process."""
 
     def error(self, message: str) -> Any:
         """Raise ``SettingsError``."""
-        raise SettingsError(" ".join(f"{self.prog}: {message}".split()))
+        raise SettingsError(" ".join(message.split()))
 
 
 def boolean(word: str) -> bool:
@@ -181,9 +193,12 @@ def _allowed(entry: "Field[Any]") -> str:
     low, high, choices = (entry.metadata[name] for name in ("low", "high", "choices"))
     if choices:
         return " or ".join(choices)
-    bounds = "" if low is None and high is None else f" from {low:g}" if high is None else f" from {low:g} to {high:g}"
     kinds = {bool: "true or false", int: "an integer", float: "a number", str: "text", dict: "name=value,name=value"}
-    return kinds[_kind(entry)] + bounds
+    if low is None and high is None:
+        return kinds[_kind(entry)]
+    if high is None or math.isinf(high):
+        return ("a finite number" if _kind(entry) is float else kinds[_kind(entry)]) + f" from {figure(low)}"
+    return f"{kinds[_kind(entry)]} from {figure(low)} to {figure(high)}"
 
 
 def _from_words(entry: "Field[Any]", words: Sequence[str]) -> Any:
@@ -218,11 +233,11 @@ def _from_word(entry: "Field[Any]", word: str, place: str) -> Any:
 
 
 def _table(word: str) -> dict[str, Entry] | None:
-    """``name=value,name=value``; None where it is something else, or names anything twice."""
+    """``name=value,name=value``; ``name=`` is none of several. None if it is another, or names anything twice."""
     pairs = [part.split("=") for part in word.split(",")] if word else []
-    if any(len(pair) != 2 or not all(pair) for pair in pairs):
+    if any(len(pair) != 2 or not pair[0].strip() for pair in pairs):
         return None
-    table: dict[str, Entry] = {name.strip(): _value(text.strip()) for name, text in pairs}
+    table: dict[str, Entry] = {name.strip(): _value(text.strip()) if text.strip() else () for name, text in pairs}
     return table if len(table) == len(pairs) else None
 
 
@@ -242,38 +257,22 @@ def _check(entry: "Field[Any]", value: Any, place: str) -> Any:
         return {name: _entry(found, f"{place}.{name}") for name, found in value.items()}
     given = value
     if kind is float and type(value) is int:
-        value = _as_float(value)
+        value = as_float(value)
     low, high, choices = (entry.metadata[name] for name in ("low", "high", "choices"))
     good = type(value) is kind and (not choices or value in choices)
     good = good and (low is None or value >= low) and (high is None or value <= high)
-    if not good or (kind is float and not math.isfinite(value)) or (kind is str and not _is_plain(value)):
+    if not good or (kind is float and not math.isfinite(value)) or (kind is str and not is_plain(value)):
         raise SettingsError(f"{place} = {shown(given)}: expected {_allowed(entry)}")
     return value
 
 
 def _entry(found: Any, place: str) -> Entry:
     """An entry of a table that a file holds, or a flag."""
-    if isinstance(found, list | tuple) and found and all(isinstance(each, Value) for each in found):
+    if isinstance(found, list | tuple) and all(isinstance(each, Value) for each in found):
         return tuple(found)
-    if not isinstance(found, Value) or (isinstance(found, str) and not _is_plain(found)):
+    if not isinstance(found, Value) or (isinstance(found, str) and not is_plain(found)):
         raise SettingsError(f"{place} = {shown(found)}: expected a number, true or false, a word, or a list of them")
     return INFINITIES.get(found, found) if isinstance(found, str) else found
-
-
-def _as_float(value: int) -> float:
-    """The number; too large a one is infinite."""
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf
-
-
-def _is_plain(text: str) -> bool:
-    """Whether a text can be the name of a file: no NUL, nothing that has no bytes."""
-    try:
-        return b"\0" not in os.fsencode(text)
-    except UnicodeEncodeError:
-        return False
 
 
 def _read_file(entries: Mapping[str, "Field[Any]"], path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import math
 from statistics import NormalDist
 
+import torch
 from torch import Tensor
 
 FEWEST = 6
@@ -60,3 +61,29 @@ def measured_interval(values: Tensor) -> tuple[float | None, float | None, int]:
     if not math.isfinite(mean):
         return (None if math.isnan(mean) else mean), None, measured.numel()
     return mean, half, measured.numel()
+
+
+def ranks(values: Tensor) -> Tensor:
+    """Ranks from 1, [n] float64; equal values share the mean of theirs.
+
+    Args:
+      values: [n], without NaN.
+    """
+    _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    return (last - (counts - 1) / 2)[inverse]
+
+
+def rank_correlation(first: Tensor, second: Tensor) -> float | None:
+    """Spearman's rank correlation of those pairs of which both were measured, in [-1, 1]; None where undefined.
+
+    Args:
+      first, second: [n]; NaN stands for a value that was not measured.
+
+    Source: Spearman 1904; ties as in Kendall 1945.
+    """
+    measured = ~(first.isnan() | second.isnan())
+    pairs = torch.stack((ranks(first[measured]), ranks(second[measured])))
+    if pairs.shape[1] < 2 or bool((pairs.std(1) == 0).any()):
+        return None
+    return float(torch.corrcoef(pairs)[0, 1].clamp(-1.0, 1.0))

@@ -1,11 +1,7 @@
 """bench.hypergradient: its gradient beside central differences, its searches, its intervals, its report."""
 
-import importlib
-import importlib.util
 import json
 import math
-import sys
-from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -17,35 +13,19 @@ from esper.leyline.stages import Stage
 from esper.runtime.tasks import digits_v1
 from esper.utils import rng
 
-FOLDER = Path(__file__).resolve().parents[2] / "bench"
-
 
 @pytest.fixture(scope="module")
-def load():
-    """Imports a script of bench/ by name; the folder is no part of the installed package."""
-    before = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "bench"}
-    spec = importlib.util.spec_from_file_location(
-        "bench", FOLDER / "__init__.py", submodule_search_locations=[str(FOLDER)]
-    )
-    sys.modules["bench"] = importlib.util.module_from_spec(spec)
-    yield lambda name: importlib.import_module(f"bench.{name}")
-    for name in [name for name in sys.modules if name.split(".")[0] == "bench"]:
-        del sys.modules[name]
-    sys.modules.update(before)
-
-
-@pytest.fixture(scope="module")
-def tiny(load):
+def tiny(bench_module):
     """Sixteen environments in float64, six epochs of two small steps; and the space of their schedules."""
-    life = load("hyper_life")
+    life = bench_module("hyper_life")
     small = {"steps_per_epoch": 2, "batch_size": 8, "precision": Precision.FLOAT64}
     bench = life.set_up(digits_v1(), 16, **small)
     bench = bench._replace(tuning=tuple(part[:40] for part in bench.tuning))
     return bench, life.build_space(bench.eager, life.write_script(digits_v1(), "conv_light", life.QUICK))
 
 
-def test_slopes_are_central_differences(load, tiny):
-    tuning, (bench, space) = load("hyper_tune"), tiny
+def test_slopes_are_central_differences(bench_module, tiny):
+    tuning, (bench, space) = bench_module("hyper_tune"), tiny
     along = tuning.directions(16, space.start.shape[0], torch.float64)
     point = space.start.clone()
     point[-1] = 0.9
@@ -61,8 +41,8 @@ def test_slopes_are_central_differences(load, tiny):
     assert found.gradient.abs().min() > 0, "every number matters"
 
 
-def test_directions_are_orthogonal(load):
-    directions = load("hyper_tune").directions
+def test_directions_are_orthogonal(bench_module):
+    directions = bench_module("hyper_tune").directions
     signs = directions(64, 27, torch.float64)
     assert (signs.abs() == 1).all() and torch.equal(signs.T @ signs, 64 * torch.eye(27, dtype=torch.float64))
     for count in (48, 16):
@@ -70,15 +50,15 @@ def test_directions_are_orthogonal(load):
             directions(count, 27, torch.float64)
 
 
-def test_rates_are_linear_between_knots(load):
+def test_rates_are_linear_between_knots(bench_module):
     values = torch.tensor([[0.0, 1.0], [1.0, 3.0], [4.0, 3.0]], dtype=torch.float64)
-    found = load("hyper_life").between_knots(values, 9).numpy()
+    found = bench_module("hyper_life").between_knots(values, 9).numpy()
     for column, own in zip(found.T, values.numpy().T, strict=True):
         np.testing.assert_allclose(column, np.interp(np.linspace(0, 2, 9), np.arange(3), own), atol=1e-12)
 
 
-def test_the_start_is_the_task_with_its_own_ramp(load, tiny):
-    life, (bench, space) = load("hyper_life"), tiny
+def test_the_start_is_the_task_with_its_own_ramp(bench_module, tiny):
+    life, (bench, space) = bench_module("hyper_life"), tiny
     schedule = life.spread(space, space.start.expand(16, -1))
     assert torch.allclose(schedule.host_lr, bench.eager.hypers.host_lr) and schedule.host_lr.shape == (6, 16)
     assert torch.allclose(schedule.seed_lr, bench.eager.hypers.seed_lr)
@@ -89,8 +69,8 @@ def test_the_start_is_the_task_with_its_own_ramp(load, tiny):
         life.write_script(digits_v1(), "bottelneck")
 
 
-def test_tuning_descends_and_searches_stay_within_bounds(load, tiny):
-    tuning, (bench, space) = load("hyper_tune"), tiny
+def test_tuning_descends_and_searches_stay_within_bounds(bench_module, tiny):
+    tuning, (bench, space) = bench_module("hyper_tune"), tiny
     tuned = tuning.tune(bench, space, 2, lambda text: None)
     assert len(tuned.losses) == 2 and not torch.equal(tuned.point, space.start)
     before, after = (
@@ -108,8 +88,8 @@ def test_tuning_descends_and_searches_stay_within_bounds(load, tiny):
     assert tuning.best(trials) is trials[2]
 
 
-def test_the_interval_is_that_of_numpy_and_covers_what_it_should(load):
-    crossed = load("hyper_report").crossed_mean
+def test_the_interval_is_that_of_numpy_and_covers_what_it_should(bench_module):
+    crossed = bench_module("hyper_report").crossed_mean
     values = rng.normal(rng.key(5), (40, 30), dtype=torch.float64)
     table, t = values.numpy(), 2.0452296  # Student's t, 0.975, 29 degrees of freedom
     error = math.sqrt(table.mean(1).var(ddof=1) / 40 + table.mean(0).var(ddof=1) / 30)
@@ -125,8 +105,8 @@ def test_the_interval_is_that_of_numpy_and_covers_what_it_should(load):
     assert 0.92 < hit / 400 < 0.99
 
 
-def test_the_report_is_written(load, tiny, tmp_path):
-    report, tuning, (bench, space) = load("hyper_report"), load("hyper_tune"), tiny
+def test_the_report_is_written(bench_module, tiny, tmp_path):
+    report, tuning, (bench, space) = bench_module("hyper_report"), bench_module("hyper_tune"), tiny
     bench = bench._replace(fast=bench.eager)  # no backend is built for a test
     trials = tuning.search(bench, space, tuning.draw_few, 2, lambda text: None)
     others = [("defaults", space.start, []), ("hypergradient", space.start - 0.1, [2.3, 2.2])]
@@ -149,12 +129,12 @@ def test_the_report_is_written(load, tiny, tmp_path):
 
 
 @pytest.mark.parametrize("words", [["--envs", "24"], ["--unseen", "65"], ["--outer", "0"]])
-def test_a_wrong_word_is_refused(load, words):
+def test_a_wrong_word_is_refused(bench_module, words):
     with pytest.raises(SystemExit):
-        load("hypergradient").parse(words)
+        bench_module("hypergradient").parse(words)
 
 
-def test_the_script_is_a_life(load):
-    script = load("hyper_life").write_script(digits_v1(), "bottleneck")
+def test_the_script_is_a_life(bench_module):
+    script = bench_module("hyper_life").write_script(digits_v1(), "bottleneck")
     assert [int(stage) for stage in script.stages] == sorted(int(stage) for stage in script.stages)
     assert {Stage.GERMINATED, Stage.TRAINING, Stage.BLENDING, Stage.FOSSILIZED} <= set(script.stages)

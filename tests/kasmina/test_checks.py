@@ -79,6 +79,13 @@ BROKEN = {
     "distinct names": seed(lambda p, x: x, GAIN, GAIN),
     "no parameters": seed(lambda p, x: x),
     "flops": GOOD._replace(flops=lambda source, target: -1),
+    "blueprint 'scale': raised KeyError: 'gian'; ": seed(lambda p, x: x * p["gian"], GAIN),
+    "blueprint 'scale': raised RuntimeError: .*size of tensor": seed(lambda p, x: x * (1 + p["gain"]), GAIN),
+    "blueprint 'scale': raised AttributeError: 'tuple'": seed(lambda p, x: (x * (1 + gain(p)), {}), GAIN),
+    "blueprint 'scale': raised ZeroDivisionError": GOOD._replace(flops=lambda source, target: 1 // 0),
+    "blueprint 'scale': raised TypeError: .* takes 0 positional": GOOD._replace(params=lambda: (GAIN,)),
+    "blueprint 'scale': raised TypeError: 'int' object is not callable": GOOD._replace(fits=1),
+    "blueprint 3: raised AttributeError": 3,
     "output dtype torch.float32": seed(lambda p, x: x.float() * (1 + gain(p).float()), GAIN),
 }
 

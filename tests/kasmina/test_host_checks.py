@@ -109,6 +109,10 @@ BROKEN = {
     ),
     "samples that depend on each other in inference": plain(lambda p, x: linear(x - x.mean(1, True), p["weight"])),
     "predictions that depend on later tokens": text(lambda h: h + h.mean(2, keepdim=True)),
+    "host 'good': raised KeyError: 'wait'; ": plain(lambda p, x: linear(x, p["wait"])),
+    "host 'good': raised RuntimeError: ": plain(lambda p, x: x @ p["weight"][0, :2]),
+    "host 'good': raised TypeError: 'NoneType'": first(train=None),
+    "host 3: raised AttributeError": 3,
     "no finite gradient to block 0": plain(lambda p, x: linear(x, p["weight"].detach())),
 }
 

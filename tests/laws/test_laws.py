@@ -42,7 +42,8 @@ class LawRun(NamedTuple):
 
 PRECISION = {"eager": Precision.FLOAT64, "native": Precision.FLOAT32}
 RUNS = [LawRun(task, order, "eager") for task in ("conv", "token") for order in SampleOrder]
-RUNS += [LawRun("conv", order, "native") for order in SampleOrder] if library() is not None else []
+NATIVE = [*(("conv", order) for order in SampleOrder), ("token", SampleOrder.SHARED)]
+RUNS += [LawRun(*run, "native") for run in NATIVE] if library() is not None else []
 SHARED = [LawRun(task, SampleOrder.SHARED, "eager") for task in ("conv", "token")]
 
 

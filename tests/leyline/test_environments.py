@@ -151,7 +151,10 @@ def test_numbers_of_every_environment_fit_their_own_number_only(small_task):
 def test_an_action_for_every_environment(engine, walked):
     with pytest.raises(ValueError) as error:
         engine.step(walked[0], walked[1][:1])
-    assert str(error.value) == f"step: action [1]; expected [{E}], one for each environment"
+    assert (
+        str(error.value)
+        == f"step: action: found torch.int64 [1]; expected a tensor torch.int64 [{E}], one for each environment"
+    )
 
 
 WRONG = {

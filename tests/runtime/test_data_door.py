@@ -61,7 +61,13 @@ SETS = {
     "two samples": lambda at: "npz:" + save(at / "a.npz", **arrays((1, 8, 8), count=2)),
     "one sample": lambda at: "npz:" + save(at / "a.npz", **arrays((1, 8, 8), count=1)),
     "labels from 1, declared": lambda at: "npz:" + save(at / "a.npz", num_classes=4, **arrays((1, 8, 8), first=1)),
-    "tokens": lambda at: "npz:" + save(at / "a.npz", x_train=TOKENS, y_train=TOKENS, x_test=TOKENS, y_test=TOKENS),
+    "tokens": lambda at: "npz:" + save(at / "a.npz", **of_tokens(TOKENS)),
+    "labels in a column": lambda at: "npz:" + save(at / "a.npz", **column(arrays((8, 8), np.float64))),
+    "labels in two columns": lambda at: "npz:" + save(at / "a.npz", **column(arrays((8, 8)), times=2)),
+    "tokens of one position": lambda at: "npz:" + save(at / "a.npz", **of_tokens(TOKENS[:, :1])),
+    "an empty text": lambda at: "text:" + text(at / "a.txt", ""),
+    "a text too large for texts": lambda at: "text:" + sparse(at / "a.txt", 2**28 + 1),
+    "a text too large for anything": lambda at: "text:" + sparse(at / "a.txt", 2**32 + 1),
     "a short text": lambda at: "text:" + text(at / "a.txt", "ab" * 30),
     "a text of one character": lambda at: "text:" + text(at / "a.txt", "a" * 3000),
     "mnist": lambda at: "idx:" + idx_folder(at / "a", np.arange(30) % 10),
@@ -80,7 +86,21 @@ TRAINS = {
     "two samples",
 }
 TRAINS |= {"labels from 1, declared", "tokens", "mnist", "mnist, labels from 1", "folders named like files"}
-TRAINS |= {"a folder named like the archive"}
+TRAINS |= {"a folder named like the archive", "maps without channels", "labels in a column", "tokens of one position"}
+
+
+def of_tokens(tokens):
+    return {f"{axis}_{part}": tokens for axis in "xy" for part in ("train", "test")}
+
+
+def column(found, times=1):
+    return {name: np.stack([array] * times, 1) if name.startswith("y") else array for name, array in found.items()}
+
+
+def sparse(path: Path, size: int) -> str:
+    with path.open("wb") as file:
+        file.truncate(size)
+    return str(path)
 
 
 def text(path: Path, content: str) -> str:
@@ -122,6 +142,15 @@ def test_images_with_their_channels_last_are_those_with_their_channels_first(tmp
     assert all(torch.equal(mine.inputs, theirs.inputs) for mine, theirs in zip(one[1:4], other[1:4], strict=True))
     assert "channels were the last axis" in other.split and "channels" not in one.split
     assert npz(save(tmp_path / "c.npz", **arrays((3, 5, 3)))).input_shape == (3, 5, 3)  # either way: as documented
+
+
+def test_maps_of_floats_have_one_channel_as_pixels_have(tmp_path):
+    flat = arrays((8, 6), np.float32)
+    deep = {name: array[:, None] for name, array in flat.items()}
+    one, other = npz(save(tmp_path / "a.npz", **flat)), npz(save(tmp_path / "b.npz", **deep))
+    assert one.input_shape == (1, 8, 6)
+    for mine, theirs in zip(one[1:4], other[1:4], strict=True):
+        assert torch.equal(mine.inputs, theirs.inputs) and torch.equal(mine.targets, theirs.targets)
 
 
 def test_labels_from_1_become_classes_from_0_and_that_is_said(tmp_path):

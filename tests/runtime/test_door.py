@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,7 +21,9 @@ from esper.runtime import doctor, interrupt
 from esper.runtime.build import make
 from esper.runtime.interrupt import Stopped, watched
 from esper.runtime.scene import Rules, build_scene, policies_of, tasks_of
+from esper.simic.environment import EsperEnv
 from esper.simic.ppo import Learner
+from esper.simic.rewards import RewardMode
 from esper.tezzeret import compiler
 from esper.tolaria.synthetic import synthetic
 from esper.urza.checkpoint import load
@@ -76,6 +79,43 @@ def test_going_on_needs_nothing_but_the_directory(trained: Path, capsys: pytest.
 def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("train", *SMALL, "--dry-run", "--out", str(tmp_path / "x")) == 0
     assert not (tmp_path / "x").exists() and "synthetic: eager" in capsys.readouterr().out
+    (tmp_path / "file").write_text("kept")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        for more in ([], ["--dry-run"]):
+            assert run("train", *SMALL, *more, "--out", str(place)) == 2
+            assert capsys.readouterr().err.endswith("/file is no directory; expected a place for one\n")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+STARTS = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background ignores it
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+INTERRUPTS = """
+import os, signal
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except BaseException:  # as modules do that try an import
+    pass
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell's statuses")
+@pytest.mark.parametrize("words", [["-m", "esper", "tasks"], ["-m", "esper.bench"], ["bin/esper", "tasks"]])
+def test_an_interrupt_while_python_still_imports_is_130_and_no_traceback(words: list[str], tmp_path: Path) -> None:
+    """The first module of others that Esper imports interrupts the process, and would swallow the exception."""
+    for module in ("torch", "numpy", "tensordict"):
+        (tmp_path / f"{module}.py").write_text(INTERRUPTS)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "esper").write_text("import sys\nfrom esper.__main__ import main\nsys.exit(main())\n")
+    paths = os.pathsep.join([str(tmp_path), str(Path(esper.__file__).parents[1])])
+    command = [sys.executable, "-c", STARTS, *words]
+    done = subprocess.run(
+        ["sh", "-c", '"$@"; exit $?', "sh", *command],
+        env=os.environ | {"PYTHONPATH": paths}, cwd=tmp_path, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 130 and done.stdout == "" and len(done.stderr.splitlines()) <= 1
 
 
 class Asking(io.StringIO):
@@ -247,6 +287,140 @@ def test_make_says_what_it_does_not_take(line: str) -> None:
     with pytest.raises(ConfigError) as error:
         make("synthetic", 2, backend="eager", **WRONG[line])
     assert str(error.value).startswith(line) and "\n" not in str(error.value)
+
+
+BIG = "1" * 5000
+LINES = {
+    "esper train: unrecognized arguments: --nope": ["train", "--nope"],
+    "esper train: --compile=true: unknown setting; --backend is meant": ["train", "--compile=true"],
+    "esper data: the following arguments are required: path": ["data", "check"],
+    "esper train: argument --lr: expected one argument": ["train", "--lr"],
+    "esper train: --target-kl = inf: expected a finite number from 0": ["train", "--target-kl", "inf"],
+    "esper train: --lr = 16777217.0: expected a number from 0 to 1": ["train", "--lr", "16777217"],
+    "esper train: --seed = 2147483649: expected an integer from 0 to 2147483648": ["train", "--seed", "2147483649"],
+    "esper train: --config a.json: seed: an integer of 5000 digits; expected at most 4000": [
+        *("train", "--config", "a.json"),
+        '{"seed": ' + BIG + "}",
+    ],
+    "esper train: --config a.toml: host_lr: an integer of 5000 digits; expected at most 4000": [
+        *("train", "--config", "a.toml"),
+        f"[engine]\nhost_lr = -{BIG}\n",
+    ],
+    "esper train: checkpoint metrics.jsonl: not readable (no NPZ archive); expected an esper checkpoint": [
+        *("train", "--resume", "metrics.jsonl"),
+        '{"round": 1}\n',
+    ],
+    "esper evaluate: task 'idx:a#classes=x': #classes = 'x': expected an integer >= 2": [
+        *("evaluate", "--task", "idx:a#classes=x"),
+    ],
+    "esper train: task 'npz:b#classes=': #classes = '': expected an integer >= 2": [
+        "train",
+        "--task",
+        "npz:b#classes=",
+    ],
+    "esper train: --engine: config.blends = (): expected a non-empty tuple": [
+        *("train", *SMALL, "--engine", "blends=")
+    ],
+    "esper train: --task: a.toml recorded 'digits,py:ours:task', which imports a module; expected --task digits,py:": [
+        *("train", "--config", "a.toml"),
+        'task = "digits,py:ours:task"\n',
+    ],
+    "esper evaluate: --policy: a.json recorded 'py:ours:policy', which imports a module; expected --policy py:ours": [
+        *("evaluate", "--config", "a.json"),
+        '{"policy": "py:ours:policy"}',
+    ],
+}
+"""What is said -> the command's words; the last is the text of the file before it, if that is one."""
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_wrong_word_is_named_once_with_all_its_digits(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = LINES[line]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ours.py").write_text("1 / 0\n")  # what a stranger's settings name is not imported
+    if words[-1][0] in "{[" or "\n" in words[-1]:
+        Path(words[-2]).write_text(words[-1])
+        words = words[:-1]
+    assert run(*words) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(line) and told.count("\n") == 1 and not (tmp_path / "runs").exists()
+
+
+def test_a_settings_file_may_name_what_the_command_names_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.toml").write_text('task = "py:nowhere:task"\n')
+    monkeypatch.chdir(tmp_path)
+    assert run("train", "--config", "a.toml", "--task", "py:nowhere:task") == 2
+    assert "ModuleNotFoundError" in capsys.readouterr().err
+    assert run("train", *SMALL, "--config", "a.toml", "--dry-run") == 0
+
+
+def test_an_engine_without_slots_is_written_with_nothing(tmp_path: Path) -> None:
+    """The host alone: as a flag, and as an empty list of a file."""
+    (tmp_path / "a.toml").write_text("[engine]\nslots = []\n")
+    for words in (["--engine", "slots="], ["--config", str(tmp_path / "a.toml")]):
+        out = tmp_path / f"run{len(words[1])}"
+        assert run("train", *SMALL, *words, "--eval-envs", "0", "--out", str(out)) == 0
+        assert json.loads((out / "config.json").read_text())["engine"]["slots"] == []
+        assert run("train", "--resume", str(out), "--rounds", "3") == 0
+
+
+CALLS = {
+    "init(1.5)": lambda engine, state: engine.init(1.5),
+    "init('1')": lambda engine, state: engine.init("1"),
+    "init(True)": lambda engine, state: engine.init(True),
+    "init(-1)": lambda engine, state: engine.init(-1),
+    "init of a list of numbers": lambda engine, state: engine.init(0, [0, 1]),
+    "init of broken numbers": lambda engine, state: engine.init(0, torch.tensor([0.5, 1.0])),
+    "step of a list": lambda engine, state: engine.step(state, [0, 0]),
+    "step of an array": lambda engine, state: engine.step(state, np.zeros(2, dtype=np.int64)),
+    "step of floats": lambda engine, state: engine.step(state, torch.zeros(2)),
+    "step of flags": lambda engine, state: engine.step(state, torch.zeros(2, dtype=torch.bool)),
+    "step of three": lambda engine, state: engine.step(state, torch.zeros(3, dtype=torch.int64)),
+    "step of a column": lambda engine, state: engine.step(state, torch.zeros(2, 1, dtype=torch.int64)),
+    "step of a number": lambda engine, state: engine.step(state, 0),
+    "step from nothing": lambda engine, state: engine.step(None, torch.zeros(2, dtype=torch.int64)),
+    "mask of a number": lambda engine, state: engine.mask(3),
+    "observe of a dict": lambda engine, state: engine.observe({}),
+    "test of nothing": lambda engine, state: engine.test(None),
+    "reset of a list": lambda engine, state: engine.reset(state, [True, False], 0),
+    "reset of floats": lambda engine, state: engine.reset(state, torch.ones(2), 0),
+    "reset of three": lambda engine, state: engine.reset(state, torch.ones(3, dtype=torch.bool), 0),
+    "observation=3": lambda engine, state: make("synthetic", 2, observation=3),
+    "observation='plateau'": lambda engine, state: make("synthetic", 2, observation="plateau"),
+    "differentiable='no'": lambda engine, state: make("synthetic", 2, differentiable="no"),
+    "EsperEnv of a name": lambda engine, state: EsperEnv("synthetic"),
+    "EsperEnv(mode='foo')": lambda engine, state: EsperEnv(engine, "foo"),
+    "EsperEnv(mode=3)": lambda engine, state: EsperEnv(engine, 3),
+    "EsperEnv(params=3)": lambda engine, state: EsperEnv(engine, params=3),
+    "EsperEnv(interface=())": lambda engine, state: EsperEnv(engine, interface=()),
+    "EsperEnv(seed=0.5)": lambda engine, state: EsperEnv(engine, seed=0.5),
+}
+BUILT = [
+    call for call in CALLS if call.startswith(("observation", "differentiable", "EsperEnv")) and "seed" not in call
+]
+
+
+@pytest.fixture(scope="module")
+def two() -> esper.Engine:
+    return make("synthetic", 2, backend="eager", steps_per_epoch=1)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_wrong_argument_is_a_value_error_of_one_line(call: str, two: esper.Engine) -> None:
+    """``ConfigError``, which is one, where something is built."""
+    with pytest.raises(ValueError) as error:
+        CALLS[call](two, two.init(0))
+    assert type(error.value) is (ConfigError if call in BUILT else ValueError)
+    assert "\n" not in str(error.value) and ("expected" in str(error.value) or "must be" in str(error.value))
+
+
+def test_what_is_meant_is_taken(two: esper.Engine) -> None:
+    assert torch.equal(two.init(np.int64(3)).key, two.init(3).key)
+    assert EsperEnv(two, "sparse").mode is RewardMode.SPARSE
 
 
 def test_the_rule_of_thumb_takes_its_numbers_and_a_blend_that_is_on_offer() -> None:

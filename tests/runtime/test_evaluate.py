@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import re
 import statistics
 import subprocess
@@ -19,8 +20,8 @@ from esper.runtime.inspect import InspectSettings, inspect
 from esper.runtime.train import train
 from esper.runtime.train_settings import TrainSettings
 
-KEYS = ("test_accuracy", "val_accuracy", "total_reward", "added")
-NUMBERS = {"engine": {"steps_per_epoch": 1}, "rewards": {"rent_weight": 10.0, "rent_cap": 90.0}}
+KEYS = ("test_accuracy", "val_accuracy", "utility", "total_reward", "added")
+NUMBERS = {"engine": {"steps_per_epoch": 1}, "rewards": {"rent_weight": 10.0, "rent_cap": 90.0, "price": 7.0}}
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +29,7 @@ def run(tmp_path_factory):
     """A run with numbers of its own: rent so high that a wrong reward shows."""
     folder = tmp_path_factory.mktemp("runs") / "<b>&run"
     small = {"features": 8, "lstm": 8, "minibatches": 2, "epochs": 1, "horizon": 7, "rounds": 2}
+    small |= {"reward": "shaped"}
     train(TrainSettings(task="synthetic", num_envs=6, eval_envs=6, out=str(folder), **small, **NUMBERS), io.StringIO())
     return folder
 
@@ -60,6 +62,36 @@ def test_evaluation_is_paired_and_repeatable(asked, report):
             expected = policies["learned"][name]["mean"] - policies[other][name]["mean"]
             assert cell["mean"] == pytest.approx(expected, abs=1e-4)
     assert without_seconds(evaluate(asked, io.StringIO())["policies"]) == without_seconds(policies)
+
+
+def mean_rank(values, value):
+    return sum(other < value for other in values) + (sum(other == value for other in values) + 1) / 2
+
+
+def spearman(pairs):
+    """The correlation of ranks, by the standard library."""
+    return statistics.correlation(
+        *([mean_rank(column, value) for value in column] for column in zip(*pairs, strict=True))
+    )
+
+
+def test_the_report_says_what_growing_is_for(report, asked):
+    """J of every episode from what else the report holds of it, and how well the return ranks as J does."""
+    pairs, means = [], []
+    assert report["price"] == 7.0
+    for row in report["policies"].values():
+        columns = [row[name]["values"] for name in ("test_accuracy", "added", "utility", "total_reward")]
+        for accuracy, added, worth, earned in zip(*columns, strict=True):
+            assert worth == pytest.approx(accuracy - 7 * math.log(1 + added / report["host_params"]), abs=1e-4)
+            pairs.append((worth, earned))
+        means.append((row["utility"]["mean"], row["total_reward"]["mean"]))
+    found = report["rank_correlation"]
+    assert found["episodes"] == pytest.approx(spearman(pairs), abs=1e-9)
+    assert found["policies"] == pytest.approx(spearman(means), abs=1e-9)
+    out = io.StringIO()
+    evaluate(replace(asked, json=False), out)
+    assert f"J = test % - 7 ln(1 + added / {report['host_params']:,})" in out.getvalue()
+    assert f"rank correlation of return and J: {found['episodes']:.2f} over episodes" in out.getvalue()
 
 
 def test_evaluation_follows_the_run(run, asked, report):
@@ -97,13 +129,11 @@ def test_the_table_shows_the_report(asked, report):
     text = out.getvalue()
     assert max(map(len, text.splitlines())) <= 130
     assert text.startswith("synthetic, 6 environments from seed 1, 7 decisions, reward shaped; mean ± 95 % half-width")
-    assert "tested on 256 samples that nothing else reads; decisions saw 128 others\n" in text
+    assert "tested on 256 samples that nothing else reads; decisions saw 128 others; J = " in text
     for name, row in report["policies"].items():
         line = next(line for line in text.splitlines() if line.startswith(name))
         cells = re.findall(r"(-?[\d.]+) ± ([\d.]+)", line)
-        assert [float(mean) for mean, _ in cells[:3]] == [
-            round(row[key]["mean"], digits) for key, digits in zip(KEYS[:3], (1, 1, 2), strict=True)
-        ]
+        assert [float(mean) for mean, _ in cells[:4]] == [round(row[key]["mean"], 1) for key in KEYS[:4]]
     learned = report["policies"]["learned"]
     mix = next(line for line in text.splitlines() if line.startswith("learned") and "±" not in line).split()[1:]
     assert [int(word) for word in mix[:18]] == [
@@ -252,7 +282,7 @@ def test_the_reports_tables_are_the_evaluation(run, page):
     ):
         for (name, *cells), (wanted, row) in zip(page.tables[caption][1:], found[part].items(), strict=True):
             assert name == wanted
-            for cell, key, near in zip(cells, KEYS, (0.0501, 0.0501, 0.00501, 0.501), strict=False):
+            for cell, key, near in zip(cells, KEYS, (0.0501, 0.0501, 0.0501, 0.0501, 0.501), strict=False):
                 mean, half = map(float, cell.split(" ± "))
                 assert mean == pytest.approx(row[key]["mean"], abs=near)
                 assert half == pytest.approx(row[key]["half_width"], abs=near)

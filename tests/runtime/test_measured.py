@@ -13,7 +13,7 @@ from esper.leyline.config import ConfigError
 from esper.nissa.charts import Interval, interval_chart, smooth
 from esper.runtime.evaluate import EvaluateSettings, evaluate
 from esper.runtime.inspect import InspectSettings, inspect
-from esper.simic.ppo import PPOConfig
+from esper.simic.ppo_config import PPOConfig
 from esper.utils.documents import as_number, to_json
 from esper.utils.stats import mean_interval, measured_interval
 

@@ -29,7 +29,7 @@ def reward(step):
     return {"accuracy": step.after.signals.val_accuracy / 100, "one": torch.ones_like(step.after.signals.val_loss)}
 
 def policy(engine):
-    return from_mask("mine", wait(engine.codec))
+    return wait_policy(engine)
 
 NUMBER = 3
 
@@ -44,6 +44,32 @@ def floats(step):
 
 def short(step):
     return {"one": torch.ones(2)}
+
+def nan(step):
+    return {"one": step.after.signals.val_loss * torch.nan}
+
+def unnamed(step):
+    return {1: step.after.signals.val_loss}
+
+def renamed(step):
+    return {f"after {int(step.after.epoch[0])}": step.after.signals.val_loss}
+
+def later(step):
+    lost = (torch.arange(6) < 3) & (step.after.epoch == 2)
+    return {"one": torch.where(lost, torch.nan, step.after.signals.val_loss)}
+
+def at_last(step):
+    return {"one": torch.where(step.ends, torch.inf, step.after.signals.val_loss)}
+
+def acts(give):
+    return lambda engine: wait_policy(engine)._replace(act=give)
+
+def wait_policy(engine):
+    return from_mask("mine", wait(engine.codec))
+
+forgetful = acts(lambda memory, seen: seen.mask.long().argmin(1))
+breaks = acts(lambda memory, seen: 1 / 0)
+
 """
 SMALL = ["--num-envs", "6", "--horizon", "1"]
 TRAIN = [*SMALL, "--rounds", "1", "--eval-envs", "0", "--progress", "off", "--features", "8", "--lstm", "8"]
@@ -124,29 +150,65 @@ def test_what_is_no_task_reward_or_policy_is_refused(words, said, folder, capsys
 
 
 FAILING = {
-    "task = 'py:ours:needs': called with 0 arguments: TypeError": ["evaluate", "--task", "py:ours:needs"],
-    "task = 'py:ours:fails': called with 0 arguments: RuntimeError: boom": ["evaluate", "--task", "py:ours:fails"],
-    "--policy = 'py:ours:task': called with 1 arguments: TypeError": ["--policy", "py:ours:task"],
-    "--reward = 'py:ours:fails': called with 1 arguments: RuntimeError: boom": ["--reward", "py:ours:fails"],
-    "--reward = 'py:ours:floats': gave {'one': 'float'}; expected a dict of tensors [6]": [
+    "task = 'py:ours:needs': called with 0 arguments: TypeError": ["--task", "py:ours:needs"],
+    "task = 'py:ours:fails': called with 0 arguments: RuntimeError: boom": ["--task", "py:ours:fails"],
+    "--reward = 'py:ours:fails': called with 1 argument: RuntimeError: boom": ["--reward", "py:ours:fails"],
+    "--reward = 'py:ours:floats': gave {'one': 'float'}; expected a dict of names to tensors [6]": [
         "--reward",
         "py:ours:floats",
     ],
-    "--reward = 'py:ours:short': gave {'one': 'tensor [2]'}; expected a dict of tensors [6]": [
+    "--reward = 'py:ours:short': gave {'one': 'float32 tensor [2]'}; expected a dict of names to tensors [6]": [
         "--reward",
         "py:ours:short",
     ],
-    "--reward = 'py:ours:needs': gave EnvStep; expected a dict of tensors [6]": ["--reward", "py:ours:needs"],
+    "--reward = 'py:ours:needs': gave EnvStep; expected a dict of names to tensors [6]": ["--reward", "py:ours:needs"],
+    "--reward = 'py:ours:unnamed': gave {1: 'float32 tensor [6]'}; expected a dict of names": [
+        "--reward",
+        "py:ours:unnamed",
+    ],
+    "--reward = 'py:ours:nan': gave one [nan, nan, nan, nan, nan, nan] after a first step; expected finite numbers": [
+        "--reward",
+        "py:ours:nan",
+    ],
+    "--policy = 'py:ours:task': called with 1 argument: TypeError": ["--policy", "py:ours:task"],
+    "--policy = 'py:ours:breaks': act: ZeroDivisionError": ["--policy", "py:ours:breaks"],
+    "--policy = 'py:ours:forgetful': act gave int64 tensor [6]; expected its memory and a Decision": [
+        "--policy",
+        "py:ours:forgetful",
+    ],
 }
 
 
 @pytest.mark.parametrize("said", FAILING)
-def test_what_one_s_own_function_does_wrong_is_one_line(said, folder, capsys):
+def test_what_one_s_own_function_does_wrong_is_one_line_before_anything_is_written(said, folder, capsys):
     words = FAILING[said]
-    given = words if words[0] == "evaluate" else ["evaluate", "--task", "py:ours:task", *SMALL, *words]
-    assert main(given) == 2
-    lines = capsys.readouterr().err
-    assert said in lines and lines.strip().count("\n") == 0
+    given = words if words[0] == "--task" else ["--task", "py:ours:task", *words]
+    commands = {"evaluate": SMALL, "train": [*TRAIN, "--out", "run"], "train --dry-run": TRAIN}
+    for command, sizes in commands.items():
+        if words[0] == "--policy" and command != "evaluate":
+            continue
+        assert main([*command.split(), *given, *sizes]) == 2
+        lines = capsys.readouterr().err
+        assert said in lines and lines.strip().count("\n") == 0 and not (folder / "run").exists()
+
+
+def test_a_reward_that_ceases_to_be_finite_is_left_out_and_that_is_said(folder, capsys):
+    """The second of four rewards is lost in half of the environments: the two decisions before it cannot be judged."""
+    words = [*TRAIN, "--task", "py:ours:task", "--horizon", "4", "--rounds", "2"]
+    assert main(["train", *words, "--reward", "py:ours:later", "--out", "run"]) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
+    assert len(said) == 1 and "25 % of all decisions, from round 1 on" in said[0]
+    rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["left_out"] for row in rows] == [pytest.approx(0.25)] * 2
+    assert all(isinstance(row["return"], float) and isinstance(row["explained_variance"], float) for row in rows)
+
+
+def test_rewards_of_which_nothing_can_be_learned_end_the_run(folder, capsys):
+    words = ["train", *TRAIN, "--task", "py:ours:task", "--horizon", "2", "--out", "run"]
+    assert main([*words, "--reward", "py:ours:at_last"]) == 2
+    assert "--reward = 'py:ours:at_last': round 1: after no decision are all" in capsys.readouterr().err
+    assert main(["train", *TRAIN, "--horizon", "2", "--task", "py:ours:task", "--reward", "py:ours:renamed"]) == 2
+    assert "gave ['after 2']; expected ['after 1'] as in the first step" in capsys.readouterr().err
 
 
 def test_the_name_of_one_s_own_task_is_kept(folder):

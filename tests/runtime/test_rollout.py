@@ -11,7 +11,7 @@ from esper.leyline.actions import NONE, Action, Op
 from esper.leyline.codes import Refusal
 from esper.leyline.stages import Stage
 from esper.runtime.rollout import ROLLOUT_STREAM, rollout
-from esper.simic.rewards import RewardMode, build_reward_params, reward
+from esper.simic.rewards import DEFAULT_REWARD, build_reward_params, reward
 from esper.tamiyo.actor_critic import ActorCriticConfig, build_actor_critic
 from esper.tamiyo.logits import factored_logits  # noqa: F401  (the policy's heads are these)
 from esper.tamiyo.policies import Decision, Policy, learned_policy, random_policy
@@ -55,7 +55,7 @@ def test_a_replay_shows_the_same(engine, played):
     for t in range(trace.length):
         before = state
         state, event = engine.step(state, trace.action[t].long())
-        earned = reward(RewardMode.SHAPED, params, engine.structure, before, state, event)
+        earned = reward(DEFAULT_REWARD, params, engine.structure, before, state, event)
         assert torch.equal(trace.reward[t], earned.total)
         assert trace.term_names == tuple(earned.terms)
         for index, name in enumerate(trace.term_names):

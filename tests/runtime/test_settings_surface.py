@@ -23,6 +23,7 @@ from esper.leyline.config import Config
 from esper.leyline.hypers import numbers
 from esper.runtime.scene import MODES
 from esper.runtime.train_settings import TrainSettings
+from esper.simic.ppo_config import RANGES
 from esper.simic.rewards import RewardParams
 from esper.tamiyo.baselines import HeuristicConfig
 from esper.tamiyo.observation import Scales
@@ -158,8 +159,8 @@ SOUND = st.fixed_dictionaries(
         "gae_lambda": st.floats(0, 1),
         "epochs": st.integers(1, 3),
         "minibatches": st.integers(1, 4),
-        "entropy_start": st.floats(0, 1e3),
-        "entropy_end": st.floats(0, 1e3),
+        "entropy_start": st.floats(*RANGES["entropy_start"]),
+        "entropy_end": st.floats(*RANGES["entropy_end"]),
         "value_weight": st.floats(0, 1e3),
         "warmup": st.floats(0, 1),
         "max_grad_norm": st.floats(1e-3, 1e9),

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -117,7 +118,7 @@ def test_a_run_directory_tells_what_was_run(settings, whole):
     assert resolved["hypers"]["host_lr"] == pytest.approx(0.02) and resolved["rewards"]["rent_weight"] == 0.25
     told = {"train": 512, "validation": 128, "test": 256}  # twice an epoch's 64 training samples decide
     assert resolved["data"]["samples"] == told and "of 256 validation samples 128 are used" in resolved["data"]["split"]
-    assert json.loads((folder / "versions.json").read_text())["torch"] == torch.__version__
+    assert json.loads((folder / "versions.json").read_text())["torch"] == version("torch")
     rows = metrics(folder)
     assert [row["round"] for row in rows] == list(range(1, ROUNDS + 1)) and all(row["refused"] == 0 for row in rows)
     for row in rows:
@@ -137,7 +138,7 @@ def test_what_training_prints(settings, whole):
     assert f"validation: {validation:.1f} % of a step; " in whole
     assert f"other than the hosts: {share:.1f} % of a round" in whole
     assert whole.count("  validation  ") == ROUNDS
-    assert "synthetic, 6 environments from seed 1, 4 decisions, reward shaped" in whole
+    assert "synthetic, 6 environments from seed 1, 4 decisions, reward utility" in whole
     assert whole.splitlines()[-1] == str(Path(settings.out) / "report.html")
 
 

@@ -172,13 +172,18 @@ def dependence(slot: LensSlot, gain: float) -> float:
     return -min(0.02 * max(given / gain - price.ratio_limit, 0.0), most) if gain > 0.1 else -most * min(given / 10, 1.0)
 
 
+def shaping(before: World, after: World) -> float:
+    """By how much the discounted potential rises; it is 0 at the horizon."""
+    left = 0.0 if after.epoch == HORIZON else sum(map(phi, after.slots))
+    return GAMMA * left - sum(map(phi, before.slots))
+
+
 def slot_reward(world: World, move: Move, index: int, after: LensSlot, accuracy: float) -> float:
-    """What one slot earns in a step."""
+    """What one slot earns in a step, without shaping."""
     before, own = world.slots[index], move.slot == index
-    gain = accuracy - after.birth
-    total = price.shaping_weight * (GAMMA * phi(after) - phi(before))
+    gain, total = accuracy - after.birth, 0.0
     if own and move.op in ("cull", "change"):
-        return total + removal(before, world.accuracy)
+        return removal(before, world.accuracy)
     total += price.contribution_weight * credit(after, accuracy)
     if own and move.op == "fossilize":
         total += fossilization(before, gain)
@@ -190,12 +195,13 @@ def slot_reward(world: World, move: Move, index: int, after: LensSlot, accuracy:
     return total
 
 
-def step(world: World, move: Move) -> tuple[World, float]:
+def step(world: World, move: Move, shaping_weight: float = price.shaping_weight) -> tuple[World, float]:
     """One decision and one epoch: the next world and the reward."""
     decided = tuple(decide(s, move, world.accuracy) if i == move.slot else s for i, s in enumerate(world.slots))
     accuracy = BARE + sum(CONTRIBUTION[slot.kind] for slot in decided if slot.stage in MERGED)
     after = World(world.epoch + 1, accuracy, tuple(map(pass_epoch, decided)))
-    total = -COST[move.op] + sum(slot_reward(world, move, i, slot, accuracy) for i, slot in enumerate(after.slots))
+    total = shaping_weight * shaping(world, after) - COST[move.op]
+    total += sum(slot_reward(world, move, i, slot, accuracy) for i, slot in enumerate(after.slots))
     total -= price.rent_weight * math.log1p(sum(SIZE[s.kind] for s in after.slots if s.kind >= 0) / price.rent_floor)
     if after.epoch == HORIZON:
         fossils = sum(slot.stage == "fossil" for slot in after.slots)
@@ -203,12 +209,17 @@ def step(world: World, move: Move) -> tuple[World, float]:
     return after, total
 
 
-def solve(combine: Callable[[list[float]], float], kinds: tuple[int, ...] = (SPARK, LENS)) -> Callable[[World], float]:
+def solve(
+    combine: Callable[[list[float]], float],
+    kinds: tuple[int, ...] = (SPARK, LENS),
+    shaping_weight: float = price.shaping_weight,
+) -> Callable[[World], float]:
     """The discounted return that is to come, as a function of the world.
 
     Args:
       combine: ``max`` for the best play; the mean for uniform legal play.
       kinds: those that may be grown.
+      shaping_weight: of the potential.
     """
 
     def worth(world: World) -> float:
@@ -218,7 +229,9 @@ def solve(combine: Callable[[list[float]], float], kinds: tuple[int, ...] = (SPA
     @cache
     def value(world: World) -> float:
         allowed = [move for move in moves(world) if move.kind < 0 or move.kind in kinds]
-        return combine([reward + GAMMA * worth(after) for after, reward in (step(world, m) for m in allowed)])
+        return combine(
+            [reward + GAMMA * worth(after) for after, reward in (step(world, m, shaping_weight) for m in allowed)]
+        )
 
     return worth
 

@@ -11,8 +11,9 @@ from esper.leyline.stages import Stage
 from esper.runtime.rollout import rollout
 from esper.runtime.tasks import TASKS
 from esper.simic.environment import METRICS, EsperEnv
-from esper.simic.ppo import Learner, PPOConfig, make_collector
-from esper.simic.rewards import RewardMode, build_reward_params, reward
+from esper.simic.ppo import Learner, make_collector
+from esper.simic.ppo_config import PPOConfig
+from esper.simic.rewards import DEFAULT_REWARD, build_reward_params, reward
 from esper.tamiyo.actor_critic import ActorCriticConfig, build_actor_critic
 from esper.tamiyo.policies import from_mask
 from esper.tamiyo.scripted import wait
@@ -44,7 +45,7 @@ def test_a_step_is_the_engines_step_and_its_reward(env):
     assert torch.equal(out["observation"], engine.observe(state)) and torch.equal(
         out["action_mask"], engine.mask(state)
     )
-    expected = reward(RewardMode.SHAPED, build_reward_params({}, engine.config), engine.structure, before, state, event)
+    expected = reward(DEFAULT_REWARD, build_reward_params({}, engine.config), engine.structure, before, state, event)
     torch.testing.assert_close(out["reward"].squeeze(1), expected.total.float())
     assert out["refused"].squeeze(1).tolist() == [0, 0, 1]
     assert set(METRICS) <= set(out.keys())

@@ -9,8 +9,10 @@ from torchrl.modules import set_recurrent_mode
 
 import esper
 from esper.runtime.train import torch_draws_from
+from esper.simic.advantages import KEPT, advantages, as_whole, normalise, values_of
 from esper.simic.environment import EsperEnv
-from esper.simic.ppo import KEPT, Learner, PPOConfig, advantages, make_collector, normalise, values_of
+from esper.simic.ppo import SEEN, Learner, make_collector
+from esper.simic.ppo_config import PPOConfig
 from esper.tamiyo.actor_critic import ActorCriticConfig, build_actor_critic
 from esper.utils import rng
 
@@ -76,7 +78,8 @@ def test_the_loss_equals_a_rendering_in_numpy(rollout):
     shape = tuple(batch["next", "reward"].shape)
     advantage, target = (rng.normal(rng.key(k), shape) for k in (8, 9))
     old = batch["action_log_prob"] + 0.4 * rng.normal(rng.key(10), shape[:2])
-    data = batch.select(*KEPT).set("advantage", advantage).set("value_target", target).set("action_log_prob", old)
+    data = as_whole(batch.select(*KEPT)).set("advantage", advantage).set("value_target", target)
+    data = data.set("action_log_prob", old)
     with set_recurrent_mode(True):
         out = learner.loss(data.clone())
         heads = policy.get_policy_operator()
@@ -153,7 +156,7 @@ def test_nothing_counts_beyond_the_horizon(rollout):
     policy, batch = rollout
     learner = Learner(policy, PPOConfig(lr=0.0, epochs=1), 1)
     seen = []
-    learner._minibatch = lambda parts, rows: seen.extend(parts) or rows.append({"kl": 0.0}) or 0.0
+    learner._minibatch = lambda parts: seen.extend(parts) or torch.zeros(len(SEEN))
     learner.update([batch])
     target = torch.cat([part["value_target"] for part in seen])[:, -1]
     expected = batch["next", "reward"][:, -1]

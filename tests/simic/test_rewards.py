@@ -151,8 +151,9 @@ def scalar_fossilization(b, a):
     return (0.5 + 0.05 * c) * min(1.0, b["stage_age"] / 2) if c >= 1.0 else -0.2
 
 
-def scalar_slot(b, a, op, acted, sane):
-    """Terms of one slot, from its fields before and after; ``gain`` is part of the fields."""
+def scalar_slot(b, a, op, acted, sane, left):
+    """Terms of one slot, from its fields before and after; ``gain`` is part of the fields, ``left`` the discount of the
+    potential, 0 at the horizon."""
     removed = acted and op in (3, 5)
     side, sign = (b, -0.05) if removed else (a, 0.05)
     credit = sign * scalar_credit(side["stage"], side["measured"], side["c"], side["gain"], side["birth"])
@@ -164,7 +165,7 @@ def scalar_slot(b, a, op, acted, sane):
         "probation_warning": scalar_probation_warning(b, a, op),
         "culling": scalar_culling(b) if removed else 0.0,
         "fossilization": scalar_fossilization(b, a) if acted and op == 4 and sane else 0.0,
-        "shaping": 0.3 * (0.995 * scalar_phi(a["stage"], a["stage_age"]) - scalar_phi(b["stage"], b["stage_age"])),
+        "shaping": 0.3 * (left * scalar_phi(a["stage"], a["stage_age"]) - scalar_phi(b["stage"], b["stage_age"])),
     }
 
 
@@ -177,20 +178,21 @@ def scalar_fields(state, env, slot):
 
 
 def scalar_reward(engine, before, after, event, env):
-    """All terms of the five modes for one environment."""
+    """All terms of the six modes for one environment."""
     host = sum(math.prod(p.shape) for stage in engine.structure.host.blocks for p in stage.params)
     sizes = seed_sizes(engine.structure, after.slots)[env].tolist()
     sane = not event.judgement.rolled_back[env].item()
     op, where = event.result.op[env].item(), event.result.slot[env].item()
     pairs = [(scalar_fields(before, env, s), scalar_fields(after, env, s)) for s in range(len(sizes))]
-    slots = [scalar_slot(b, a, op, s == where, sane) for s, (b, a) in enumerate(pairs)]
+    last = after.epoch[env].item() >= engine.config.horizon
+    left = 0.0 if last else 0.995
+    slots = [scalar_slot(b, a, op, s == where, sane, left) for s, (b, a) in enumerate(pairs)]
     out = {name: sum(slot[name] for slot in slots) for name in slots[0]}
     size = math.log(1 + sum(sizes) / max(host, 200))
     out["rent"] = -min(0.1 * size, 1.5)
     out["intervention"] = [0.0, -0.02, -0.01, -0.005, -0.01, -0.025][op]
     out["refusal"] = -0.02 if event.result.refusal[env].item() else 0.0
     out["rollback"] = 0.0 if sane else -2.0
-    last = after.epoch[env].item() >= engine.config.horizon
     fossils = sum(a["stage"] == 7 and a["measured"] and a["c"] >= 1 for _, a in pairs)
     out["terminal_accuracy"] = 0.2 * after.signals.val_accuracy[env].item() if last else 0.0
     out["terminal_fossils"] = 3.0 * fossils if last else 0.0
@@ -204,7 +206,17 @@ def scalar_reward(engine, before, after, event, env):
     guess = math.log(engine.structure.host.num_outputs)
     way = max(0.0, min(1.0, (guess - after.signals.val_loss[env].item()) / guess))
     out["loss_terminal"] = way if last and after.signals.epochs_seen[env].item() else 0.0
+    worth_before, worth_after = (scalar_utility(engine, state, env, host) for state in (before, after))
+    out["utility"] = worth_after if last else 0.0
+    out["utility_shaping"] = left * worth_after - worth_before
     return out
+
+
+def scalar_utility(engine, state, env, host):
+    if not state.signals.epochs_seen[env].item():
+        return 0.0
+    added = sum(seed_sizes(engine.structure, state.slots)[env].tolist())
+    return state.signals.val_accuracy[env].item() - 1.0 * math.log((host + added) / host)
 
 
 MODES = {
@@ -214,6 +226,7 @@ MODES = {
     "sparse": "sparse",
     "minimal": "sparse hasty_cull",
     "loss": "shaping rollback loss loss_rent loss_terminal",
+    "utility": "shaping utility utility_shaping",
 }
 
 
@@ -329,6 +342,7 @@ def test_stated_bounds(engine, params):
         RewardMode.SPARSE: (-1.0, 1.0),
         RewardMode.MINIMAL: (-1.1, 1.0),
         RewardMode.LOSS: (-6 - 1.8 * slots, 6 + 1.791 * slots),
+        RewardMode.UTILITY: (-188 - 1.8 * slots, 244 + 1.791 * slots),
     }
     for mode, ends in stated.items():
         assert tuple(map(float, bound(mode, params, engine.config.num_slots))) == pytest.approx(ends, abs=1e-9)
@@ -363,11 +377,27 @@ def test_shaping_telescopes(engine, params, legs, mode):
         assert not bool(start[leg.fresh].any())
         total = total + power * paid(mode, params, engine, leg).terms["shaping"]
         power = power * GAMMA
-        expected = 0.3 * power * potential(leg.after.slots).sum(1)
+        over = leg.after.epoch >= engine.config.horizon
+        expected = torch.where(over, 0.0, 0.3 * power * potential(leg.after.slots).sum(1))
         torch.testing.assert_close(total, expected, **EXACT)
         last = index + 1 == len(legs) or bool(legs[index + 1].fresh.any())
         ended += int(last)
     assert ended >= 3
+
+
+def test_utility_pays_what_growing_is_for(engine, params, legs):
+    """The discounted sum over a whole episode is gamma^(T - 1) J of its end, and nothing else."""
+    total, power, checked = torch.zeros(E, dtype=torch.float64), torch.ones(E, dtype=torch.float64), 0
+    host = sum(math.prod(p.shape) for stage in engine.structure.host.blocks for p in stage.params)
+    for leg in legs:
+        total, power = torch.where(leg.fresh, 0.0, total), torch.where(leg.fresh, 1.0, power)
+        total = total + power * paid(RewardMode.UTILITY, params, engine, leg).total
+        for env in (leg.after.epoch >= engine.config.horizon).nonzero()[:, 0].tolist():
+            whole = float(power[env]) * scalar_utility(engine, leg.after, env, host)
+            assert float(total[env]) == pytest.approx(whole, abs=1e-9)
+            checked += 1
+        power = power * GAMMA
+    assert checked >= E
 
 
 def test_entering_a_stage_is_paid(engine, params, legs):
@@ -375,15 +405,17 @@ def test_entering_a_stage_is_paid(engine, params, legs):
     for leg in legs:
         term = paid(SHAPED, params, engine, leg).terms["shaping"]
         moved = leg.before.slots.stage != leg.after.slots.stage
-        other = torch.where(moved, 0.0, GAMMA * potential(leg.after.slots) - potential(leg.before.slots)).sum(1)
+        left = GAMMA * (leg.after.epoch < engine.config.horizon).double()
+        rises = left.unsqueeze(1) * potential(leg.after.slots) - potential(leg.before.slots)
+        other = torch.where(moved, 0.0, rises).sum(1)
         for env, slot in moved.nonzero().tolist():
             if int(moved[env].sum()) > 1:
                 continue
             old, new = int(leg.before.slots.stage[env, slot]), int(leg.after.slots.stage[env, slot])
             spent, age = (int(state.slots.stage_age[env, slot]) for state in (leg.before, leg.after))
-            expected = 0.3 * (GAMMA * scalar_phi(new, age) - scalar_phi(old, spent))
+            expected = 0.3 * (float(left[env]) * scalar_phi(new, age) - scalar_phi(old, spent))
             assert float(term[env] - 0.3 * other[env]) == pytest.approx(expected, abs=1e-9)
-            if new in (4, 5, 6, 7):
+            if float(left[env]) and new in (4, 5, 6, 7):
                 assert expected > 0.06
             if new in FAILURE and old in LIVE:
                 assert expected <= -0.3
@@ -657,8 +689,10 @@ def test_a_host_without_slots(small_task):
     engine = esper.make(small_task, 2, slots=())
     params, state = build_reward_params({}, engine.config), engine.init(0)
     after, event = engine.step(state, torch.zeros(2, dtype=torch.int64))
-    for mode in RewardMode:
+    for mode in set(RewardMode) - {RewardMode.UTILITY}:
         assert bool((reward(mode, params, engine.structure, state, after, event).total == 0).all())
+    gained = reward(RewardMode.UTILITY, params, engine.structure, state, after, event).total
+    torch.testing.assert_close(gained, 0.995 * after.signals.val_accuracy)
 
 
 def test_the_table_is_documented():

@@ -9,6 +9,7 @@ import esper
 from esper.leyline.actions import Blend, Op
 from esper.leyline.environments import select
 from esper.runtime.scene import Rules, Scene, gradient_of
+from esper.runtime.tasks import named
 from esper.simic.rewards import RewardMode, build_reward_params
 from esper.tamiyo.gradient import gradient_policy
 from esper.tamiyo.policies import PolicyInput
@@ -79,7 +80,7 @@ def test_it_asks_only_about_what_could_be_grown(engine):
 
 def test_by_the_gradient_it_grows_the_largest_norm_wherever_it_looks_from(engine, walk):
     state = walk(engine, 2, 1)[0][-1]
-    scene = Scene(Rules(), engine, RewardMode.SHAPED, build_reward_params({}, engine.config))
+    scene = Scene(Rules(), engine, RewardMode.SHAPED, build_reward_params({}, engine.config), named("digits"))
     policy, samples = gradient_of(scene), (engine.data.validation.inputs, engine.data.validation.targets)
     action = policy.act(None, input_of(engine, state))[1].action
     env = int((engine.codec.op[action] == int(Op.GERMINATE)).nonzero()[-1])

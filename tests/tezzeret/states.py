@@ -149,7 +149,7 @@ class Pair:
 
     def lessons(self, batch: Batch) -> tuple[Lesson, Lesson]:
         """Of both."""
-        wide = batch._replace(inputs=batch.inputs.double())
+        wide = batch._replace(inputs=batch.inputs.double() if batch.inputs.is_floating_point() else batch.inputs)
         return lesson(self.fast, self.state, batch), lesson(self.exact, double(self.state), wide)
 
     def assert_near(self, batch: Batch, limit: float = 1e-4) -> None:

@@ -85,12 +85,11 @@ def test_native_knows_one_objective_and_one_device() -> None:
 
 
 @NATIVE
-def test_tokens_are_told_by_module_and_reason(caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(BackendError, match=r"^backend 'native': transformer \S+, block 0: [^\n]+$") as error:
-        esper.make("synthetic_tokens", 2, backend="native")
+@pytest.mark.parametrize("task", ["digits", "chars", "synthetic_tokens"])
+def test_presets_are_native_without_a_line(task: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="esper"):
-        assert esper.make("synthetic_tokens", 2).backend.name == "inductor"
-    assert [record.getMessage() for record in caplog.records] == [f"esper: {error.value}"]
+        assert esper.make(task, 2).backend.name == "native"
+    assert not caplog.records
 
 
 @pytest.fixture

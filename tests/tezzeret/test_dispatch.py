@@ -10,7 +10,7 @@ from tezzeret_states import CPU, Lesson, batch_of, is_one_of, lesson, mixed_stat
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import esper
-from esper.kasmina.counterfactuals import OFF, ON, coalitions, single_changes, with_trunk
+from esper.kasmina.counterfactuals import OFF, ON, coalitions, single_changes
 from esper.kasmina.layers import conv2d
 from esper.kasmina.slot_table import take_table
 from esper.leyline.actions import Blend
@@ -70,7 +70,7 @@ def test_lanes_share_prefixes(engine):
     """Each active slot costs one lane, and that lane exists only from its slot on."""
     table = take_table(mixed_state(engine, 5).slots)
     active = table.within(ACTIVE)
-    tree = plan_evaluation(engine.structure, table, with_trunk(single_changes(table), E), CPU)
+    tree = plan_evaluation(engine.structure, engine.backend.plan(table, CPU), single_changes(table), CPU)
     assert tree.envs[0] is None, "before the first slot there is nothing but the environments"
     for slot in range(3):
         lanes = tree.slots[slot].present.shape[0]
@@ -80,7 +80,7 @@ def test_lanes_share_prefixes(engine):
     merged = table.within(MERGED).sum(1)
     assert wanted.env.size == (2**merged - 1).sum()
     assert len(set(zip(wanted.env.tolist(), off.tolist(), strict=True))) == wanted.env.size
-    tree = plan_evaluation(engine.structure, table, with_trunk(wanted, E), CPU)
+    tree = plan_evaluation(engine.structure, engine.backend.plan(table, CPU), wanted, CPU)
     assert len(set(tree.rows.tolist())) == E + wanted.env.size == tree.slots[2].present.shape[0]
 
 

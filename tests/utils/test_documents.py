@@ -60,7 +60,7 @@ REFUSED = {
     "Cannot overwrite a value": ("a.toml", b"rounds = 3\nrounds = 4"),
     "nested too deeply": ("a.json", b"[" * 100_000),
     "can't decode": ("a.json", b"\xff\x00"),
-    "Exceeds the limit": ("a.json", b'{"rounds": ' + b"9" * 5000 + b"}"),
+    "expected at most 4000": ("a.json", b'{"rounds": ' + b"9" * 5000 + b"}"),
     "expected a .toml or .json file": ("a.yaml", b"rounds: 3"),
     "Is a directory": ("folder.json", None),
 }

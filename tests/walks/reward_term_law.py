@@ -107,6 +107,6 @@ def test_its_numbers_are_in_the_table_and_its_name_in_traces(engine):
         assert number.unit and number.source and number.low <= number.default <= number.high
         with pytest.raises(ConfigError, match=rf"^rewards\.{name} = "):
             build_reward_params({name: -1.0}, engine.config)
-    _, outcome = rollout(engine, random_policy(engine.codec), seed=0)
+    _, outcome = rollout(engine, random_policy(engine.codec), 0, RewardMode.SHAPED)
     place = outcome.trace.term_names.index("overfitting")
     assert outcome.trace.terms[..., place].le(0).all() and outcome.trace.terms[..., place].lt(0).any()

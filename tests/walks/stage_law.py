@@ -20,7 +20,7 @@ from esper.nissa import page
 from esper.nissa.seeds import COURSE
 from esper.nissa.swimlanes import SHOWN
 from esper.runtime.tasks import named
-from esper.simic.reward_terms import POTENTIAL
+from esper.simic.reward_shaping import POTENTIAL
 from esper.utils import rng
 
 torch.set_num_threads(1)

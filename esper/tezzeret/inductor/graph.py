@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from esper.kasmina.counterfactuals import Counterfactuals, with_trunk
+from esper.kasmina.counterfactuals import Counterfactuals
 from esper.kasmina.structure import Structure
 from esper.leyline.events import Epoch
 from esper.leyline.hypers import HyperParams
@@ -99,7 +99,7 @@ def _step(
     moments = structure.seed_optimizer.num_moments
     slots = [unpack_seeds(slot, each, moments) for slot, each in zip(structure.slots, state.seeds, strict=True)]
     passes = tuple(unpack_objective(structure.slots, each) for each in objectives)
-    plan = Plan(None, tuple(slot.listed for slot in slots), passes, True)  # type: ignore[arg-type]
+    plan = Plan(None, tuple(slot.listed for slot in slots), passes, None, True)  # type: ignore[arg-type]
     rows = LearnerRows(
         state.host, state.buffers, tuple(slot.weights for slot in slots), tuple(slot.buffers for slot in slots)
     )
@@ -173,6 +173,6 @@ def evaluate(
 ) -> Scores:
     """``evaluate`` of the definition."""
     structure, num_envs = own.structure, alphas.shape[0]
-    tree = plan_evaluation(structure, plan.table, with_trunk(wanted, num_envs), alphas.device, padded=True)
+    tree = plan_evaluation(structure, plan, wanted, alphas.device)
     packed = pack_lanes(tree, evaluation_numbers(structure, hypers.alpha_target, tree, learners, alphas, padded=True))
     return score_samples(structure, partial(own.infer, packed), samples, num_envs, tree.rows)

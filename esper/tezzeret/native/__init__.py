@@ -15,7 +15,7 @@ from esper.tezzeret.batches import Batch
 from esper.tezzeret.guard import without_derivatives
 from esper.tezzeret.native.epoch import epoch, minibatch_step
 from esper.tezzeret.native.evaluate import evaluate
-from esper.tezzeret.native.library import library
+from esper.tezzeret.native.library import MOST_TOKENS, library
 from esper.tezzeret.native.lower import lower_structure
 from esper.tezzeret.native.plan import Plan, make_plan
 from esper.tezzeret.native.toolchain import check_isa
@@ -64,4 +64,7 @@ def _check(structure: Structure, device: torch.device) -> None:
         require(rule.name in KNOWN, f"optimizer {rule.name!r}", " or ".join(KNOWN))
     plain = structure.objective is cross_entropy()
     require(plain, f"objective {structure.objective.name!r} with settings of its own", "plain cross-entropy")
+    if structure.host.takes_tokens:
+        found = structure.host.num_outputs
+        require(found <= MOST_TOKENS, f"{found} tokens", f"at most {MOST_TOKENS}")
     require(library() is not None, "no built library (no C++ compiler, or ESPER_NATIVE=0)", "one")

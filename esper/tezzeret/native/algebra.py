@@ -52,17 +52,20 @@ def paired(o: Observer, op: str, x: Value, y: Value) -> Value:
     nodes = [x.node, y.node]
     if tables[0] != whole or (o.node(y).by_sample and not o.node(x).by_sample and tables[1] == whole):
         nodes, tables = nodes[::-1], tables[::-1]
-    first = _spread(o, nodes[0], tables[0], shape, False)
-    return Value(o.draft.add(op, (first, _spread(o, nodes[1], tables[1], shape, True)), shape), lead)
+    first = o.draft.take((nodes[0],), tables[0], shape)
+    repeats = _repeats(o.draft.nodes[nodes[1]].size, tables[1])
+    if repeats is None:
+        return Value(o.draft.add(op, (first, o.draft.take((nodes[1],), tables[1], shape)), shape), lead)
+    second = o.draft.reshape(nodes[1], shape) if tables[1] == whole else nodes[1]
+    marks = {"repeats": repeats} if repeats > 1 else {}
+    return Value(o.draft.add(op, (first, second), shape, None, **marks), lead)
 
 
-def _spread(o: Observer, node: int, table: tuple[int, ...], shape: Shape, neighbours: bool) -> int:
-    """A node in a shape that it is broadcast to; as it is where each number stands for as many neighbours."""
-    size = o.draft.nodes[node].size
-    each = len(table) // size
-    if neighbours and all(place == n // each for n, place in enumerate(table)):
-        return node if each > 1 else o.draft.reshape(node, shape)
-    return o.draft.take((node,), table, shape)
+def _repeats(size: int, table: tuple[int, ...]) -> int | None:
+    """How often so many numbers, each for as many neighbours, follow one another; None where they do otherwise."""
+    each = next((n for n, place in enumerate(table) if place), len(table))
+    regular = len(table) % (each * size) == 0 and all(place == n // each % size for n, place in enumerate(table))
+    return len(table) // (each * size) if regular else None
 
 
 def number_of(o: Observer, argument: Any) -> Number | None:
@@ -135,9 +138,8 @@ def linear(o: Observer, x: Value, weight: int, bias: int | None) -> Value:
     if math.prod(rest) == 1:
         node = convolved(o, o.draft.reshape(x.node, shape[-1:]), weight, bias, 1, 1)
         return Value(o.draft.reshape(node, (*rest, outputs)), x.lead)
-    last = len(shape) - 1
-    front = convolved(o, permuted(o, x.node, [last, *range(last)]), weight, bias, 1, 1)
-    return Value(permuted(o, front, [*range(1, last + 1), 0]), x.lead)
+    given = (x.node, weight) if bias is None else (x.node, weight, bias)
+    return Value(o.draft.add("linear", given, (*rest, outputs)), x.lead)
 
 
 def convolved(o: Observer, x: int, weight: int, bias: int | None, kernel: int, groups: int) -> int:
@@ -153,6 +155,20 @@ def convolved(o: Observer, x: int, weight: int, bias: int | None, kernel: int, g
         raise NotCaptured(f"a convolution of weight {nodes[weight].shape} on {nodes[x].shape}")
     given = (x, weight) if bias is None else (x, weight, bias)
     return o.draft.add("convolve", given, (outputs, *nodes[x].shape[1:]), kernel=kernel, groups=groups)
+
+
+def embedded(o: Observer, x: Value, table: Value) -> Value:
+    """Of every token its row of a table [V, ...] by network."""
+    tokens, rows = o.node(x), o.node(table)
+    source = tokens
+    while source.op in ("take", "reshape") and len(source.inputs) == 1:
+        source = o.draft.nodes[source.inputs[0]]
+    if not o.vocabulary or source.op != "input":
+        raise NotCaptured("rows of a table at computed numbers")
+    if rows.by_sample or not rows.shape or len(table.lead) > 1 or rows.shape[0] < o.vocabulary:
+        raise NotCaptured(f"rows of a tensor of shape {rows.shape} at {o.vocabulary} tokens")
+    node = o.draft.add("embed", (x.node, table.node), (*tokens.shape, *rows.shape[1:]))
+    return Value(node, x.lead)
 
 
 def windows(shape: Shape, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:

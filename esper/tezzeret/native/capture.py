@@ -22,7 +22,9 @@ SIZES = ((2, 3), (3, 5))
 RULES = ARITHMETIC | TORCH
 
 
-def capture(function: Callable[..., Any], shape: Shape, layout: Layout, buffers: Layout | None = None) -> Graph:
+def capture(
+    function: Callable[..., Any], shape: Shape, layout: Layout, buffers: Layout | None = None, vocabulary: int = 0
+) -> Graph:
     """Write down a module.
 
     Args:
@@ -30,21 +32,24 @@ def capture(function: Callable[..., Any], shape: Shape, layout: Layout, buffers:
       shape: of x, per sample.
       layout: its row of parameters.
       buffers: its row of buffers.
+      vocabulary: x is int64 tokens, so many; 0: it is features.
 
     Raises:
       NotCaptured: it does what no operation of a graph can say.
     """
-    first, second = (_watch(function, shape, layout, buffers, sizes) for sizes in SIZES)
+    first, second = (
+        _watch(Observer(sizes, RULES, OWN, vocabulary), function, shape, layout, buffers) for sizes in SIZES
+    )
     if first != second:
         raise NotCaptured("operations that depend on the number of networks or samples")
     return first
 
 
 def _watch(
-    function: Callable[..., Any], shape: Shape, layout: Layout, buffers: Layout | None, sizes: tuple[int, int]
+    observer: Observer, function: Callable[..., Any], shape: Shape, layout: Layout, buffers: Layout | None
 ) -> Graph:
-    observer = Observer(sizes, RULES, OWN)
-    x = torch.zeros(*sizes, *shape)
+    sizes = observer.sizes
+    x = torch.zeros(*sizes, *shape, dtype=torch.int64 if observer.vocabulary else torch.get_default_dtype())
     observer.tell(x, Value(observer.draft.add("input", (), shape, by_sample=True), sizes))
     rows = [_rows(observer, "parameter", layout), *([_rows(observer, "buffer", buffers)] if buffers else [])]
     try:

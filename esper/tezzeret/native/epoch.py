@@ -16,6 +16,7 @@ from esper.leyline.learners import Learners, Weights
 from esper.tezzeret.batches import Batch, Batches, batch_at
 from esper.tezzeret.health import SlotGradients, measure_health, rows_finite
 from esper.tezzeret.learn import RateTable, rate_table
+from esper.tezzeret.native.library import as_numbers
 from esper.tezzeret.native.network import Network
 from esper.tezzeret.native.plan import Plan, SlotRows
 from esper.tezzeret.native.run import BatchIndex, NetworkGradients, RowIndex, SeedRows, train
@@ -88,6 +89,7 @@ def epoch(
 ) -> tuple[Learners, Epoch]:
     """``epoch`` of the definition."""
     structure = network.structure
+    batches = batches._replace(inputs=as_numbers(batches.inputs))
     rows, table = gather(structure, plan, learners), rate_table(hypers)
     weights = [alphas[:, slot].index_select(0, listed.envs) for slot, listed in enumerate(plan.slots)]
     rates = _schedule(structure, table, plan, learners, batches.length)

@@ -10,6 +10,7 @@ from esper.kasmina.structure import Structure
 from esper.leyline.hypers import HyperParams
 from esper.leyline.learners import Learners
 from esper.leyline.stages import ACTIVE
+from esper.tezzeret.native.library import as_numbers
 from esper.tezzeret.native.network import Network
 from esper.tezzeret.native.plan import Plan, list_rows
 from esper.tezzeret.native.run import Lanes, RowIndex, SeedRows, infer
@@ -91,6 +92,8 @@ def evaluate(
         slots.append(SeedRows(places, alpha, params, buffers, rows.envs, gates))
 
     def outputs_of(inputs: Tensor) -> Tensor:
-        return infer(network.infer, inputs, learners.host.params, learners.buffers, slots, lanes)
+        logits = infer(network.infer, inputs, learners.host.params, learners.buffers, slots, lanes)
+        return logits.unflatten(2, structure.host.points["logits"].shape)
 
-    return score_samples(structure, outputs_of, samples, num_envs, torch.as_tensor(tree.lane))
+    inputs, targets = samples
+    return score_samples(structure, outputs_of, (as_numbers(inputs), targets), num_envs, torch.as_tensor(tree.lane))

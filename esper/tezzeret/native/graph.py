@@ -5,7 +5,7 @@ by network (parameters, and what follows from them alone); shapes are of one sam
 
 | operation | inputs | gives |
 |---|---|---|
-| ``input`` | | the features |
+| ``input`` | | the features, or tokens |
 | ``parameter``, ``buffer`` | | a named tensor, which begins at ``place`` of its row |
 | ``constant`` | | ``values`` |
 | ``reshape`` | x | the same numbers in another shape |
@@ -13,10 +13,13 @@ by network (parameters, and what follows from them alone); shapes are of one sam
 | ``relu``, ``sigmoid``, ``tanh``, ``gelu``, ``gelu_tanh``, ``softplus``, ``exp``, ``log``, ``sqrt``, ``reciprocal``, \
 ``abs`` | x | of every number |
 | ``plus``, ``times`` | x | x + ``value``, x ``value`` |
-| ``add``, ``multiply`` | x, y | of pairs; if y has fewer numbers, each stands for as many neighbours of x |
+| ``add``, ``multiply`` | x, y | of pairs; if y has fewer numbers, each stands for as many neighbours of x, in each of \
+``repeats`` equal parts |
 | ``mean``, ``largest`` | x | one number of ``each`` neighbours (``first``: the first of equals has the gradient) |
 | ``softmax``, ``normalise`` | x | of ``each`` neighbours as many; ``eps`` is added to their variance |
 | ``matmul`` | x, y | ``groups`` products of matrices, with ``inner`` columns of x and rows of y |
+| ``linear`` | x, weight, bias? | an affine map of the last axis |
+| ``embed`` | x, table | of every token its row of the table |
 | ``convolve`` | x, weight, bias? | odd ``kernel``, stride 1, as large as x, in ``groups`` of channels |
 | ``group_norm`` | x, weight, bias | in ``groups`` |
 | ``batch_norm`` | x, weight, bias | by the batch's statistics: its ``batch_mean`` and ``batch_variance`` |
@@ -55,9 +58,9 @@ class Node(NamedTuple):
         """How many numbers."""
         return math.prod(self.shape)
 
-    def number(self, name: str) -> int:
+    def number(self, name: str, default: int | None = None) -> int:
         """An attribute that is an integer."""
-        value = dict(self.attributes)[name]
+        value = dict(self.attributes).get(name, default)
         assert isinstance(value, int)
         return value
 

@@ -55,6 +55,15 @@ def layer_norm(o: Observer, seen: Seen, x: Tensor, normalized_shape: Sequence[in
     tell(o, seen.result, _affine(o, found, _given(o, given["weight"]), _given(o, given["bias"])))
 
 
+def rms_norm(o: Observer, seen: Seen, x: Tensor, normalized_shape: Sequence[int], *rest: Any, **named: Any) -> None:
+    """Over the last dimensions, by their root mean square."""
+    given, value = settings({"weight": None, "eps": None}, rest, named), o.value(x)
+    rank = len(o.node(value).shape)
+    mean = a.over(o, "mean", a.multiplied(o, value, value), range(rank - len(normalized_shape), rank), True)
+    root = a.mapped(o, "sqrt", a.added(o, mean, torch.finfo(x.dtype).eps if given["eps"] is None else given["eps"]))
+    tell(o, seen.result, _affine(o, a.multiplied(o, value, a.inverse(o, root)), _given(o, given["weight"]), None))
+
+
 def group_norm(o: Observer, seen: Seen, x: Tensor, num_groups: int, *rest: Any, **named: Any) -> None:
     """Groups of channels of every sample."""
     given, value = settings(NORM, rest, named), maps(o, x, max(x.dim(), 3))
@@ -106,6 +115,16 @@ def linear(o: Observer, seen: Seen, x: Tensor, weight: Tensor, bias: Tensor | No
         return tell(o, seen.result, a.linear(o, value, own.node, None if shift is None else shift.node))
     found = a.product(o, value, a.moved(o, lambda index: index.mT, own))
     tell(o, seen.result, found if shift is None else a.added(o, found, shift))
+
+
+def embedding(o: Observer, seen: Seen, x: Tensor, weight: Tensor, *rest: Any, **named: Any) -> None:
+    """Rows of a table, without any that is held at 0, or gradients by how often a token occurs."""
+    defaults = {"padding_idx": None, "max_norm": None, "norm_type": 2.0, "scale_grad_by_freq": False, "sparse": False}
+    given = settings(defaults, rest, named)
+    only("embedding", **{name: (given[name], defaults[name]) for name in defaults if name != "norm_type"})
+    if o.knows(x):
+        return tell(o, seen.result, a.embedded(o, o.value(x), o.value(weight)))
+    tell(o, seen.result, a.moved(o, lambda index: index[..., x, :], o.value(weight)))
 
 
 def matmul(o: Observer, seen: Seen, x: Tensor, y: Tensor) -> None:
@@ -170,9 +189,11 @@ def attention(o: Observer, seen: Seen, query: Tensor, key: Tensor, value: Tensor
 
 TORCH: dict[str, Rule] = {
     "layer_norm": layer_norm,
+    "rms_norm": rms_norm,
     "group_norm": group_norm,
     "conv2d": conv2d,
     "linear": linear,
+    "embedding": embedding,
     **dict.fromkeys(("matmul", "__matmul__", "bmm"), matmul),
     "__rmatmul__": swapped(matmul),
     "max_pool2d": max_pool2d,
@@ -239,6 +260,7 @@ def tanh_mix(o: Observer, seen: Seen, x: Tensor, y: Tensor, openness: Tensor) ->
 
 OWN: dict[str, Rule] = {
     "conv2d": own_conv2d,
+    "embed": embedding,
     "linear": linear,
     "group_norm": own_group_norm,
     "batch_norm": batch_norm,

@@ -9,6 +9,9 @@ from esper.tezzeret.native import toolchain
 
 ADDRESS, NUMBER = ctypes.c_void_p, ctypes.c_int64
 
+MOST_TOKENS = 2**24
+"""Whole numbers up to this are float32 numbers."""
+
 FUNCTIONS = {
     "esper_pack": ([], NUMBER),
     "esper_program": ([ADDRESS, ADDRESS], ADDRESS),
@@ -47,6 +50,11 @@ def pack() -> int:
 def inner(x: Tensor) -> Tensor:
     """The tensor with every sample in one piece."""
     return x if x.numel() == 0 or x[0, 0].is_contiguous() else x.contiguous()
+
+
+def as_numbers(inputs: Tensor) -> Tensor:
+    """Inputs as the library reads them: float32, tokens too, which are exact below ``MOST_TOKENS``."""
+    return inputs.float()
 
 
 def address(tensor: Tensor | None) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from esper.kasmina import gate
-from esper.kasmina.host import HostBlock
+from esper.kasmina.host import Host, HostBlock, Tie
 from esper.kasmina.layout import Layout
 from esper.kasmina.structure import Structure
 from esper.tezzeret.backend import BackendError
@@ -18,6 +18,18 @@ from esper.tezzeret.native.graph import Graph, Shape
 from esper.tezzeret.native.network import Network
 from esper.tezzeret.native.observe import NotCaptured
 from esper.tezzeret.native.programs import BlockProgram, NetworkProgram, Program, SlotPrograms
+
+
+class Input(NamedTuple):
+    """What a module reads.
+
+    Attributes:
+      shape: per sample.
+      vocabulary: how many tokens there are; 0: it is features.
+    """
+
+    shape: Shape
+    vocabulary: int = 0
 
 
 class Lowered(NamedTuple):
@@ -36,19 +48,19 @@ class Lowered(NamedTuple):
 
 @functools.lru_cache(maxsize=128)
 def _written(
-    function: Callable[..., Any], trains: bool, shape: Shape, layout: Layout, buffers: Layout | None
+    function: Callable[..., Any], trains: bool, x: Input, layout: Layout, buffers: Layout | None
 ) -> tuple[Graph, Emitted]:
     """A module's graph and instructions: engines of the same blueprints share them."""
 
     def without_key(*given: Any) -> Any:
         return function(*given, None)
 
-    graph = capture(without_key if trains else function, shape, layout, buffers)
+    graph = capture(without_key if trains else function, x.shape, layout, buffers, x.vocabulary)
     return graph, emit(graph, layout.size, buffers.size if buffers is not None else 0)
 
 
 def lower(
-    place: str, function: Callable[..., Any], trains: bool, shape: Shape, layout: Layout, buffers: Layout | None = None
+    place: str, function: Callable[..., Any], trains: bool, x: Input, layout: Layout, buffers: Layout | None = None
 ) -> Lowered:
     """The program of a module; arguments as ``capture``, what messages call it, and whether it takes a key, too.
 
@@ -56,7 +68,7 @@ def lower(
       BackendError: it cannot be captured; one line with the module and the operation.
     """
     try:
-        graph, emitted = _written(function, trains, shape, layout, buffers)
+        graph, emitted = _written(function, trains, x, layout, buffers)
     except NotCaptured as reason:
         raise BackendError(f"backend 'native': {place}: {reason}") from None
     return Lowered(graph, emitted, Program(emitted.code))
@@ -69,12 +81,12 @@ class LoweredBlock(NamedTuple):
     infer: Lowered
 
 
-def lower_block(place: str, block: HostBlock, shape: Shape) -> LoweredBlock:
-    """A host block whose input has this shape."""
-    if block.ties or block.draws:
-        raise BackendError(f"backend 'native': {place}: {'tied tensors' if block.ties else 'draws of random numbers'}")
+def lower_block(place: str, block: HostBlock, x: Input) -> LoweredBlock:
+    """A host block."""
+    if block.draws:
+        raise BackendError(f"backend 'native': {place}: draws of random numbers")
     layouts = (block.reads, block.buffer_layout)
-    train, infer = lower(place, block.train, True, shape, *layouts), lower(place, block.infer, False, shape, *layouts)
+    train, infer = lower(place, block.train, True, x, *layouts), lower(place, block.infer, False, x, *layouts)
     if infer.program.joins_samples:
         raise BackendError(f"backend 'native': {place}: batch statistics in inference")
     return LoweredBlock(train, infer)
@@ -82,11 +94,15 @@ def lower_block(place: str, block: HostBlock, shape: Shape) -> LoweredBlock:
 
 def lower_blocks(structure: Structure) -> tuple[LoweredBlock, ...]:
     """All blocks of the host."""
-    blocks, shape = [], structure.host.input_shape
+    blocks, x = [], _host_input(structure.host)
     for index, block in enumerate(structure.host.blocks):
-        blocks.append(lower_block(f"{structure.host.name}, block {index}", block, shape))
-        shape = blocks[-1].train.emitted.shape
+        blocks.append(lower_block(f"{structure.host.name}, block {index}", block, x))
+        x = Input(blocks[-1].train.emitted.shape)
     return tuple(blocks)
+
+
+def _host_input(host: Host) -> Input:
+    return Input(host.input_shape, host.num_outputs if host.takes_tokens else 0)
 
 
 class LoweredSlot(NamedTuple):
@@ -109,7 +125,7 @@ def lower_slot(structure: Structure, number: int) -> LoweredSlot:
         raise BackendError(f"backend 'native': slot {number}: acts at the input")
     kinds = [_lower_seed(structure, number, kind) if layout else None for kind, layout in enumerate(slot.layouts)]
     opening = (
-        lower(f"slot {number}, gate", gate.opening(slot.reads), False, slot.reads.shape, slot.gate)
+        lower(f"slot {number}, gate", gate.opening(slot.reads), False, Input(slot.reads.shape), slot.gate)
         if slot.gate.size
         else None
     )
@@ -132,8 +148,9 @@ def _lower_seed(structure: Structure, number: int, kind: int) -> LoweredBlock:
     place = f"slot {number}, blueprint {blueprint.name!r}"
     if blueprint.draws:
         raise BackendError(f"backend 'native': {place}: draws of random numbers")
-    layouts = (slot.reads.shape, slot.row(kind), slot.buffer_row(kind))
-    infer, train = lower(place, blueprint.infer, False, *layouts), lower(place, blueprint.train, True, *layouts)
+    x = Input(slot.reads.shape) if slot.source else _host_input(structure.host)
+    given = (x, slot.row(kind), slot.buffer_row(kind))
+    infer, train = lower(place, blueprint.infer, False, *given), lower(place, blueprint.train, True, *given)
     if infer.program.joins_samples:
         raise BackendError(f"backend 'native': {place}: batch statistics in inference")
     if not infer.emitted.shape == train.emitted.shape == slot.acts.shape:
@@ -170,8 +187,15 @@ def lower_structure(structure: Structure) -> Network:
 def _network_program(structure: Structure, blocks: Sequence[Lowered], slots: Sequence[SlotPrograms]) -> NetworkProgram:
     links, params, buffers, aux = [], 0, 0, 0
     for block, host_block in zip(blocks, structure.host.blocks, strict=True):
-        links.append(BlockProgram(block.program, params, buffers, aux))
+        ties = tuple(_tied(structure.host, tie) for tie in host_block.ties)
+        links.append(BlockProgram(block.program, params, buffers, aux, ties))
         params, buffers = params + host_block.layout.size, buffers + host_block.buffer_layout.size
         aux += block.program.num_aux
     route = tuple(-1 - place.number if place.is_slot else place.number for place in structure.route)
     return NetworkProgram(tuple(links), tuple(slots), route, aux)
+
+
+def _tied(host: Host, tie: Tie) -> tuple[int, int]:
+    """Where an earlier block's tensor begins in a network's row, and how many numbers it has."""
+    before, columns = sum(block.layout.size for block in host.blocks[: tie.block]), host.blocks[tie.block].layout
+    return before + columns.columns(tie.param.name).start, tie.param.size

@@ -55,9 +55,11 @@ class Value(NamedTuple):
 class Observer(TorchFunctionMode):
     """Writes a graph down while a function runs."""
 
-    def __init__(self, sizes: tuple[int, int], rules: Mapping[str, Rule], layers: Mapping[str, Rule]) -> None:
+    def __init__(
+        self, sizes: tuple[int, int], rules: Mapping[str, Rule], layers: Mapping[str, Rule], vocabulary: int
+    ) -> None:
         super().__init__()
-        self.sizes, self.rules, self.layers = sizes, rules, layers
+        self.sizes, self.rules, self.layers, self.vocabulary = sizes, rules, layers, vocabulary
         self.draft = Draft()
         self.refusal: NotCaptured | None = None  # the first, whatever the function makes of it
         self._known: dict[tuple[Any, ...], tuple[int, Shape]] = {}

@@ -46,6 +46,10 @@ class Op(IntEnum):
     SOFTMAX = 26
     LARGEST = 27
     NORMALISE = 28
+    LINEAR = 29
+    EMBED = 30
+    GAIN = 31
+    SHIFT = 32
 
 
 class Instruction(NamedTuple):
@@ -58,8 +62,10 @@ class Instruction(NamedTuple):
       other: second register it reads, -1 if none.
       weight: where its weights begin in the row of parameters, -1 if it has none; those of a batch norm are its own.
       bias: likewise.
-      groups: of channels, of neighbours that are normalised together, or of matrices.
-      kernel: side of a convolution; of MATMUL, columns of the left matrices.
+      groups: of channels, of neighbours that are normalised together, or of matrices; of pairs, how often the second
+        one's numbers stand beside the first one's.
+      kernel: side of a convolution; of MATMUL and LINEAR, columns of the left matrices; of EMBED, of its table; of GAIN
+        and SHIFT, which are SCALE and ADD with numbers of the network, how many these are.
       rectify: a norm that is followed by a relu.
       constant: where AFFINE's mean and variance begin in the row of buffers; where the table begins of TAKE (places in
         the source, -1: 0) and CONST (``float_bits``); ``float_bits`` of the number of TIMES and PLUS, and of what
@@ -135,12 +141,14 @@ class BlockProgram(NamedTuple):
     Attributes:
       program: what it computes.
       params, buffers, aux: where its part begins in a network's row of parameters, of buffers, and of statistics.
+      ties: numbers of earlier blocks that it reads behind its own: where they begin in the row, and how many.
     """
 
     program: Program
     params: int
     buffers: int
     aux: int
+    ties: tuple[tuple[int, int], ...] = ()
 
 
 class SlotPrograms(NamedTuple):

@@ -3,8 +3,10 @@
 import contextlib
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from esper.tezzeret.native import algebra as a
@@ -46,6 +48,42 @@ def _settle(o: Observer, result: Tensor, value: Value, index: Tensor) -> None:
         with contextlib.suppress(NotCaptured):
             return tell(o, result, a.moved_from(o, index, value, lead))
     o.tell_moving(result, value, index)
+
+
+def index(o: Observer, seen: Seen, x: Tensor, places: Any) -> None:
+    """Numbers at places that are given, or rows of a table at tokens."""
+    if isinstance(places, Tensor) and o.knows(places):
+        return tell(o, seen.result, a.embedded(o, o.value(places), o.value(x)))
+    move(o, seen, x, places)
+
+
+def where(o: Observer, seen: Seen, condition: Tensor, x: Any, y: Any) -> None:
+    """One or the other, by a condition that is given."""
+    tell(o, seen.result, _either(o, condition, x, y))
+
+
+def masked_fill(o: Observer, seen: Seen, x: Tensor, mask: Tensor, value: Any) -> None:
+    """A number in the place of some."""
+    tell(o, seen.result, _either(o, mask, value, x))
+
+
+def _either(o: Observer, condition: Tensor, x: Any, y: Any) -> Value:
+    """0 in place of what is not taken, and the sum of both."""
+    if o.knows(condition):
+        raise NotCaptured("a condition by values")
+    parts = []
+    for part, open_where in ((x, condition), (y, ~condition)):
+        if isinstance(part, Tensor) and o.knows(part):
+            move = partial(_opened, mask=open_where)
+            parts.append(a.moved(o, move, o.value(part)))
+        else:
+            given = torch.as_tensor(part, dtype=torch.get_default_dtype())
+            parts.append(o.value(torch.where(open_where, given, torch.zeros_like(given))))
+    return a.added(o, *parts)
+
+
+def _opened(index: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask, index, 0.0)
 
 
 def same(o: Observer, seen: Seen, x: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -209,7 +247,7 @@ def softmax(
 
 
 _MOVES = (
-    "__getitem__ select narrow reshape view view_as reshape_as flatten unflatten squeeze unsqueeze permute transpose t "
+    "select narrow reshape view view_as reshape_as flatten unflatten squeeze unsqueeze permute transpose t "
     "swapaxes swapdims movedim moveaxis expand expand_as broadcast_to repeat tile repeat_interleave flip roll rot90 "
     "chunk split unbind tensor_split index_select diagonal mT T unfold pixel_shuffle pixel_unshuffle tril triu"
 )
@@ -217,10 +255,13 @@ _MOVES = (
 
 ARITHMETIC: dict[str, Rule] = {
     **dict.fromkeys(_MOVES.split(), move),
+    "__getitem__": index,
     **dict.fromkeys(("contiguous", "clone", "to", "float", "type_as"), same),
     **dict.fromkeys(("cat", "concat", "concatenate", "stack"), join),
     **dict.fromkeys(("pad", "_pad"), pad),
     "interpolate": interpolate,
+    "where": where,
+    "masked_fill": masked_fill,
     **dict.fromkeys(("add", "__radd__"), add),
     **dict.fromkeys(("sub", "subtract"), sub),
     "__rsub__": swapped(sub),

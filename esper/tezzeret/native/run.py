@@ -85,8 +85,8 @@ class NetworkGradients(NamedTuple):
     """What training gives.
 
     Attributes:
-      losses: [E, B]; nats.
-      hits: [E, B]; 1 where the largest logit is the target's.
+      losses: [E, B]; nats, the mean over a sample's predictions.
+      hits: [E, B]; the share of them whose largest logit is the target's.
       aux: [E, A]; per batch norm of the host the batch mean, then the unbiased variance.
       host: [E, P]; gradients of every network's mean loss.
       seeds: per slot [n, W].
@@ -107,7 +107,7 @@ def _structure(name: str, fields: str) -> type[ctypes.Structure]:
     return type(name, (ctypes.Structure,), {"_fields_": [(field, ctypes.c_int64) for field in fields.split()]})
 
 
-_Block = _structure("_Block", "program params buffers aux")
+_Block = _structure("_Block", "program params buffers aux num_ties ties")
 _Slot = _structure(
     "_Slot",
     "source programs kinds rows alpha params params_row buffers buffers_row owners gate gate_params gate_row gates "
@@ -117,7 +117,8 @@ _Call = _structure(
     "_Call",
     "networks batch threads length points route blocks slots x x_network x_sample picks picks_network picks_sample "
     "host host_row buffers buffers_row "
-    "targets targets_network targets_sample own losses hits aux aux_row grad_host first lanes forks parents logits",
+    "targets targets_network targets_sample positions own losses hits aux aux_row grad_host first lanes forks parents "
+    "logits",
 )
 """``Block``, ``Slot`` and ``Call`` of ``kernels/network.h``, field by field."""
 
@@ -143,6 +144,16 @@ def _slots(network: NetworkProgram, seeds: Sequence[SeedRows], keep: list[Any]) 
     return (_Slot * len(slots))(*slots)
 
 
+def _blocks(network: NetworkProgram, keep: list[Any]) -> Any:
+    blocks = []
+    for each in network.blocks:
+        ties = _numbers([number for tie in each.ties for number in tie])
+        keep.append(ties)
+        parts = (each.program.handle, each.params, each.buffers, each.aux)
+        blocks.append(_Block(*parts, len(each.ties), ctypes.addressof(ties)))
+    return (_Block * len(blocks))(*blocks)
+
+
 def _inputs(x: Tensor | BatchIndex) -> tuple[int, ...]:
     """Batch size; and of inputs, then of picks: address and strides."""
     if isinstance(x, Tensor):
@@ -157,8 +168,7 @@ def _call(
     """The arguments of one call, but for what it writes; and the slots among them."""
     route = _numbers(network.route)
     keep: list[Any] = []
-    blocks = (_Block * len(network.blocks))(*(_Block(s.program.handle, *s[1:]) for s in network.blocks))
-    slots = _slots(network, seeds, keep)
+    blocks, slots = _blocks(network, keep), _slots(network, seeds, keep)
     call = _Call(
         *(host.shape[0], inputs[0], torch.get_num_threads(), len(network.route), len(network.blocks) + 1),
         *(ctypes.addressof(route), ctypes.addressof(blocks), ctypes.addressof(slots), *inputs[1:]),
@@ -180,13 +190,14 @@ def train(
 
     Args:
       network: E networks' structure.
-      x: [E, B, *input], or from a contiguous dataset; float32.
-      targets: int64 [E, B].
+      x: [E, B, *input], or from a contiguous dataset; float32, tokens too.
+      targets: int64 [E, B], or [E, B, T] of a prediction at every position.
       host: [E, P]; contiguous, as the parameters of the seeds.
       seeds: per slot.
       own: [E]; the alpha as if at which seeds in TRAINING learn; None: they learn by the gradient of the slot's output.
     """
-    found, shape = library(), targets.shape
+    found, shape, positions = library(), targets.shape[:2], targets.shape[2:].numel()
+    targets = targets if positions == 1 or targets.stride(-1) == 1 else targets.contiguous()
     x = inner(x) if isinstance(x, Tensor) else x
     assert found is not None
     result = NetworkGradients(
@@ -205,7 +216,8 @@ def train(
         slot.grad_params, slot.params_row = address(grad), grad.shape[1]
         slot.grad_gates, slot.gate_row = address(gate), gate.shape[1]
         slot.aux, slot.aux_row = address(aux), aux.shape[1]
-    call.targets, call.targets_network, call.targets_sample = address(targets), *targets.stride()
+    call.targets, call.targets_network, call.targets_sample = address(targets), *targets.stride()[:2]
+    call.positions = positions
     call.losses, call.hits, call.aux = address(result.losses), address(result.hits), address(result.aux)
     call.aux_row, call.grad_host, call.own = network.num_aux, address(result.host), address(own)
     found.esper_train(ctypes.addressof(call))

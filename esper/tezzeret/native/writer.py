@@ -24,7 +24,8 @@ PLAIN = {
 }
 """Operations of one value that are one instruction without more."""
 
-PAIRS = {"add": Op.ADD, "multiply": Op.SCALE}
+PAIRS = {"add": (Op.ADD, Op.SHIFT), "multiply": (Op.SCALE, Op.GAIN)}
+"""With a second one of every sample, and of the network."""
 
 
 def map_shape(shape: Shape) -> tuple[int, int, int]:
@@ -83,14 +84,22 @@ class Writer:
         if node.op in PLAIN:
             self.registers[number] = self.write(PLAIN[node.op], node.shape, self.register(node.inputs[0]))
         elif node.op in PAIRS:
-            first, second = map(self.register, node.inputs)
-            self.registers[number] = self.write(PAIRS[node.op], node.shape, first, second)
+            self.registers[number] = self._pair(node)
         elif node.op in EMITTERS:
             self.registers[number] = EMITTERS[node.op](self, node)
         else:
             raise NotCaptured(f"arithmetic on a {node.op}")
         if node.op == "batch_norm":
             self.statistics[number], self._num_aux = self._num_aux, self._num_aux + 2 * node.shape[0]
+
+    def _pair(self, node: Node) -> int:
+        of_sample, of_network = PAIRS[node.op]
+        (first, second), repeats = node.inputs, node.number("repeats", 1)
+        other, source = self.nodes[second], self.register(first)
+        if other.by_sample or self.from_row or other.op == "constant":
+            return self.write(of_sample, node.shape, source, self.register(second), groups=repeats)
+        place = self.place(second)
+        return self.write(of_network, node.shape, source, weight=place, groups=repeats, kernel=other.size)
 
     def register(self, number: int) -> int:
         """The register of a node; what is by network is loaded from the row."""
@@ -190,6 +199,19 @@ def _matmul(writer: Writer, node: Node) -> int:
     return writer.write(Op.MATMUL, node.shape, first, second, **fields)
 
 
+def _linear(writer: Writer, node: Node) -> int:
+    inputs = writer.nodes[node.inputs[0]].shape[-1]
+    places = writer.weights(node, node.shape[-1] * inputs, node.shape[-1])
+    return writer.write(Op.LINEAR, node.shape, writer.register(node.inputs[0]), kernel=inputs, **places)
+
+
+def _embed(writer: Writer, node: Node) -> int:
+    tokens, table = (writer.nodes[each] for each in node.inputs)
+    fields = {"weight": writer.place(node.inputs[1]), "kernel": table.size // table.shape[0]}
+    assert node.size == tokens.size * fields["kernel"]
+    return writer.write(Op.EMBED, node.shape, writer.register(node.inputs[0]), **fields)
+
+
 def _convolve(writer: Writer, node: Node) -> int:
     groups, kernel = node.number("groups"), node.number("kernel")
     size = node.shape[0] * (writer.nodes[node.inputs[0]].shape[0] // groups) * kernel**2
@@ -243,6 +265,8 @@ EMITTERS: dict[str, Callable[[Writer, Node], int]] = {
     "normalise": _normalise,
     "largest": _largest,
     "matmul": _matmul,
+    "linear": _linear,
+    "embed": _embed,
     "convolve": _convolve,
     "group_norm": _group_norm,
     "batch_norm": _batch_norm,

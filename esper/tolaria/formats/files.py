@@ -48,11 +48,11 @@ def broken(path: Path, place: str, found: str, expected: str) -> DatasetError:
 
 
 @contextmanager
-def opened(path: Path, limit: int = MAX_BYTES) -> Iterator[tuple[BinaryIO, int]]:
+def opened(path: Path, limit: int | None = MAX_BYTES) -> Iterator[tuple[BinaryIO, int]]:
     """Open a file for reading.
 
     Yields:
-      The file and its size in bytes, from 1 to ``limit``.
+      The file and its size in bytes, from 1 to ``limit``; None = any size, 0 as well.
 
     Raises:
       DatasetError: it is missing, unreadable, not a regular file, empty or too large; or the system reports an
@@ -63,7 +63,7 @@ def opened(path: Path, limit: int = MAX_BYTES) -> Iterator[tuple[BinaryIO, int]]
             raise broken(path, "file", "a folder or device", "a regular file")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            if not 0 < size <= limit:
+            if limit is not None and not 0 < size <= limit:
                 raise broken(path, "file", f"{size} bytes", f"1 to {limit} bytes")
             yield file, size
     except OSError as error:

@@ -61,11 +61,11 @@ def npz(path: str | os.PathLike[str], num_classes: int | None = None) -> Dataset
 
     - uint8 [N, C, H, W] or [N, H, W] (one channel): pixels, standardised per channel by the training part
       (``standardise``);
-    - float16, float32 or float64 [N, *shape]: used as they are, as float32;
+    - float16, float32 or float64 [N, *shape]: used as they are, as float32; [N, H, W] has one channel, too;
     - images of either kind as [N, H, W, C], where C is one of ``CHANNELS`` and H larger than all of them;
     - other integers [N, T]: tokens, as int64, with targets [N, T].
 
-    Targets are integers [N], from 0, or in all parts together 1 to C.
+    Targets are integers [N], of samples that are no tokens also [N, 1], from 0, or in all parts together 1 to C.
 
     Args:
       path: the archive. Nothing in it is unpickled.
@@ -87,7 +87,7 @@ def holds_npz(path: Path) -> bool:
         return False
     if path.suffix == ".npz":
         return True
-    with opened(path) as (file, _):
+    with opened(path, limit=None) as (file, _):  # how large a file may be depends on its format
         return file.read(4) == b"PK\x03\x04"
 
 
@@ -197,17 +197,15 @@ def _part(path: Path, names: tuple[str, str], inputs: np.ndarray, targets: np.nd
     if not inputs.ndim or targets.shape[:1] != inputs.shape[:1]:
         expected = f"a target for each sample of {names[0]}, whose shape is {inputs.shape}"
         raise broken(path, names[1], f"shape {targets.shape}", expected)
-    targets = targets.astype(np.int64)
-    if inputs.dtype == np.uint8:
-        if inputs.ndim not in (3, 4):
-            raise broken(
-                path, names[0], f"uint8 of shape {inputs.shape}", "[N, H, W] or [N, C, H, W] of uint8 (pixels)"
-            )
-        return StoredPart(inputs if inputs.ndim == 4 else inputs[:, None], targets)
-    if inputs.dtype.kind == "f":
-        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which is refused with its place
-            return StoredPart(inputs.astype(np.float32), targets)
-    return StoredPart(inputs.astype(np.int64), targets)
+    targets, pixels = targets.astype(np.int64), inputs.dtype == np.uint8
+    if not pixels and inputs.dtype.kind != "f":
+        return StoredPart(inputs.astype(np.int64), targets)
+    if pixels and inputs.ndim not in (3, 4):
+        raise broken(path, names[0], f"uint8 of shape {inputs.shape}", "[N, H, W] or [N, C, H, W] of uint8 (pixels)")
+    inputs = inputs[:, None] if inputs.ndim == 3 else inputs
+    targets = targets[:, 0] if targets.shape == (len(targets), 1) else targets
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which is refused with its place
+        return StoredPart(inputs if pixels else inputs.astype(np.float32), targets)
 
 
 def _check_values(path: Path, name: str, values: np.ndarray, num_classes: int) -> None:

@@ -116,6 +116,13 @@ def test_hosts_with_all_sides_of_kernels(kernel: int) -> None:
     pair.assert_near(batch_of(pair.fast, 21), 3e-4)
 
 
+def test_a_kernel_that_two_blocks_share() -> None:
+    """Its gradients add up."""
+    block = plain_block((), lambda p, x: torch.tanh(conv2d(x, p["first"])), SITE, 1, (Tie(0, FIRST.params[0]),))
+    pair = Pair(task(block), ENVS)
+    pair.assert_near(batch_of(pair.fast, 18), 3e-4)
+
+
 def third_party(name: str, apply: Callable[[Any, Any], Any], params: bool = True) -> Blueprint:
     def of(site: Site) -> tuple[Param, ...]:
         c = site.channels
@@ -197,10 +204,6 @@ REFUSED: dict[str, tuple[esper.Task, str]] = {
     "a block's buffers": (
         task(HostBlock(PARAMS, COUNT, counting, lambda p, b, x: normed(p, x), SITE, 1)),
         "own, block 1: ",
-    ),
-    "tied tensors": (
-        task(plain_block((), lambda p, x: conv2d(x, p["first"]), SITE, 1, (Tie(0, FIRST.params[0]),))),
-        "own, block 1: tied tensors",
     ),
     "statistics in inference": (
         task(plain_block(PARAMS, lambda p, x: batch_norm(x, p["weight"], p["bias"])[0], SITE, 1)),

@@ -38,7 +38,7 @@ def test_every_value_is_where_the_format_says(sound, path, method):
     assert dataset.sizes == {"train": 6, "validation": 3, "test": 4} and dataset.split == NAMED
     for part, (inputs, targets) in enumerate(dataset.parts.values()):
         count = len(targets)
-        expected = [[[sound.npz_value(part, n, 2 * y + x) for x in range(2)] for y in range(2)] for n in range(count)]
+        expected = [[[[sound.npz_value(part, n, 2 * y + x) for x in range(2)] for y in range(2)]] for n in range(count)]
         assert inputs.tolist() == expected and targets.tolist() == [n % 3 for n in range(count)]
 
 

@@ -1,0 +1,35 @@
+"""While a command starts: Ctrl-C ends the process at once, when nothing is there yet that could be told or saved."""
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def is_command() -> bool:
+    """Whether this process is about to run a module (``python -m``, while it is located), or the program ``esper``."""
+    first = (sys.argv or [""])[0] if hasattr(sys, "argv") else ""
+    return first == "-m" or Path(first).stem == "esper"
+
+
+@contextmanager
+def ending_on_interrupt(active: bool) -> Iterator[None]:
+    """Let SIGINT end the process (a shell says 130) while the block imports what takes its time.
+
+    Python's exception would leave as a traceback, or be swallowed by a module that tries an import. A signal that is
+    ignored, or that somebody else handles, stays theirs.
+
+    Args:
+      active: False: the block runs as it would without.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not (active and main and signal.getsignal(signal.SIGINT) is signal.default_int_handler):
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

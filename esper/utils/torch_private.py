@@ -4,17 +4,18 @@ torch promises nothing about these names, so no other module uses one. What a mi
 be the answer that is slower, and still right; where there is none, the loud one.
 """
 
-import inspect
 import logging
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils import _python_dispatch
 
 _FUNCTORCH = getattr(torch._C, "_functorch", None)
 _INTERPRETER_STACK = getattr(_FUNCTORCH, "peek_interpreter_stack", None)
@@ -22,6 +23,9 @@ _IS_BATCHED = getattr(_FUNCTORCH, "is_batchedtensor", None)
 _DISABLE_TRANSFORMS = getattr(torch._C, "_DisableFuncTorch", None)
 _SET_FORWARD_MODE = getattr(forward_ad, "_set_fwd_grad_enabled", None)
 
+
+DispatchMode: Any = _python_dispatch.TorchDispatchMode
+"""Base of contexts that see every operation; torch documents it, and has no other place for it."""
 
 _LISTENERS: list[Callable[[Any], None]] = []
 
@@ -154,96 +158,124 @@ def below_maps(tensor: Tensor) -> tuple[Tensor, int]:
 Arguments = Callable[[Any], tuple[Tensor, ...]]
 """Number of rows, perhaps symbolic -> arguments of a function of that many rows."""
 
+Kernel = tuple[list[str], str]
+"""Types of a kernel's arguments in C++, and the source of a function ``kernel``."""
 
-def can_keep_graphs() -> bool:
-    """Whether a traced graph can be compiled into a file and loaded from it. Without the names: no."""
+
+class Written(NamedTuple):
+    """What Inductor makes of a function.
+
+    Attributes:
+      code: a module of Python; its ``call`` takes a list of arguments.
+      kernels: what it calls.
+      constants: tensors that it refers to, by name.
+    """
+
+    code: str
+    kernels: list[Kernel]
+    constants: dict[str, Tensor]
+
+
+def can_keep_code() -> bool:
+    """Whether a traced function can be written down by Inductor and loaded again. Without the names: no."""
     try:
-        from torch._inductor import CompiledArtifact, standalone_compile
+        from torch._inductor.async_compile import AsyncCompile
+        from torch._inductor.codecache import CppCodeCache, _get_cpp_prefix_header  # noqa: F401
+        from torch._inductor.compile_fx import compile_fx_inner  # noqa: F401
+        from torch._inductor.decomposition import select_decomp_table  # noqa: F401
+        from torch._inductor.fx_passes.joint_graph import joint_graph_passes  # noqa: F401
         from torch.fx.experimental.symbolic_shapes import StatelessSymbolicContext  # noqa: F401
     except ImportError:
         return False
-    return hasattr(CompiledArtifact, "load") and "aot" in inspect.signature(standalone_compile).parameters
-
-
-def trace_graph(function: Callable[..., Any], arguments: tuple[Tensor, ...]) -> torch.fx.GraphModule:
-    """Every operation of a function of tensors that returns a tuple of tensors, sizes as they are."""
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    graph: torch.fx.GraphModule = make_fx(function)(*arguments)
-    return graph
+    return hasattr(AsyncCompile, "cpp_pybinding")
 
 
 def trace_rows(function: Callable[..., Any], arguments: Arguments, rows: int) -> torch.fx.GraphModule:
-    """The same for any number of rows; ``rows`` is what the compiler may think is usual.
+    """Every operation of a function of tensors that returns a tuple of tensors, for any number of rows.
+
+    Args:
+      function: of tensors.
+      arguments: of a number of rows.
+      rows: how many the compiler may think are usual.
 
     Raises:
       ValueError: it would hold for some numbers of rows only.
     """
-    from torch._dispatch.python import enable_python_dispatcher
-
     mode, given = _symbolic(arguments, rows)
-    with mode, enable_python_dispatcher():
-        graph = trace_graph(function, given)
+    graph = _trace(function, mode, given)
     _check_rows(mode)
     return graph
 
 
-def compile_into(code: str, arguments: Arguments, rows: int, path: str, settings: Any) -> None:
-    """Compile a traced graph, given by its code, into a file, by Inductor with some of its settings changed.
+def write_code(function: Callable[..., Any], arguments: Arguments, rows: int, threads: int) -> Written:
+    """Let Inductor write a function down; nothing is built. Arguments as of ``trace_rows``; threads: of kernels.
 
     Raises:
       ValueError: the code would hold for some numbers of rows only.
     """
-    from torch._inductor import standalone_compile
+    from torch._inductor import config
+    from torch._inductor.async_compile import AsyncCompile
+    from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.decomposition import select_decomp_table
+    from torch._inductor.fx_passes.joint_graph import joint_graph_passes
 
     mode, given = _symbolic(arguments, rows)
-    graph = _read_graph(code)
-    with torch._guards.tracing(torch._guards.TracingContext(mode)):
-        made = standalone_compile(
-            graph, list(given), dynamic_shapes="from_tracing_context", options={"config_patches": settings}, aot=True
-        )
+    graph = _trace(torch.func.functionalize(function), mode, given, select_decomp_table())
+    kernels: list[Kernel] = []
+
+    def note(compiler: Any, types: list[str], source: str) -> None:
+        kernels.append((types, source))
+
+    settings = {"layout_optimization": False, "fx_graph_cache": False, "compile_threads": 1, "cpp.threads": threads}
+    context = torch._guards.tracing(torch._guards.TracingContext(mode))
+    with context, config.patch(settings), patch.object(AsyncCompile, "cpp_pybinding", note):
+        joint_graph_passes(graph)
+        made: Any = compile_fx_inner(graph, list(given), is_inference=True)
     _check_rows(mode)
-    made.save(path=path)
+    return Written(made.source_code, kernels, dict(made.constants or {}))
 
 
-def _read_graph(code: str) -> torch.fx.GraphModule:
-    """The graph of its code."""
-    names = {name: known.obj for name, known in torch.fx.graph._custom_builtins.items()}
-    exec(code, names)
-    root = type("Traced", (torch.nn.Module,), {"forward": names["forward"]})()
-    return torch.fx.symbolic_trace(root)
+def build_library(source: str, path: str) -> None:
+    """Compile kernels that Inductor wrote, with its flags, into a shared library."""
+    from torch._inductor.codecache import CppCodeCache, CppPythonBindingsCodeCache, _get_cpp_prefix_header
+
+    class Library(CppCodeCache):
+        cpp_compile_command_flags = CppPythonBindingsCodeCache.cpp_compile_command_flags
+
+        @classmethod
+        def _get_uncompiled_header(cls, device: str) -> str | None:
+            return _get_cpp_prefix_header(device)
+
+    shutil.copyfile(Library.load(source)._name, path)
 
 
-def load_compiled(path: str) -> Callable[..., Any]:
-    """The function that ``compile_into`` put into a file."""
-    from torch._inductor import CompiledArtifact
+def load_written(
+    code: str, kernel: Callable[[list[str]], Callable[..., None]], constants: dict[str, Tensor]
+) -> Callable[..., Any]:
+    """What ``write_code`` wrote, as (list of arguments) -> results; ``kernel``: types of its arguments -> the next."""
+    from torch._inductor.async_compile import AsyncCompile
 
-    made: Callable[..., Any] = CompiledArtifact.load(path=path, format="binary")
-    return made
+    names: dict[str, Any] = {"__name__": "esper_unit"}
+    with patch.object(AsyncCompile, "cpp_pybinding", lambda compiler, types, source: kernel(types)):
+        exec(compile(code, "compiled unit", "exec"), names)
+    names.update(constants)
+    run: Callable[..., Any] = names["call"]
+    return run
 
 
-def take_inductor_settings() -> dict[str, Any]:
-    """Inductor's settings in this process, for ``put_inductor_settings`` in another."""
+def inductor_settings() -> dict[str, Any]:
+    """Inductor's settings in this process."""
     from torch._inductor import config
 
     return dict(config.save_config_portable())
 
 
-def put_inductor_settings(settings: dict[str, Any]) -> None:
-    """Take over Inductor's settings; it compiles in this process itself, one thing after the other."""
-    from torch._inductor import config
+def _trace(function: Callable[..., Any], mode: Any, given: tuple[Tensor, ...], table: Any = None) -> Any:
+    from torch._dispatch.python import enable_python_dispatcher
+    from torch.fx.experimental.proxy_tensor import make_fx
 
-    config.load_config(settings)
-    config.compile_threads = 1
-
-
-def fake_tensors() -> AbstractContextManager[object]:
-    """A context in which operations find shapes and compute nothing. Without the name: they compute."""
-    try:
-        from torch._subclasses import FakeTensorMode
-    except ImportError:
-        return nullcontext()
-    return FakeTensorMode(allow_non_fake_inputs=True)
+    with mode, enable_python_dispatcher():
+        return make_fx(function, decomposition_table=table)(*given)
 
 
 def _symbolic(arguments: Arguments, rows: int) -> tuple[Any, tuple[Tensor, ...]]:

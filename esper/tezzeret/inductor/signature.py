@@ -31,15 +31,6 @@ class Signature(NamedTuple):
         """Whether there is a number of rows that varies."""
         return any(None in argument.shape for argument in self.arguments)
 
-    def as_table(self) -> list[tuple[Any, ...]]:
-        """Plain values, for ``from_table``."""
-        return [(argument.shape, str(argument.dtype).removeprefix("torch."), argument.shared) for argument in self[0]]
-
-    @classmethod
-    def from_table(cls, table: Sequence[Sequence[Any]]) -> "Signature":
-        """The inverse of ``as_table``."""
-        return cls(tuple(Argument(tuple(shape), getattr(torch, name), shared) for shape, name, shared in table))
-
     def example(self, rows: Any) -> tuple[Tensor, ...]:
         """Arguments of zeros, of so many rows."""
         return tuple(_zeros(argument, rows) for argument in self.arguments)

@@ -21,15 +21,16 @@ from esper.tezzeret import eager
 from esper.tezzeret.backend import Backend
 from esper.tezzeret.batches import Batches, batch_at
 from esper.tezzeret.guard import without_derivatives
+from esper.tezzeret.inductor import store
 from esper.tezzeret.inductor.compiled import compiled
 from esper.tezzeret.inductor.kept import Kept, OnlyTraced
 from esper.tezzeret.inductor.plainly import OrPlainly
 from esper.tezzeret.inductor.signature import Signature, is_shared, signature_of
-from esper.tezzeret.inductor.workers import Workers
+from esper.tezzeret.inductor.workers import compile_together
 from esper.tezzeret.plan import Plan
 from esper.tezzeret.score import Scores, infer, score_samples
 from esper.tezzeret.units import Call, Pull, Unit, pull_again
-from esper.utils.torch_private import can_keep_graphs, fake_tensors, is_view, mark_rows, tell_of_compilation
+from esper.utils.torch_private import can_keep_code, is_view, mark_rows
 from esper.utils.tree import map_leaves
 
 
@@ -73,29 +74,29 @@ class UnitCalls:
         signature = signature_of(arguments, unit.varies)
         if self.compiler != "inductor":
             self.functions[key] = OrPlainly(_said(unit), function, OnlyTraced(function, signature))
-        elif not can_keep_graphs():
+        elif not can_keep_code():
             self.functions[key] = OrPlainly(_said(unit), function, _marking(compiled(function), unit.varies))
-        elif self._look_up(key, Sketch(unit, function, signature)).job is not None and self.rehearsal is not None:
-            rehearsal, self.rehearsal = self.rehearsal, None
-            recorder = Recorder()
-            with fake_tensors():
-                rehearsal(recorder)
-            self._compile([key], recorder.found)
+        else:
+            kept = self._look_up(key, Sketch(unit, function, signature))
+            if kept.is_missing:
+                self._compile(kept)
 
-    def _compile(self, met: list[Any], found: dict[Any, "Sketch"]) -> None:
-        """Compile side by side what was met and what else was found in a rehearsal."""
-        workers, names = Workers(), dict[str, Callable[[], None]]()
-        for key in [*met, *(key for key in found if key not in self.functions)]:
-            kept = self.functions[key].run if key in self.functions else self._look_up(key, found[key])
-            if isinstance(kept, Kept) and kept.job is not None:
-                if kept.name not in names:
-                    tell_of_compilation(kept.name)
-                    names[kept.name] = workers.submit(kept.job).result
-                kept.done = names[kept.name]
-        workers.close()
+    def _compile(self, met: Kept) -> None:
+        """Compile what was met, and side by side with it what else is found in a rehearsal."""
+        recorder = Recorder()
+        if self.rehearsal is not None:
+            rehearsal, self.rehearsal = self.rehearsal, None
+            rehearsal(recorder)
+        others = [self._look_up(key, recorder.found[key]) for key in recorder.found if key not in self.functions]
+        missing = {kept.name: kept for kept in (met, *others) if kept.is_missing}
+        compile_together(tuple(missing.values()))
+        for kept in (met, *others):  # equal functions under other keys
+            if kept.is_missing:
+                kept.reason = missing[kept.name].reason
+                kept.take()
 
     def _look_up(self, key: Any, sketch: "Sketch") -> Kept:
-        kept = Kept(sketch.function, sketch.signature)
+        kept = Kept(sketch.function, sketch.signature, store.surroundings())
         self.functions[key] = OrPlainly(_said(sketch.unit), sketch.function, kept)
         return kept
 

@@ -1,120 +1,68 @@
-"""Compiling many units at once: as many processes as there are cores, which end when nothing is left to compile.
+"""Compiling many units at once: in as many forks of this process as there are cores, gone when all is compiled."""
 
-A process is told a job in a line, and answers with an empty line, or the reason why it cannot be compiled.
-"""
-
-import json
 import os
-import queue
-import subprocess
 import sys
-from concurrent.futures import Future
-from threading import Thread
-from typing import Any
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import get_context
 
 import torch
 
-from esper.tezzeret.inductor import store
-from esper.tezzeret.inductor.kept import Job, compile_job
-from esper.tezzeret.inductor.signature import Signature
-from esper.utils.torch_private import put_inductor_settings, take_inductor_settings
+from esper.tezzeret.inductor.kept import Kept, reason_of
+from esper.utils.torch_private import tell_of_compilation
 
-MOST = 8
-"""Processes at most: each holds torch and Inductor in memory."""
+MOST = 16
+"""Processes at most."""
 
-
-class WorkerError(RuntimeError):
-    """A job that a process could not compile; one line with the reason."""
+_WAITING: list[Kept] = []
+"""What forks compile: they have it from their parent as it is, functions and all."""
 
 
-def cores() -> int:
-    """Processor cores that this process may use."""
-    ask = getattr(os, "sched_getaffinity", None)
-    return len(ask(0)) if ask is not None else os.cpu_count() or 1
+def compile_together(units: Sequence[Kept]) -> None:
+    """Compile units, and load them; what cannot be compiled says why."""
+    for unit in units:
+        tell_of_compilation(unit.name)
+    if sys.platform == "linux":
+        _in_forks(units)
+    else:  # forks are not safe there
+        for unit in units:
+            unit.reason = _compiled(unit)
+    for unit in units:
+        unit.take()
 
 
-class Workers:
-    """Processes that compile what they are given, side by side; they end when this is closed and all is done."""
-
-    def __init__(self) -> None:
-        """Start them."""
-        self.waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.count = min(cores(), MOST)
-        settings = json.dumps([take_inductor_settings(), torch.get_num_threads()])
-        for _ in range(self.count):
-            Thread(target=_serve, args=(self.waiting, settings), daemon=True).start()
-
-    def submit(self, job: Job) -> "Future[None]":
-        """Have a job compiled; the result raises ``WorkerError`` where it cannot be."""
-        future: Future[None] = Future()
-        self.waiting.put((job, future))
-        return future
-
-    def close(self) -> None:
-        """No more jobs."""
-        for _ in range(self.count):
-            self.waiting.put(None)
+def _in_forks(units: Sequence[Kept]) -> None:
+    _WAITING[:] = units
+    count = min(len(os.sched_getaffinity(0)), len(units), MOST)
+    with ProcessPoolExecutor(count, get_context("fork"), initializer=_begin) as pool:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of threads, none of which a fork needs
+            futures = [pool.submit(_compile_at, place) for place in range(len(units))]
+        for unit, future in zip(units, futures, strict=True):
+            unit.reason = _answer(future)
+    _WAITING.clear()
 
 
-def _serve(waiting: "queue.SimpleQueue[Any]", settings: str) -> None:
-    """Hand jobs to a process of one's own until there are no more."""
+def _answer(future: "Future[str | None]") -> str | None:
     try:
-        process = _started(settings)
-    except OSError as error:
-        for _, future in iter(waiting.get, None):
-            future.set_exception(WorkerError(f"no process can be started: {error}"))
-        return
-    with process as worker:
-        for job, future in iter(waiting.get, None):
-            try:
-                reason = _asked(worker, job)
-            except Exception as error:  # whoever waits must hear of it
-                reason = f"{type(error).__name__}: {error}"
-            if reason:
-                future.set_exception(WorkerError(reason))
-            else:
-                future.set_result(None)
+        return future.result()
+    except Exception as error:  # the process died
+        return reason_of(error)
 
 
-def _started(settings: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", "from esper.tezzeret.inductor.workers import main; main()", settings]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    return subprocess.Popen(
-        command,
-        env=environment,
-        encoding="utf-8",
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
+def _begin() -> None:
+    """A fork has no threads but this one."""
+    torch.set_num_threads(1)
 
 
-def _asked(worker: "subprocess.Popen[str]", job: Job) -> str:
-    """What a process says of a job: nothing, or the reason why it cannot be compiled."""
-    assert worker.stdin is not None and worker.stdout is not None
-    worker.stdin.write(json.dumps([job.name, job.code, job.signature.as_table()]) + "\n")
-    worker.stdin.flush()
-    answer = worker.stdout.readline()
-    return answer.strip() if answer else f"the compiling process ended with status {worker.wait()}"
+def _compile_at(place: int) -> str | None:
+    return _compiled(_WAITING[place])
 
 
-def main() -> None:
-    """Be such a process: compile what standard input holds, a job a line, until it ends."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what compilers print is no answer
-    settings, threads = json.loads(sys.argv[1])
-    torch.set_num_threads(threads)
-    put_inductor_settings(settings)
-    for line in sys.stdin:
-        name, code, table = json.loads(line)
-        answers.write(_compiled(Job(name, code, Signature.from_table(table))) + "\n")
-        answers.flush()
-
-
-def _compiled(job: Job) -> str:
-    """Compile a job, and make sure that it can be loaded; the reason where it cannot be."""
+def _compiled(unit: Kept) -> str | None:
     try:
-        compile_job(job)
-        return "" if store.find(job.name) is not None else "what was compiled cannot be loaded"
+        unit.compile()
     except Exception as error:  # of AOT autograd, Inductor, the compiler, the linker, the file system
-        return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        return reason_of(error)
+    return None

@@ -17,6 +17,8 @@ with ending_on_interrupt(is_command()):  # importing torch takes its time
     from esper.runtime import debug
     from esper.runtime.build import make
     from esper.runtime.tasks import Task
+    from esper.urza.states import load_state as load
+    from esper.urza.states import save_state as save
 
 __all__ = [
     "Action",
@@ -29,7 +31,9 @@ __all__ = [
     "Stage",
     "State",
     "Task",
+    "load",
     "make",
+    "save",
 ]
 
 debug.switch_as_asked()

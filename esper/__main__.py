@@ -19,11 +19,12 @@ with ending_on_interrupt(__name__ == "__main__" or is_command()):
     from esper.runtime.inspect import InspectSettings, inspect
     from esper.runtime.interrupt import Stopped
     from esper.runtime.own import expect_nothing_imported
-    from esper.runtime.runs import settings_before
+    from esper.runtime.resume import settings_before
     from esper.runtime.train import train
     from esper.runtime.train_settings import TrainSettings
     from esper.tolaria.data import DatasetError
     from esper.urza.checkpoint import CheckpointError
+    from esper.urza.lock import LockError
     from esper.utils.settings import Base, SettingsError, read_settings
     from esper.utils.terminal import output
 
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"esper: {warning}", file=sys.stderr)
         _run(words[0], words[1:])
         output().flush()
-    except (SettingsError, ConfigError, DatasetError, CheckpointError, SinkError) as error:
+    except (SettingsError, ConfigError, DatasetError, CheckpointError, LockError, SinkError) as error:
         print(f"esper {words[0]}: {error}", file=sys.stderr)
         return 2
     except Stopped as stopped:  # it has been told, with how to go on

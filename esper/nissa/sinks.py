@@ -1,17 +1,25 @@
 """Sinks: where a run's numbers go, under the same names everywhere."""
 
+import contextlib
+import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from esper.utils.documents import as_number, to_json
+from esper.utils.files import append_line, replace_file, sync_file
 
 METRICS = "metrics.jsonl"
 
 
 class SinkError(ValueError):
     """A sink that cannot be opened or read; one line with the place and what is expected."""
+
+
+def digest_of(path: Path, rows: int) -> str:
+    """sha256 of the first ``rows`` lines of a file, of all there are if they are fewer; of nothing if it is absent."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return hashlib.sha256(b"".join(line + b"\n" for line in lines[:rows])).hexdigest()
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -35,10 +43,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file in one step: a reader sees the old one or the new one. What UTF-8 lacks is escaped."""
-    beside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    beside.write_text(text, encoding="utf-8", errors="backslashreplace")
-    os.replace(beside, path)
+    """Write a file in one step: a reader sees the old one or the new one. What UTF-8 lacks is escaped.
+
+    Raises:
+      OSError: it could not be written; the old one is as it was.
+    """
+    replace_file(path, text.encode("utf-8", "backslashreplace"))
 
 
 class Metrics:
@@ -57,15 +67,35 @@ class Metrics:
         """
         self.path = folder / METRICS
         self.events = _event_writer(folder / "tensorboard", done + 1) if tensorboard else None
+        self.digest = hashlib.sha256(self.path.read_bytes() if self.path.exists() else b"")
+        self._waiting: list[str] = []
 
     def write(self, row: dict[str, float]) -> None:
-        """Add a round; ``row["round"]`` counts from 1."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(to_json(row) + "\n")
+        """Add a round; ``row["round"]`` counts from 1. One that cannot be written waits for ``settle``."""
+        line = to_json(row)
+        self.digest.update(line.encode() + b"\n")
+        self._waiting.append(line)
+        with contextlib.suppress(OSError):
+            self._append()
         if self.events is not None:
             for name, value in row.items():
                 self.events.add_scalar(name, value, int(row["round"]))
             self.events.flush()
+
+    def settle(self) -> None:
+        """Let every round be on the disk.
+
+        Raises:
+          OSError: one could not be written; it is tried again the next time.
+        """
+        self._append()
+        if self.path.exists():
+            sync_file(self.path)
+
+    def _append(self) -> None:
+        while self._waiting:
+            append_line(self.path, self._waiting[0])
+            del self._waiting[0]
 
     def close(self) -> None:
         """Finish the files."""

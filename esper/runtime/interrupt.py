@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from esper.engine import Engine
+from esper.utils.failpoints import reach
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -75,6 +76,7 @@ def interruptible(engine: Engine, watch: Watch) -> Engine:
 
     def look(*arguments: Any) -> Any:
         watch.check()
+        reach("step")
         return plan(*arguments)
 
     return replace(engine, backend=engine.backend._replace(plan=look))

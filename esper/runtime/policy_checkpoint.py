@@ -1,5 +1,10 @@
-"""Learners as named tensors, and back: what a checkpoint of a training run holds."""
+"""Learners as named tensors, and back: what a checkpoint of a training run holds, and where it lies.
 
+A checkpoint holds two learners: as it was after its last round, and, with ``BEST_PART`` before every name, as it was
+after the round that ended the best rounds in a row, unless that is the same one.
+"""
+
+import logging
 from pathlib import Path
 
 import torch
@@ -11,21 +16,31 @@ from esper.simic.ppo import Learner
 from esper.tamiyo.actor_critic import ActorCriticConfig, build_actor_critic
 from esper.tamiyo.interface import Interface, from_table, translate
 from esper.tamiyo.policies import Policy, learned_policy
+from esper.urza import series
 from esper.urza.checkpoint import Checkpoint, CheckpointError, load
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
-CHECKPOINTS = {"latest": "checkpoint.npz", "best": "best.npz"}
-"""Files of a run directory by what they hold."""
+SERIES = "checkpoints"
+"""Folder of a run directory, a checkpoint for each of the last rounds that were written."""
+
+ARCHIVES = {"latest": "checkpoint.npz", "best": "best.npz"}
+"""Files of a run directory of format 1, by what they hold."""
+
+WHICH = tuple(ARCHIVES)
+
+BEST_PART = "best."
+
+logger = logging.getLogger("esper")
 
 
 def learner_tensors(learner: Learner) -> dict[str, Tensor]:
-    """Parameters and Adam's moments by name."""
+    """Copies of parameters and Adam's moments by name."""
     tensors = {f"policy.{name}": value for name, value in learner.policy.state_dict().items()}
     for index, parameter in enumerate(learner.policy.parameters()):
         state = learner.optimizer.state.get(parameter, {})
         tensors |= {f"adam.{index}.{name}": torch.as_tensor(state[name]) for name in MOMENTS if name in state}
-    return tensors
+    return {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
 
 
 def restore_policy(policy: ActorValueOperator, loaded: Checkpoint) -> None:
@@ -60,16 +75,33 @@ def restore_learner(learner: Learner, loaded: Checkpoint) -> None:
     learner.done = int(loaded.table["done"])
 
 
-def load_run(path: Path) -> Checkpoint:
+def load_run(path: Path, which: str = "latest") -> Checkpoint:
     """Read a checkpoint of a training run.
+
+    Args:
+      path: a run directory, of which the newest checkpoint that can be read counts, or one checkpoint.
+      which: of ``WHICH``.
 
     Raises:
       CheckpointError: not readable, or a checkpoint of something else.
     """
-    loaded = load(path)
+    path, loaded = _find(path, which)
     if not {"settings", "done", "interface"} <= loaded.table.keys():
         raise CheckpointError(f"checkpoint {path}: holds {', '.join(loaded.table)}; expected one of a training run")
-    return loaded
+    best = loaded.table.get("best_round", loaded.table["done"])
+    if which == "latest" or best == loaded.table["done"]:
+        return loaded
+    part = {name.removeprefix(BEST_PART): value for name, value in loaded.tensors.items() if name.startswith(BEST_PART)}
+    return Checkpoint(part, loaded.table | {"done": best})
+
+
+def _find(path: Path, which: str) -> tuple[Path, Checkpoint]:
+    if (path / SERIES).is_dir():
+        found = series.newest(path / SERIES, logger.warning)
+        if found is not None:
+            return found
+    old = path / ARCHIVES[which]
+    return (old, load(old)) if old.exists() else (path, load(path))
 
 
 def load_policy(loaded: Checkpoint, task: Interface, greedy: bool) -> Policy:

@@ -9,13 +9,13 @@ from esper.nissa import page
 from esper.nissa.charts import Series, colour, line_chart, smooth, stacked_chart
 from esper.nissa.markup import Markup
 from esper.nissa.sinks import METRICS, read_rows, write_text
+from esper.runtime.policy_checkpoint import load_run
 from esper.runtime.report_episodes import action_section, episode_section, seed_section
 from esper.runtime.report_evaluation import evaluation_section, headline, value_section
 from esper.runtime.report_frontier import frontier_section
 from esper.runtime.rollout import Outcome
-from esper.runtime.runs import BEST, SMOOTHING
+from esper.runtime.runs import SMOOTHING
 from esper.runtime.table import number
-from esper.urza import checkpoint
 
 ROWS = 200
 """Rounds that a table lists at most; ``metrics.jsonl`` has all."""
@@ -73,7 +73,7 @@ def write_report(folder: Path, findings: Findings) -> None:
         json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("config", "versions")
     )
     rows = read_rows(folder / METRICS)
-    best = checkpoint.load(folder / BEST).table["done"]
+    best = load_run(folder, "best").table["done"]
     frontier = frontier_section(folder, config["task"])
     write_text(folder / "report.html", report(config, versions, rows, best, findings, frontier))
 
@@ -102,7 +102,7 @@ def report(
         page.header(
             f"Esper: {config['task']}, seed {config['seed']}",
             f"A policy that decides when to grow, {state}: {config['num_envs']} environments per round, reward "
-            f"{config['reward']}. The best {SMOOTHING} rounds in a row ended with round {best} (best.npz).",
+            f"{config['reward']}. The best {SMOOTHING} rounds in a row ended with round {best}.",
         )
     ]
     if findings.evaluation is not None:

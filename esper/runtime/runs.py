@@ -2,46 +2,80 @@
 
 ``config.json`` holds the settings, ``resolved.json`` every number in force and the parts of the data by task,
 ``versions.json`` what it ran on, ``metrics.jsonl`` a line per round (validation accuracies and losses: no round reads
-the test part), ``checkpoint.npz`` the learner after the last round, ``best.npz`` the learner after the round that ended
-the best ``SMOOTHING`` rounds in a row, ``evaluation.json`` and ``report.html`` what came of it, on the test part.
+the test part), ``checkpoints`` the learner after the last rounds that were written, and after the round that ended the
+best ``SMOOTHING`` rounds in a row, ``evaluation.json`` and ``report.html`` what came of it, on the test part. Of these
+only the checkpoints are read when a run goes on, and the metrics, whose digest they hold.
 """
 
+import json
+import logging
 import math
 import os
 import platform
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from tensordict import TensorDictBase
+from torch import Tensor
 
 from esper.nissa.sinks import METRICS, Metrics, read_rows, write_text
-from esper.runtime.own import NAMES, recorded
-from esper.runtime.policy_checkpoint import CHECKPOINTS, learner_tensors, load_run, restore_learner
+from esper.runtime.policy_checkpoint import BEST_PART, SERIES, learner_tensors, load_run, restore_learner
+from esper.runtime.resume import (
+    CONFIG,
+    Origin,
+    again,
+    beside_of,
+    holds_run,
+    identity_of,
+    run_folder,
+    source_of,
+    taken_up,
+)
+from esper.runtime.saver import Saver
 from esper.runtime.scene import Scene
 from esper.runtime.train_settings import TrainSettings
 from esper.simic.ppo import Learner
 from esper.tamiyo.interface import Interface, to_table
-from esper.urza import checkpoint
+from esper.urza import series
 from esper.urza.checkpoint import Checkpoint
-from esper.utils.documents import as_number, json_ready, to_json
-from esper.utils.paths import folder_name, user_path
-from esper.utils.settings import SettingsError, from_record, read_file
+from esper.urza.lock import Lock, LockError, hold, network_of
+from esper.utils.documents import as_number, to_json
+from esper.utils.files import remove_leftovers, replace_file
+from esper.utils.settings import SettingsError
 from esper.version import __version__
 
 SMOOTHING = 5
 """Rounds whose mean return decides which policy is best: one round's return is luck in part."""
 
-LATEST, BEST = CHECKPOINTS["latest"], CHECKPOINTS["best"]
+logger = logging.getLogger("esper")
 
-OWN = ("out", "resume", "dry_run")
-"""Settings of one command, which say nothing of the run."""
 
-INCIDENTAL = (*OWN, "progress", "tensorboard", "eval_envs", "heuristic")
-"""Settings that do not decide what a run computes."""
+@dataclass
+class Best:
+    """The best ``SMOOTHING`` rounds in a row so far.
+
+    Attributes:
+      returns: of the last rounds, at most ``SMOOTHING``; oldest first.
+      mean: highest mean of ``SMOOTHING`` returns in a row; None before there are as many rounds.
+      number: the round that ended them; before, the last one.
+      tensors: the learner after it.
+    """
+
+    returns: list[float]
+    mean: float | None
+    number: int
+    tensors: dict[str, Tensor]
+
+    def look(self, number: int, gained: float, tensors: dict[str, Tensor]) -> None:
+        """Take a round into account."""
+        self.returns = [*self.returns, gained][-SMOOTHING:]
+        mean = sum(self.returns) / SMOOTHING if len(self.returns) == SMOOTHING else math.nan
+        if self.mean is None or mean > self.mean:
+            self.mean = mean if math.isfinite(mean) else None
+            self.number, self.tensors = number, tensors
 
 
 @dataclass
@@ -50,34 +84,32 @@ class Run:
 
     Attributes:
       folder: where.
-      identity: the settings that decide what is computed.
-      interface: what the policy sees and says, as a table.
-      returns: of the last rounds, at most ``SMOOTHING``; oldest first.
-      best: highest mean of ``SMOOTHING`` returns in a row; None before there are as many rounds.
+      table: what every checkpoint says: settings, and what the policy sees and says.
       metrics: where rows go.
+      saver: where checkpoints go.
+      best: the best rounds so far.
     """
 
     folder: Path
-    identity: dict[str, Any]
-    interface: dict[str, list[object]]
-    returns: list[float]
-    best: float | None
+    table: dict[str, Any]
     metrics: Metrics
+    saver: Saver
+    best: Best
 
 
-def places(settings: TrainSettings) -> tuple[Path, Path | None]:
-    """The run directory, and the checkpoint to go on from, if any.
+def places(settings: TrainSettings) -> tuple[Path, Origin | None]:
+    """The run directory, and what to go on from, if anything.
 
     Raises:
       SettingsError: the directory holds a run that is not the one to go on with, or can be none.
     """
     source = source_of(settings.resume, settings.out, settings.task)
     named = bool(settings.out) or source is None
-    folder = _folder(settings.out, settings.task) if named or source is None else source.parent
-    if (folder / LATEST).exists():
+    folder = run_folder(settings.out, settings.task) if named or source is None else source.folder
+    if holds_run(folder):
         if source is None:
             raise SettingsError(f"--out {folder}: holds a run already; {again(folder)} goes on with it")
-        if folder.resolve() != source.parent.resolve():
+        if folder.resolve() != source.folder.resolve():
             raise SettingsError(f"--out {folder}: holds a run already; expected an unused directory, or that run's own")
     _expect_room(folder)
     return folder, source
@@ -94,124 +126,128 @@ def _expect_room(folder: Path) -> None:
         raise SettingsError(f"--out {folder}: {place} cannot be written; expected a place for a directory")
 
 
-def _folder(out: str, task: str) -> Path:
-    return user_path(out) if out else Path("runs") / folder_name(task)
-
-
-def source_of(resume: str, out: str, task: str) -> Path | None:
-    """The checkpoint that ``--resume`` means, if any.
-
-    Raises:
-      SettingsError: there is none where one is named.
-    """
-    if resume == "auto":
-        own = _folder(out, task) / LATEST
-        return own if own.exists() else None
-    if not resume:
-        return None
-    named = user_path(resume)
-    source = named / LATEST if named.is_dir() else named
-    if not source.exists():
-        raise SettingsError(f"--resume {named}: no such file; expected a run directory or a checkpoint, or auto")
-    return source
-
-
-def again(folder: Path) -> str:
-    """The command that goes on with a run."""
-    place = str(folder) if not str(folder).startswith("-") else f"./{folder}"
-    return f"python -m esper train --resume {shlex.quote(place)}"
-
-
-def settings_before(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the run that is to be gone on with, so that nothing of them need be said again.
-
-    Args:
-      asked: settings that were asked for, ``resume`` perhaps among them.
-
-    Raises:
-      SettingsError, CheckpointError: the run cannot be read.
-    """
-    source = source_of(asked.get("resume", ""), asked.get("out", ""), asked.get("task", TrainSettings.task))
-    if source is None:
-        return {}
-    config = source.parent / "config.json"
-    beside = read_file(TrainSettings, config) if config.exists() else {}
-    kept = {name: value for name, value in beside.items() if name in INCIDENTAL and name not in OWN}
-    known = {entry.name for entry in fields(TrainSettings)}
-    decided = {name: value for name, value in load_run(source).table["settings"].items() if name in known}
-    for name in NAMES:
-        if name not in asked:
-            recorded(f"--{name.replace('_', '-')}", str(decided.get(name, "")))
-    return kept | from_record(decided)
-
-
 def open_run(
-    places: tuple[Path, Path | None],
+    places: tuple[Path, Origin | None],
     settings: TrainSettings,
     scenes: Sequence[Scene],
     interface: Interface,
     learner: Learner,
 ) -> Run:
-    """Make the run directory, or put the learner where it was.
+    """Make the run directory, or put the learner where it was. Nobody else writes there until ``close_run``.
 
     Args:
-      places: the run directory and the checkpoint to go on from.
+      places: the run directory and what to go on from.
       settings: everything.
       scenes: what is played.
       interface: what the policy sees and says.
       learner: fresh; goes on from ``source`` if there is one.
 
     Raises:
-      SettingsError: the checkpoint was written with other settings.
-      CheckpointError: it cannot be read.
+      SettingsError: the checkpoint was written with other settings, or another process writes there.
+      CheckpointError: it cannot be read, or written.
     """
     folder, source = places
-    identity = identity_of(settings)
-    loaded = None if source is None else _taken_up(source, identity)
+    lock = _hold(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        loaded = None if source is None else taken_up(source, identity_of(settings))
+        if source is not None and loaded is not None:
+            restore_learner(learner, loaded)
+        kept = b"" if source is None or loaded is None else _rounds(source.folder, loaded)
+        best = None if source is None or loaded is None else load_run(source.path, "best")
+        replace_file(folder / METRICS, kept)
+        _tell(folder, replace(settings, out=str(folder)), scenes)
+        series.take_back(folder / SERIES, learner.done)
+        saver = Saver(folder / SERIES, lock, settings.save_every, settings.keep)
+        table = {"settings": identity_of(settings), "beside": beside_of(settings), "interface": to_table(interface)}
+        metrics = Metrics(folder, settings.tensorboard, learner.done)
+        run = Run(folder, table, metrics, saver, _best_of(learner, loaded, best))
+        if learner.done not in series.numbers(folder / SERIES):
+            _offer(run, learner, learner_tensors(learner))
+            settle(run)
+        return run
+    except OSError as error:
+        lock.release()
+        raise SettingsError(
+            f"--out {folder}: {error.strerror or error}; expected a place that can be written"
+        ) from None
+    except BaseException:
+        lock.release()
+        raise
+
+
+def _hold(folder: Path) -> Lock:
+    """Take the run directory, and clean up what a process that died there was writing."""
+    try:
+        (folder / SERIES).mkdir(parents=True, exist_ok=True)
+        lock = hold(folder)
+        for place in (folder, folder / SERIES):
+            remove_leftovers(place)
     except OSError as error:
         raise SettingsError(f"--out {folder}: {error.strerror}; expected a place for a directory") from None
-    kept: list[dict[str, Any]] = []
-    if source is not None and loaded is not None:
-        restore_learner(learner, loaded)
-        kept = [row for row in read_rows(source.parent / METRICS) if row["round"] <= learner.done]
-        _bring_best(source.parent / BEST, folder / BEST, learner.done)
-    write_text(folder / METRICS, "".join(to_json(row) + "\n" for row in kept))
-    for stale in ("evaluation.json", "report.html"):
-        (folder / stale).unlink(missing_ok=True)
-    settings = replace(settings, out=str(folder))
-    for name, table in (
-        ("config.json", asdict(settings)),
-        ("resolved.json", {scene.rules.task: resolved(scene) for scene in scenes}),
-        ("versions.json", versions()),
-    ):
-        write_text(folder / name, to_json(table, indent=2) + "\n")
-    so_far: dict[str, Any] = {"returns": [], "best": None} if loaded is None else loaded.table
-    metrics = Metrics(folder, settings.tensorboard, learner.done)
-    returns = [as_number(value) for value in so_far["returns"]]
-    run = Run(folder, identity, to_table(interface), returns, so_far["best"], metrics)
-    if not (folder / BEST).exists():
-        _save(run, BEST, learner)
-    _save(run, LATEST, learner)
-    return run
+    except LockError as error:
+        raise SettingsError(f"--out {error}") from None
+    if (kind := network_of(folder)) is not None:
+        logger.warning("run directory %s: on %s, where a lock may bind one machine only", folder, kind)
+    return lock
+
+
+def _rounds(folder: Path, loaded: Checkpoint) -> bytes:
+    """The lines of the rounds that a checkpoint has behind it."""
+    path = folder / METRICS
+    read_rows(path)  # whatever is no round is told
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return b"".join(line + b"\n" for line in lines if json.loads(line)["round"] <= loaded.table["done"])
 
 
 def record(run: Run, learner: Learner, row: dict[str, float]) -> None:
-    """Add a round: its line, the best policy if it is that, then the checkpoint, which makes the round count."""
+    """Add a round: its line, the best policy if it is that, and now and then the checkpoint that makes it last.
+
+    Raises:
+      SettingsError: the policy is not finite any more. The last good checkpoint is written.
+    """
+    tensors = learner_tensors(learner)
+    if not all(bool(value.isfinite().all()) for value in tensors.values()):
+        settle(run)
+        raise SettingsError(
+            f"--lr: the policy's parameters are not finite after round {learner.done}; {run.folder} holds those of "
+            f"round {run.saver.saved}; expected a smaller learning rate, or finite rewards"
+        )
     run.metrics.write(row)
-    run.returns = [*run.returns, row["return"]][-SMOOTHING:]
-    mean = sum(run.returns) / SMOOTHING if len(run.returns) == SMOOTHING else math.nan
-    if run.best is None or mean > run.best:
-        run.best = mean if math.isfinite(mean) else None
-        _save(run, BEST, learner)
-    _save(run, LATEST, learner)
+    run.best.look(learner.done, row["return"], tensors)
+    _offer(run, learner, tensors)
+    if run.saver.due():
+        run.saver.try_to_write(run.metrics.settle)
 
 
-def identity_of(settings: TrainSettings) -> dict[str, Any]:
-    """The settings that decide what a run computes, as a checkpoint's table has them."""
-    decided = {name: value for name, value in asdict(settings).items() if name not in INCIDENTAL}
-    return dict(json_ready(decided))
+def _offer(run: Run, learner: Learner, tensors: dict[str, Tensor]) -> None:
+    """Let the saver have what may be the next checkpoint."""
+    best = run.best
+    table = {"done": learner.done, "returns": best.returns, "best": best.mean, "best_round": best.number}
+    table["metrics"] = run.metrics.digest.hexdigest()
+    beside = {} if best.number == learner.done else {f"{BEST_PART}{name}": it for name, it in best.tensors.items()}
+    run.saver.offer(learner.done, tensors | beside, run.table | table)
+
+
+def settle(run: Run) -> None:
+    """Let the rounds so far be on the disk.
+
+    Raises:
+      CheckpointError: the last checkpoint cannot be written.
+    """
+    run.saver.finish(run.metrics.settle)
+
+
+def close_run(run: Run) -> None:
+    """Let the rounds so far be on the disk, and let others write.
+
+    Raises:
+      CheckpointError: the last checkpoint cannot be written.
+    """
+    try:
+        settle(run)
+    finally:
+        run.metrics.close()
+        run.saver.lock.release()
 
 
 def resolved(scene: Scene) -> dict[str, Any]:
@@ -239,35 +275,21 @@ def versions() -> dict[str, str]:
     return {"esper": __version__, **packages, "python": platform.python_version(), "machine": platform.machine()}
 
 
-def _taken_up(source: Path, wanted: dict[str, Any]) -> Checkpoint:
-    """The checkpoint to go on from. More rounds than it was planned for are an extension; all else must be as it was.
-
-    Settings that there were not when it was written had their defaults.
-    """
-    loaded = load_run(source)
-    found = identity_of(TrainSettings()) | loaded.table["settings"]
-    if wanted["rounds"] < found["rounds"]:
-        raise SettingsError(
-            f"--rounds = {wanted['rounds']}: {source} is of a run of {found['rounds']}; expected as many or more"
-        )
-    changed = [f"{n} {found.get(n)!r}, not {v!r}" for n, v in wanted.items() if n != "rounds" and found.get(n) != v]
-    if changed:
-        raise SettingsError(
-            f"--resume: {source} was written with other settings ({'; '.join(changed)}); {again(source.parent)} takes "
-            "them from there"
-        )
-    return loaded
+def _best_of(learner: Learner, loaded: Checkpoint | None, best: Checkpoint | None) -> Best:
+    """The best rounds of the run that is gone on with; at first, the learner as it is."""
+    if loaded is None or best is None or int(best.table["done"]) > learner.done:
+        return Best([], None, learner.done, learner_tensors(learner))
+    returns = [as_number(value) for value in loaded.table["returns"]]
+    return Best(returns, loaded.table["best"], int(best.table["done"]), best.tensors)
 
 
-def _bring_best(source: Path, target: Path, done: int) -> None:
-    """Take the best policy along into another directory, unless it lies ahead of where the run goes on."""
-    if source != target and source.exists():
-        best = checkpoint.load(source)
-        if int(best.table["done"]) <= done:
-            checkpoint.save(target, best.tensors, best.table)
-
-
-def _save(run: Run, name: str, learner: Learner) -> None:
-    table = {"settings": run.identity, "interface": run.interface, "done": learner.done}
-    table |= {"returns": run.returns, "best": run.best}
-    checkpoint.save(run.folder / name, learner_tensors(learner), table)
+def _tell(folder: Path, settings: TrainSettings, scenes: Sequence[Scene]) -> None:
+    """Write down what is run, and on what; take back what came of it before."""
+    for stale in ("evaluation.json", "report.html"):
+        (folder / stale).unlink(missing_ok=True)
+    for name, table in (
+        (CONFIG, asdict(settings)),
+        ("resolved.json", {scene.rules.task: resolved(scene) for scene in scenes}),
+        ("versions.json", versions()),
+    ):
+        write_text(folder / name, to_json(table, indent=2) + "\n")

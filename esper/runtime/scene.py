@@ -18,7 +18,7 @@ from esper.leyline.words import as_meant
 from esper.runtime.build import DEVICES, find_device, make
 from esper.runtime.own import is_own, load, recorded
 from esper.runtime.own_trials import check_task, own_reward, try_step
-from esper.runtime.policy_checkpoint import CHECKPOINTS, load_policy, load_run
+from esper.runtime.policy_checkpoint import WHICH, load_policy, load_run
 from esper.runtime.tasks import Task, begins_task, named, takes_path
 from esper.simic.rewards import DEFAULT_REWARD, OwnReward, RewardMode, RewardParams, build_reward_params
 from esper.tamiyo import scripted
@@ -171,7 +171,7 @@ class SceneSettings:
     """Settings of commands that play: a run to follow, and what to play otherwise than it did."""
 
     run: str = setting("", "run directory of a learned policy; empty = baselines only")
-    checkpoint: str = setting("latest", "which policy of the run", choices=("latest", "best"))
+    checkpoint: str = setting("latest", "which policy of the run", choices=WHICH)
     seed: int = setting(1, "seed of the environments; odd numbers are never trained on", low=0, high=2**40)
     device: str = setting("cpu", DEVICES)
     task: str = setting(
@@ -193,7 +193,7 @@ class SceneSettings:
         Raises:
           CheckpointError: it cannot be read.
         """
-        return load_run(user_path(self.run) / CHECKPOINTS[self.checkpoint]) if self.run else None
+        return load_run(user_path(self.run), self.checkpoint) if self.run else None
 
     def rules(self, loaded: Checkpoint | None) -> Rules:
         """The run's rules, or the defaults, with what was asked for in their place.

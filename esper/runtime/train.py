@@ -21,7 +21,8 @@ from esper.runtime.compare import compare
 from esper.runtime.interrupt import Stopped, Watch, interruptible, torch_draws_from, watched
 from esper.runtime.policy_checkpoint import load_run
 from esper.runtime.report import Findings, write_report
-from esper.runtime.runs import LATEST, Run, again, open_run, places, record
+from esper.runtime.resume import again
+from esper.runtime.runs import Run, close_run, open_run, places, record, settle
 from esper.runtime.scene import Rules, Scene, build_scene, policies_of, tasks_of
 from esper.runtime.stopwatch import Stopwatch
 from esper.runtime.table import table
@@ -31,6 +32,7 @@ from esper.simic.ppo import Learner, make_collector
 from esper.tamiyo.actor_critic import ActorCriticConfig, build_actor_critic
 from esper.tamiyo.interface import Interface, common, from_table
 from esper.utils.documents import to_json
+from esper.utils.failpoints import reach
 from esper.utils.settings import SettingsError
 from esper.utils.stats import FEWEST
 from esper.utils.terminal import output
@@ -89,6 +91,7 @@ def _work(
     findings, stopped = Findings(), None
     try:
         _learn(settings, tracks, learner, run, (progress, watch))
+        settle(run)
         rows = read_rows(run.folder / METRICS)
         out.write(_time_split(rows) + _left_out(rows))
         if settings.eval_envs:
@@ -96,12 +99,11 @@ def _work(
     except Stopped as asked:
         stopped = asked
         progress.close()
-        done = load_run(run.folder / LATEST).table["done"]
-        out.write(f"{asked}: stopped after round {done}; {again(run.folder)} goes on\n")
+        out.write(f"{asked}: stopped after round {learner.done}; {again(run.folder)} goes on\n")
     finally:
-        run.metrics.close()
         for track in tracks:
             track.collector.shutdown()
+        close_run(run)
     write_report(run.folder, findings)
     out.write(f"{run.folder / 'report.html'}\n")
     if stopped is not None:
@@ -137,7 +139,7 @@ def _interface(settings: TrainSettings, scenes: Sequence[Scene]) -> Interface:
 
 def _track(scene: Scene, run: Run, learner: Learner, watch: Watch) -> Track:
     timed = Stopwatch(interruptible(scene.engine, watch))
-    env = EsperEnv(timed.engine, scene.mode, scene.params, interface=from_table(run.interface))
+    env = EsperEnv(timed.engine, scene.mode, scene.params, interface=from_table(run.table["interface"]))
     collector = make_collector(env, learner.policy)
     return Track(scene.rules.task, env, timed, collector, iter(collector))
 
@@ -168,8 +170,13 @@ def _round(settings: TrainSettings, tracks: Sequence[Track], learner: Learner, w
         with torch_draws_from(seed, track.env.device):
             batches.append(next(track.batches))
     collected = time.perf_counter()
+
+    def look() -> None:
+        watch.check()
+        reach("minibatch")
+
     try:
-        learned = learner.update(batches, watch.check)
+        learned = learner.update(batches, look)
     except ConfigError as error:
         raise SettingsError(f"--reward = {settings.reward!r}: {error}; expected finite rewards") from None
     ended = time.perf_counter()
@@ -248,8 +255,8 @@ def _left_out(rows: list[dict[str, Any]]) -> str:
         return ""
     share = sum(row["left_out"] for row in found) / len(rows)
     return (
-        f"left out: {100 * share:.2g} % of all decisions, from round {found[0]['round']} on: the rewards that followed "
-        "were not finite, and taught nothing\n"
+        f"left out: {100 * share:.2g} % of all decisions, from round {found[0]['round']} on: in their episodes not all "
+        "numbers were finite, and they taught nothing\n"
     )
 
 
@@ -263,7 +270,7 @@ def _evaluate(settings: TrainSettings, run: Run, progress: Progress, ends: tuple
     for place, rules in enumerate(settings.rules(), start=1):
         scene = build_scene(rules, settings.eval_envs, settings.backend, settings.device)
         scene = scene._replace(engine=interruptible(scene.engine, watch))
-        policies = policies_of(scene, load_run(run.folder / LATEST), greedy=False)
+        policies = policies_of(scene, load_run(run.folder), greedy=False)
         report, outcomes = compare(scene, policies, HELD_OUT, progress.note)
         watch.check()  # nobody looked while the static network trained
         progress.close()

@@ -64,6 +64,10 @@ class TrainSettings:
     eval_envs: int = setting(
         64, "held-out environments of the evaluation at the end; 0 = none, else >= 6", low=0, high=65536
     )
+    save_every: float = setting(
+        0.0, "least seconds between checkpoints; 0 = as many as 2 % of the time allow", low=0.0, high=1e9
+    )
+    keep: int = setting(3, "newest checkpoints that are kept", low=2, high=10**6)
     progress: str = setting("auto", "auto = a bar on a terminal, lines elsewhere", choices=KINDS)
     tensorboard: bool = setting(False, "also write TensorBoard events")
     dry_run: bool = setting(False, "check and build everything, say what would run, and write nothing")

@@ -1,6 +1,7 @@
 """What a batch of episodes teaches: advantages by generalised advantage estimation (Schulman et al. 2016), and targets.
 
-The advantage's recursion is TorchRL's. What is not finite is left out, and how much that is, is told.
+The advantage's recursion is TorchRL's. An episode in which a number is not finite is left out as a whole, so that the
+others teach what they would teach alone; so is a decision whose advantage overflows. How much that is, is told.
 """
 
 from typing import NamedTuple
@@ -13,6 +14,9 @@ from torchrl.objectives.value.functional import generalized_advantage_estimate
 
 from esper.simic.ppo_config import PPOConfig
 
+READ = ("observation", "action_log_prob", ("next", "observation"), ("next", "reward"))
+"""Numbers of a rollout that the update computes with."""
+
 KEPT = ("observation", "action_mask", "recurrent_state_h", "recurrent_state_c", "action", "action_log_prob")
 """Keys of a rollout that the update needs, beside the advantages."""
 
@@ -24,6 +28,12 @@ def as_whole(episodes: TensorDictBase) -> TensorDictBase:
     need not wait for the device.
     """
     return episodes.copy().clear_device_().set("is_init", torch.zeros(*episodes.shape, 1, dtype=torch.bool))
+
+
+def sound(batch: TensorDictBase) -> Tensor:
+    """Which episodes [E] of a rollout [E, T] hold finite numbers only."""
+    whole: Tensor = torch.stack([batch[name].flatten(1).isfinite().all(1) for name in READ]).all(0)
+    return whole
 
 
 def values_of(policy: ActorValueOperator, batch: TensorDictBase) -> Tensor:
@@ -94,6 +104,7 @@ class PreparedBatch(NamedTuple):
     data: TensorDictBase  # [E, T]; what the update needs, with normalised advantages and value targets
     explained_variance: Tensor  # []; share of the targets' variance that the critic foresaw
     left_out: Tensor  # []; share of the decisions whose advantage is not finite, and which teach nothing
+    broken: Tensor  # []; share of the episodes that are not sound, and must be taken out
 
 
 def variance(values: Tensor, counted: Tensor) -> Tensor:
@@ -122,4 +133,4 @@ def prepare(policy: ActorValueOperator, config: PPOConfig, batch: TensorDictBase
     finite, target = torch.isfinite(estimate["advantage"]), estimate["value_target"]
     explained = 1 - variance(target - values[:, :-1], finite) / (variance(target, finite) + 1e-8)
     data = batch.select(*KEPT).update(normalise(estimate, values[:, :-1]))
-    return PreparedBatch(data, explained, 1 - finite.float().mean())
+    return PreparedBatch(data, explained, 1 - finite.float().mean(), 1 - sound(batch).float().mean())

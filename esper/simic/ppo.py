@@ -25,7 +25,7 @@ from torchrl.objectives import ClipPPOLoss
 
 from esper.leyline.config import ConfigError
 from esper.simic.adam import build_adam, step_if
-from esper.simic.advantages import as_whole, prepare
+from esper.simic.advantages import PreparedBatch, as_whole, prepare, sound
 from esper.simic.environment import EsperEnv
 from esper.simic.ppo_config import PPOConfig
 from esper.utils import rng
@@ -103,8 +103,8 @@ class Learner:
 
         Returns:
           means over the minibatches: losses, entropy, approximate KL, clipped fraction, and which share of them was
-          skipped, their gradient not being finite; the epochs done; and which share of the decisions was left out,
-          what followed on them not being finite.
+          skipped, their gradient not being finite; the epochs done; and which share of the decisions was left out.
+          Law: an update with episodes in which something is not finite is the update without them, to the bit.
 
         Raises:
           ConfigError: all decisions of a task would be left out. Nothing has changed then.
@@ -114,13 +114,7 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.loss.entropy_coeff.fill_(entropy)
-        prepared = [prepare(self.policy, config, batch) for batch in batches]
-        judged = told([torch.stack((part.explained_variance, part.left_out)) for part in prepared])
-        foreseen, left_out = zip(*judged, strict=True)
-        if max(left_out) == 1:
-            raise ConfigError(
-                f"round {self.done + 1}: after no decision are all rewards finite; nothing can be learned"
-            )
+        prepared, foreseen, left_out = self._prepare(batches)
         count = min([config.minibatches, *(len(part.data) for part in prepared)])
         seen, epochs = list[list[float]](), 0
         for epoch in range(config.epochs):
@@ -130,8 +124,28 @@ class Learner:
                 break
         self.done += 1
         means = {name: sum(column) / len(seen) for name, column in zip(SEEN, zip(*seen, strict=True), strict=True)}
-        means |= {"explained_variance": sum(foreseen) / len(prepared), "left_out": sum(left_out) / len(prepared)}
+        means |= {"explained_variance": sum(foreseen) / len(foreseen), "left_out": sum(left_out) / len(left_out)}
         return means | {"epochs": epochs, "lr": lr, "entropy_weight": entropy}
+
+    def _prepare(self, batches: Sequence[TensorDictBase]) -> tuple[list[PreparedBatch], list[float], list[float]]:
+        """The sound episodes of every task; how much of the targets' variance was foreseen, and how much is left out.
+
+        All of it in one download, unless there are broken ones.
+        """
+        names, kept = ("explained_variance", "left_out", "broken"), [1.0] * len(batches)
+        while True:
+            prepared = [prepare(self.policy, self.config, batch) for batch in batches]
+            found = told([torch.stack([getattr(part, name) for name in names]) for part in prepared])
+            foreseen, left_out, broken = map(list, zip(*found, strict=True))
+            left_out = [1 - share * (1 - left) for share, left in zip(kept, left_out, strict=True)]
+            if max(*left_out, *broken) == 1:
+                raise ConfigError(
+                    f"round {self.done + 1}: in no episode are all numbers finite; nothing can be learned"
+                )
+            if max(broken) == 0:
+                return prepared, foreseen, left_out
+            kept = [1 - share for share in broken]
+            batches = [batch[sound(batch)] for batch in batches]
 
     def _pass(
         self, batches: Sequence[TensorDictBase], count: int, epoch: int, check: Callable[[], None]

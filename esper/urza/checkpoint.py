@@ -1,27 +1,31 @@
-"""Checkpoints: named tensors and a small table, one file, written whole or not at all.
+"""Checkpoints: named tensors and a small table, in a folder that is there whole or not at all, and is never changed.
 
-The file is an ``.npz`` without pickled objects; it is written beside its place, flushed to the disk, and renamed, so
-that a reader sees the old one or the new one. A checksum covers every tensor's bytes and the table.
+The folder holds ``tensors.safetensors`` and ``manifest.json``: the table, size and sha256 of the tensors' file, and the
+sha256 of all of this. Nothing on the way in can execute anything, and nothing is allocated before sizes were compared.
 """
 
 import hashlib
-import io
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
+import safetensors.torch
 from torch import Tensor
 
+from esper.urza.archive import read_archive
 from esper.utils.documents import json_ready
+from esper.utils.files import commit_folder, read_file
 
-TABLE = "__table__"
-VERSION = 1
+MANIFEST, TENSORS = "manifest.json", "tensors.safetensors"
 
-ARCHIVE = b"PK"
-"""How NPZ archives begin."""
+FORMAT = 2
+"""Of what is written; 1 was an NPZ archive, see ``esper.urza.archive``."""
+
+LARGEST_MANIFEST = 1 << 26
+"""Bytes that are read of one."""
+
+LARGEST_ARCHIVE = 1 << 32
+"""Bytes that are read of a checkpoint of format 1."""
 
 
 class CheckpointError(ValueError):
@@ -35,63 +39,67 @@ class Checkpoint(NamedTuple):
     table: dict[str, Any]
 
 
-def _digest(arrays: dict[str, np.ndarray], table: dict[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(table, sort_keys=True).encode())
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
+def _sealed(entry: dict[str, Any]) -> bytes:
+    """A manifest with its own digest: one spelling of every manifest, so that each byte of it counts."""
+    digest = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
+    return (json.dumps(entry | {"sha256": digest}, indent=1, sort_keys=True) + "\n").encode()
 
 
-def save(path: Path, tensors: dict[str, Tensor], table: dict[str, Any]) -> None:
+def save(folder: Path, tensors: dict[str, Tensor], table: dict[str, Any]) -> None:
     """Write a checkpoint.
 
     Args:
-      path: the file; an existing one is replaced in one step.
+      folder: where; there must be nothing.
       tensors: name -> tensor, any device.
       table: small facts; what JSON lacks is written as ``esper.utils.documents.json_ready`` says.
+
+    Raises:
+      CheckpointError: something is there.
+      OSError: it could not be written; nothing is there then.
     """
-    table = json_ready(table)
-    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
-    entry = {"version": VERSION, "sha256": _digest(arrays, table), "table": table}
-    beside = path.with_name(path.name + f".tmp-{os.getpid()}")
-    with beside.open("wb") as file:
-        members: dict[str, Any] = {TABLE: np.frombuffer(json.dumps(entry).encode(), dtype=np.uint8), **arrays}
-        np.savez(file, **members)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
-    if os.name != "posix":  # elsewhere a folder cannot be opened
-        return
-    folder = os.open(path.parent, os.O_RDONLY)
+    data = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    file = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    manifest = _sealed({"format": FORMAT, "table": json_ready(table), "files": {TENSORS: file}})
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        commit_folder(folder, {TENSORS: data, MANIFEST: manifest})
+    except FileExistsError:
+        raise CheckpointError(f"checkpoint {folder}: there already; expected a new name") from None
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint.
+    """Read a checkpoint: a folder, or a file of format 1.
 
     Raises:
-      CheckpointError: missing, truncated, altered, or of another version.
+      CheckpointError: missing, truncated, altered, or of a newer format.
     """
     try:
-        data = path.read_bytes()
-        if not data.startswith(ARCHIVE):
-            raise ValueError("no NPZ archive")
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        entry = json.loads(arrays.pop(TABLE).tobytes())
-        version, sha256, table = entry["version"], entry["sha256"], entry["table"]
-    except FileNotFoundError:
-        raise CheckpointError(f"checkpoint {path}: no such file") from None
-    except Exception as error:
+        if path.is_dir():
+            return _read_folder(path)
+        return Checkpoint(*read_archive(path, read_file(path, LARGEST_ARCHIVE)))
+    except FileNotFoundError as error:
+        missing = f" ({Path(error.filename).name})" if path.is_dir() else ""
+        raise CheckpointError(f"checkpoint {path}: no such file{missing}") from None
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever a damaged file makes a reader say
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"checkpoint {path}: not readable ({reason}); expected an esper checkpoint") from None
-    if version != VERSION:
-        raise CheckpointError(f"checkpoint {path}: version {version}; expected {VERSION}")
-    if _digest(arrays, table) != sha256:
-        raise CheckpointError(f"checkpoint {path}: its bytes do not match its checksum; expected {sha256[:12]}")
-    return Checkpoint({name: torch.from_numpy(array.copy()) for name, array in arrays.items()}, table)
+
+
+def _read_folder(folder: Path) -> Checkpoint:
+    text = read_file(folder / MANIFEST, LARGEST_MANIFEST)
+    entry = json.loads(text)
+    if not isinstance(entry, dict) or not isinstance(entry.get("format"), int):
+        raise ValueError(f"{MANIFEST} names no format")
+    if entry["format"] > FORMAT:
+        raise CheckpointError(
+            f"checkpoint {folder}: format {entry['format']}, written by a newer version; expected {FORMAT} or less"
+        )
+    entry.pop("sha256", None)
+    if _sealed(entry) != text:
+        raise ValueError(f"{MANIFEST} does not match its checksum")
+    found = entry["files"][TENSORS]
+    data = read_file(folder / TENSORS, found["bytes"])
+    if len(data) != found["bytes"] or hashlib.sha256(data).hexdigest() != found["sha256"]:
+        raise ValueError(f"{TENSORS} does not match its checksum")
+    return Checkpoint(safetensors.torch.load(data), entry["table"])

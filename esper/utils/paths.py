@@ -24,8 +24,8 @@ def folder_name(text: str) -> str:
 def cache_folder(name: str) -> Path:
     """A folder for what can be made again, writable by this user: made if it is not there.
 
-    It lies in ``esper`` under ``XDG_CACHE_HOME``, else under ``~/.cache``; where there is no home or nothing can be
-    written into it, in a folder of this user's under the folder for temporary files.
+    It lies in ``esper``, which nobody else can write into, under ``XDG_CACHE_HOME``, else under ``~/.cache``; where
+    there is no home or nothing can be written into it, in a folder of this user's under that for temporary files.
 
     Args:
       name: of the folder.
@@ -41,11 +41,23 @@ def cache_folder(name: str) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError:
             continue
-        if os.access(folder, os.W_OK | os.X_OK):
+        if os.access(folder, os.W_OK | os.X_OK) and _made_private(folder.parent):
             return folder
     folder = _own_temporary_folder() / name
     folder.mkdir(exist_ok=True)
     return folder
+
+
+def _made_private(folder: Path) -> bool:
+    """Whether a folder is this user's, closed to others by now if it was not: what lies in it is executed."""
+    if not hasattr(os, "geteuid"):
+        return True
+    facts = folder.stat()
+    if facts.st_uid != os.geteuid():
+        return False
+    if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        folder.chmod(stat.S_IMODE(facts.st_mode) & ~(stat.S_IWGRP | stat.S_IWOTH))
+    return True
 
 
 def _own_temporary_folder() -> Path:

@@ -83,7 +83,7 @@ def test_an_update_asks_once_a_pass(played, monkeypatch):
         crossings.seen.clear()
         crossings.asked.clear()
         learner.update([episodes])
-        assert asked == [(1, 2)] + [(2, len(SEEN))] * passes
+        assert asked == [(1, 3)] + [(2, len(SEEN))] * passes
         assert crossings.downloads == 0
         assert crossings.asked.count(THERE.type) == 2 * passes, "TorchRL's loss looks at the entropies of a minibatch"
         assert crossings.uploads == passes, "a key for the order of each pass"

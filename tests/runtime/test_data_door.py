@@ -170,7 +170,7 @@ def test_the_trainer_is_told_the_classes_of_emnist_as_the_check_is(first, classe
     words += ["--engine", "steps_per_epoch=1,batch_size=4,val_samples=4", "--out", str(tmp_path / "run")]
     if classes == 27:
         assert main(["train", "--task", task, *words, "--features", "8", "--lstm", "8"]) == 0
-        assert (tmp_path / "run" / "checkpoint.npz").is_file()
+        assert (tmp_path / "run" / "checkpoints").is_dir()
     assert main(["train", "--task", f"idx:{folder}", *words[:-1], str(tmp_path / "other")]) == 2
     assert "found label" in capsys.readouterr().err
 

@@ -193,20 +193,20 @@ def test_what_one_s_own_function_does_wrong_is_one_line_before_anything_is_writt
 
 
 def test_a_reward_that_ceases_to_be_finite_is_left_out_and_that_is_said(folder, capsys):
-    """The second of four rewards is lost in half of the environments: the two decisions before it cannot be judged."""
+    """The second of four rewards is lost in half of the environments: their episodes teach nothing."""
     words = [*TRAIN, "--task", "py:ours:task", "--horizon", "4", "--rounds", "2"]
     assert main(["train", *words, "--reward", "py:ours:later", "--out", "run"]) == 0
     said = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
-    assert len(said) == 1 and "25 % of all decisions, from round 1 on" in said[0]
+    assert len(said) == 1 and "50 % of all decisions, from round 1 on" in said[0]
     rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["left_out"] for row in rows] == [pytest.approx(0.25)] * 2
+    assert [row["left_out"] for row in rows] == [pytest.approx(0.5)] * 2
     assert all(isinstance(row["return"], float) and isinstance(row["explained_variance"], float) for row in rows)
 
 
 def test_rewards_of_which_nothing_can_be_learned_end_the_run(folder, capsys):
     words = ["train", *TRAIN, "--task", "py:ours:task", "--horizon", "2", "--out", "run"]
     assert main([*words, "--reward", "py:ours:at_last"]) == 2
-    assert "--reward = 'py:ours:at_last': round 1: after no decision are all" in capsys.readouterr().err
+    assert "--reward = 'py:ours:at_last': round 1: in no episode are all" in capsys.readouterr().err
     assert main(["train", *TRAIN, "--horizon", "2", "--task", "py:ours:task", "--reward", "py:ours:renamed"]) == 2
     assert "gave ['after 2']; expected ['after 1'] as in the first step" in capsys.readouterr().err
 

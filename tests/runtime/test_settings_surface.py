@@ -21,13 +21,13 @@ from hypothesis import strategies as st
 import esper.__main__
 from esper.leyline.config import Config
 from esper.leyline.hypers import numbers
+from esper.runtime.policy_checkpoint import load_run
 from esper.runtime.scene import MODES
 from esper.runtime.train_settings import TrainSettings
 from esper.simic.ppo_config import RANGES
 from esper.simic.rewards import RewardParams
 from esper.tamiyo.baselines import HeuristicConfig
 from esper.tamiyo.observation import Scales
-from esper.urza.checkpoint import load
 
 DOCUMENTS = int(os.environ.get("ESPER_DOCUMENTS", "60"))
 
@@ -180,11 +180,11 @@ def test_two_tiny_rounds_change_the_policy_and_leave_it_finite(folder, document,
     out = Path(tempfile.mkdtemp(dir=folder))
     words = [*words_of(document, form, folder), *sized("--engine", "steps_per_epoch=1,batch_size=8"), "--out", str(out)]
     assert esper.__main__.main(["train", *words, "--rounds", "1", "--progress", "off"]) == 0
-    once = load(out / "checkpoint.npz").tensors
+    once = load_run(out).tensors
     told = io.StringIO()
     with contextlib.redirect_stdout(told):
         assert esper.__main__.main(["train", "--resume", str(out), "--rounds", "2", "--progress", "lines"]) == 0
-    twice = load(out / "checkpoint.npz").tensors
+    twice = load_run(out).tensors
     names = [name for name in twice if name.startswith("policy.")]
     assert all(torch.isfinite(twice[name]).all() for name in names)
     changed = any(not torch.equal(once[name], twice[name]) for name in names)

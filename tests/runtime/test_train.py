@@ -15,10 +15,10 @@ import torch
 import esper.__main__
 from esper.leyline.actions import Op
 from esper.runtime.interrupt import Stopped
+from esper.runtime.policy_checkpoint import WHICH, load_run
 from esper.runtime.runs import SMOOTHING
 from esper.runtime.train import train
 from esper.runtime.train_settings import TrainSettings
-from esper.urza.checkpoint import load
 
 ROUNDS = 7
 
@@ -55,8 +55,10 @@ def metrics(folder):
     return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
 
 
-def assert_same_checkpoint(actual, expected):
-    actual, expected = load(actual), load(expected)
+def assert_same_checkpoint(actual, expected, which):
+    actual, expected = load_run(actual, which), load_run(expected, which)
+    for loaded in (actual, expected):
+        del loaded.table["metrics"]  # seconds are among them
     assert actual.table == expected.table and actual.tensors.keys() == expected.tensors.keys()
     for name, tensor in expected.tensors.items():
         assert torch.equal(actual.tensors[name], tensor), name
@@ -72,7 +74,7 @@ def test_a_resumed_run_ends_in_the_same_bits(settings, whole, tmp_path):
         train(part, out)
     assert stopped.value.status == 143
     assert f"SIGTERM: stopped after round 6; python -m esper train --resume {part.out} goes on" in out.getvalue()
-    assert load(tmp_path / "part" / "checkpoint.npz").table["done"] == 6
+    assert load_run(tmp_path / "part").table["done"] == 6
     assert "stopped after 6 of 7 rounds" in (tmp_path / "part" / "report.html").read_text()
     assert not (tmp_path / "part" / "evaluation.json").exists()
 
@@ -86,9 +88,9 @@ def test_a_resumed_run_ends_in_the_same_bits(settings, whole, tmp_path):
     resumed = ["train", "--resume", str(tmp_path / "other")]  # needs nothing but the directory
     assert esper.__main__.main(resumed) == 0
 
-    for name in ("checkpoint.npz", "best.npz"):
-        assert_same_checkpoint(tmp_path / "other" / name, Path(settings.out) / name)
-    assert any(name.startswith("adam.") for name in load(tmp_path / "other" / "checkpoint.npz").tensors)
+    for which in WHICH:
+        assert_same_checkpoint(tmp_path / "other", Path(settings.out), which)
+        assert any(name.startswith("adam.") for name in load_run(tmp_path / "other", which).tensors)
     wanted = [line["return"] for line in metrics(settings.out)]
     assert [line["return"] for line in metrics(tmp_path / "other")] == wanted and len(wanted) == ROUNDS
     evaluations = [json.loads((Path(f) / "evaluation.json").read_text()) for f in (settings.out, tmp_path / "other")]
@@ -103,15 +105,17 @@ def test_the_best_policy_is_the_one_after_the_best_rounds_in_a_row(settings, who
     returns = [row["return"] for row in metrics(settings.out)]
     ends = range(SMOOTHING, ROUNDS + 1)
     means = {end: sum(returns[end - SMOOTHING : end]) / SMOOTHING for end in ends}
-    best = load(Path(settings.out) / "best.npz").table
+    best = load_run(Path(settings.out), "best").table
     assert best["done"] == max(means, key=means.get) and best["best"] == pytest.approx(max(means.values()))
     assert len(set(means.values())) == ROUNDS - SMOOTHING + 1
 
 
 def test_a_run_directory_tells_what_was_run(settings, whole):
     folder = Path(settings.out)
-    names = ["best.npz", "checkpoint.npz", "config.json", "evaluation.json", "metrics.jsonl", "report.html"]
+    names = ["checkpoints", "config.json", "evaluation.json", "lock", "metrics.jsonl", "owner.json", "report.html"]
     assert sorted(path.name for path in folder.iterdir()) == [*names, "resolved.json", "versions.json"]
+    kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert len(kept) <= settings.keep and kept[-1] == f"round-{ROUNDS:06d}"
     assert json.loads((folder / "config.json").read_text()) == asdict(settings)
     resolved = json.loads((folder / "resolved.json").read_text())["synthetic"]
     assert resolved["config"]["steps_per_epoch"] == 1 and resolved["config"]["sample_order"] == "shared"
@@ -154,7 +158,7 @@ def test_other_settings_or_a_taken_directory_are_refused(settings, whole, capsys
     assert f"holds a run already; python -m esper train --resume {settings.out} goes on with it" in refused()
     error = refused("--resume", "auto", "--num-envs", "32", "--engine", "seed_lr=0.5")
     assert "written with other settings (" in error and "num_envs 4, not 32" in error and "'seed_lr': 0.5" in error
-    assert f"--rounds = 3: {settings.out}/checkpoint.npz is of a run of 7; expected as many or more" in refused(
+    assert f"--rounds = 3: {settings.out} is of a run of 7; expected as many or more" in refused(
         "--resume", "auto", "--rounds", "3"
     )
     assert "no such file" in refused("--resume", settings.out + "-none")
@@ -196,9 +200,7 @@ def test_tables_of_a_file_are_the_flags(settings, tmp_path, monkeypatch):
     out = Path(tmp_path / "out")
     assert esper.__main__.main(["train", "--config", str(tmp_path / "run.toml"), "--out", str(out)]) == 0
     assert json.loads((out / "resolved.json").read_text())["synthetic"]["hypers"]["host_lr"] == pytest.approx(0.02)
-    assert (
-        load(out / "checkpoint.npz").table["settings"] == load(Path(settings.out) / "checkpoint.npz").table["settings"]
-    )
+    assert load_run(out).table["settings"] == load_run(Path(settings.out)).table["settings"]
     assert [row["return"] for row in metrics(out)] == [row["return"] for row in metrics(settings.out)]
     assert "Nothing was played" in (out / "report.html").read_text()
 

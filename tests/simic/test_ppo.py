@@ -1,5 +1,7 @@
 """The learner's arithmetic against its definitions."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from torchrl.modules import set_recurrent_mode
 
 import esper
+from esper.leyline.config import ConfigError
 from esper.runtime.train import torch_draws_from
 from esper.simic.advantages import KEPT, advantages, as_whole, normalise, values_of
 from esper.simic.environment import EsperEnv
@@ -112,13 +115,37 @@ def test_an_update_changes_the_policy_and_stops_when_it_has_moved_too_far(rollou
     assert any(not torch.equal(value, before[name]) for name, value in policy.state_dict().items())
 
 
-def test_a_broken_reward_does_not_break_the_policy(rollout):
-    """One NaN in one environment's reward: all parameters stay finite."""
+BOMBS = (("next", "reward"), "observation", ("next", "observation"), "action_log_prob")
+
+
+@pytest.mark.parametrize("broken", [1, 3, 5])
+@pytest.mark.parametrize("bomb", [float("nan"), float("inf")])
+def test_an_update_with_broken_episodes_is_the_update_without_them(rollout, broken, bomb):
+    """Of six, to the bit; wherever the number that is not finite stands, and in several tasks."""
     policy, batch = rollout
-    broken = batch.clone()
-    broken["next", "reward"][2, 1] = torch.nan
-    Learner(policy, PPOConfig(), rounds=2).update([broken])
-    assert all(torch.isfinite(parameter).all() for parameter in policy.parameters())
+    poisoned, alone = batch.clone(), batch[broken:]
+    for env in range(broken):
+        place = BOMBS[env % len(BOMBS)]
+        poisoned[place].view(6, -1)[env, env] = bomb
+    ends = []
+    for episodes in (poisoned, alone):
+        learner = Learner(deepcopy(policy), PPOConfig(minibatches=2, epochs=2), rounds=2, seed=4)
+        told = learner.update([episodes, batch])
+        ends.append({name: value.clone() for name, value in learner.policy.state_dict().items()})
+        assert told["left_out"] == pytest.approx(broken / 12 if episodes is poisoned else 0)
+    for name, value in ends[0].items():
+        assert torch.equal(value, ends[1][name]), name
+
+
+def test_nothing_changes_where_every_episode_is_broken(rollout):
+    policy, batch = rollout
+    poisoned = batch.clone()
+    poisoned["next", "reward"][:, 0] = torch.nan
+    learner = Learner(deepcopy(policy), PPOConfig(), rounds=2)
+    with pytest.raises(ConfigError, match="round 1: in no episode are all numbers finite"):
+        learner.update([batch, poisoned])
+    for name, value in learner.policy.state_dict().items():
+        assert torch.equal(value, policy.state_dict()[name])
 
 
 def test_steps_that_are_not_finite_teach_nothing_and_disturb_no_other():

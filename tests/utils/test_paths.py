@@ -60,6 +60,22 @@ def test_caches_lie_where_the_environment_says(bare, monkeypatch):
     assert cache_folder("native").is_relative_to(bare / "tmp"), "the specification has relative ones ignored"
 
 
+def test_a_folder_that_others_could_write_into_is_closed(bare, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(bare))
+    (bare / "esper").mkdir()
+    (bare / "esper").chmod(0o777)
+    assert cache_folder("native") == bare / "esper" / "native"
+    assert stat.S_IMODE((bare / "esper").stat().st_mode) == 0o755
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_folder_of_somebody_else_is_passed_over(bare, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(bare))
+    (bare / "esper").mkdir()
+    os.chown(bare / "esper", 12345, -1)
+    assert cache_folder("native").is_relative_to(bare / "tmp")
+
+
 def test_without_a_home_they_lie_in_a_private_folder(bare):
     folder = cache_folder("native")
     assert folder.parent.parent == bare / "tmp" and folder == cache_folder("native")

@@ -66,9 +66,12 @@ class Kept:
 
     def take(self) -> None:
         """Load what was compiled."""
-        self.call = store.find(self.name)
-        if self.call is None and self.reason is None:
-            self.reason = "what was compiled cannot be loaded"
+        if self.reason is None:
+            try:
+                self.call = store.find(self.name)
+                self.reason = None if self.call is not None else "what was compiled cannot be read"
+            except Exception as error:  # of the linker, or of what Inductor wrote
+                self.reason = reason_of(error)
 
     def __call__(self, *arguments: Tensor) -> Any:
         """Call it.

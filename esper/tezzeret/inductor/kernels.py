@@ -27,9 +27,9 @@ def joined(kernels: Sequence[Kernel]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def opened(path: str) -> Callable[[list[str]], Callable[..., None]]:
+def kernels_of(library: ctypes.CDLL) -> Callable[[list[str]], Callable[..., None]]:
     """What gives the kernels of a library one after the other, by the types of their arguments."""
-    library, numbers = ctypes.CDLL(path), itertools.count()
+    numbers = itertools.count()
     return lambda types: _function(getattr(library, f"call_{next(numbers)}"), types)
 
 

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import esper.kernels
 from esper.tezzeret.compiler import Command, find_compiler, processor
+from esper.tezzeret.native.kept import keep, kept, open_library
 from esper.utils.paths import cache_folder
 
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
@@ -84,7 +85,8 @@ def load() -> ctypes.CDLL | None:
         return None
     folder = sources()
     try:
-        return ctypes.CDLL(str(built(folder, compiler)))
+        place, data = built(folder, compiler)
+        return open_library(data, place.parent)
     except (OSError, subprocess.SubprocessError) as error:
         detail = error.stderr.strip().splitlines()[:1] if isinstance(error, subprocess.CalledProcessError) else [error]
         logger.warning("esper has no native library: building %s failed: %s", folder, *detail or [error])
@@ -101,21 +103,24 @@ def _builder() -> Command | None:
     return find_compiler() if os.name == "posix" and os.environ.get("ESPER_NATIVE") != "0" else None
 
 
-def built(folder: Path, compiler: Command) -> Path:
-    """The library of all sources of a folder: its file, named after everything that its code depends on."""
+def built(folder: Path, compiler: Command) -> tuple[Path, bytes]:
+    """The library of all sources of a folder: its file, named after everything that its code depends on, and its bytes.
+
+    It is built where there is none yet, or where what is there is damaged or not this user's own.
+    """
     names = sorted(folder.glob("*.cpp"))
     text = b"".join(path.read_bytes() for path in (*names, *sorted(folder.glob("*.h"))))
     flags = (*FLAGS, *_target(compiler), *LINKING)
     identity = "\n".join((*compiler, _version(compiler), *flags, processor()))
     digest = hashlib.sha256(text + identity.encode()).hexdigest()[:16]
     target = cache_folder("native") / f"esper-{digest}.so"
-    if not target.is_file():
+    if (data := kept(target)) is None:
         with tempfile.TemporaryDirectory(dir=target.parent) as fresh_folder:
             fresh = Path(fresh_folder) / target.name
-            command = [*compiler, *flags, "-o", str(fresh), *map(str, names)]
-            _run(command, timeout=300)
-            fresh.replace(target)
-    return target
+            _run([*compiler, *flags, "-o", str(fresh), *map(str, names)], timeout=300)
+            data = fresh.read_bytes()
+        keep(target, data)
+    return target, data
 
 
 def _target(compiler: Command) -> tuple[str, ...]:

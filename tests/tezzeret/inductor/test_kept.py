@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -72,18 +73,19 @@ def _plain(rows):
 @pytest.mark.compiled
 @pytest.mark.skipif(find_compiler() is None or not hasattr(os, "getuid"), reason="needs a compiler and POSIX")
 def test_what_is_damaged_or_open_to_others_is_not_loaded(kept):
-    (place,) = store.folder().iterdir()
-    saved = {path.name: path.read_bytes() for path in place.iterdir()}
-    for name in saved:
-        for spoil in (lambda path: path.write_bytes(path.read_bytes()[:-1]), lambda path: path.chmod(0o622)):
+    place = store.path_of(kept.name)
+    saved = {path: path.read_bytes() for path in place.parent.iterdir()}
+    assert len(saved) == 2
+    for path, content in saved.items():
+        for spoil in (partial(path.write_bytes, content[:-3]), partial(path.chmod, 0o622), path.unlink):
             assert looked_up().call is not None
-            spoil(place / name)
-            assert looked_up().call is None and not place.exists()
-            place.mkdir(mode=0o700)
-            for each, content in saved.items():
-                (place / each).write_bytes(content)
-    place.chmod(0o770)
-    assert looked_up().call is None
+            spoil()
+            assert looked_up().call is None
+            path.write_bytes(content)
+            path.chmod(0o600)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "geteuid", lambda: os.getuid() + 1)
+        assert looked_up().call is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere units are compiled one by one in this process")

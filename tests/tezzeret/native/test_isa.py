@@ -107,5 +107,5 @@ def test_an_instruction_set_is_part_of_a_librarys_name(tmp_path: Path, monkeypat
     names = set()
     for isa in ("", *own):
         monkeypatch.setenv("ESPER_ISA", isa)
-        names.add(toolchain.built(tmp_path, compiler))
+        names.add(toolchain.built(tmp_path, compiler)[0])
     assert len(names) == 1 + len(own) > 1

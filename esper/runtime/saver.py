@@ -1,0 +1,90 @@
+"""When a run's checkpoints are written: as often as their cost allows, and before the run ends."""
+
+import errno
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from esper.urza import series
+from esper.urza.checkpoint import CheckpointError, save
+from esper.urza.lock import Lock
+from esper.utils.failpoints import reach
+
+SHARE = 0.02
+"""Largest share of a run's time that its checkpoints take, where no interval is asked for."""
+
+logger = logging.getLogger("esper")
+
+
+class Saver:
+    """Writes the checkpoints of a run.
+
+    Attributes:
+      folder: of the series.
+      lock: of the run directory.
+      every: least seconds between checkpoints; 0 = as many as ``SHARE`` allows.
+      keep: how many of the newest there are.
+      saved: number of the newest one on the disk; -1 before the first.
+    """
+
+    def __init__(self, folder: Path, lock: Lock, every: float, keep: int) -> None:
+        self.folder, self.lock, self.every, self.keep = folder, lock, every, keep
+        self.saved = max(series.numbers(folder), default=-1)
+        self._pending: tuple[int, dict[str, Tensor], dict[str, Any]] | None = None
+        self._ended, self._cost = -float("inf"), 0.0
+
+    def offer(self, number: int, tensors: dict[str, Tensor], table: dict[str, Any]) -> None:
+        """Take what may be the next checkpoint; the tensors are this object's from now on."""
+        self._pending = (number, tensors, table)
+
+    def due(self) -> bool:
+        """Whether a checkpoint should be written now."""
+        since = time.monotonic() - self._ended
+        return since >= (self.every or self._cost * (1 / SHARE - 1))
+
+    def write(self, first: Callable[[], object]) -> None:
+        """Write what was offered last, if it is not on the disk yet.
+
+        Args:
+          first: called before; what it raises counts as this checkpoint's own failure.
+
+        Raises:
+          OSError: it could not be written. What was there before is there still.
+          LockError: somebody else took the run directory.
+        """
+        if self._pending is None:
+            return
+        number, tensors, table = self._pending
+        self.lock.check()
+        start = time.monotonic()
+        first()
+        save(series.member(self.folder, number), tensors, table)
+        self._ended, self.saved, self._pending = time.monotonic(), number, None
+        self._cost = self._ended - start
+        series.prune(self.folder, self.keep)
+        reach("saved")
+
+    def try_to_write(self, first: Callable[[], object]) -> None:
+        """Like ``write``; a full or failing disk costs a warning, and the next round tries again."""
+        try:
+            self.write(first)
+        except OSError as error:
+            self._ended = time.monotonic()
+            logger.warning("checkpoint %s: not written (%s); the run goes on", self.folder, error.strerror or error)
+
+    def finish(self, first: Callable[[], object]) -> None:
+        """Write what was offered last; the run ends here.
+
+        Raises:
+          CheckpointError: it could not be written; one line.
+        """
+        try:
+            self.write(first)
+        except OSError as error:
+            room = "; expected room on the disk" if error.errno == errno.ENOSPC else ""
+            last = f"the last one is of round {self.saved}"
+            raise CheckpointError(f"checkpoint {self.folder}: {error.strerror or error}; {last}{room}") from None

@@ -10,9 +10,10 @@ policy of a training run: all on the same number of SGD steps of the same data, 
 validation accuracy is highest at the end (a run's policy at its run's). Everything reported is of the test part.
 """
 
-import argparse
 import datetime
+import math
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,20 +23,48 @@ from bench.frontier_gromo import MissingPeerError, play_gromo
 from bench.frontier_play import Point, Study, play, play_run
 from bench.frontier_prune import pairs, play_pruned
 from bench.frontier_report import summarise, write
+from esper.engine import Engine
 from esper.kasmina.optimizers import OPTIMIZERS
 from esper.leyline.config import Config, ConfigError, SampleOrder
+from esper.leyline.hypers import numbers
 from esper.runtime.build import make
 from esper.runtime.policy_checkpoint import load_policy
 from esper.runtime.report_frontier import frontier_folder, put_frontier
+from esper.runtime.runs import expect_room
 from esper.runtime.scene import SceneSettings, build_scene
 from esper.runtime.tasks import named
+from esper.tamiyo.policies import Policy
 from esper.tezzeret.choose import CHOICES
 from esper.tolaria.data import DatasetError
 from esper.urza.checkpoint import CheckpointError
-from esper.utils.settings import SettingsError
+from esper.utils.documents import one_line
+from esper.utils.paths import user_path
+from esper.utils.settings import SettingsError, read_settings, setting
 
 ENVS, QUICK_ENVS = 16, 6
 """Initialisations, and under ``--quick``: as few as have an interval."""
+
+
+@dataclass(frozen=True)
+class FrontierSettings:
+    """The frontier: test accuracy against parameters, and against FLOPs of training."""
+
+    task: str = setting("digits", "preset, idx:FOLDER or cifar10:FOLDER")
+    envs: int = setting(
+        0, f"initialisations of each; 0 = {ENVS}, or {QUICK_ENVS} under --quick, else >= {QUICK_ENVS}", 0, 65536
+    )
+    epochs: int = setting(0, "decisions; 0 = as many as the task says", 0, 100_000)
+    seed: int = setting(1, "odd ones are no training run's", 0, 2**40)
+    backend: str = setting("auto", "how networks are run", choices=CHOICES)
+    rates: str = setting("", "with commas between, instead of the usual few")
+    optimizer: str = setting("", "of hosts and seeds; empty = the task's", choices=("", *sorted(OPTIMIZERS)))
+    final_rate: float = setting(-1.0, "share of the rate at the end of a cosine; 1 = constant, -1 = the task's", -1, 1)
+    own_host: bool = setting(False, "the task's own host grows, of datasets on disk too, and is one of all")
+    only: str = setting("", "names of contenders, with commas between, instead of all")
+    policy: str = setting("", "run directory")
+    out: str = setting("", "folder; empty = runs/frontier-<task>")
+    threads: int = setting(0, "of torch; 0 = its own choice", 0, 1024)
+    quick: bool = setting(False, "fewer sizes and initialisations")
 
 
 def say(point: Point) -> None:
@@ -65,8 +94,8 @@ def others(study: Study, widths: tuple[int, ...], quick: bool) -> list[Point]:
     return found
 
 
-def policy_point(run: str, study: Study) -> Point:
-    """The policy of a training run.
+def policy_of(run: str, study: Study) -> tuple[Engine, Policy]:
+    """The policy of a training run, and what it plays.
 
     Raises:
       SettingsError: its steps are not those of the others.
@@ -83,35 +112,23 @@ def policy_point(run: str, study: Study) -> Point:
     expected = samples(make(study.task, 1).config)
     if samples(engine.config) != expected:
         raise SettingsError(f"--policy {run}: steps and samples {samples(engine.config)}; expected {expected}, as here")
-    policy = load_policy(loaded, engine.interface, False)
-    return play_run(engine, policy, study, f"policy of {run}", POLICY)
+    return engine, load_policy(loaded, engine.interface, False)
 
 
-def _numbers(words: str) -> tuple[float, ...]:
-    return tuple(map(float, words.split(",")))
+def rates_of(words: str) -> tuple[float, ...]:
+    """Numbers with commas between.
 
-
-def parser() -> argparse.ArgumentParser:
-    """The command's flags."""
-    flags = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    flags.add_argument("--task", default="digits", help="preset, idx:FOLDER or cifar10:FOLDER")
-    flags.add_argument(
-        "--envs", type=int, default=0, help=f"initialisations of each, >= 6; 0 = {ENVS}, or {QUICK_ENVS}"
-    )
-    flags.add_argument("--epochs", type=int, default=0, help="decisions; 0 = as many as the task says")
-    flags.add_argument("--seed", type=int, default=1, help="odd ones are no training run's")
-    flags.add_argument("--backend", choices=CHOICES, default="auto")
-    flags.add_argument("--rates", type=_numbers, default=(), help="with commas between, instead of the usual few")
-    flags.add_argument("--optimizer", choices=sorted(OPTIMIZERS), default=None, help="of hosts and seeds; the task's")
-    flags.add_argument(
-        "--final-rate", type=float, default=None, help="share of the rate at the end of a cosine; 1 = constant"
-    )
-    flags.add_argument("--only", default="", help="names of contenders, with commas between, instead of all")
-    flags.add_argument("--policy", default="", help="run directory")
-    flags.add_argument("--out", type=Path, default=None, help="runs/frontier-<task> if not given")
-    flags.add_argument("--threads", type=int, default=0, help="of torch; 0 = its own choice")
-    flags.add_argument("--quick", action="store_true", help="fewer sizes and initialisations")
-    return flags
+    Raises:
+      SettingsError: another, or one that is no rate.
+    """
+    known = numbers()["host_lr"]
+    try:
+        rates = tuple(map(float, words.split(",") if words else ()))
+    except ValueError:
+        rates = (math.nan,)
+    if not all(known.low <= rate <= known.high for rate in rates):
+        raise SettingsError(f"--rates = {words!r}: expected numbers in [{known.low:g}, {known.high:g}], commas between")
+    return rates
 
 
 def chosen(field: list[Contender], only: str) -> list[Contender]:
@@ -127,46 +144,49 @@ def chosen(field: list[Contender], only: str) -> list[Contender]:
     return [names[name] for name in dict.fromkeys(filter(None, only.split(",")))] or field
 
 
-def frontier(asked: argparse.Namespace) -> tuple[list[Point], Study]:
+def frontier(asked: FrontierSettings) -> tuple[list[Point], Study]:
     """Train everybody.
 
     Raises:
-      ConfigError, DatasetError, SettingsError, CheckpointError: one line with the place, the value and what is allowed.
+      ConfigError, DatasetError, SettingsError, CheckpointError: one line with the place, the value and what is allowed;
+        before anybody trains.
     """
-    envs = asked.envs or (QUICK_ENVS if asked.quick else ENVS)
-    if envs < QUICK_ENVS:
-        raise SettingsError(f"--envs {envs}: expected at least {QUICK_ENVS}, for an interval")
     task = named(asked.task)
-    usual = make(task, 1)
     own = dict.fromkeys(("host_optimizer", "seed_optimizer"), asked.optimizer) if asked.optimizer else {}
-    own |= {} if asked.final_rate is None else {"final_lr_fraction": asked.final_rate}
-    # with the validation samples that engines decide on, for the peer too
-    task = task._replace(data=usual.data, settings=task.settings | own)
-    field, epochs = field_of(task, asked.quick), asked.epochs or usual.config.horizon
-    study = Study(task, envs, epochs, asked.rates or field.rates, asked.seed, asked.backend)
+    own |= {} if asked.final_rate == -1 else {"final_lr_fraction": asked.final_rate}
+    task = task._replace(settings=task.settings | own)
+    usual = make(task, 1)
+    task = task._replace(data=usual.data)  # with the validation samples that engines decide on, for the peer too
+    field, epochs = field_of(task, asked.quick, asked.own_host), asked.epochs or usual.config.horizon
+    envs, rates = asked.envs or (QUICK_ENVS if asked.quick else ENVS), rates_of(asked.rates)
+    study = Study(task, envs, epochs, rates or field.rates, asked.seed, asked.backend)
+    run = policy_of(asked.policy, study) if asked.policy else None
     points = list[Point]()
     for contender in chosen(contenders(task, field), asked.only):
         points.append(play(contender, study))
         say(points[-1])
     if not (task.data.has_tokens or asked.only):
         points += others(study, field.pruned, asked.quick)
-    if asked.policy:
-        points.append(policy_point(asked.policy, study))
+    if run is not None:
+        points.append(play_run(*run, study, f"policy of {asked.policy}", POLICY))
         say(points[-1])
     return points, study
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Train everybody, and write what was found."""
-    flags = parser()
-    asked = flags.parse_args(arguments)
-    if asked.threads:
-        torch.set_num_threads(asked.threads)
     try:
+        asked = read_settings(FrontierSettings, sys.argv[1:] if arguments is None else arguments, "bench.frontier")
+        if 0 < asked.envs < QUICK_ENVS:
+            raise SettingsError(f"--envs = {asked.envs}: expected 0, or at least {QUICK_ENVS}, for an interval")
+        folder = user_path(asked.out) if asked.out else frontier_folder(Path("runs"), asked.task)
+        expect_room(folder)
+        if asked.threads:
+            torch.set_num_threads(asked.threads)
         points, study = frontier(asked)
     except (ConfigError, DatasetError, SettingsError, CheckpointError) as error:
-        flags.exit(2, f"{error}\n")
-    folder = asked.out or frontier_folder(Path("runs"), asked.task)
+        print(one_line(f"bench.frontier: {error}"), file=sys.stderr)
+        sys.exit(2)
     print(write(folder, summarise(points, study) | {"date": datetime.date.today().isoformat()}))
     print(f"{folder}/frontier.md, .json and .svg")
     if asked.policy and (run := Path(asked.policy)).is_dir() and folder.absolute().parent == run.absolute().parent:

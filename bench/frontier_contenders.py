@@ -75,7 +75,7 @@ class Field(NamedTuple):
 
     Attributes:
       hosts: static networks, by size.
-      start: the host that grows: the preset's; for datasets on disk two narrow blocks.
+      start: the host that grows: the preset's; for datasets on disk two narrow blocks, unless its own is asked for.
       kinds: seeds that scripts grow, each by itself.
       rates: of hosts and seeds alike; each contender has the best of them.
       pruned: widths that static networks of two blocks, twice as wide, are pruned to.
@@ -88,14 +88,19 @@ class Field(NamedTuple):
     pruned: tuple[int, ...] = ()
 
 
-def field_of(task: Task, quick: bool) -> Field:
-    """Sizes, seeds and rates for the kind of data that a task has."""
-    return _of_tokens(task, quick) if task.data.has_tokens else _of_images(task, quick)
+def field_of(task: Task, quick: bool, own_host: bool = False) -> Field:
+    """Sizes, seeds and rates for the kind of data that a task has; ``own_host``: the task's own host grows."""
+    field = _of_tokens(task, quick) if task.data.has_tokens else _of_images(task, quick)
+    if not own_host:
+        return field
+    others = tuple(host for host in field.hosts if host.name != task.host.name)
+    return field._replace(hosts=(*others, task.host), start=task.host)
 
 
 def _of_tokens(task: Task, quick: bool) -> Field:
     outputs, (length,) = task.data.num_classes, task.data.input_shape
-    sizes = ((0, 32), (1, 16), (1, 32)) if quick else ((0, 32), (0, 64), (1, 16), (1, 32), (2, 16), (2, 32))
+    full = ((0, 32), (0, 64), (1, 4), (1, 8), (1, 16), (1, 32), (2, 16), (2, 32))
+    sizes = ((0, 32), (1, 16), (1, 32)) if quick else full
     hosts = tuple(transformer_host(outputs, length, layers, 4, width) for layers, width in sizes)
     return Field(hosts, task.host, TOKEN_BYPASSES[: 1 if quick else None], (0.005, 0.01, 0.02))
 

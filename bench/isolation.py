@@ -14,13 +14,13 @@ bound; otherwise ``straight_through`` is. ``none`` gives up what isolation promi
 were there: it is the default only if its gain exceeds that of the form so chosen by 1 point, by the lower bound.
 """
 
-import argparse
 import json
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,9 +37,13 @@ from esper.kasmina.token_bypasses import TRANSFORMER16
 from esper.leyline.config import ConfigError, Isolation
 from esper.leyline.stages import FAILURE, Stage, is_in
 from esper.runtime.build import make
+from esper.runtime.runs import expect_room
 from esper.runtime.tasks import Task, named
 from esper.tezzeret.choose import CHOICES
 from esper.tolaria.data import DatasetError
+from esper.utils.documents import one_line
+from esper.utils.paths import user_path
+from esper.utils.settings import SettingsError, read_settings, setting
 
 LEAST_ENVS = 6
 """Initialisations: as few as have an interval."""
@@ -60,6 +64,19 @@ OPTIMIZERS = ("host_optimizer", "seed_optimizer")
 
 SEEDS: dict[str, tuple[Blueprint, Blueprint]] = {"images": (BOTTLENECK, CONV8X2), "tokens": (ATTENTION, TRANSFORMER16)}
 """What grows in a slot, and in a bypass."""
+
+
+@dataclass(frozen=True)
+class IsolationSettings:
+    """What a seed in TRAINING should learn by: its own objective, straight-through, or without isolation; paired."""
+
+    tasks: str = setting("digits,chars", "presets and KIND:FOLDER, with commas between")
+    envs: int = setting(8, "initialisations of each, as few as have an interval", LEAST_ENVS, 65536)
+    epochs: int = setting(0, "decisions; 0 = as many as the task says", 0, 100_000)
+    seed: int = setting(1, "odd ones are no training run's", 0, 2**40)
+    backend: str = setting("auto", "how networks are run", choices=CHOICES)
+    out: str = setting("runs/isolation", "folder")
+    threads: int = setting(0, "of torch; 0 = its own choice", 0, 1024)
 
 
 class Cell(NamedTuple):
@@ -137,7 +154,7 @@ def fates(stages: Tensor) -> dict[str, Tensor]:
     return {"training": still, "gate": first, "permanent": (stages[-1] == int(Stage.FOSSILIZED)).double()}
 
 
-def play(cell: Cell, asked: argparse.Namespace, folder: Path) -> None:
+def play(cell: Cell, asked: IsolationSettings, folder: Path) -> None:
     """Train a cell, unless its file is there."""
     usual = make(cell.task, 1).config
     rates, backend = RATES[cell.data, cell.optimizer], asked.backend
@@ -154,27 +171,19 @@ def play(cell: Cell, asked: argparse.Namespace, folder: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Train what is not done, and write the table of all."""
-    flags = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    flags.add_argument("--tasks", default="digits,chars", help="presets and KIND:FOLDER, with commas between")
-    flags.add_argument("--envs", type=int, default=8, help=f"initialisations of each, >= {LEAST_ENVS}")
-    flags.add_argument("--epochs", type=int, default=0, help="decisions; 0 = as many as the task says")
-    flags.add_argument("--seed", type=int, default=1, help="odd ones are no training run's")
-    flags.add_argument("--backend", choices=CHOICES, default="auto")
-    flags.add_argument("--out", type=Path, default=Path("runs/isolation"))
-    flags.add_argument("--threads", type=int, default=0, help="of torch; 0 = its own choice")
-    asked: Any = flags.parse_args(arguments)
-    if asked.envs < LEAST_ENVS:
-        flags.exit(2, f"--envs {asked.envs}: expected at least {LEAST_ENVS}, for an interval\n")
-    if asked.threads:
-        torch.set_num_threads(asked.threads)
-    asked.out.mkdir(parents=True, exist_ok=True)
     try:
-        for task in map(named, asked.tasks.split(",")):
-            for cell in cells(task):
-                play(cell, asked, asked.out)
-    except (ConfigError, DatasetError) as error:
-        flags.exit(2, f"{error}\n")
-    print(write(asked.out))
+        asked = read_settings(IsolationSettings, sys.argv[1:] if arguments is None else arguments, "bench.isolation")
+        tasks, folder = [named(name) for name in asked.tasks.split(",")], user_path(asked.out)
+        expect_room(folder)
+        if asked.threads:
+            torch.set_num_threads(asked.threads)
+        folder.mkdir(parents=True, exist_ok=True)
+        for cell in (cell for task in tasks for cell in cells(task)):
+            play(cell, asked, folder)
+    except (ConfigError, DatasetError, SettingsError) as error:
+        print(one_line(f"bench.isolation: {error}"), file=sys.stderr)
+        sys.exit(2)
+    print(write(folder))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ Run from the repository's root: ``python -m bench.seed_cost [--backends native,e
 Every environment holds one seed in TRAINING in the slot that is named, and an epoch of SGD steps is timed, without
 validation. Both are relative to the same hosts without slots: by count (``bench.frontier_flops``: three forward passes
 of host and seed; with its own objective two more of what lies behind the slot), and by the median over paired turns of
-the processor time of this process, which other processes on the machine disturb little.
+the processor time of this process, which other processes on the machine disturb little. FLOPs are those of convolutions
+and products alone. Where operations are torch's own (``eager``), the bytes that they read and write are counted beside:
+norms and activations cost bytes, and hardly any FLOPs. The native library keeps features in the cache, and has none.
 """
 
 import argparse
@@ -19,6 +21,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import esper
 from bench.frontier_flops import host_flops, slots_flops
@@ -101,6 +105,29 @@ def counted(engine: Engine, state: State) -> float:
     return float(slots_flops(engine.structure, state.slots).training[0]) / (3 * host_flops(engine.structure))
 
 
+class Traffic(TorchDispatchMode):
+    """Adds up the bytes that torch's operations read and write; views move none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and count it."""
+        out = func(*args, **(kwargs or {}))
+        if not any(given.alias_info and not given.alias_info.is_write for given in func._schema.returns):
+            tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor)]
+            self.total += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return out
+
+
+def bytes_moved(run: Callable[[], Any]) -> int:
+    """Of torch's operations in one run."""
+    with Traffic() as traffic:
+        run()
+    return traffic.total
+
+
 def processor_seconds(runs: list[Callable[[], Any]], repeat: int) -> list[list[float]]:
     """Of every run, by turn."""
     taken: list[list[float]] = [[] for _ in runs]
@@ -123,13 +150,15 @@ def measure(host: str, backend: str, envs: int, repeat: int) -> list[dict[str, A
     runs = [epoch_of(bare, bare.init(0))]
     runs += [epoch_of(engines[case.isolation], state) for case, state in zip(listed, states, strict=True)]
     base, *taken = processor_seconds(runs, repeat)
+    of_host, *moved = map(bytes_moved, runs) if backend == "eager" else [0] * len(runs)
     rows = list[dict[str, Any]]()
-    for case, state, seconds in zip(listed, states, taken, strict=True):
+    for case, state, seconds, own in zip(listed, states, taken, moved, strict=True):
         ratios = sorted(mine / other for mine, other in zip(seconds, base, strict=True))
         low, middle, high = statistics.quantiles(ratios, n=4)
         row = {"host": host, "backend": backend, "seed": case.words, "isolation": case.isolation.value}
         row |= {"counted": counted(engines[case.isolation], state), "measured": middle, "quartiles": [low, high]}
-        rows.append(row | {"milliseconds": 1e3 * statistics.median(seconds)})
+        row |= {"bytes": own / of_host if of_host else None, "milliseconds": 1e3 * statistics.median(seconds)}
+        rows.append(row)
     return rows
 
 
@@ -139,14 +168,16 @@ def table(found: dict[str, Any]) -> str:
         "# What a seed in TRAINING costs\n",
         f"An epoch of 16 steps of 64 samples of the digits, E = {found['envs']}, one thread, {found['turns']} turns. "
         f"1 is the same hosts without slots. {found['platform']}, torch {found['torch']}.\n",
-        "| host, backend | in every environment | learns by | counted FLOPs | processor time | quartiles | ms |",
-        "|---|---|---|---|---|---|---|",
+        "| host, backend | in every environment | learns by | counted FLOPs | bytes | "
+        "processor time | quartiles | ms |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in found["rows"]:
         learns = "" if row["seed"].startswith("slots") else row["isolation"]
         low, high = row["quartiles"]
+        moved = "" if row["bytes"] is None else f"{row['bytes']:.2f}"
         lines.append(
-            f"| {row['host']}, {row['backend']} | {row['seed']} | {learns} | {row['counted']:.2f} | "
+            f"| {row['host']}, {row['backend']} | {row['seed']} | {learns} | {row['counted']:.2f} | {moved} | "
             f"{row['measured']:.2f} | {low:.2f} to {high:.2f} | {row['milliseconds']:.1f} |"
         )
     return "\n".join(lines) + "\n"

@@ -16,7 +16,7 @@ with ending_on_interrupt(is_command()):  # importing torch takes its time
     from esper.leyline.state import State
     from esper.runtime import debug
     from esper.runtime.build import make
-    from esper.runtime.tasks import Task
+    from esper.runtime.task import Task
     from esper.urza.states import load_state as load
     from esper.urza.states import save_state as save
 

@@ -1,4 +1,4 @@
-"""Commands: ``python -m esper train | evaluate | inspect | demo | tasks | doctor | data``."""
+"""Commands: ``python -m esper train | evaluate | inspect | demo | tasks | doctor | data | dlq | supervise``."""
 
 import os
 import sys
@@ -14,17 +14,22 @@ with ending_on_interrupt(__name__ == "__main__" or is_command()):
     from esper.runtime.catalogue import TasksSettings, show_tasks
     from esper.runtime.data_check import data_check
     from esper.runtime.demo import DemoSettings, demonstrate
+    from esper.runtime.dlq import dead_letters
     from esper.runtime.doctor import DoctorSettings, diagnose, intruder
     from esper.runtime.evaluate import EvaluateSettings, evaluate
     from esper.runtime.inspect import InspectSettings, inspect
     from esper.runtime.interrupt import Stopped
     from esper.runtime.own import expect_nothing_imported
     from esper.runtime.resume import settings_before
+    from esper.runtime.supervise import supervise
     from esper.runtime.train import train
     from esper.runtime.train_settings import TrainSettings
     from esper.tolaria.data import DatasetError
     from esper.urza.checkpoint import CheckpointError
+    from esper.urza.dead_letters import DeadLetterError
     from esper.urza.lock import LockError
+    from esper.utils.documents import cause, one_line
+    from esper.utils.resilience.causes import Nature, cause_of
     from esper.utils.settings import Base, SettingsError, read_settings
     from esper.utils.terminal import output
 
@@ -41,8 +46,18 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any, TextIO | None], object]]] = 
 BASES: dict[str, Base] = {"train": settings_before}
 """Where a command's settings come from that were not asked for, if not from their defaults."""
 
-DATA = "data"
-"""The command that takes words: ``esper data check PATH``."""
+WORDS: dict[str, tuple[str, Callable[[Sequence[str]], int | None]]] = {
+    "data": ("What a dataset's folder or file holds, and whether it loads: data check PATH", data_check),
+    "dlq": ("Writes of runs that failed: dlq ls | retry | drop [DIRECTORY]", dead_letters),
+    "supervise": (
+        "A training run that is started again when it dies: supervise [--restarts N] -- train ...",
+        supervise,
+    ),
+}
+"""Commands that take words: a line on each, and what runs; it may give an exit status."""
+
+ERRORS = (SettingsError, ConfigError, DatasetError, CheckpointError, DeadLetterError, LockError, SinkError)
+"""What a command says in one line."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,8 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         are listed.
 
     Returns:
-      exit status: 0; 2 with one line on standard error for a value that is not allowed; 130 after SIGINT (Ctrl-C) and
-      143 after SIGTERM, whether or not there was something to save; 141 where the reader of the output went away.
+      exit status: 0; 1 with one line on standard error where the machine has no more room, memory or handles, or its
+      disk or compiler fails, so that trying again later may help; 2 with one line for a value that is not allowed; 130
+      after SIGINT (Ctrl-C) and 143 after SIGTERM, whether or not there was something to save; 141 where the reader of
+      the output went away.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
@@ -63,40 +80,58 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         output().write(f"esper {__version__}\n")
         return 0
-    if words[0] not in (*COMMANDS, DATA):
-        print(f"esper: unknown command {words[0]!r}; expected {', '.join((*COMMANDS, DATA))}", file=sys.stderr)
+    if words[0] not in (*COMMANDS, *WORDS):
+        print(f"esper: unknown command {words[0]!r}; expected {', '.join((*COMMANDS, *WORDS))}", file=sys.stderr)
         return 2
+    return _told(words[0], words[1:])
+
+
+def _told(command: str, words: Sequence[str]) -> int:
+    """Run a command, and tell whatever ends it; the exit status."""
     try:
-        if (warning := intruder()) is not None and words[0] != "doctor":
+        if (warning := intruder()) is not None and command != "doctor":
             print(f"esper: {warning}", file=sys.stderr)
-        _run(words[0], words[1:])
+        status = _run(command, words)
         output().flush()
-    except (SettingsError, ConfigError, DatasetError, CheckpointError, LockError, SinkError) as error:
-        print(f"esper {words[0]}: {error}", file=sys.stderr)
+        return status
+    except ERRORS as error:
+        print(one_line(f"esper {command}: {error}"), file=sys.stderr)
         return 2
     except Stopped as stopped:  # it has been told, with how to go on
         return stopped.status
     except KeyboardInterrupt:
-        print(f"esper {words[0]}: interrupted", file=sys.stderr)
+        print(f"esper {command}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever read the output has seen enough; the interpreter's last flush must not complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    return 0
+    except Exception as error:
+        if (line := _from_outside(error)) is None:
+            raise  # a fault of this program's own: all of it is told
+        print(one_line(f"esper {command}: {line}"), file=sys.stderr)
+        return 1
 
 
-def _run(command: str, words: Sequence[str]) -> None:
-    if command == DATA:
-        data_check(words)
-        return
+def _from_outside(error: Exception) -> str | None:
+    """A line on a failure of the surroundings, with a remedy; None for any other error."""
+    found = cause_of(error)
+    if found.nature not in (Nature.TRANSIENT, Nature.LASTING):
+        return None
+    return f"{found.name}: {cause(error)}; {found.remedy}"
+
+
+def _run(command: str, words: Sequence[str]) -> int:
+    if command in WORDS:
+        return WORDS[command][1](words) or 0
     kind, run = COMMANDS[command]
     run(read_settings(kind, words, f"esper {command}", BASES.get(command), expect_nothing_imported), None)
+    return 0
 
 
 def overview() -> str:
     """The commands, a line each."""
     lines = [f"  {name:<10}{(kind.__doc__ or '').partition(chr(10))[0]}" for name, (kind, _) in COMMANDS.items()]
-    lines.append(f"  {DATA:<10}What a dataset's folder or file holds, and whether it loads: data check PATH")
+    lines += [f"  {name:<10}{line}" for name, (line, _) in WORDS.items()]
     return "\n".join(["usage: esper COMMAND [--help] [settings], or esper --version", "", *lines])
 
 

@@ -11,6 +11,7 @@ from esper.kasmina.slot_table import take_table
 from esper.kasmina.structure import Structure, seed_sizes
 from esper.leyline.actions import Codec
 from esper.leyline.config import Config
+from esper.leyline.contexts import draw_context
 from esper.leyline.events import Performance, Transition
 from esper.leyline.hypers import HyperParams
 from esper.leyline.learners import Learners, Weights, learners_of, parts, with_learners
@@ -24,6 +25,7 @@ from esper.tolaria.evaluation import evaluate, measure
 from esper.tolaria.governor import govern, initial_governor
 from esper.tolaria.signals import initial_signals, update_signals
 from esper.tolaria.training import train_epoch
+from esper.tolaria.variations import own_hypers
 from esper.utils import rng
 
 
@@ -51,6 +53,7 @@ def init(structure: Structure, data: Dataset, seed: int, numbers: Tensor | None 
         order_key=rng.fold_in(run_key, int(Stream.ORDER)).repeat(count, 1),
         rounds=zero.clone(),
         epoch=zero.clone(),
+        context=draw_context(data.variation, key, config.precision.dtype),
         slots=lifecycle.empty_slots(count, config.num_slots, config.precision.dtype, device),
         signals=initial_signals(config, count, data.num_classes, device),
         governor=initial_governor(config, count, device),
@@ -92,7 +95,7 @@ def step(
       the next state, and everything that happened. Laws: the input state keeps its bits; environments do not
       influence each other; the same arguments give the same bits.
     """
-    accuracy = state.signals.val_accuracy
+    hypers, accuracy = own_hypers(hypers, state.context, data.variation), state.signals.val_accuracy
     slots, result = lifecycle.apply_action(structure, hypers, state.slots, action, accuracy)
     state = state.replace(slots=slots)
 
@@ -223,7 +226,8 @@ class Engine:
         """What a policy sees, float32 [E, O]; see ``esper.tamiyo.observation``."""
         self._size(state)
         growth = seed_sizes(self.structure, state.slots).sum(1) / self.structure.host.num_params
-        return observe(self.config, state, growth, len(self.structure.blueprints), self.scales)
+        seen = self.data.variation.seen
+        return observe(self.config, state, growth, len(self.structure.blueprints), self.scales, seen)
 
     @property
     def interface(self) -> Interface:
@@ -233,7 +237,7 @@ class Engine:
     @property
     def columns(self) -> list[str]:
         """Names of the observation's columns."""
-        return column_names(self.config, self.codec.blueprint_names)
+        return column_names(self.config, self.codec.blueprint_names, self.data.variation.seen)
 
     def mask(self, state: State) -> Tensor:
         """Which actions are legal, bool [E, A]; exactly those that ``step`` would not refuse."""

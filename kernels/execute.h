@@ -3,6 +3,7 @@
 #pragma once
 
 #include "neighbours.h"
+#include "team.h"
 
 namespace esper {
 
@@ -16,7 +17,9 @@ struct Pass {
     const Program& program;
     const i64 batch;
     const float *params, *buffers;
-    float *grad_params = nullptr, *aux = nullptr;
+    float *totals = nullptr, *aux = nullptr;  // totals: gradients of numbers, at first of the first share
+    float* grad_params = nullptr;             // of the share that is taken
+    const Sums* sums = nullptr;
     Place input, output, grad_input, grad_output;
     Vec *values, *stats, *grads, *crossing, *spare;
     Vec* kept;        // what backward reads again
@@ -55,7 +58,21 @@ struct Pass {
         const Register& reg = program.registers[r];
         return reg.crosses ? crossing + pack * program.crossing + reg.grad : grads + reg.grad;
     }
-    void enter(i64 number) { pack = number, samples = std::min(PACK, batch - number * PACK); }
+    void enter(i64 number) {
+        pack = number, samples = std::min(PACK, batch - number * PACK);
+        grad_params = sums && number >= SHARE ? sums->parts + (number / SHARE - 1) * sums->row : totals;
+    }
+    // Add up `count` gradients of all shares from number `first` on; the shares' own are 0 then.
+    void add_shares(i64 first, i64 count) const {
+        for (i64 share = 1; share < shares_of(packs_of(batch)); ++share) {
+            float *part = sums->parts + (share - 1) * sums->row + first, *total = totals + first;
+            for (i64 n = 0; n < count; ++n) total[n] += part[n], part[n] = 0.0f;
+        }
+    }
+    template <typename Act>
+    void meet(const Act& act) const {
+        sums ? sums->team->meet(act) : act();
+    }
 
     // `load()` makes the input of a pack, `leave()` takes its output.
     template <typename Load, typename Leave>
@@ -87,7 +104,12 @@ struct Pass {
     const i64* table(const Instruction& i) const { return program.tables.data() + i.constant; }
     void forward(const Instruction& i);
     void backward(const Instruction& i, const BackwardStep& step);
-    void close_batch_norm(const Instruction& i, const std::vector<Moments>& moments);
+    void close_batch_norm(const Instruction& i);
+    const Instruction* norm_behind(i64 segment) const {
+        for (const Instruction& i : program.instructions)
+            if (i.op == BATCH_NORM && i.segment == segment + 1) return &i;
+        return nullptr;
+    }
     void sum_batch_norm(const Instruction& i);
 };
 
@@ -169,7 +191,9 @@ inline void Pass::backward(const Instruction& i, const BackwardStep& step) {
                                        gx);
         case BATCH_NORM: {
             const float *mean = header() + i.header, count = static_cast<float>(batch * area);
-            return batch_norm_backward(x, channels, area, count, samples, mean, mean + channels, w, gy, gw, gb, add, gx);
+            const float *sum_gx = totals + i.weight, *sum_g = totals + i.bias;
+            return batch_norm_backward(x, channels, area, count, samples, mean, mean + channels, w, gy, sum_gx, sum_g,
+                                       add, gx);
         }
         case POOL: return pool_backward(x, channels, from.height, from.width, gy, add, gx);
         case MEAN: return mean_backward(gy, size, from.size() / size, add, gx);
@@ -201,11 +225,15 @@ inline void Pass::backward(const Instruction& i, const BackwardStep& step) {
 }
 
 // What a batch norm must know of all samples.
-inline void Pass::close_batch_norm(const Instruction& i, const std::vector<Moments>& moments) {
-    const i64 channels = moments.size();
+inline void Pass::close_batch_norm(const Instruction& i) {
+    const i64 channels = program.registers[i.to].channels;
     float *mean = header() + i.header, *inverse = mean + channels, *given = aux + i.aux;
     for (i64 c = 0; c < channels; ++c) {
-        const Moments& m = moments[c];
+        Moments& m = sums->moments[c];
+        for (i64 share = 1; share < shares_of(packs_of(batch)); ++share) {
+            const Moments& part = sums->moments[share * sums->channels + c];
+            m.merge(part.count, part.mean, part.squares);
+        }
         mean[c] = given[c] = static_cast<float>(m.mean);
         inverse[c] = 1.0f / std::sqrt(static_cast<float>(m.squares / m.count) + EPSILON);
         given[channels + c] = static_cast<float>(m.squares / std::max(m.count - 1, 1.0));
@@ -223,28 +251,28 @@ inline void Pass::sum_batch_norm(const Instruction& i) {
 template <typename Load, typename Leave>
 void Pass::run_forward(i64 first, i64 last, bool always_load, const Load& load, const Leave& leave) {
     for (i64 segment = 0; segment < program.segments; ++segment) {
-        const Instruction* norm = nullptr;
-        for (const Instruction& i : program.instructions)
-            if (i.op == BATCH_NORM && i.segment == segment + 1) norm = &i;
-        std::vector<Moments> moments(norm ? program.registers[norm->to].channels : 0);
+        const Instruction* norm = norm_behind(segment);
+        const i64 channels = norm ? program.registers[norm->to].channels : 0;
         for (i64 number = first; number < last; ++number) {
             enter(number);
             if (program.loads_input[segment] || always_load) load();
             for (const Instruction& i : program.instructions)
                 if (i.segment == segment) forward(i);
-            if (norm)
-                batch_norm_observe(value(norm->from), moments.size(), program.registers[norm->to].area(), samples,
-                                   moments.data());
+            if (norm) {
+                Moments* moments = sums->moments + number / SHARE * sums->channels;
+                if (number % SHARE == 0) std::fill_n(moments, channels, Moments{});
+                batch_norm_observe(value(norm->from), channels, program.registers[norm->to].area(), samples, moments);
+            }
             if (segment == program.segments - 1) leave();
         }
-        if (norm) close_batch_norm(*norm, moments);
+        if (norm) meet([&] { close_batch_norm(*norm); });
     }
 }
 
 template <typename Load, typename Take, typename Leave>
 void Pass::run_backward(const Backward& plan, i64 first, i64 last, bool always_load, const Load& load,
                         const Take& take, const Leave& leave) {
-    for (i64 segment = program.segments - 1; segment >= 0; --segment)
+    for (i64 segment = program.segments - 1; segment >= 0; --segment) {
         for (i64 number = first; number < last; ++number) {
             enter(number);
             if (plan.loads_input[segment] || always_load) load();
@@ -258,12 +286,11 @@ void Pass::run_backward(const Backward& plan, i64 first, i64 last, bool always_l
             }
             if (segment == 0) leave();
         }
-}
-
-// lerp(x, out, w), as torch computes it.
-inline Vec lerp(Vec x, Vec out, Vec w) {
-    const Vec way = out - x;
-    return w < 0.5f ? x + w * way : out - way * (1.0f - w);
+        if (const Instruction* norm = segment ? norm_behind(segment - 1) : nullptr) {
+            const i64 channels = program.registers[norm->to].channels;
+            meet([&] { add_shares(norm->weight, channels), add_shares(norm->bias, channels); });
+        }
+    }
 }
 
 }  // namespace esper

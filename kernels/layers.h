@@ -17,6 +17,9 @@ struct Conv {
     i64 groups, in, out, height, width, kernel;  // channels per group
     i64 area() const { return height * width; }
     i64 taps() const { return kernel * kernel; }
+    i64 middle() const { return taps() / 2; }
+    // On a map of one position only the tap in the middle of a kernel meets a number.
+    bool is_product() const { return kernel == 1 || area() == 1; }
 };
 
 // How weights are read: as they lie, or for the gradient of the input, with channels exchanged and taps reversed.
@@ -106,8 +109,8 @@ inline void convolve(const Conv& c, const Vec* x, i64 in, i64 out, const Weights
         const Vec* xg = x + g * in * c.area();
         Vec* yg = y + g * out * c.area();
         const float *w = s.first + g * s.group, *b = bias ? bias + g * out : nullptr;
-        switch (c.kernel) {
-            case 1: convolve_group<1>(c, xg, in, out, w, s, b, add, yg); break;
+        switch (c.is_product() ? 1 : c.kernel) {
+            case 1: convolve_group<1>(c, xg, in, out, w + c.middle() * s.tap, s, b, add, yg); break;
             case 3: convolve_group<3>(c, xg, in, out, w, s, b, add, yg); break;
             case 5: convolve_group<5>(c, xg, in, out, w, s, b, add, yg); break;
             default:
@@ -151,12 +154,12 @@ inline void contract_taps(const Conv& c, const Vec* x, const Vec* g, i64 ky, flo
         }
         for (; col < width; ++col) position(row, grad, col);
     }
-    for (int o = 0; o < C; ++o)
-        for (int kx = 0; kx < K; kx += 4) {
-            const auto at = [&](int j) { return kx + j < K ? sum[o][std::min(kx + j, K - 1)] : zero(); };
-            const Quad sums = sum_lanes4(at(0), at(1), at(2), at(3));
-            for (int j = 0; j < 4 && kx + j < K; ++j) gw[o * out_stride + ky * K + kx + j] += sums[j];
-        }
+    for (int n = 0; n < C * K; n += 4) {
+        const auto at = [&](int j) { return n + j < C * K ? sum[(n + j) / K % C][(n + j) % K] : zero(); };
+        const Quad sums = sum_lanes4(at(0), at(1), at(2), at(3));
+        for (int j = 0; j < 4 && n + j < C * K; ++j)
+            gw[(n + j) / K * out_stride + ky * K + (n + j) % K] += sums[j];
+    }
 }
 
 inline void contract_any(const Conv& c, const Vec* x, const Vec* g, float* gw) {
@@ -188,8 +191,9 @@ inline void conv_backward_weight(const Conv& c, const Vec* x, const Vec* g, floa
     for (i64 group = 0; group < c.groups; ++group) {
         const Vec *xg = x + group * c.in * c.area(), *gg = g + group * c.out * c.area();
         float* w = gw + group * c.out * c.in * c.taps();
-        if (c.kernel == 1) {
-            contract({c.area(), c.in, c.out}, {xg, 1, c.area()}, {gg, 1, c.area()}, w);
+        if (c.is_product()) {
+            contract({c.area(), c.in, c.out}, {xg, 1, c.area()}, {gg, 1, c.area()},
+                     {w + c.middle(), c.in * c.taps(), c.taps()});
             continue;
         }
         const i64 stride = c.in * c.taps();

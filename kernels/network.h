@@ -7,6 +7,7 @@
 #pragma once
 
 #include "execute.h"
+#include "optimizer.h"
 
 namespace esper {
 
@@ -42,6 +43,19 @@ struct Slot {
     i64 aux_row;
 };
 
+// Running averages of what batch norms saw, by row.
+struct Averages {
+    float* rows;
+    i64 row, count;
+    const i64* follows;  // by kind: the number of `aux` that each follows, -1: none
+};
+
+// What is done with gradients: rows of `host`, of the slots' seeds and gates.
+struct Learning {
+    const Update *host, *seeds, *gates;
+    const Averages *buffers, *seed_buffers;
+};
+
 struct Call {
     i64 networks, batch, threads, length, points;
     const i64* route;  // [length]: block i, or slot -1 - i
@@ -64,6 +78,8 @@ struct Call {
     float* grad_host;
     const i64 *first, *lanes, *forks, *parents;  // inference
     float* logits;
+    i64 steps, picks_step, targets_step;  // training: minibatches one after the other
+    const Learning* learning;             // null: only gradients are asked for
 };
 
 // One program on a network's way, with what is around it; memory is that of all packs.
@@ -189,6 +205,12 @@ inline void weighed(const Weight& weight, const Act& act) {
         const Vec w = weight.of(part);
         for (const i64 end = n + weight.each; n < end; ++n) act(n, w);
     }
+}
+
+// lerp(x, out, w), as torch computes it.
+inline Vec lerp(Vec x, Vec out, Vec w) {
+    const Vec way = out - x;
+    return w < 0.5f ? x + w * way : out - way * (1.0f - w);
 }
 
 // What the network sees of a slot.

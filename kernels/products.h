@@ -75,10 +75,10 @@ inline void product(const Sizes& s, const Grid<const Vec>& x, const Grid<const O
     for (; c < s.columns; ++c) product_columns<1>(s.rows, s.inner, x, by(), shift(), add, to());
 }
 
-// C columns of g times four of x, summed over rows and samples: `gw` [C, 4], in rows of `stride`.
+// C columns of g times four of x, summed over rows and samples: `gw` [C, 4].
 template <int C>
-inline void contract_tile(i64 rows, const Grid<const Vec>& x, const Grid<const Vec>& g, i64 inputs, float* gw,
-                          i64 stride) {
+inline void contract_tile(i64 rows, const Grid<const Vec>& x, const Grid<const Vec>& g, i64 inputs,
+                          const Grid<float>& gw) {
     Vec sum[C][4] = {};
     for (i64 r = 0; r < rows; ++r) {
         Vec v[4];
@@ -90,24 +90,26 @@ inline void contract_tile(i64 rows, const Grid<const Vec>& x, const Grid<const V
     }
     for (int o = 0; o < C; ++o) {
         const Quad sums = sum_lanes4(sum[o][0], sum[o][1], sum[o][2], sum[o][3]);
-        for (i64 i = 0; i < inputs; ++i) gw[o * stride + i] += sums[i];
+        for (i64 i = 0; i < inputs; ++i) gw.at[o * gw.row + i * gw.column] += sums[i];
     }
 }
 
 template <int C>
-inline void contract_columns(i64 rows, i64 inputs, const Grid<const Vec>& x, const Grid<const Vec>& g, float* gw,
-                             i64 stride) {
+inline void contract_columns(i64 rows, i64 inputs, const Grid<const Vec>& x, const Grid<const Vec>& g,
+                             const Grid<float>& gw) {
     for (i64 i = 0; i < inputs; i += 4)
-        contract_tile<C>(rows, {x.at + i * x.column, x.row, x.column}, g, std::min<i64>(4, inputs - i), gw + i, stride);
+        contract_tile<C>(rows, {x.at + i * x.column, x.row, x.column}, g, std::min<i64>(4, inputs - i),
+                         {gw.at + i * gw.column, gw.row, gw.column});
 }
 
 // gw [columns, inner] += g [rows, columns] x [rows, inner], summed over samples.
-inline void contract(const Sizes& s, const Grid<const Vec>& x, const Grid<const Vec>& g, float* gw) {
+inline void contract(const Sizes& s, const Grid<const Vec>& x, const Grid<const Vec>& g, const Grid<float>& gw) {
     constexpr int C = fits(4 * 4, 4) ? 4 : 2;
     i64 c = 0;
     const auto from = [&] { return Grid<const Vec>{g.at + c * g.column, g.row, g.column}; };
-    for (; c + C <= s.columns; c += C) contract_columns<C>(s.rows, s.inner, x, from(), gw + c * s.inner, s.inner);
-    for (; c < s.columns; ++c) contract_columns<1>(s.rows, s.inner, x, from(), gw + c * s.inner, s.inner);
+    const auto to = [&] { return Grid<float>{gw.at + c * gw.row, gw.row, gw.column}; };
+    for (; c + C <= s.columns; c += C) contract_columns<C>(s.rows, s.inner, x, from(), to());
+    for (; c < s.columns; ++c) contract_columns<1>(s.rows, s.inner, x, from(), to());
 }
 
 // The affine map of a network's own weight [outputs, inputs]: x [rows, inputs] -> y [rows, outputs].
@@ -123,7 +125,7 @@ inline void linear_backward_input(const Linear& l, const Vec* gy, const float* w
                    {gx, l.inputs, 1});
 }
 inline void linear_backward_weight(const Linear& l, const Vec* x, const Vec* gy, float* gw) {
-    contract({l.rows, l.inputs, l.outputs}, {x, l.inputs, 1}, {gy, l.outputs, 1}, gw);
+    contract({l.rows, l.inputs, l.outputs}, {x, l.inputs, 1}, {gy, l.outputs, 1}, {gw, l.inputs, 1});
 }
 
 // Products of matrices: per group x [rows, inner] times other [inner, columns].

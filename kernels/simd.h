@@ -101,14 +101,29 @@ inline Quad fold(const Sixteen& v) {
     return fold(half);
 }
 
-// The sums over the lanes of four vectors.
-inline Quad sum_lanes4(Vec a, Vec b, Vec c, Vec d) {
-    Quad qa = fold(a), qb = fold(b), qc = fold(c), qd = fold(d);
-    transpose4(qa, qb, qc, qd);
-    return (qa + qb) + (qc + qd);
+// In every four lanes the sums of a's first and last two and of b's, by turns.
+inline Quad pairs_of(const Quad& a, const Quad& b) {
+    return __builtin_shufflevector(a, b, 0, 4, 1, 5) + __builtin_shufflevector(a, b, 2, 6, 3, 7);
+}
+inline Octet pairs_of(const Octet& a, const Octet& b) {
+    return __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13) +
+           __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
+}
+inline Sixteen pairs_of(const Sixteen& a, const Sixteen& b) {
+    return __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29) +
+           __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
 }
 
-inline float sum_lanes(Vec v) { return sum_lanes4(v, v, v, v)[0]; }
+// The sums over the lanes of four vectors. Shuffles first: the fewer lanes there are, the less a shuffle moves.
+inline Quad sum_lanes4(Vec a, Vec b, Vec c, Vec d) {
+    Quad ab = fold(pairs_of(a, b)), cd = fold(pairs_of(c, d));
+    return __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+}
+
+inline float sum_lanes(Vec v) {
+    const Quad q = fold(v);
+    return (q[0] + q[2]) + (q[1] + q[3]);
+}
 
 inline Vec zero() { return Vec{}; }
 inline Vec relu(Vec x) { return x < 0.0f ? zero() : x; }  // NaN stays NaN

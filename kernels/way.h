@@ -28,10 +28,25 @@ struct Way {
     Vec *work = nullptr, *gradient = nullptr, *other = nullptr;
     Vec* opened = nullptr;  // gradients of a gate's openings
     float *losses, *hits, *aux = nullptr, *numbers = nullptr;  // numbers: gradients and statistics that nobody reads
+    Sums sums{};
+    i64 first, last;  // packs that this thread takes
 
-    Way(const Call& call, i64 network, bool given)
+    Way(const Call& call, i64 network, bool given, Team& team, i64 member)
         : call(call), network(network), packs(packs_of(call.batch)), given(given), at(call.points), back(call.points),
-          losses(call.losses + network * call.batch), hits(call.hits + network * call.batch) {}
+          losses(call.losses + network * call.batch), hits(call.hits + network * call.batch),
+          first(team.first_pack(member, packs)), last(team.first_pack(member + 1, packs)) {
+        sums.team = &team;
+    }
+
+    // Numbers of this thread's packs, of so many each.
+    template <typename Act>
+    void own(i64 size, const Act& act) const {
+        for (i64 n = first * size; n < last * size; ++n) act(n);
+    }
+    Pass shared(Pass pass) const {
+        pass.sums = &sums;
+        return pass;
+    }
 
     void place(Memory& memory, Vec* features, i64 point) {
         at[point] = features;
@@ -65,20 +80,20 @@ struct Way {
 
     void forward(const Leg& leg) {
         if (leg.gate()) {
-            Pass pass = gate_of(call, leg, work);
+            Pass pass = shared(gate_of(call, leg, work));
             pass.input = {leg.x, leg.in}, pass.output = {leg.openings, leg.gate_size()};
-            pass.run_forward(0, packs, false, nothing, nothing);
+            pass.run_forward(first, last, false, nothing, nothing);
         }
-        if (leg.gathers()) gather(call, leg, network, work, leg.numbers);
-        Pass pass = pass_of(call, leg, network, work);
+        if (leg.gathers()) sums.team->meet([&] { gather(call, leg, network, work, leg.numbers); });
+        Pass pass = shared(pass_of(call, leg, network, work));
         pass.input = {leg.x, leg.in};
         if (leg.block) {
             pass.output = {leg.y, leg.out};
             pass.aux = given ? aux : call.aux + network * call.aux_row + leg.block->aux;
-            return pass.run_forward(0, packs, false, nothing, nothing);
+            return pass.run_forward(first, last, false, nothing, nothing);
         }
         pass.aux = given ? aux : leg.slot->aux + leg.row * leg.slot->aux_row;
-        pass.run_forward(0, packs, false, nothing, [&] {
+        pass.run_forward(first, last, false, nothing, [&] {
             const i64 begin = pass.pack * leg.out;
             const Vec *h = leg.h + begin, *s = pass.value(leg.program->output);
             if (!leg.trains()) return mix(leg, h, s, weight(leg, pass.pack, leg.slot->alpha[leg.row]), leg.y + begin);
@@ -88,15 +103,16 @@ struct Way {
     }
 
     void score() {
-        const Leg& last = legs.back();
-        const i64 positions = call.positions, classes = last.out / positions;
-        std::fill_n(losses, call.batch, 0.0f), std::fill_n(hits, call.batch, 0.0f);
-        for (i64 pack = 0; pack < packs; ++pack) {
+        const Leg& head = legs.back();
+        const i64 positions = call.positions, classes = head.out / positions;
+        const i64 begin = first * PACK, count = std::max<i64>(0, std::min(last * PACK, call.batch) - begin);
+        std::fill_n(losses + begin, count, 0.0f), std::fill_n(hits + begin, count, 0.0f);
+        for (i64 pack = first; pack < last; ++pack) {
             const i64 from = pack * PACK;
             const i64* targets = call.targets + network * call.targets_network + from * call.targets_sample;
             for (i64 t = 0; t < positions; ++t) {
-                const i64 at = pack * last.out + t * classes;
-                cross_entropy(last.y + at, classes, targets + t, call.targets_sample,
+                const i64 at = pack * head.out + t * classes;
+                cross_entropy(head.y + at, classes, targets + t, call.targets_sample,
                               std::min(PACK, call.batch - from), 1.0f / static_cast<float>(call.batch * positions),
                               static_cast<float>(positions), losses + from, hits + from, gradient + at);
             }
@@ -105,7 +121,7 @@ struct Way {
 
     void backward() {
         for (const Leg& leg : legs)
-            if (leg.is_bypass() && gives(leg)) std::fill_n(back[leg.slot->source], packs * leg.in, zero());
+            if (leg.is_bypass() && gives(leg)) own(leg.in, [&](i64 n) { back[leg.slot->source][n] = zero(); });
         for (auto leg = legs.rbegin(); leg != legs.rend(); ++leg) {
             if (leg == legs.rbegin() || leg[-1].point != leg->point) collect(leg->point, leg->out);
             leg->block ? backward_block(*leg) : backward_slot(*leg);
@@ -115,22 +131,26 @@ struct Way {
     // Add what bypasses have left at a point.
     void collect(i64 point, i64 size) {
         if (!back[point]) return;
-        for (i64 n = 0; n < packs * size; ++n) gradient[n] += back[point][n];
+        own(size, [&](i64 n) { gradient[n] += back[point][n]; });
     }
 
-    float* gradients(float* rows, i64 stride, i64 row, i64 size) {
-        float* to = given ? numbers : rows + row * stride;
-        return static_cast<float*>(std::memset(to, 0, (given ? size : stride) * sizeof(float)));
+    // Let a pass leave gradients of numbers in a row of `size`: there, or where these were gathered, what `settle` reads.
+    void collect_numbers(Pass& pass, const Leg& leg, bool gathers, float* row, i64 size) const {
+        pass.totals = gathers ? leg.grads : given ? numbers : row;
+        if (first == 0 && !given) std::fill_n(row, size, 0.0f);
+        if (first == 0 && pass.totals != row) std::fill_n(pass.totals, pass.program.row(), 0.0f);
+        for (i64 share = std::max<i64>(1, first / SHARE); share < shares_of(last); ++share)
+            std::fill_n(sums.parts + (share - 1) * sums.row, pass.program.row(), 0.0f);
     }
-    // Where a pass leaves gradients of numbers: `to`, or where these were gathered, what `settle` reads.
-    float* before_settling(const Leg& leg, float* to) {
-        if (!leg.gathers()) return to;
-        return static_cast<float*>(std::memset(leg.grads, 0, leg.program->row() * sizeof(float)));
-    }
-    void settle(const Leg& leg, float* to) {
-        if (!leg.gathers() || given) return;
-        if (leg.program->setup) pull_setup(*leg.program, leg.numbers, work, leg.grads);
-        std::copy_n(leg.grads, leg.owned(), to);
+    // Once all shares have left theirs.
+    void settle(const Pass& pass, const Leg& leg, bool gathers, float* row) {
+        pass.meet([&] {
+            if (given) return;
+            pass.add_shares(0, gathers ? pass.program.row() : pass.program.params);
+            if (!gathers) return;
+            if (leg.program->setup) pull_setup(*leg.program, leg.numbers, work, leg.grads);
+            std::copy_n(leg.grads, leg.owned(), row);
+        });
     }
 
     // Gradients of numbers that a block shares, added to those of their owner once these are complete.
@@ -145,15 +165,14 @@ struct Way {
     }
 
     void backward_block(const Leg& leg) {
-        Pass pass = pass_of(call, leg, network, work);
+        Pass pass = shared(pass_of(call, leg, network, work));
         pass.given = given, pass.input = {leg.x, leg.in}, pass.output = {leg.y, leg.out};
         pass.grad_output = {gradient, leg.out}, pass.grad_input = {other, leg.in};
-        float* to = given ? gradients(nullptr, 0, 0, leg.program->params)
-                          : call.grad_host + network * call.host_row + leg.block->params;
-        pass.grad_params = before_settling(leg, to);
+        float* to = call.grad_host + network * call.host_row + leg.block->params;
+        collect_numbers(pass, leg, leg.gathers(), to, leg.owned());
         const bool wanted = given || &leg != legs.data();
-        pass.run_backward(leg.program->backward[wanted + 4 * given], 0, packs, false, nothing, nothing, nothing);
-        settle(leg, to);
+        pass.run_backward(leg.program->backward[wanted + 4 * given], first, last, false, nothing, nothing, nothing);
+        settle(pass, leg, leg.gathers(), to);
         std::swap(gradient, other);
     }
 
@@ -169,17 +188,17 @@ struct Way {
     // gate's opening. `bare`: by no opening, and the gate learns nothing. `wanted`: whether what they read gets a
     // gradient.
     void pull(const Leg& leg, Vec* g, float alpha, bool bare, bool wanted) {
-        Pass pass = pass_of(call, leg, network, work);
+        Pass pass = shared(pass_of(call, leg, network, work));
         const bool bypass = leg.is_bypass(), gated = leg.gate(), hidden = !given && leg.trains();
         const i64 size = leg.out;
         const auto weight_at = [&](i64 pack) {
             return bare ? Weight{nullptr, alpha, 1, size} : weight(leg, pack, alpha);
         };
         pass.given = given, pass.input = {leg.x, leg.in};
-        float* to = gradients(leg.slot->grad_params, leg.slot->params_row, leg.row, leg.program->params);
-        pass.grad_params = before_settling(leg, to);
+        float* to = leg.slot->grad_params + leg.row * leg.slot->params_row;
+        collect_numbers(pass, leg, leg.gathers(), to, leg.slot->params_row);
         pass.run_backward(
-            leg.program->backward[wanted + 2 * gated + 4 * given], 0, packs, false, nothing,
+            leg.program->backward[wanted + 2 * gated + 4 * given], first, last, false, nothing,
             [&] {
                 const Vec *gp = g + pass.pack * size, *h = leg.h + pass.pack * size;
                 Vec* gs = pass.grad(leg.program->output);
@@ -192,7 +211,7 @@ struct Way {
                     weighed(weight_at(pass.pack), [&](i64 n, Vec w) { gp[n] *= 1.0f - w; });
                 if (wanted) give_back(leg, pass, g);
             });
-        settle(leg, to);
+        settle(pass, leg, leg.gathers(), to);
         if (gated) pull_gate(leg, g, wanted);
     }
 
@@ -210,16 +229,17 @@ struct Way {
     }
 
     void pull_gate(const Leg& leg, Vec* g, bool wanted) {
-        Pass pass = gate_of(call, leg, work);
+        Pass pass = shared(gate_of(call, leg, work));
         pass.given = given, pass.input = {leg.x, leg.in};
-        pass.grad_params =
-            gradients(leg.slot->grad_gates, leg.slot->gate_row, leg.slot->gates[leg.row], leg.slot->gate->params);
+        float* to = leg.slot->grad_gates + leg.slot->gates[leg.row] * leg.slot->gate_row;
+        collect_numbers(pass, leg, false, to, leg.slot->gate_row);
         pass.run_backward(
-            leg.slot->gate->backward[wanted + 4 * given], 0, packs, false, nothing,
+            leg.slot->gate->backward[wanted + 4 * given], first, last, false, nothing,
             [&] { std::copy_n(opened + pass.pack * leg.gate_size(), leg.gate_size(), pass.grad(leg.slot->gate->output)); },
             [&] {
                 if (wanted) give_back(leg, pass, g);
             });
+        settle(pass, leg, false, to);
     }
 
     // The gradient of what a seed or gate read, added to that of the features there.

@@ -23,6 +23,7 @@ SMALL = {
     "inspect": ["--horizon", "1"],
     "demo": ["--num-envs", "6"],
 }
+SMALL["supervise"] = SMALL["train"]
 """Flags that make a command small; a later flag beats an earlier one."""
 
 

@@ -239,6 +239,16 @@ def test_differences_are_paired_with_the_best_that_is_no_larger(bench):
     assert [row["name"] for row in bench.chart.frontier(rows, "params")] == ["small", "large"]
 
 
+def test_the_host_of_a_task_itself_grows_where_that_is_asked_for(bench):
+    task = synthetic()._replace(name="on disk")
+    usual, own = (bench.contenders.field_of(task, True, asked) for asked in (False, True))
+    assert (usual.start.name, own.start) == ("cnn 4-8", task.host)
+    assert own.hosts == (*usual.hosts, task.host)
+    names = [each.name for each in bench.contenders.contenders(task, own)]
+    assert f"{task.host.name} + conv8x2, grown" in names
+    assert len(set(names)) == len(names)
+
+
 def test_axes_of_the_chart(bench):
     assert bench.chart.height_of(99.0) == 0.0
     assert bench.chart.height_of(90.0) == pytest.approx(-1.0)
@@ -263,7 +273,7 @@ def test_the_peer_says_that_it_is_missing(bench, monkeypatch):
 def test_the_command(bench, monkeypatch, tmp_path, capsys):
     host = cnn_host((1, 8, 8), 10, 1, 4)
     few = bench.contenders.Field((host,), host, (CONV4X2,), (0.05, 0.1), (4,))
-    monkeypatch.setattr(bench.main, "field_of", lambda task, quick: few)
+    monkeypatch.setattr(bench.main, "field_of", lambda task, quick, own_host: few)
     monkeypatch.setattr(bench.main, "play_gromo", _missing(bench))
     bench.main.main(["--task", "synthetic", "--quick", "--epochs", "2", "--out", str(tmp_path)])
     said = capsys.readouterr()
@@ -283,8 +293,35 @@ def _missing(bench):
     return play
 
 
-def test_what_is_not_allowed_is_one_line(bench, capsys):
+REFUSED = {
+    "--envs 3": "--envs = 3: expected 0, or at least 6, for an interval",
+    "--envs -1": "--envs = -1: expected an integer from 0",
+    "--seed -1": "--seed = -1: expected an integer from 0",
+    "--threads -2": "--threads = -2: expected an integer from 0",
+    "--epochs x": "--epochs = 'x': expected an integer from 0",
+    "--out FILE": "FILE is no directory; expected a place for one",
+    "--out FILE/below": "FILE is no directory; expected a place for one",
+    "--policy nowhere": "nowhere: no such file",
+    "--policy FILE": "FILE: not readable",
+    "--rates 0.1,x": "--rates = '0.1,x': expected numbers in [0, 100]",
+    "--rates nan": "--rates = 'nan': expected numbers in [0, 100]",
+    "--rates 0.1,-1": "--rates = '0.1,-1': expected numbers in [0, 100]",
+    "--final-rate nan": "--final-rate = nan: expected a number from -1 to 1",
+    "--final-rate -0.5": "hypers.final_lr_fraction = -0.5: expected",
+    "--optimizer sdg": "--optimizer = 'sdg': expected",
+    "--only nobody": "--only: 'nobody': expected cnn 4",
+    "--task nobody": "task 'nobody': expected one of",
+    "--bogus 1": "unrecognized arguments: --bogus 1",
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_is_not_allowed_is_one_line_before_anybody_trains(bench, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FILE").write_text("kept")
+    monkeypatch.setattr(bench.main, "play", None)
     with pytest.raises(SystemExit) as stopped:
-        bench.main.main(["--task", "synthetic", "--envs", "3"])
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err == "--envs 3: expected at least 6, for an interval\n"
+        bench.main.main(["--task", "synthetic", "--quick", *words.split()])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and said.startswith("bench.frontier: ") and said.count("\n") == 1
+    assert REFUSED[words] in said and [path.name for path in tmp_path.iterdir()] == ["FILE"]

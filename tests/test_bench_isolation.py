@@ -16,6 +16,25 @@ def bench(bench_module):
     return SimpleNamespace(main=bench_module("isolation"), report=bench_module("isolation_report"))
 
 
+def test_what_is_not_allowed_is_one_line_before_anybody_trains(bench, tmp_path, monkeypatch, capsys):
+    (tmp_path / "FILE").write_text("kept")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench.main, "play", None)
+    refused = {
+        "--envs 2": "--envs = 2: expected an integer from 6",
+        "--seed -1": "--seed = -1: expected an integer from 0",
+        "--threads -2": "--threads = -2: expected an integer from 0",
+        "--out FILE": "FILE is no directory; expected a place for one",
+        "--tasks synthetic,digts": "task 'digts': expected one of",
+    }
+    for words, expected in refused.items():
+        with pytest.raises(SystemExit) as stopped:
+            bench.main.main(words.split())
+        said = capsys.readouterr().err
+        assert stopped.value.code == 2 and expected in said and said.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["FILE"]
+
+
 def test_fates_are_of_the_first_seed(bench):
     """One passes its gate at once, one after two epochs, one never, one is culled and its successor passes."""
     train, blend, cull, kept = Stage.TRAINING, Stage.BLENDING, Stage.CULLED, Stage.FOSSILIZED

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import esper
-from esper.__main__ import COMMANDS, main
+from esper.__main__ import COMMANDS, WORDS, main
 
 README = (Path(esper.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 SPEC = importlib.util.spec_from_file_location("readme_commands", Path(__file__).with_name("readme_commands.py"))
@@ -30,16 +30,16 @@ def test_a_python_block_works_pasted_alone(number, capsys):
 
 def test_there_are_as_many_blocks_and_commands_as_there_were():
     assert len(BLOCKS) >= 8 and len(readme.commands()) >= 9
-    assert {words[0] for words in readme.commands()} == {*COMMANDS, "data"}
+    assert {words[0] for words in readme.commands()} == {*COMMANDS, *WORDS}
 
 
-def test_every_command_runs_in_order_at_small_sizes(tmp_path, monkeypatch, capsys):
-    """Later commands read the runs of earlier ones, so they run in one folder."""
+def test_every_command_runs_in_order_at_small_sizes(tmp_path, monkeypatch, capfd):
+    """Later commands read the runs of earlier ones, so they run in one folder. Some start processes of their own."""
     monkeypatch.chdir(tmp_path)
     readme.prepare(tmp_path)
     for words in readme.commands():
         status = main(readme.small(words, tmp_path))
-        said = capsys.readouterr()
+        said = capfd.readouterr()
         assert status == 0, f"{words}: {said.err}"
         assert said.out
 

@@ -25,7 +25,7 @@ with ending_on_interrupt(__name__ == "__main__"):
     from esper.leyline.config import ConfigError
     from esper.runtime.tasks import TASKS
     from esper.tolaria.data import DatasetError
-    from esper.utils.documents import to_json
+    from esper.utils.documents import one_line, to_json
     from esper.utils.settings import SettingsError
 
 RED, MISUSED, INTERRUPTED = 1, 2, 130
@@ -127,7 +127,7 @@ def main(words: Sequence[str] | None = None, out: TextIO | None = None, notes: T
             return throughput(asked, out, notes)
         return run(asked, out, notes)
     except (SettingsError, ConfigError, DatasetError, ProbeError) as error:
-        notes.write(f"esper.bench: {error}\n")
+        notes.write(one_line(f"esper.bench: {error}") + "\n")
         return MISUSED
     except KeyboardInterrupt:
         notes.write("esper.bench: interrupted\n")

@@ -13,7 +13,7 @@ from esper.leyline.config import Precision
 from esper.leyline.stages import Stage
 from esper.leyline.state import State
 from esper.runtime.build import make
-from esper.runtime.tasks import Task
+from esper.runtime.task import Task
 
 SEED = 0
 """Of every state, policy and walk: all repeats do the same work."""

@@ -12,7 +12,7 @@ from esper.kasmina.slot_table import take_table
 from esper.leyline.actions import Blend
 from esper.leyline.learners import learners_of
 from esper.leyline.stages import ACTIVE, MERGED
-from esper.runtime.tasks import Task
+from esper.runtime.task import Task
 from esper.tamiyo.baselines import random_legal
 from esper.tolaria.evaluation import evaluate
 from esper.tolaria.training import train_epoch

@@ -17,14 +17,16 @@ def curve_progress(curve: Curve, time: Tensor, steepness: Tensor) -> Tensor:
     Returns:
       [0, 1], monotone in time; the ends are exact in ``ramp``. Linear: t. Cosine: (1 - cos(pi t)) / 2. Sigmoid,
       normalised to end at 0 and 1: (s(k(t - 1/2)) - s(-k/2)) / (s(k/2) - s(-k/2)), k the steepness; it nears the
-      line for small k and a step for large.
+      line for small k and a step for large. It is computed as (1 + tanh(k/2 (t - 1/2)) / tanh(k/4)) / 2, the same
+      number: torch's sigmoid gives other bits where a tensor ends than within it, so that they would depend on how
+      many environments there are.
     """
     if curve is Curve.LINEAR:
         return time
     if curve is Curve.COSINE:
         return 0.5 * (1 - torch.cos(torch.pi * time))
-    half = torch.sigmoid(steepness / 2)
-    return (torch.sigmoid(steepness * (time - 0.5)) - (1 - half)) / (2 * half - 1)
+    slope = steepness / 2
+    return 0.5 * (1 + torch.tanh(slope * (time - 0.5)) / torch.tanh(slope * 0.5))
 
 
 def ramp(blend: Tensor, done: Tensor, total: Tensor, target: Tensor, steepness: Tensor) -> Tensor:

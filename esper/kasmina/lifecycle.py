@@ -68,17 +68,15 @@ def _where(mask: Tensor, slots: Slots, **values: Tensor | float | int | bool) ->
     return slots.replace(**{name: torch.where(mask, value, slots[name]) for name, value in values.items()})
 
 
+def _begun(stage: Stage, accuracy: Tensor) -> dict[str, Tensor | float | int | bool]:
+    """What entering ``stage`` sets: its clock and baseline start anew."""
+    baseline = accuracy.unsqueeze(1)
+    return {"stage": int(stage), "stage_age": 0, "evaluations": 0, "stage_accuracy": baseline, "improvement": 0.0}
+
+
 def _enter(slots: Slots, mask: Tensor, stage: Stage, accuracy: Tensor) -> Slots:
-    """Move the slots in ``mask`` into ``stage``: its clock and baseline start anew."""
-    return _where(
-        mask,
-        slots,
-        stage=int(stage),
-        stage_age=0,
-        evaluations=0,
-        stage_accuracy=accuracy.unsqueeze(1),
-        improvement=0.0,
-    )
+    """Move the slots in ``mask`` into ``stage``."""
+    return _where(mask, slots, **_begun(stage, accuracy))
 
 
 def _clear(slots: Slots, mask: Tensor, stage: Tensor | int) -> Slots:
@@ -89,14 +87,8 @@ def _clear(slots: Slots, mask: Tensor, stage: Tensor | int) -> Slots:
 def _germinate(slots: Slots, mask: Tensor, blueprint: Tensor, blend: Tensor, accuracy: Tensor) -> Slots:
     """Put a fresh seed into the slots in ``mask``; blueprint and blend are [E]."""
     (stage,) = routes(Cause.GERMINATE)
-    slots = _enter(_clear(slots, mask, int(stage)), mask, stage, accuracy)
-    return _where(
-        mask,
-        slots,
-        blueprint=blueprint.unsqueeze(1),
-        blend=blend.unsqueeze(1),
-        birth_accuracy=accuracy.unsqueeze(1),
-    )
+    drawn = {"blueprint": blueprint.unsqueeze(1), "blend": blend.unsqueeze(1), "birth_accuracy": accuracy.unsqueeze(1)}
+    return _where(mask, slots, **(BLANK | _begun(stage, accuracy) | drawn))
 
 
 def _step_ramp(hypers: HyperParams, slots: Slots, mask: Tensor) -> Slots:

@@ -54,6 +54,18 @@ class Precision(Enum):
         return torch.float32 if self is Precision.FLOAT32 else torch.float64
 
 
+class Determinism(Enum):
+    """What the bits of an environment's trajectory may depend on, on one machine and build.
+
+    ``ORDINARY``: the batch as a whole: the same command gives the same bits, and no environment's numbers reach
+    another. ``STRICT``: under a fixed policy, nothing but the environment's own number and the seed: not how many
+    others there are, which, or in what order.
+    """
+
+    ORDINARY = "ordinary"
+    STRICT = "strict"
+
+
 @dataclass(frozen=True)
 class Config:
     """Structure of a batch of environments.
@@ -77,6 +89,7 @@ class Config:
       isolation: what a seed in TRAINING learns by.
       auto_advance: whether the clock advances seeds whose gate is open; otherwise only ADVANCE does.
       precision: float32, or float64 for checks.
+      deterministic: what the bits of an environment's trajectory may depend on.
       loss_window: epochs W the governor remembers, >= 2.
       history: epochs H of loss and accuracy kept in the signals, >= 1.
     """
@@ -97,6 +110,7 @@ class Config:
     isolation: Isolation = Isolation.OBJECTIVE
     auto_advance: bool = True
     precision: Precision = Precision.FLOAT32
+    deterministic: Determinism = Determinism.ORDINARY
     loss_window: int = 20
     history: int = 5
 
@@ -109,7 +123,8 @@ class Config:
         if self.val_samples is not None:
             self._count("val_samples", 1, ", or None")
         kinds = {"sample_order": SampleOrder, "host_optimizer": str, "seed_optimizer": str, "isolation": Isolation}
-        for name, kind in (kinds | {"precision": Precision, "auto_advance": bool, "mirror": bool}).items():
+        kinds |= {"precision": Precision, "deterministic": Determinism, "auto_advance": bool, "mirror": bool}
+        for name, kind in kinds.items():
             value = getattr(self, name)
             if not isinstance(value, kind):
                 words = {bool: "True or False", str: "a name"}

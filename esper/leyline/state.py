@@ -6,14 +6,26 @@ moments, C classes, H history, W window of the governor, R buffers of seeds.
 Accuracies, improvements and contributions are percentage points (0 to 100); losses are nats; ages are epochs.
 """
 
-from typing import TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from tensordict import TypedTensorDict
 from torch import Tensor
 
+from esper.leyline.contexts import EnvContext
+from esper.utils.torch_private import replaced
 
-class ParamState(TypedTensorDict):
+
+class Fields(TypedTensorDict):
+    """Fields by name."""
+
+    def replace(self, *given: Any, **fields: Any) -> Self:
+        """An open copy in which some fields are others, as ``TensorDict.replace`` gives it; its parts are open too."""
+        quick = None if given else replaced(self, fields)
+        return super().replace(*given, **fields) if quick is None else quick
+
+
+class ParamState(Fields):
     """Parameters with their optimizer state."""
 
     params: Tensor  # [E, P] or [E, Q]
@@ -21,7 +33,7 @@ class ParamState(TypedTensorDict):
     steps: Tensor  # int64 [E] for the host, [E, S] for the seeds; optimizer steps taken
 
 
-class Slots(TypedTensorDict):
+class Slots(Fields):
     """The slots, batch [E, S]. An empty slot's blueprint and blend are -1 and its numbers 0."""
 
     stage: Tensor  # int64; Stage
@@ -46,7 +58,7 @@ class Slots(TypedTensorDict):
     in_snapshot: Tensor  # bool; the snapshot holds a copy of this seed
 
 
-class Signals(TypedTensorDict):
+class Signals(Fields):
     """What a decision may look at beside the slots, batch [E]."""
 
     train_loss: Tensor  # nats, mean over the epoch's minibatches
@@ -79,7 +91,7 @@ def validated(signals: Signals) -> tuple[Tensor, Tensor]:
     return torch.where(seen, signals.val_accuracy, torch.nan), torch.where(seen, signals.val_loss, torch.nan)
 
 
-class Snapshot(TypedTensorDict):
+class Snapshot(Fields):
     """What training last left in good order, batch [E]."""
 
     host: ParamState
@@ -88,7 +100,7 @@ class Snapshot(TypedTensorDict):
     seed_buffers: Tensor  # [E, R]
 
 
-class Governor(TypedTensorDict):
+class Governor(Fields):
     """What the governor remembers, batch [E]."""
 
     losses: Tensor  # nats [E, W]; normal validation losses, newest last
@@ -97,13 +109,14 @@ class Governor(TypedTensorDict):
     rollbacks: Tensor  # int64; rollbacks so far
 
 
-class State(TypedTensorDict):
+class State(Fields):
     """Everything that evolves, batch [E]."""
 
     key: Tensor  # int64 [E, 2]; the environment's random key
     order_key: Tensor  # int64 [E, 2]; the run's key for shared minibatches, the same in every row
     rounds: Tensor  # int64 [E]; steps since init, the same in every row
     epoch: Tensor  # int64 [E]; decisions taken in this episode
+    context: EnvContext
     host: ParamState
     buffers: Tensor  # [E, N]; normalisation statistics of the host
     slots: Slots

@@ -15,3 +15,7 @@ class Stream(IntEnum):
     MODULES = 6
     BLOCK = 7
     SEED = 8
+    CONTEXT = 9
+    SUBSET = 10
+    LABELS = 11
+    DECISION = 12

@@ -53,6 +53,8 @@ def _slot(value: Any) -> Any:
 
 def _blend(value: Any) -> Any:
     known = {blend.name.lower(): blend for blend in Blend}
-    if isinstance(value, str) and value not in known:
+    if isinstance(value, Blend):
+        return value
+    if not isinstance(value, str) or value not in known:
         raise ConfigError(f"config.blends: {value!r}: expected some of {', '.join(known)}, with + between")
-    return known[value] if isinstance(value, str) else value
+    return known[value]

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from esper.leyline.actions import Op
+from esper.leyline.decisions import Intent
 from esper.nissa.trace import Trace
 
 PHASES = ("first", "middle", "last")
@@ -37,6 +38,19 @@ def by_third(values: Tensor) -> tuple[Tensor, ...]:
     An episode of fewer than three decisions has fewer parts.
     """
     return tuple(part for part in values.tensor_split(len(PHASES)) if part.numel())
+
+
+def exploring_by_third(intent: Tensor) -> list[float | None]:
+    """Share of the choices that explored, by third of the episode; None in a third without a choice.
+
+    Args:
+      intent: int [T, E]; Intent.
+    """
+    shares: list[float | None] = []
+    for part in by_third(intent):
+        choices = int((part != int(Intent.NEITHER)).sum())
+        shares.append(int((part == int(Intent.EXPLORE)).sum()) / choices if choices else None)
+    return shares
 
 
 def germinations(trace: Trace, num_blueprints: int) -> Tensor:

@@ -3,13 +3,16 @@
 import contextlib
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
-from esper.utils.documents import as_number, to_json
+from esper.utils.documents import as_number, cause, to_json
 from esper.utils.files import append_line, replace_file, sync_file
 
 METRICS = "metrics.jsonl"
+
+logger = logging.getLogger("esper")
 
 
 class SinkError(ValueError):
@@ -70,17 +73,28 @@ class Metrics:
         self.digest = hashlib.sha256(self.path.read_bytes() if self.path.exists() else b"")
         self._waiting: list[str] = []
 
-    def write(self, row: dict[str, float]) -> None:
+    def write(self, row: dict[str, Any]) -> None:
         """Add a round; ``row["round"]`` counts from 1. One that cannot be written waits for ``settle``."""
         line = to_json(row)
         self.digest.update(line.encode() + b"\n")
         self._waiting.append(line)
         with contextlib.suppress(OSError):
             self._append()
-        if self.events is not None:
+        self._write_events(row)
+
+    def _write_events(self, row: dict[str, float]) -> None:
+        """Show a round in TensorBoard, as long as that can be written; the rows hold the same numbers."""
+        if self.events is None:
+            return
+        try:
             for name, value in row.items():
+                if isinstance(value, str):
+                    continue
                 self.events.add_scalar(name, value, int(row["round"]))
             self.events.flush()
+        except OSError as error:
+            self.events = None
+            logger.warning("tensorboard: %s; no events from here on, %s has all rounds", cause(error), self.path)
 
     def settle(self) -> None:
         """Let every round be on the disk.
@@ -100,7 +114,8 @@ class Metrics:
     def close(self) -> None:
         """Finish the files."""
         if self.events is not None:
-            self.events.close()
+            with contextlib.suppress(OSError):  # each round was flushed, or told
+                self.events.close()
 
 
 def require_tensorboard() -> None:

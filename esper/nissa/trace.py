@@ -4,6 +4,7 @@ Evaluation, report and inspection draw from traces alone. Enumerations are int8 
 bytes per decision of an environment with three slots.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from esper.leyline.actions import NONE, Codec, Op
 from esper.leyline.events import Transition
 from esper.leyline.stages import Stage
 from esper.leyline.state import State, validated
+from esper.nissa.accounts import AccountTrace, stack_accounts
 
 ALTERNATIVES = 4
 """How many of a decision's likeliest actions a trace keeps."""
@@ -55,6 +57,7 @@ class Trace(NamedTuple):
     terms: Tensor  # float32 [T, E, R]; what the reward is made of
     term_names: tuple[str, ...]  # R names
     diagnostics: DiagnosticsTrace | None  # of a policy that has any
+    account: AccountTrace | None = None  # of a policy that gives one
 
     @property
     def length(self) -> int:
@@ -127,16 +130,23 @@ def record_diagnostics(action: Tensor, value: Tensor, log_probs: Tensor) -> dict
     }
 
 
-def stack(frames: list[dict[str, Tensor]], term_names: tuple[str, ...], diagnostics: list[dict[str, Tensor]]) -> Trace:
+def stack(
+    frames: list[dict[str, Tensor]],
+    term_names: tuple[str, ...],
+    diagnostics: list[dict[str, Tensor]],
+    accounts: Sequence[dict[str, Tensor]] = (),
+) -> Trace:
     """Put decisions together, on the CPU.
 
     Args:
       frames: T of ``record``.
       term_names: R names.
       diagnostics: T of ``record_diagnostics``, or none at all.
+      accounts: T of ``esper.nissa.accounts.record_account``; of a policy that gave fewer, none are kept.
     """
     whole = {name: torch.stack([frame[name] for frame in frames]).cpu() for name in frames[0]}
+    account = stack_accounts(accounts) if len(accounts) == len(frames) else None
     if not diagnostics:
-        return Trace(**whole, term_names=term_names, diagnostics=None)
+        return Trace(**whole, term_names=term_names, diagnostics=None, account=account)
     fields = {name: torch.stack([row[name] for row in diagnostics]).cpu() for name in diagnostics[0]}
-    return Trace(**whole, term_names=term_names, diagnostics=DiagnosticsTrace(**fields))
+    return Trace(**whole, term_names=term_names, diagnostics=DiagnosticsTrace(**fields), account=account)

@@ -18,6 +18,7 @@ from esper.tamiyo.observation import build_scales
 from esper.tezzeret.choose import build_backend
 from esper.tolaria.data import Dataset, validate
 from esper.tolaria.split import limit_validation
+from esper.tolaria.variations import with_levels
 from esper.utils.documents import shown
 
 DEVICES = "cpu, cuda, cuda:N, or auto = a GPU if there is one"
@@ -44,6 +45,17 @@ def find_device(device: object, place: str = "device") -> torch.device:
             f"{place} = {named}: {reason[:120]}; expected one that is here: {', '.join(devices())}"
         ) from None
     return found
+
+
+def is_same_device(name: str, other: str) -> bool:
+    """Whether two names mean one device here, as ``cpu``, ``cpu:0`` and, without an accelerator, ``auto`` do; what is
+    not here is only what it is called.
+    """
+    try:
+        one, two = find_device(name), find_device(other)
+    except ConfigError:
+        return name == other
+    return one.type == two.type and (one.index or 0) == (two.index or 0)
 
 
 def devices() -> list[str]:
@@ -103,7 +115,8 @@ def make(
     place = find_device(device)
     dtype = config.precision.dtype
     hypers = build_hypers({k: v for k, v in settings.items() if k in table}, num_envs, dtype, place)
-    dataset = limit_validation(validate(task.data, task.host.input_shape), config.most_val_samples).to(place, dtype)
+    dataset = limit_validation(validate(task.data, task.host.input_shape), config.most_val_samples)
+    dataset = with_levels(dataset.to(place, dtype))
     _expect_fit(task, config, dataset)
     hypers = hypers if differentiable else hypers.detach()
     structure = build_structure(config, task.host, task.blueprints, task.objective, place)
@@ -124,6 +137,8 @@ def _expect_fit(task: Task, config: Config, dataset: Dataset) -> None:
             f"make({task.name!r}): dataset {dataset.name} has {kinds[dataset.has_tokens]}, "
             f"host {task.host.name} takes {kinds[task.host.takes_tokens]}"
         )
+    if dataset.has_tokens and "shift" in dataset.variation:
+        raise ConfigError(f"make({task.name!r}): dataset {dataset.name} has tokens; a shift is for classes of samples")
     if len(dataset.input_shape) != 3 and (config.crop_padding or config.mirror):
         asked = f"crop_padding = {config.crop_padding}" if config.crop_padding else "mirror = True"
         raise ConfigError(

@@ -72,6 +72,9 @@ def _text(fact: dict[str, Any]) -> str:
         f"  data    {samples} samples of {shape}, {fact['classes']} classes",
         *wrap(fact["data"]["split"], WIDTH, initial_indent=" " * 10, subsequent_indent=" " * 10),
     ]
+    for name, spread in fact["data"].get("variation", {}).items():
+        drawn = ", ".join(f"{key} {value}" for key, value in spread.items())
+        lines.append(f"  differs {name}, environment by environment: {drawn}")
     for number, slot in enumerate(fact["slots"]):
         grown = ", ".join(f"{name} {size:,}" for name, size in slot["blueprints"].items())
         place = "x".join(map(str, slot["shape"]))

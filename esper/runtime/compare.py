@@ -1,7 +1,7 @@
 """Comparison: policies side by side on the same environments, as one table of numbers."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,14 +9,16 @@ from torch import Tensor
 
 from esper.leyline.actions import Op
 from esper.nissa import calibration
-from esper.nissa.actions import by_third, mix_entropy, shares
+from esper.nissa.actions import by_third, exploring_by_third, mix_entropy, shares
 from esper.nissa.seeds import survival
 from esper.nissa.trace import Trace
 from esper.runtime.rollout import Outcome, rollout
 from esper.runtime.scene import Scene
-from esper.runtime.yardsticks import STATIC, best_script, static_network
-from esper.tamiyo.policies import Policy
-from esper.utils.stats import measured_interval, rank_correlation
+from esper.runtime.scripts import WAIT
+from esper.runtime.yardsticks import STATIC, best_script, hindsight, score, static_network, task_scripts
+from esper.tamiyo.policies import LEARNED, Policy
+from esper.utils import rng
+from esper.utils.stats import measured_interval, rank_correlation, stratified_interval
 
 
 class TableColumn(NamedTuple):
@@ -41,6 +43,7 @@ COLUMNS = {
     "fossilized": TableColumn("fossilized", "seeds", 1),
     "culled": TableColumn("culled", "seeds", 1),
     "rollbacks": TableColumn("rollbacks", "count"),
+    "refused": TableColumn("refused", "decisions for illegal actions, which are carried out as WAIT"),
 }
 """Fields of ``Outcome`` that are averaged and compared, in the order of the tables; also their names in the JSON
 reports. What is reported comes first: the test part's figures. Decisions were made on the validation's beside them.
@@ -50,7 +53,7 @@ DOMINANT, COLLAPSED = 0.9, 0.05
 """Share of one operation, and entropy in nats of the mix of operations, beyond which a reader is warned."""
 
 
-FIXED = ("wait", "grow ", STATIC)
+FIXED = (WAIT, "grow ", STATIC)
 """How names begin of what cannot act otherwise than it does."""
 
 
@@ -69,14 +72,16 @@ def compare(
       the report, for ``to_json``, and the outcomes. Of the data it holds name, sizes and split. Per policy it holds
       of every column (``COLUMNS`` has names and units) the ``cell``, and the ``values`` of environments 0 to E - 1, so
       that evaluations of several seeds can be pooled; its shares of the operations as a whole and by third of the
-      episode, the entropy of that mix and of the policy itself, the survival of its seeds, the
-      calibration of its values, and red flags; the ``agreement`` of return and J; per other policy the paired
-      differences of the first policy to it. None stands for what is undefined.
+      episode, the entropy of that mix and of the policy itself, the survival of its seeds, the calibration of its
+      values and of its confidence, the share of its choices that explored by third, and red flags; the ``agreement`` of
+      return and J; per other policy the paired differences of the first policy to it. None stands for what is
+      undefined. "runs" is what ``over_runs`` makes of the learned policies, if there are several.
     """
     outcomes, tokens = list[Outcome](), scene.engine.data.has_tokens
     names = [name for name, column in COLUMNS.items() if column.of_tokens in (None, tokens)]
-    asked = [policy.name for policy in policies]
-    policies = policies + [script for script in best_script(scene) if script.name not in asked]
+    scripts = task_scripts(scene)
+    for script in (*best_script(scene), *scripts):
+        policies = policies + ([script] if script.name not in {policy.name for policy in policies} else [])
     for number, policy in enumerate(policies, start=1):
         note(f"playing {policy.name} in {scene.engine.config.num_envs} environments ({number}/{len(policies)})")
         outcomes.append(rollout(scene.engine, policy, seed, scene.mode, scene.params)[1])
@@ -96,9 +101,38 @@ def compare(
         "engine": dict(rules.engine),
         "policies": {outcome.policy: summary(outcome, names, rules.gamma) for outcome in outcomes},
         "rank_correlation": agrees,
+        "hindsight": ceiling_of(outcomes, [script.name for script in scripts]),
+        "runs": over_runs([outcome for outcome in outcomes if outcome.policy.startswith(LEARNED)], names),
         "first_minus": {other.policy: differences(outcomes[0], other, names) for other in outcomes[1:]},
     }
     return report, outcomes
+
+
+RUNS_KEY = 0x14A8
+"""Of the resamples of runs."""
+
+
+def over_runs(outcomes: Sequence[Outcome], names: Sequence[str]) -> dict[str, Any] | None:
+    """Several learned policies as one: of every column the interquartile mean over runs with its 95 % interval.
+
+    A run's score is its mean over the environments; runs, not environments, are drawn again for the interval (see
+    ``stratified_interval``; one task, so one stratum), since what is asked is what another training would give.
+
+    Args:
+      outcomes: of the learned policies, one a run.
+      names: columns.
+
+    Returns:
+      None of fewer than two runs.
+    """
+    if len(outcomes) < 2:
+        return None
+    found: dict[str, Any] = {"count": len(outcomes), "policies": [outcome.policy for outcome in outcomes]}
+    for name in names:
+        scores = torch.stack([getattr(outcome, name).double().nanmean() for outcome in outcomes])
+        middle, low, high = stratified_interval(scores.unsqueeze(1), rng.key(RUNS_KEY))
+        found[name] = {"iqm": middle, "low": low, "high": high}
+    return found
 
 
 def agreement(outcomes: Sequence[Outcome]) -> dict[str, float | None]:
@@ -118,10 +152,24 @@ def agreement(outcomes: Sequence[Outcome]) -> dict[str, float | None]:
     }
 
 
+def ceiling_of(outcomes: Sequence[Outcome], scripts: Sequence[str]) -> dict[str, Any] | None:
+    """J of every environment's best script in hindsight, a ``cell``, and what share of its gain each policy has."""
+    if not scripts:
+        return None
+    best = hindsight(outcomes, scripts)
+    (waited,) = (each.utility for each in outcomes if each.policy == WAIT)
+    scores = {each.policy: score(each.utility, waited, best) for each in outcomes}
+    return {"scripts": list(scripts), "utility": cell(best), "score": scores}
+
+
 def columns_of(report: dict[str, Any]) -> list[str]:
-    """Names of the columns that a report has, in the order of the tables."""
-    row = next(iter(report["policies"].values()))
-    return [name for name in COLUMNS if name in row]
+    """Names of the columns to show of a report, in the order of the tables; of refusals only where there were any."""
+    rows = report["policies"].values()
+    return [name for name in COLUMNS if all(name in row for row in rows) and (name != "refused" or _refused(rows))]
+
+
+def _refused(rows: Iterable[dict[str, Any]]) -> bool:
+    return any(row["refused"]["mean"] for row in rows)
 
 
 def summary(outcome: Outcome, names: Sequence[str], gamma: float) -> dict[str, Any]:
@@ -137,6 +185,8 @@ def summary(outcome: Outcome, names: Sequence[str], gamma: float) -> dict[str, A
         "policy_entropy_by_third": diagnostics and [float(part.mean()) for part in by_third(diagnostics.entropy)],
         "survival": survival(outcome.seeds),
         "calibration": value_calibration(outcome.trace, gamma),
+        "confidence": confidence(outcome.trace),
+        "exploring_by_third": exploring(outcome.trace),
         "seconds": outcome.seconds,
         "red_flags": red_flags(outcome),
     }
@@ -147,6 +197,20 @@ def value_calibration(trace: Trace, gamma: float) -> dict[str, Any] | None:
     if trace.diagnostics is None:
         return None
     return calibration.calibrate(trace.diagnostics.value, calibration.returns_to_go(trace.reward, gamma))
+
+
+def confidence(trace: Trace) -> dict[str, Any] | None:
+    """How well the policy's confidence foretold what came of the decisions that did something; None without any."""
+    if trace.account is None:
+        return None
+    acted = (trace.op != int(Op.WAIT)) & (trace.refusal == 0)
+    return calibration.confidence_calibration(trace.account.confidence, acted, trace.accuracy)
+
+
+def exploring(trace: Trace) -> list[float | None] | None:
+    """Share of the choices that explored, by third; None of a policy that knows no such choices."""
+    found = None if trace.account is None else exploring_by_third(trace.account.intent)
+    return None if found is None or all(share is None for share in found) else found
 
 
 def red_flags(outcome: Outcome) -> list[str]:

@@ -17,14 +17,14 @@ from esper.kasmina import arena, lifecycle, metrics
 from esper.leyline import environments
 from esper.simic import rewards
 from esper.tamiyo import observation
-from esper.tolaria import evaluation, governor, signals, training
+from esper.tolaria import evaluation, governor, signals, training, variations
 from esper.utils.purity import pure
 
 WATCHED: tuple[Callable[..., Any], ...] = (
     *(engine.init, engine.step, engine.reset),
     *(lifecycle.refusals, lifecycle.apply_action, lifecycle.tick),
     *(arena.init_seeds, training.train_epoch, evaluation.evaluate, evaluation.measure, evaluation.shapley_values),
-    *(metrics.record, governor.govern, signals.update_signals),
+    *(metrics.record, governor.govern, signals.update_signals, variations.own_hypers),
     *(observation.observe, rewards.reward),
     *(environments.select, environments.concatenate, environments.replace),
 )

@@ -9,12 +9,14 @@ from typing import Any, TextIO
 
 import torch
 
+from esper.nissa.failures import describe, group, read_failures
 from esper.runtime.build import devices, make
+from esper.runtime.health import checks, examine
 from esper.tezzeret.choose import CHOICES
 from esper.tezzeret.compiler import find_compiler
 from esper.utils.documents import to_json
-from esper.utils.paths import cache_folder
-from esper.utils.settings import setting
+from esper.utils.paths import cache_folder, user_path
+from esper.utils.settings import SettingsError, setting
 from esper.utils.terminal import output
 from esper.version import __version__
 
@@ -24,8 +26,10 @@ DISTRIBUTION, NAMESAKE = "esper-growth", "esper"
 
 @dataclass(frozen=True)
 class DoctorSettings:
-    """Say what Esper finds here: versions, devices, compiler, backends, caches."""
+    """Say what Esper finds here: versions, devices, compiler, backends, disk; and what failed, by a run's log."""
 
+    out: str = setting("runs", "where runs are or shall be: its disk is looked at")
+    log: str = setting("", "a file of what a run wrote: its failures, by cause")
     json: bool = setting(False, "print one JSON object instead of text")
 
 
@@ -49,12 +53,17 @@ def diagnose(settings: DoctorSettings, out: TextIO | None = None) -> dict[str, A
       out: where it goes; None = standard output.
 
     Returns:
-      the facts: ``versions``, ``devices``, ``compiler``, ``cache``, ``backends`` and ``remedies``.
+      the facts: ``versions``, ``devices``, ``compiler``, ``cache``, ``backends``, ``health``, ``failures`` and
+      ``remedies``.
+
+    Raises:
+      SettingsError: the log cannot be read.
     """
+    failures = _failures(settings.log)
     out, remedies = output(out), [warning] if (warning := intruder()) is not None else []
     compiler = find_compiler()
-    if compiler is None:
-        remedies.append("no C++ compiler: Esper runs eagerly; install g++ or clang++, or name one in CXX")
+    health = examine(checks(user_path(settings.out)))
+    remedies += [f"{each.name}: {each.found}: {each.remedy}" for each in health if not each.well]
     backends = {name: _backend(name) for name in CHOICES}
     if compiler is not None:
         remedies += [backends[name] for name in CHOICES[1:] if backends[name] != "runs"]
@@ -64,10 +73,23 @@ def diagnose(settings: DoctorSettings, out: TextIO | None = None) -> dict[str, A
         "compiler": None if compiler is None else " ".join(compiler),
         "cache": str(_cache()),
         "backends": backends,
+        "health": {each.name: each.found for each in health},
+        "failures": failures,
         "remedies": remedies,
     }
     out.write(to_json(facts) + "\n" if settings.json else _text(facts))
     return facts
+
+
+def _failures(log: str) -> list[str]:
+    """What a log tells of failures, by cause; nothing without one."""
+    if not log:
+        return []
+    try:
+        lines = user_path(log).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise SettingsError(f"--log {log}: {error.strerror}; expected a file that can be read") from None
+    return describe(group(read_failures(lines)))
 
 
 def _versions() -> dict[str, str]:
@@ -121,5 +143,7 @@ def _text(facts: dict[str, Any]) -> str:
     lines += [f"{'devices':<12}{', '.join(facts['devices'])}", f"{'compiler':<12}{facts['compiler'] or 'none'}"]
     lines += [f"{'cache':<12}{facts['cache']}"]
     lines += [f"backend {name}: {found}" for name, found in facts["backends"].items()]
+    lines += [f"{name}: {found}" for name, found in facts["health"].items()]
+    lines += facts["failures"]
     lines += [f"! {remedy}" for remedy in facts["remedies"]] or ["nothing to mend"]
     return "\n".join(lines) + "\n"

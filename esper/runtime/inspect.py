@@ -9,18 +9,20 @@ from torch import Tensor
 from esper.leyline.actions import Codec
 from esper.leyline.codes import CHECK_TEXT, REFUSAL_TEXT, VERDICT_TEXT, Check, Refusal, Verdict
 from esper.leyline.stages import Stage
+from esper.nissa.records import record_of
 from esper.nissa.trace import Trace
 from esper.runtime.own import is_own
 from esper.runtime.own_trials import own_policy
+from esper.runtime.policies import NAMED, policies_of
 from esper.runtime.rollout import rollout
-from esper.runtime.scene import Scene, SceneSettings, build_scene, gradient_of, policies_of
+from esper.runtime.scene import Scene, SceneSettings, build_scene
 from esper.tezzeret.choose import CHOICES
 from esper.urza.checkpoint import Checkpoint
 from esper.utils.documents import to_json
 from esper.utils.settings import SettingsError, setting
 from esper.utils.terminal import output
 
-POLICIES = ("auto", "learned", "heuristic", "random", "wait", "gradient")
+POLICIES = ("auto", "learned", *NAMED)
 
 TERMS = 4
 """Largest terms of a reward that the text names."""
@@ -65,8 +67,8 @@ def inspect(settings: InspectSettings, out: TextIO | None = None) -> dict[str, A
     if is_own(name):
         policy = own_policy(scene.engine, "--policy", name)
     else:
-        policies = [*policies_of(scene, loaded, settings.greedy), gradient_of(scene)]
-        policy = next(policy for policy in policies if policy.name == name)
+        named = [] if name == "learned" else [name]
+        (policy,) = policies_of(scene, loaded if name == "learned" else None, settings.greedy, named)
     outcome = rollout(scene.engine, policy, settings.seed, scene.mode, scene.params)[1]
     trace = outcome.trace
     tested = {"test_accuracy": outcome.test_accuracy, "test_loss": outcome.test_loss}
@@ -134,6 +136,7 @@ def decision(trace: Trace, codec: Codec, t: int, env: int) -> dict[str, Any]:
         "epoch": t + 1,
         "before": situation(trace, codec, t, env),
         "action": _named(codec, int(trace.action[here])),
+        "record": record_of(trace, codec, t, env),
         "diagnostics": _diagnostics(trace, codec, t, env),
         "refused": None if refusal is Refusal.NONE else REFUSAL_TEXT[refusal],
         "failed_checks": [CHECK_TEXT[check] for check in Check if failed & check],
@@ -215,6 +218,7 @@ def _tell_decision(row: dict[str, Any]) -> list[str]:
         others = [f"{other['action']} {other['probability']:.2f}" for other in diagnostics["alternatives"]]
         indent = " " * 11
         lines += wrap(f"rather than {', '.join(others)}", COLUMNS, initial_indent=indent, subsequent_indent=indent)
+    lines += _tell_record(row["record"])
     if row["refused"]:
         lines.append(f"  refused  {'; '.join([row['refused'], *row['failed_checks']])}")
     if row["verdict"]:
@@ -224,4 +228,19 @@ def _tell_decision(row: dict[str, Any]) -> list[str]:
     lines.append(f"  reward   {row['reward']:+.2f}" + (f" = {', '.join(named)}" if named else ""))
     if len(named) == TERMS and sum(abs(value) >= 0.005 for value in row["terms"].values()) > TERMS:
         lines[-1] += ", …"
+    return lines
+
+
+def _tell_record(record: dict[str, Any]) -> list[str]:
+    """Why, how sure, and at what risk; the best alternatives where there are scores."""
+    risk = f"risk {record['risk']['level']} {record['risk']['colour']}"
+    if record["reason"] is None:
+        return [f"  because  no reason is given   ({risk})"]
+    words = [record["mode"] or "", f"confidence {record['confidence']:.2f}", risk]
+    lines = [f"  because  {record['reason']}   ({', '.join(word for word in words if word)})"]
+    if record["score"] is not None:
+        others = [f"{other['action']} {other['score']:.3f}" for other in record["alternatives"]]
+        scored = f"score {record['score']:.3f}" + (f"; others {', '.join(others)}" if others else "")
+        indent = " " * 11
+        lines += wrap(scored, COLUMNS, initial_indent=indent, subsequent_indent=indent)
     return lines

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from esper.engine import Engine
 from esper.utils.failpoints import reach
@@ -80,6 +81,19 @@ def interruptible(engine: Engine, watch: Watch) -> Engine:
         return plan(*arguments)
 
     return replace(engine, backend=engine.backend._replace(plan=look))
+
+
+def draws_now(device: torch.device | None = None) -> tuple[Tensor, ...]:
+    """Where torch's generators stand: the CPU's, and a GPU's if that is the device."""
+    others = [torch.cuda.get_rng_state(device)] if device is not None and device.type == "cuda" else []
+    return (torch.random.get_rng_state(), *others)
+
+
+def draws_at(states: tuple[Tensor, ...], device: torch.device | None = None) -> None:
+    """Put torch's generators where ``draws_now`` found them."""
+    torch.random.set_rng_state(states[0])
+    if device is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ enough, since they may be a stranger's: see ``recorded``.
 import importlib
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -62,15 +62,21 @@ def called(place: str, name: str, function: Callable[..., Any], *arguments: Any,
       doing: what a message says of the call, if not how many arguments it had.
 
     Raises:
-      ConfigError: it cannot be called so, or fails; one line, with its own words. Esper's errors pass.
+      ConfigError: it cannot be called so, fails, or would have to be awaited; one line, with its own words. Esper's
+        errors pass.
     """
+    doing = doing or f"called with {len(arguments)} argument{'s' * (len(arguments) != 1)}"
     try:
-        return function(*arguments)
+        gave = function(*arguments)
     except ConfigError:
         raise
     except (Exception, SystemExit) as error:  # whatever a function does
-        doing = doing or f"called with {len(arguments)} argument{'s' * (len(arguments) != 1)}"
         raise ConfigError(f"{place} = {name!r}: {doing}: {cause(error)}") from error
+    if isinstance(gave, Coroutine | AsyncGenerator):
+        if isinstance(gave, Coroutine):
+            gave.close()  # or Python warns that nobody awaited it
+        raise ConfigError(f"{place} = {name!r}: {doing}: gave a {type(gave).__name__}; expected def, not async def")
+    return gave
 
 
 def recorded(place: str, name: str, source: str = "the run") -> str:

@@ -104,13 +104,14 @@ def _find(path: Path, which: str) -> tuple[Path, Checkpoint]:
     return (old, load(old)) if old.exists() else (path, load(path))
 
 
-def load_policy(loaded: Checkpoint, task: Interface, greedy: bool) -> Policy:
+def load_policy(loaded: Checkpoint, task: Interface, greedy: bool, strict: bool = False) -> Policy:
     """The policy of a training run as a policy of a task, be it another than it was trained on.
 
     Args:
       loaded: from ``load_run``.
       task: what the task shows and takes; columns and actions that the policy does not know are left alone.
       greedy: take the likeliest action instead of drawing one.
+      strict: see ``learned_policy``.
 
     Raises:
       CheckpointError: its tensors do not fit its settings.
@@ -120,4 +121,4 @@ def load_policy(loaded: Checkpoint, task: Interface, greedy: bool) -> Policy:
     policy = build_actor_critic(sizes, own.codec, len(own.columns), settings["seed"])
     restore_policy(policy, loaded)
     policy = policy.to(task.codec.op.device)
-    return learned_policy(policy, sizes.lstm, greedy, translate(own, task))
+    return learned_policy(policy, sizes.lstm, greedy, translate(own, task), strict)

@@ -1,6 +1,7 @@
 """The report of a run: one HTML file that works offline, from what the run directory holds and what was played."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,12 +10,12 @@ from esper.nissa import page
 from esper.nissa.charts import Series, colour, line_chart, smooth, stacked_chart
 from esper.nissa.markup import Markup
 from esper.nissa.sinks import METRICS, read_rows, write_text
+from esper.runtime.best_rounds import SMOOTHING
 from esper.runtime.policy_checkpoint import load_run
 from esper.runtime.report_episodes import action_section, episode_section, seed_section
 from esper.runtime.report_evaluation import evaluation_section, headline, value_section
 from esper.runtime.report_frontier import frontier_section
 from esper.runtime.rollout import Outcome
-from esper.runtime.runs import SMOOTHING
 from esper.runtime.table import number
 
 ROWS = 200
@@ -59,12 +60,13 @@ class Findings(NamedTuple):
     slots: tuple[str, ...] = ()
 
 
-def write_report(folder: Path, findings: Findings) -> None:
+def write_report(folder: Path, findings: Findings, write: Callable[[Path, str], None] = write_text) -> None:
     """Write ``report.html`` into a run directory.
 
     Args:
       folder: holds ``config.json``, ``versions.json`` and ``metrics.jsonl``; beside it may lie a frontier.
       findings: what was played.
+      write: writes a text to a path.
 
     Raises:
       SinkError: the metrics cannot be read.
@@ -75,7 +77,7 @@ def write_report(folder: Path, findings: Findings) -> None:
     rows = read_rows(folder / METRICS)
     best = load_run(folder, "best").table["done"]
     frontier = frontier_section(folder, config["task"])
-    write_text(folder / "report.html", report(config, versions, rows, best, findings, frontier))
+    write(folder / "report.html", report(config, versions, rows, best, findings, frontier))
 
 
 def report(

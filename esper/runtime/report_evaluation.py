@@ -7,7 +7,7 @@ from esper.nissa import page
 from esper.nissa.charts import Interval, identity_chart, interval_chart
 from esper.nissa.markup import Markup
 from esper.runtime.compare import COLUMNS, columns_of, with_error
-from esper.runtime.table import number, samples
+from esper.runtime.table import agreement, number, samples, worth
 
 CHARTED = {
     "test_accuracy": ("Test accuracy at the end", "test accuracy, %", "percentage points"),
@@ -61,7 +61,8 @@ def evaluation_section(evaluation: dict[str, Any]) -> Markup:
     remark = (
         f"{evaluation['num_envs']} environments from seed {evaluation['seed']}, {evaluation['horizon']} decisions "
         "each. Training never used these seeds, and every policy met the same hosts and the same data, so "
-        f"differences are paired. Networks at the end were {samples(evaluation)}."
+        f"differences are paired. Networks at the end were {samples(evaluation)}. {worth(evaluation)}; "
+        f"{agreement(evaluation)}."
     )
     return page.section(
         "Against the baselines",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from esper.nissa.sinks import METRICS, digest_of
+from esper.runtime.build import is_same_device
 from esper.runtime.own import NAMES, recorded
 from esper.runtime.policy_checkpoint import ARCHIVES, SERIES, load_run
 from esper.runtime.train_settings import TrainSettings
@@ -39,7 +40,7 @@ def run_folder(out: str, task: str) -> Path:
 
 def holds_run(folder: Path) -> bool:
     """Whether a folder is a run directory, with something to go on from."""
-    return (folder / ARCHIVES["latest"]).exists() or bool(series.numbers(folder / SERIES))
+    return (folder / ARCHIVES["latest"]).exists() or bool(series.moments(folder / SERIES))
 
 
 def source_of(resume: str, out: str, task: str) -> Origin | None:
@@ -129,7 +130,8 @@ def taken_up(source: Origin, wanted: dict[str, Any]) -> Checkpoint:
         raise SettingsError(
             f"--rounds = {wanted['rounds']}: {source.path} is of a run of {found['rounds']}; expected as many or more"
         )
-    changed = [f"{n} {found.get(n)!r}, not {v!r}" for n, v in wanted.items() if n != "rounds" and found.get(n) != v]
+    same = {"rounds"} | ({"device"} if is_same_device(wanted["device"], found["device"]) else set())
+    changed = [f"{n} {found.get(n)!r}, not {v!r}" for n, v in wanted.items() if n not in same and found.get(n) != v]
     if changed:
         raise SettingsError(
             f"--resume: {source.path} was written with other settings ({'; '.join(changed)}); {again(source.folder)} "

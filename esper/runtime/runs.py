@@ -1,30 +1,30 @@
 """Run directories: what a training run leaves behind, and how it is taken up again.
 
 ``config.json`` holds the settings, ``resolved.json`` every number in force and the parts of the data by task,
-``versions.json`` what it ran on, ``metrics.jsonl`` a line per round (validation accuracies and losses: no round reads
-the test part), ``checkpoints`` the learner after the last rounds that were written, and after the round that ended the
-best ``SMOOTHING`` rounds in a row, ``evaluation.json`` and ``report.html`` what came of it, on the test part. Of these
-only the checkpoints are read when a run goes on, and the metrics, whose digest they hold.
+``versions.json`` what it ran on (``esper.runtime.machine``), ``metrics.jsonl`` a line per round (validation accuracies
+and losses: no round reads the test part), ``checkpoints`` the learner after the last rounds that were written, and
+after the round that ended the best ``SMOOTHING`` rounds in a row, ``evaluation.json`` and ``report.html`` what came of
+it, on the test part. Of these only the checkpoints are read when a run goes on, and the metrics, whose digest they
+hold.
 """
 
 import json
 import logging
-import math
 import os
-import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from importlib.metadata import version
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tensordict import TensorDictBase
+import torch
 from torch import Tensor
 
-from esper.nissa.sinks import METRICS, Metrics, read_rows, write_text
+from esper.nissa.sinks import METRICS, Metrics, read_rows
+from esper.runtime.best_rounds import Best, best_of
+from esper.runtime.collect import Begun, from_tensors, to_tensors
 from esper.runtime.policy_checkpoint import BEST_PART, SERIES, learner_tensors, load_run, restore_learner
 from esper.runtime.resume import (
-    CONFIG,
     Origin,
     again,
     beside_of,
@@ -34,48 +34,20 @@ from esper.runtime.resume import (
     source_of,
     taken_up,
 )
+from esper.runtime.run_facts import FACTS, write_facts
 from esper.runtime.saver import Saver
 from esper.runtime.scene import Scene
 from esper.runtime.train_settings import TrainSettings
 from esper.simic.ppo import Learner
 from esper.tamiyo.interface import Interface, to_table
 from esper.urza import series
-from esper.urza.checkpoint import Checkpoint
-from esper.urza.lock import Lock, LockError, hold, network_of
-from esper.utils.documents import as_number, to_json
-from esper.utils.files import remove_leftovers, replace_file
+from esper.urza.checkpoint import Checkpoint, CheckpointError
+from esper.urza.lock import LOCK, OWNER, Lock, LockError, hold, network_of
+from esper.urza.series import Moment
+from esper.utils.files import remove_folder, remove_leftovers, replace_file
 from esper.utils.settings import SettingsError
-from esper.version import __version__
-
-SMOOTHING = 5
-"""Rounds whose mean return decides which policy is best: one round's return is luck in part."""
 
 logger = logging.getLogger("esper")
-
-
-@dataclass
-class Best:
-    """The best ``SMOOTHING`` rounds in a row so far.
-
-    Attributes:
-      returns: of the last rounds, at most ``SMOOTHING``; oldest first.
-      mean: highest mean of ``SMOOTHING`` returns in a row; None before there are as many rounds.
-      number: the round that ended them; before, the last one.
-      tensors: the learner after it.
-    """
-
-    returns: list[float]
-    mean: float | None
-    number: int
-    tensors: dict[str, Tensor]
-
-    def look(self, number: int, gained: float, tensors: dict[str, Tensor]) -> None:
-        """Take a round into account."""
-        self.returns = [*self.returns, gained][-SMOOTHING:]
-        mean = sum(self.returns) / SMOOTHING if len(self.returns) == SMOOTHING else math.nan
-        if self.mean is None or mean > self.mean:
-            self.mean = mean if math.isfinite(mean) else None
-            self.number, self.tensors = number, tensors
 
 
 @dataclass
@@ -88,6 +60,9 @@ class Run:
       metrics: where rows go.
       saver: where checkpoints go.
       best: the best rounds so far.
+      done: rounds so far.
+      tensors: the learner after them.
+      begun: what was played of the round that is gone on with, task by task.
     """
 
     folder: Path
@@ -95,6 +70,9 @@ class Run:
     metrics: Metrics
     saver: Saver
     best: Best
+    done: int
+    tensors: dict[str, Tensor]
+    begun: list[Begun]
 
 
 def places(settings: TrainSettings) -> tuple[Path, Origin | None]:
@@ -111,12 +89,12 @@ def places(settings: TrainSettings) -> tuple[Path, Origin | None]:
             raise SettingsError(f"--out {folder}: holds a run already; {again(folder)} goes on with it")
         if folder.resolve() != source.folder.resolve():
             raise SettingsError(f"--out {folder}: holds a run already; expected an unused directory, or that run's own")
-    _expect_room(folder)
+    expect_room(folder)
     return folder, source
 
 
-def _expect_room(folder: Path) -> None:
-    """Raise unless a directory is there that can be written, or can be made."""
+def expect_room(folder: Path) -> None:
+    """Raise ``SettingsError`` unless the directory of ``--out`` is there and can be written, or can be made."""
     place = folder.absolute()
     while not os.path.exists(place):  # unlike Path.exists, False for every name that no file can have
         place = place.parent
@@ -133,7 +111,7 @@ def open_run(
     interface: Interface,
     learner: Learner,
 ) -> Run:
-    """Make the run directory, or put the learner where it was. Nobody else writes there until ``close_run``.
+    """Make the run directory, or put the learner where it was. Nobody else writes there until ``release``.
 
     Args:
       places: the run directory and what to go on from.
@@ -155,14 +133,17 @@ def open_run(
         kept = b"" if source is None or loaded is None else _rounds(source.folder, loaded)
         best = None if source is None or loaded is None else load_run(source.path, "best")
         replace_file(folder / METRICS, kept)
-        _tell(folder, replace(settings, out=str(folder)), scenes)
-        series.take_back(folder / SERIES, learner.done)
+        write_facts(folder, replace(settings, out=str(folder)), scenes)
+        begun = [] if loaded is None else _begun(loaded, [scene.engine.data.train.inputs.device for scene in scenes])
+        moment = Moment(learner.done, _steps(begun))
+        series.take_back(folder / SERIES, moment)
         saver = Saver(folder / SERIES, lock, settings.save_every, settings.keep)
         table = {"settings": identity_of(settings), "beside": beside_of(settings), "interface": to_table(interface)}
         metrics = Metrics(folder, settings.tensorboard, learner.done)
-        run = Run(folder, table, metrics, saver, _best_of(learner, loaded, best))
-        if learner.done not in series.numbers(folder / SERIES):
-            _offer(run, learner, learner_tensors(learner))
+        tensors = learner_tensors(learner)
+        run = Run(folder, table, metrics, saver, best_of(learner, loaded, best), learner.done, tensors, begun)
+        if moment not in series.moments(folder / SERIES):
+            _offer(run, begun)
             settle(run)
         return run
     except OSError as error:
@@ -199,7 +180,18 @@ def _rounds(folder: Path, loaded: Checkpoint) -> bytes:
     return b"".join(line + b"\n" for line in lines if json.loads(line)["round"] <= loaded.table["done"])
 
 
-def record(run: Run, learner: Learner, row: dict[str, float]) -> None:
+def abandon(run: Run) -> None:
+    """Take back a run of no round, which holds nothing and would stand in the way of the next start."""
+    for moment in series.moments(run.saver.folder):
+        remove_folder(series.member(run.saver.folder, moment))
+    for name in (METRICS, *FACTS, OWNER, LOCK):
+        (run.folder / name).unlink(missing_ok=True)
+    for folder in (run.saver.folder, run.folder):
+        with suppress(OSError):  # it may hold what is others'
+            folder.rmdir()
+
+
+def record(run: Run, learner: Learner, row: dict[str, Any]) -> None:
     """Add a round: its line, the best policy if it is that, and now and then the checkpoint that makes it last.
 
     Raises:
@@ -210,22 +202,64 @@ def record(run: Run, learner: Learner, row: dict[str, float]) -> None:
         settle(run)
         raise SettingsError(
             f"--lr: the policy's parameters are not finite after round {learner.done}; {run.folder} holds those of "
-            f"round {run.saver.saved}; expected a smaller learning rate, or finite rewards"
+            f"round {run.done}; expected a smaller learning rate, or finite rewards"
         )
     run.metrics.write(row)
     run.best.look(learner.done, row["return"], tensors)
-    _offer(run, learner, tensors)
+    run.done, run.tensors, run.begun = learner.done, tensors, []
+    pause(run, [])
+
+
+def pause(run: Run, begun: Sequence[Begun]) -> None:
+    """Let the run be on the disk as it is now, if that is due.
+
+    Args:
+      run: after ``done`` rounds.
+      begun: what was played of the next one, task by task.
+    """
+    _offer(run, begun)
     if run.saver.due():
         run.saver.try_to_write(run.metrics.settle)
 
 
-def _offer(run: Run, learner: Learner, tensors: dict[str, Tensor]) -> None:
-    """Let the saver have what may be the next checkpoint."""
-    best = run.best
-    table = {"done": learner.done, "returns": best.returns, "best": best.mean, "best_round": best.number}
-    table["metrics"] = run.metrics.digest.hexdigest()
-    beside = {} if best.number == learner.done else {f"{BEST_PART}{name}": it for name, it in best.tensors.items()}
-    run.saver.offer(learner.done, tensors | beside, run.table | table)
+def _offer(run: Run, begun: Sequence[Begun]) -> None:
+    """Let the saver have what may be the next checkpoint: nothing of it is written to until it has the one after."""
+    best, inside = run.best, tuple(begun)
+
+    def contents() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        table = {"done": run.done, "returns": best.returns, "best": best.mean, "best_round": best.number}
+        tensors = dict(run.tensors)
+        if best.number != run.done:
+            tensors |= {f"{BEST_PART}{name}": value for name, value in best.tensors.items()}
+        parts = [to_tensors(part, _prefix(place)) for place, part in enumerate(inside)]
+        for named, _ in parts:
+            tensors |= named
+        table |= {"metrics": run.metrics.digest.hexdigest(), "begun": [facts for _, facts in parts]}
+        return tensors, run.table | table
+
+    run.saver.offer(Moment(run.done, _steps(inside)), contents)
+
+
+def _prefix(place: int) -> str:
+    return f"begun.{place}."
+
+
+def _steps(begun: Sequence[Begun]) -> int:
+    """Decisions that were taken since the last round."""
+    return sum(part.played.shape[1] for part in begun)
+
+
+def _begun(loaded: Checkpoint, devices: Sequence[torch.device]) -> list[Begun]:
+    """What was played of the round that a checkpoint was written in.
+
+    Raises:
+      CheckpointError: something of it is missing.
+    """
+    try:
+        tables = loaded.table.get("begun", [])
+        return [from_tensors(loaded.tensors, one, _prefix(place), devices[place]) for place, one in enumerate(tables)]
+    except KeyError as error:
+        raise CheckpointError(f"checkpoint: a round that was begun {error.args[0]}, of another version") from None
 
 
 def settle(run: Run) -> None:
@@ -238,7 +272,7 @@ def settle(run: Run) -> None:
 
 
 def close_run(run: Run) -> None:
-    """Let the rounds so far be on the disk, and let others write.
+    """Let the rounds so far be on the disk.
 
     Raises:
       CheckpointError: the last checkpoint cannot be written.
@@ -247,49 +281,8 @@ def close_run(run: Run) -> None:
         settle(run)
     finally:
         run.metrics.close()
-        run.saver.lock.release()
 
 
-def resolved(scene: Scene) -> dict[str, Any]:
-    """Every number in force: structure, hyperparameters, rewards, and the names of host and blueprints."""
-    structure = scene.engine.structure
-
-    def leaves(table: TensorDictBase) -> dict[str, Any]:
-        return {str(name): value.tolist() for name, value in sorted(table.items())}
-
-    config = {entry.name: getattr(structure.config, entry.name) for entry in fields(structure.config)}
-    return {
-        "host": {"name": structure.host.name, "parameters": structure.host.num_params},
-        "blueprints": [blueprint.name for blueprint in structure.blueprints],
-        "backend": list(scene.engine.backend.describe()),
-        "data": scene.engine.data.record(),
-        "config": config,
-        "hypers": leaves(scene.engine.hypers),
-        "rewards": leaves(scene.params),
-    }
-
-
-def versions() -> dict[str, str]:
-    """What the run ran on."""
-    packages = {name: version(name) for name in ("torch", "tensordict", "torchrl", "numpy")}
-    return {"esper": __version__, **packages, "python": platform.python_version(), "machine": platform.machine()}
-
-
-def _best_of(learner: Learner, loaded: Checkpoint | None, best: Checkpoint | None) -> Best:
-    """The best rounds of the run that is gone on with; at first, the learner as it is."""
-    if loaded is None or best is None or int(best.table["done"]) > learner.done:
-        return Best([], None, learner.done, learner_tensors(learner))
-    returns = [as_number(value) for value in loaded.table["returns"]]
-    return Best(returns, loaded.table["best"], int(best.table["done"]), best.tensors)
-
-
-def _tell(folder: Path, settings: TrainSettings, scenes: Sequence[Scene]) -> None:
-    """Write down what is run, and on what; take back what came of it before."""
-    for stale in ("evaluation.json", "report.html"):
-        (folder / stale).unlink(missing_ok=True)
-    for name, table in (
-        (CONFIG, asdict(settings)),
-        ("resolved.json", {scene.rules.task: resolved(scene) for scene in scenes}),
-        ("versions.json", versions()),
-    ):
-        write_text(folder / name, to_json(table, indent=2) + "\n")
+def release(run: Run) -> None:
+    """Let others write in the run directory."""
+    run.saver.lock.release()

@@ -12,10 +12,14 @@ from torch import Tensor
 from esper.urza import series
 from esper.urza.checkpoint import CheckpointError, save
 from esper.urza.lock import Lock
+from esper.urza.series import Moment
 from esper.utils.failpoints import reach
 
 SHARE = 0.02
 """Largest share of a run's time that its checkpoints take, where no interval is asked for."""
+
+Contents = Callable[[], tuple[dict[str, Tensor], dict[str, Any]]]
+"""Makes what a checkpoint holds, of values that nobody writes to."""
 
 logger = logging.getLogger("esper")
 
@@ -28,18 +32,18 @@ class Saver:
       lock: of the run directory.
       every: least seconds between checkpoints; 0 = as many as ``SHARE`` allows.
       keep: how many of the newest there are.
-      saved: number of the newest one on the disk; -1 before the first.
+      saved: moment of the newest one on the disk, if any.
     """
 
     def __init__(self, folder: Path, lock: Lock, every: float, keep: int) -> None:
         self.folder, self.lock, self.every, self.keep = folder, lock, every, keep
-        self.saved = max(series.numbers(folder), default=-1)
-        self._pending: tuple[int, dict[str, Tensor], dict[str, Any]] | None = None
+        self.saved: Moment | None = max(series.moments(folder), default=None)
+        self._pending: tuple[Moment, Contents] | None = None
         self._ended, self._cost = -float("inf"), 0.0
 
-    def offer(self, number: int, tensors: dict[str, Tensor], table: dict[str, Any]) -> None:
-        """Take what may be the next checkpoint; the tensors are this object's from now on."""
-        self._pending = (number, tensors, table)
+    def offer(self, moment: Moment, contents: Contents) -> None:
+        """Say what may be the next checkpoint."""
+        self._pending = (moment, contents)
 
     def due(self) -> bool:
         """Whether a checkpoint should be written now."""
@@ -58,14 +62,15 @@ class Saver:
         """
         if self._pending is None:
             return
-        number, tensors, table = self._pending
+        moment, contents = self._pending
         self.lock.check()
         start = time.monotonic()
         first()
-        save(series.member(self.folder, number), tensors, table)
-        self._ended, self.saved, self._pending = time.monotonic(), number, None
-        self._cost = self._ended - start
+        save(series.member(self.folder, moment), *contents())
+        self.saved, self._pending = moment, None
         series.prune(self.folder, self.keep)
+        self._ended = time.monotonic()
+        self._cost = self._ended - start
         reach("saved")
 
     def try_to_write(self, first: Callable[[], object]) -> None:
@@ -86,5 +91,5 @@ class Saver:
             self.write(first)
         except OSError as error:
             room = "; expected room on the disk" if error.errno == errno.ENOSPC else ""
-            last = f"the last one is of round {self.saved}"
+            last = "there is none" if self.saved is None else f"the last one is of round {self.saved.rounds}"
             raise CheckpointError(f"checkpoint {self.folder}: {error.strerror or error}; {last}{room}") from None

@@ -7,35 +7,29 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from esper.engine import Engine
-from esper.leyline.actions import Blend
-from esper.leyline.config import ConfigError
+from esper.leyline.config import ConfigError, Determinism
 from esper.leyline.hypers import numbers
-from esper.leyline.state import State
-from esper.leyline.words import as_meant
 from esper.runtime.build import DEVICES, find_device, make
 from esper.runtime.own import is_own, load, recorded
 from esper.runtime.own_trials import check_task, own_reward, try_step
-from esper.runtime.policy_checkpoint import WHICH, load_policy, load_run
+from esper.runtime.policy_checkpoint import WHICH, load_run
 from esper.runtime.tasks import Task, begins_task, named, takes_path
 from esper.simic.rewards import DEFAULT_REWARD, OwnReward, RewardMode, RewardParams, build_reward_params
-from esper.tamiyo import scripted
-from esper.tamiyo.baselines import HeuristicConfig
-from esper.tamiyo.gradient import gradient_policy
 from esper.tamiyo.observation import build_scales
-from esper.tamiyo.policies import Policy, from_mask, heuristic_policy, random_policy
-from esper.tolaria.slopes import birth_norms
 from esper.urza.checkpoint import Checkpoint
 from esper.utils.paths import user_path
 from esper.utils.settings import Entry, SettingsError, Table, from_record, setting
 
-OWN_FLAGS = {name: f"--{name.replace('_', '-')}" for name in ("task", "num_envs", "horizon", "backend", "device")}
+OWN_NAMES = ("task", "num_envs", "horizon", "backend", "device", "deterministic")
+OWN_FLAGS = {name: f"--{name.replace('_', '-')}" for name in OWN_NAMES}
 """Arguments of ``make`` that are settings of their own."""
 
 RUNS = "auto"
 """Value of a setting that follows the run, or the default without one."""
+
+LEVELS = tuple(level.value for level in Determinism)
 
 MODES = tuple(mode.value for mode in RewardMode)
 
@@ -53,7 +47,9 @@ class Rules:
       rewards: values of ``RewardParams`` by name, but for gamma.
       gamma: discount per decision, of learner and shaping alike.
       heuristic: values of ``HeuristicConfig`` by name, for the rule of thumb that others are compared with.
+      bandit: values of ``BanditConfig`` by name, for all bandits.
       observation: values of ``Scales`` by name: units of what a policy sees.
+      deterministic: what the bits of an environment may depend on; ``Config.deterministic``.
     """
 
     task: str = "digits"
@@ -63,7 +59,9 @@ class Rules:
     rewards: Table = field(default_factory=dict)
     gamma: float = numbers(RewardParams)["gamma"].default
     heuristic: Table = field(default_factory=dict)
+    bandit: Table = field(default_factory=dict)
     observation: Table = field(default_factory=dict)
+    deterministic: str = Determinism.ORDINARY.value
 
 
 class Scene(NamedTuple):
@@ -82,8 +80,12 @@ def rules_of(settings: Mapping[str, Any]) -> Rules:
     return Rules(**given)
 
 
-def tasks_of(names: str) -> list[str]:
+def tasks_of(names: str, place: str = "--task") -> list[str]:
     """Tasks named with commas between; a comma after which no task begins belongs to the path before it.
+
+    Args:
+      names: as they were written.
+      place: where, for the message.
 
     Raises:
       SettingsError: an empty name, or one twice.
@@ -95,7 +97,7 @@ def tasks_of(names: str) -> list[str]:
         else:
             tasks.append(part)
     if "" in tasks or len(set(tasks)) < len(tasks):
-        raise SettingsError(f"--task = {names!r}: expected different names with commas between")
+        raise SettingsError(f"{place} = {names!r}: expected different names with commas between")
     return tasks
 
 
@@ -120,6 +122,7 @@ def build_scene(rules: Rules, num_envs: int, backend: str, device: str | torch.d
     except ConfigError as error:
         raise SettingsError(f"--observation: {error}") from None
     overrides = _own(engine_numbers) | ({"horizon": rules.horizon} if rules.horizon else {})
+    overrides["deterministic"] = rules.deterministic
     task, place = named(rules.task), find_device(device, "--device")
     if is_own(rules.task):
         check_task(rules.task, task)
@@ -136,6 +139,26 @@ def build_scene(rules: Rules, num_envs: int, backend: str, device: str | torch.d
     if is_own(rules.task) or is_own(rules.reward):
         try_step(engine, scene.mode, params, (rules.task, rules.reward))
     return scene
+
+
+def expect_numbers_for(scene: Scene, num_envs: int, place: str) -> None:
+    """Raise unless the scene's numbers are for another number of environments as well.
+
+    Args:
+      scene: built.
+      num_envs: environments that will be played, too; 0 = none.
+      place: what asks for them, for the message.
+
+    Raises:
+      SettingsError: a number has a value for every environment, and they are not as many.
+    """
+    for flag, numbers_of in (("--engine", scene.engine.hypers), ("--rewards", scene.params)):
+        for name, number in numbers_of.items():
+            if number.dim() and num_envs not in (0, len(number)):
+                raise SettingsError(
+                    f"{flag}: {name}: {len(number)} values, one for each environment; expected one value, or "
+                    f"{place} {len(number)} instead of {num_envs}, or 0"
+                )
 
 
 def reward_of(name: str) -> RewardMode | OwnReward:
@@ -184,7 +207,11 @@ class SceneSettings:
     )
     rewards: Mapping[str, Entry] = setting({}, "numbers of the reward by name, over the run's own")
     heuristic: Mapping[str, Entry] = setting({}, "numbers of the rule of thumb by name, over the run's own")
+    bandit: Mapping[str, Entry] = setting({}, "numbers of the bandits by name, such as cool_down")
     observation: Mapping[str, Entry] = setting({}, "units of what policies see, by name, over the run's own")
+    deterministic: str = setting(
+        RUNS, "strict: an environment's bits depend on itself alone; auto = as the run", choices=(RUNS, *LEVELS)
+    )
     greedy: bool = setting(False, "the learned policy takes its likeliest action instead of drawing one")
 
     def loaded(self) -> Checkpoint | None:
@@ -216,60 +243,7 @@ class SceneSettings:
             rewards=dict(base.rewards) | dict(self.rewards),
             gamma=base.gamma,
             heuristic=dict(base.heuristic) | dict(self.heuristic),
+            bandit=dict(base.bandit) | dict(self.bandit),
             observation=dict(base.observation) | dict(self.observation),
+            deterministic=base.deterministic if self.deterministic == RUNS else self.deterministic,
         )
-
-
-def policies_of(scene: Scene, loaded: Checkpoint | None, greedy: bool) -> list[Policy]:
-    """The policies to compare, the learned one first: a run's policy if there is one, heuristic, random and wait.
-
-    Raises:
-      CheckpointError: the run's policy cannot be restored.
-    """
-    codec = scene.engine.codec
-    learned = [] if loaded is None else [load_policy(loaded, scene.engine.interface, greedy)]
-    rule = heuristic_of(scene.rules.heuristic, scene.engine.config.blends)
-    try:
-        heuristic = heuristic_policy(codec, rule)
-    except ValueError as error:
-        raise SettingsError(f"--heuristic: {error}") from None
-    return [*learned, heuristic, random_policy(codec), from_mask("wait", scripted.wait(codec))]
-
-
-def heuristic_of(given: Table, blends: tuple[Blend, ...]) -> HeuristicConfig:
-    """The rule of thumb's numbers.
-
-    Args:
-      given: values of ``HeuristicConfig`` by name.
-      blends: those on offer; the first is taken where the default is not among them.
-
-    Raises:
-      SettingsError: an unknown name, or a value that is not allowed.
-    """
-    known = [entry.name for entry in fields(HeuristicConfig)]
-    for name in given:
-        if name not in known:
-            raise SettingsError(f"--heuristic: {name}: unknown; known are {', '.join(known)}")
-    read = dict[str, Any](given)
-    if "rotation" in read:
-        names = read["rotation"]
-        read["rotation"] = tuple(names.split("+")) if isinstance(names, str) else names
-    try:
-        if "blend" in read:
-            (read["blend"],) = as_meant("blends", read["blend"])
-        elif HeuristicConfig.blend not in blends:
-            read["blend"] = blends[0]
-        return HeuristicConfig(**read)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise SettingsError(f"--heuristic: {error}") from None
-
-
-def gradient_of(scene: Scene) -> Policy:
-    """The policy that grows what the gradient of the validation loss is largest for; see ``birth_norms``."""
-    engine = scene.engine
-    samples = (engine.data.validation.inputs, engine.data.validation.targets)
-
-    def promise(state: State, index: int) -> Tensor:
-        return birth_norms(engine.structure, engine.hypers, state, engine.codec.actions[index], samples)
-
-    return gradient_policy(engine.codec, promise)

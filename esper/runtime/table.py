@@ -5,6 +5,7 @@ from typing import Any
 
 from esper.leyline.actions import Op
 from esper.nissa.actions import PHASES
+from esper.nissa.calibration import AHEAD
 from esper.nissa.seeds import COURSE, REMOVED
 from esper.runtime.compare import COLUMNS, columns_of, with_error
 
@@ -14,7 +15,7 @@ OPS = {op: op.name.lower().split("_")[0] for op in Op}
 
 def table(report: dict[str, Any]) -> str:
     """All of a report of ``compare``, for people."""
-    blocks = (_outcomes, _actions, _survival, _calibration, _flags)
+    blocks = (_outcomes, _runs, _actions, _survival, _deciding, _calibration, _flags)
     return "\n".join(text for block in blocks if (text := block(report)))
 
 
@@ -55,8 +56,7 @@ def _outcomes(report: dict[str, Any]) -> str:
         f"{report['task']}, {report['num_envs']} environments from seed {report['seed']}, {report['horizon']} decisions"
         f", reward {report['reward']}; mean ± 95 % half-width\n"
     )
-    price = f"{report['price']:g}" if isinstance(report["price"], float) else "price"
-    heading += f"{samples(report)}; J = test % - {price} ln(1 + added / {report['host_params']:,})\n"
+    heading += f"{samples(report)}; {worth(report)}\n"
     return "".join(
         [
             heading,
@@ -64,16 +64,49 @@ def _outcomes(report: dict[str, Any]) -> str:
             f"\npaired differences, {first} minus\n",
             *lines[count:],
             *_unmeasured(report),
-            *_agreement(report),
+            f"{agreement(report)}\n",
+            *_hindsight(report),
         ]
     )
 
 
-def _agreement(report: dict[str, Any]) -> list[str]:
+def _runs(report: dict[str, Any]) -> str:
+    """Learned policies of several runs as one."""
+    found = report["runs"]
+    if found is None:
+        return ""
+    rows = [
+        [COLUMNS[key].head, *(f"{found[key][end]:.{COLUMNS[key].decimals}f}" for end in ("iqm", "low", "high"))]
+        for key in columns_of(report)
+    ]
+    heading = f"{found['count']} runs: interquartile mean of their means, 95 % interval by resampling runs\n"
+    return heading + _aligned([["", "mean", "from", "to"], *rows])
+
+
+def worth(report: dict[str, Any]) -> str:
+    """What J is, with the report's own numbers."""
+    price = f"{report['price']:g}" if isinstance(report["price"], float) else "price"
+    return f"J = test % - {price} ln(1 + added / {report['host_params']:,})"
+
+
+def agreement(report: dict[str, Any]) -> str:
     """How well the return ranks as J does."""
     found = report["rank_correlation"]
     episodes, policies = (number(found[over]) for over in ("episodes", "policies"))
-    return [f"rank correlation of return and J: {episodes} over episodes, {policies} over policies\n"]
+    return f"rank correlation of return and J: {episodes} over episodes, {policies} over policies"
+
+
+def _hindsight(report: dict[str, Any]) -> list[str]:
+    """What share of the best scripts' gain each policy has, where environments differ."""
+    found = report["hindsight"]
+    if found is None:
+        return []
+    shares = ", ".join(f"{name} {number(share)}" for name, share in found["score"].items())
+    best = with_error("utility", found["utility"])
+    return [
+        f"each environment's best of {len(found['scripts'])} scripts in hindsight, by its own validation: J {best}\n"
+        f"score, the share of its gain over waiting: {shares}\n"
+    ]
 
 
 def _unmeasured(report: dict[str, Any]) -> list[str]:
@@ -121,6 +154,21 @@ def culled_share(survival: dict[str, Any]) -> float | None:
     """Share of the seeds that were culled, by whomever; None without seeds."""
     shares = [survival["fate"][fate.name] for fate in REMOVED]
     return None if None in shares else sum(shares)
+
+
+def _deciding(report: dict[str, Any]) -> str:
+    """How sure policies were, and how much they tried out; policies that never did anything are left out."""
+    rows = [["", "decisions", "confidence", "came better", "Brier", "slope", "exploring"]]
+    for name, policy in report["policies"].items():
+        found, explored = policy["confidence"], policy["exploring_by_third"]
+        if found is not None:
+            cells = [number(found[key]) for key in ("mean", "better", "brier", "slope")]
+            rows.append([name, str(found["count"]), *cells, " ".join(map(percent, explored or []))])
+    heading = (
+        f"decisions that did something: mean confidence, share after which accuracy was higher {AHEAD} decisions on, "
+        "Brier score\nand slope of the latter on the former; exploring choices, % by third of the episode\n"
+    )
+    return heading + _aligned(rows) if len(rows) > 1 else ""
 
 
 def _calibration(report: dict[str, Any]) -> str:

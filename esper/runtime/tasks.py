@@ -7,21 +7,19 @@ module and a task in it (``py:module:name``).
 import re
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
-from esper.kasmina.blueprint import Blueprint
 from esper.kasmina.bypass_blueprints import CONV4X2, CONV8X2, CONV16X2
 from esper.kasmina.cnn import cnn_host
 from esper.kasmina.conv_blueprints import BOTTLENECK, CONV_BLUEPRINTS, CONV_HEAVY, NORM
-from esper.kasmina.host import Host
-from esper.kasmina.objectives import Objective, cross_entropy
 from esper.kasmina.token_blueprints import ATTENTION, LORA, MLP, TOKEN_BLUEPRINTS
 from esper.kasmina.token_bypasses import TRANSFORMER16, TRANSFORMER32
 from esper.kasmina.transformer import transformer_host
 from esper.leyline.actions import Blend
 from esper.leyline.config import ConfigError, Isolation
+from esper.leyline.contexts import Choice, Distribution, Spread, Variation
 from esper.runtime.own import called, is_own, load
+from esper.runtime.task import Script, Task
 from esper.tolaria.characters import characters, python_topics
 from esper.tolaria.data import Dataset, dataset_error
 from esper.tolaria.digits import digits as read_digits
@@ -33,34 +31,6 @@ from esper.tolaria.formats.text import text as read_text
 from esper.tolaria.markov import draw_chain, markov
 from esper.tolaria.synthetic import synthetic as draw_clusters
 from esper.utils.documents import shown
-
-
-class Task(NamedTuple):
-    """A host, what can grow in it, and the data it learns.
-
-    Attributes:
-      name: for people.
-      host: the network.
-      blueprints: kinds of seed; position = number.
-      data: the dataset.
-      settings: values of ``Config`` and ``HyperParams`` that differ from their defaults, by name.
-      rewards: values of ``RewardParams`` that differ from their defaults, by name; such as the loss at which the task
-        counts as solved (a loss at which nothing is known, ln C, follows from the classes).
-      objective: what hosts and seeds learn; its score times 100 is what is called accuracy.
-      script: the blueprint that the best script known grows wherever there is room; evaluations play it, too.
-      rival: the best static network known of about the size that growing ends at; evaluations train it, too.
-    """
-
-    name: str
-    host: Host
-    blueprints: tuple[Blueprint, ...]
-    data: Dataset
-    settings: dict[str, Any]
-    rewards: Mapping[str, float] = MappingProxyType({})
-    objective: Objective = cross_entropy()
-    script: str = ""
-    rival: Host | None = None
-
 
 IMAGE_BLUEPRINTS = (NORM, CONV_HEAVY, BOTTLENECK, CONV4X2, CONV8X2, CONV16X2)
 """Three kinds behind a host's blocks, and networks beside it of three sizes."""
@@ -87,6 +57,23 @@ def digits() -> Task:
     rewards |= {"price": 2.0}
     task = Task("digits", host, IMAGE_BLUEPRINTS, dataset, settings, rewards)
     return task._replace(script=CONV8X2.name, rival=cnn_host(dataset.input_shape, dataset.num_classes, 2, 8))
+
+
+def varied(task: Task, name: str, distributions: Mapping[str, Distribution], scripts: tuple[Script, ...]) -> Task:
+    """A task whose environments differ, and the scripts of which now one, now another is best."""
+    data = task.data._replace(variation=Variation(distributions))
+    return task._replace(name=name, data=data, script="", scripts=scripts)
+
+
+def digits_varied() -> Task:
+    """The digits, where every environment is given something else: all labels right or six in ten wrong, all training
+    samples or a twentieth of them, a parameter cheap or dear, a host that learns fast or slowly.
+    """
+    given: dict[str, Distribution] = {"price": Choice((0.25, 8.0)), "label_noise": Choice((0.0, 0.6))}
+    given |= {"data_share": Choice((0.05, 1.0)), "host_lr": Spread(0.3, 1.0, log=True)}
+    kinds = (CONV8X2, CONV16X2, CONV4X2)
+    scripts = tuple(Script(kind.name, start=start) for kind in kinds for start in (0, 12))
+    return varied(digits(), "digits_varied", given, (*scripts, Script(NORM.name, 1)))
 
 
 def digits_v1() -> Task:
@@ -232,6 +219,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "chars": chars,
     "synthetic": synthetic,
     "synthetic_tokens": synthetic_tokens,
+    "digits_varied": digits_varied,
 }
 """All presets by name."""
 

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 
+from esper.leyline.config import Determinism
 from esper.nissa.progress import KINDS
 from esper.runtime.build import DEVICES
-from esper.runtime.scene import MODES, Rules, rules_of, tasks_of
+from esper.runtime.scene import LEVELS, MODES, Rules, rules_of, tasks_of
 from esper.simic.ppo_config import RANGES, PPOConfig
 from esper.simic.rewards import DEFAULT_REWARD
 from esper.tezzeret.choose import CHOICES
@@ -57,6 +58,9 @@ class TrainSettings:
     heuristic: Mapping[str, Entry] = setting({}, "numbers of the rule of thumb in the evaluation, such as min_epochs")
     backend: str = setting("auto", "how networks are run", choices=CHOICES)
     device: str = setting("cpu", DEVICES)
+    deterministic: str = setting(
+        Determinism.ORDINARY.value, "strict: an environment's bits depend on itself alone", choices=LEVELS
+    )
     out: str = setting("", "run directory; empty = runs/<task>, or the one that --resume names")
     resume: str = setting(
         "", "go on, with the run's own settings: a run directory or checkpoint; auto = --out if it holds a run"

@@ -2,16 +2,19 @@
 without growing: a static network of about the size that growing ends at. Tasks name both, if they have them.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from esper.engine import Engine
 from esper.kasmina.host import Host
-from esper.leyline.actions import Blend
 from esper.runtime.build import make
 from esper.runtime.rollout import Outcome, rollout
 from esper.runtime.scene import Scene
+from esper.runtime.scripts import play, waiting
+from esper.runtime.task import Script
 from esper.simic.rewards import RewardMode
 from esper.simic.utility import utility
 from esper.tamiyo import scripted
@@ -29,15 +32,51 @@ def best_script(scene: Scene) -> list[Policy]:
         return []
 
 
+def task_scripts(scene: Scene) -> list[Policy]:
+    """Waiting and the scripts that the task names, as far as their seeds are on offer here; none if it names none."""
+    found = list[Policy]()
+    for script in scene.task.scripts:
+        try:
+            found.append(play(scene.engine, script))
+        except ValueError:
+            continue
+    return [waiting(scene.engine), *found] if found else []
+
+
+def hindsight(outcomes: Sequence[Outcome], scripts: Sequence[str]) -> Tensor:
+    """J on the test part of every environment's best script, [E], pp; which is best, its own validation tells.
+
+    Args:
+      outcomes: of policies in the same environments.
+      scripts: names of those that are scripts.
+    """
+    among = [each for each in outcomes if each.policy in scripts]
+    seen = torch.stack([each.utility - each.test_accuracy + each.val_accuracy for each in among])
+    best = seen.nan_to_num(nan=-torch.inf).argmax(0, keepdim=True)
+    return torch.stack([each.utility for each in among]).gather(0, best).squeeze(0)
+
+
+def score(utility: Tensor, waited: Tensor, ceiling: Tensor) -> float | None:
+    """Sum(J - J_wait) / sum(J_ceiling - J_wait), of the environments in which all were measured.
+
+    Args:
+      utility, waited, ceiling: J, [E], of a policy, of waiting, and of the best script in hindsight.
+
+    Returns:
+      0 as good as waiting, 1 as good as the best script of each environment; None where hindsight gains nothing.
+    """
+    measured = ~(utility + waited + ceiling).isnan()
+    gained, most = (float((each - waited)[measured].double().sum()) for each in (utility, ceiling))
+    return gained / most if most > 0 else None
+
+
 def growing(scene: Scene, kind: str) -> Policy:
     """The script that grows a kind of seed wherever there is room, by a sigmoid or the first blend on offer.
 
     Raises:
       ValueError: no such seed can be germinated.
     """
-    blends = scene.engine.config.blends
-    blend = Blend.SIGMOID if Blend.SIGMOID in blends else blends[0]
-    return from_mask(f"grow {kind}", scripted.grow(scene.engine.codec, kind, blend))
+    return play(scene.engine, Script(kind))
 
 
 def static_network(scene: Scene, seed: int) -> list[Outcome]:
@@ -51,10 +90,10 @@ def static_network(scene: Scene, seed: int) -> list[Outcome]:
     if host is None or not isinstance(scene.mode, RewardMode):
         return []
     engine = _engine(scene, host)
-    waiting = from_mask(f"{STATIC} {host.name}", scripted.wait(engine.codec))
-    outcome = rollout(engine, waiting, seed, scene.mode, scene.params)[1]
+    idle = from_mask(f"{STATIC} {host.name}", scripted.wait(engine.codec))
+    outcome = rollout(engine, idle, seed, scene.mode, scene.params)[1]
     added = outcome.added + host.num_params - grows.num_params
-    worth = utility(outcome.test_accuracy, added, grows.num_params, scene.params.price.cpu())
+    worth = utility(outcome.test_accuracy, added, grows.num_params, outcome.price)
     unpaid = torch.full_like(outcome.total_reward, torch.nan)
     return [outcome._replace(added=added, utility=worth, total_reward=unpaid)]
 

@@ -17,7 +17,10 @@ from esper.simic.ppo_config import PPOConfig
 READ = ("observation", "action_log_prob", ("next", "observation"), ("next", "reward"))
 """Numbers of a rollout that the update computes with."""
 
-KEPT = ("observation", "action_mask", "recurrent_state_h", "recurrent_state_c", "action", "action_log_prob")
+REMEMBERED = ("recurrent_state_h", "recurrent_state_c")
+"""The policy's memory."""
+
+KEPT = ("observation", "action_mask", *REMEMBERED, "action", "action_log_prob")
 """Keys of a rollout that the update needs, beside the advantages."""
 
 
@@ -49,8 +52,7 @@ def values_of(policy: ActorValueOperator, batch: TensorDictBase) -> Tensor:
     last = batch[:, -1:]
     keys = ("observation", "action_mask")
     sequence = {key: torch.cat((batch[key], last["next", key]), dim=1) for key in keys}
-    again = ("recurrent_state_h", "recurrent_state_c")
-    sequence |= {key: torch.cat((batch[key], torch.zeros_like(last[key])), dim=1) for key in again}
+    sequence |= {key: torch.cat((batch[key], torch.zeros_like(last[key])), dim=1) for key in REMEMBERED}
     whole = TensorDict(sequence, batch_size=[batch.shape[0], batch.shape[1] + 1])
     with torch.no_grad(), set_recurrent_mode(True):
         value: Tensor = policy.get_value_operator()(as_whole(whole))["state_value"]

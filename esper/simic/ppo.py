@@ -18,16 +18,17 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.collectors import Collector
-from torchrl.envs import Compose, InitTracker, TransformedEnv
+from torchrl.envs import Compose, InitTracker, Transform, TransformedEnv
 from torchrl.modules import ActorValueOperator, set_recurrent_mode
 from torchrl.modules.utils import get_primers_from_module
 from torchrl.objectives import ClipPPOLoss
 
 from esper.leyline.config import ConfigError
 from esper.simic.adam import build_adam, step_if
-from esper.simic.advantages import PreparedBatch, as_whole, prepare, sound
+from esper.simic.advantages import REMEMBERED, PreparedBatch, as_whole, prepare, sound
 from esper.simic.environment import EsperEnv
 from esper.simic.ppo_config import PPOConfig
+from esper.tamiyo.tiles import StrictActor
 from esper.utils import rng
 
 SEEN = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction", "gradient_norm", "skipped")
@@ -37,14 +38,46 @@ LOSSES = ("loss_objective", "loss_critic", "loss_entropy", "entropy", "kl_approx
 """What TorchRL's loss says of a minibatch."""
 
 
-def make_collector(env: EsperEnv, policy: ActorValueOperator) -> Collector:
-    """A collector of whole episodes: each batch is [E, T], T the horizon."""
-    transforms = Compose(InitTracker(), get_primers_from_module(policy))
-    horizon = env.engine.config.horizon
+class GoOn(Transform):
+    """Lets an episode be taken up: the next reset finds the policy's memory as it was, and no beginning.
+
+    Attributes:
+      memory: what the policy saw and remembered last, [E]; used once. None: episodes begin.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory: TensorDictBase | None = None
+
+    def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
+        memory, self.memory = self.memory, None
+        if memory is not None:
+            for name in REMEMBERED:
+                tensordict_reset.set(name, memory[name].clone())
+            tensordict_reset.set("is_init", torch.zeros_like(tensordict_reset["is_init"]))
+        return tensordict_reset
+
+
+def make_collector(
+    env: EsperEnv, policy: ActorValueOperator, part: int | None = None, go_on: GoOn | None = None
+) -> Collector:
+    """A collector of episodes.
+
+    Args:
+      env: what is played.
+      policy: what plays.
+      part: decisions t of a batch [E, t]; None = whole episodes.
+      go_on: what lets episodes be taken up, if anything.
+
+    Returns:
+      the collector. Every batch begins with a reset, as long as its ``reset_at_each_iter`` is true.
+    """
+    transforms = Compose(InitTracker(), get_primers_from_module(policy), *([] if go_on is None else [go_on]))
+    actor = policy.get_policy_operator()
     return Collector(
         TransformedEnv(env, transforms),
-        policy.get_policy_operator(),
-        frames_per_batch=env.engine.config.num_envs * horizon,
+        StrictActor(actor) if env.strict else actor,
+        frames_per_batch=env.engine.config.num_envs * (part or env.engine.config.horizon),
         total_frames=-1,
         reset_at_each_iter=True,
         auto_register_policy_transforms=False,

@@ -12,6 +12,7 @@ from esper.kasmina.structure import seed_sizes
 from esper.leyline.stages import STAGES
 from esper.leyline.state import Slots, State, validated
 from esper.simic.reward_terms import EnvStep
+from esper.simic.utility import own_price
 from esper.simic.utility import utility as utility_of
 
 POTENTIAL = {stage: row.potential for stage, row in STAGES.items() if row.potential > 0}
@@ -56,7 +57,7 @@ def worth(step: EnvStep, state: State) -> Tensor:
     """J of a state on the validation samples, [E], pp; 0 before the first validation."""
     accuracy, _ = validated(state.signals)
     added = seed_sizes(step.structure, state.slots).sum(1)
-    value = utility_of(accuracy, added, step.structure.host.num_params, step.params.price)
+    value = utility_of(accuracy, added, step.structure.host.num_params, own_price(step.params.price, state))
     return torch.where(accuracy.isnan(), 0.0, value)
 
 

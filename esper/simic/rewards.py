@@ -41,6 +41,7 @@ it merges, or one that never had a positive credit, earns nothing, discounted or
 
 from collections.abc import Callable
 from enum import Enum
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -261,11 +262,13 @@ def reward(
         values = {name: term.value(step) for name, term in TERMS.items() if mode in term.modes}
     else:
         values = mode(step)
-    return Reward(values, torch.stack(list(values.values())).sum(0))
+    return Reward(values, reduce(torch.add, values.values()))  # term by term: the order of torch's sum depends on E
 
 
 def bound(mode: RewardMode, params: RewardParams, num_slots: int) -> tuple[Tensor, Tensor]:
     """Least and greatest reward of any step, [] or [E]: the sums of the terms' bounds (accuracies in [0, 100]).
+
+    Where environments draw prices of their own, ``params.price`` is to be theirs.
 
     With the defaults and S slots: SHAPED [-8.445 - 5.4 S, 23 + 7.291 S], SIMPLIFIED [-2.045 - 1.8 S, 20 + 4.791 S],
     SPARSE [-1, 1], MINIMAL [-1.1, 1], LOSS [-6 - 1.8 S, 6 + 1.791 S], UTILITY [-188 - 1.8 S, 244 + 1.791 S].

@@ -8,6 +8,8 @@ worth in points. Reports take the test part's accuracy. A reward may only see th
 import torch
 from torch import Tensor
 
+from esper.leyline.state import State
+
 
 def growth(added: Tensor, host_params: int | Tensor) -> Tensor:
     """ln(1 + added / host): 0 where nothing was added; doubling a network costs ln 2.
@@ -17,6 +19,16 @@ def growth(added: Tensor, host_params: int | Tensor) -> Tensor:
       host_params: parameters of the host, > 0.
     """
     return torch.log1p(added / host_params)
+
+
+def own_price(price: Tensor, state: State) -> Tensor:
+    """What an e-fold of parameters must be worth to each environment, [E], pp: a run's price times its own factor.
+
+    Args:
+      price: [] or [E].
+      state: [E].
+    """
+    return price * state.context.price
 
 
 def utility(accuracy: Tensor, added: Tensor, host_params: int, price: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ pass the gates; where it differs, ``HeuristicConfig`` and ``heuristic`` say so.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from tensordict import TypedTensorDict
@@ -17,6 +18,7 @@ from esper.leyline.stages import FAILURE, LIVE, Stage, is_in
 from esper.leyline.state import Slots, State
 from esper.tamiyo.logits import num_slots, uniform_logits
 from esper.utils import rng
+from esper.utils.documents import shown
 
 KeyedPolicy = Callable[[Tensor, Tensor], Tensor]
 """Mask of legal actions, bool [E, A], and a key of this step, int64 [E, 2] -> action, int64 [E]."""
@@ -34,11 +36,12 @@ def random_legal(codec: Codec) -> KeyedPolicy:
     Returns:
       a policy. Laws: never an illegal action, if WAIT is legal; row i depends on row i's key and mask alone.
     """
+    return lambda mask, key: rng.categorical(key, legal_log_probs(codec, mask))
 
-    def act(mask: Tensor, key: Tensor) -> Tensor:
-        return rng.categorical(key, torch.where(mask, uniform_logits(codec, mask), -torch.inf))
 
-    return act
+def legal_log_probs(codec: Codec, mask: Tensor) -> Tensor:
+    """What ``random_legal`` draws from: log-probabilities [E, A], -inf where illegal."""
+    return torch.where(mask, uniform_logits(codec, mask), -torch.inf)
 
 
 @dataclass(frozen=True)
@@ -87,10 +90,19 @@ class HeuristicConfig:
         least |= {"penalty": 0, "decay": 0, "threshold": 0, "least_contribution": -100}
         for name, low in least.items():
             value = getattr(self, name)
-            if not math.isfinite(value) or value < low or (name == "threshold" and value == 0):
-                raise ValueError(f"heuristic.{name} = {value!r}: expected a number {'>' if value == 0 else '>='} {low}")
+            if not _is_finite(value) or value < low or (name == "threshold" and value == 0):
+                bound = ">" if name == "threshold" else ">="
+                raise ValueError(f"heuristic.{name} = {shown(value)}: expected a number {bound} {low}")
         if self.decay > 1:
             raise ValueError(f"heuristic.decay = {self.decay!r}: expected a number <= 1")
+
+
+def _is_finite(value: object) -> bool:
+    """Whether a value is a number that a float holds."""
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 class Memory(TypedTensorDict):
@@ -140,19 +152,35 @@ def heuristic(
     memory = _look_back(config, _renew(memory, state.epoch), state)
     kind, turn = _next_blueprint(config, codec, memory, mask)
     place = (codec.blueprint == kind.unsqueeze(1)) & (codec.blend == int(config.blend))
+    action = tend(config, codec, state.slots, mask, place & ready(config, memory, state).unsqueeze(1))
+    germinated = codec.op[action] == int(Op.GERMINATE)
+    return memory.replace(turn=torch.where(germinated, turn, memory.turn)), action
+
+
+def tend(config: HeuristicConfig, codec: Codec, slots: Slots, mask: Tensor, place: Tensor) -> Tensor:
+    """The order of what is done, whoever chooses the seeds: see ``heuristic``.
+
+    Args:
+      config: numbers.
+      codec: actions.
+      slots: [E, S].
+      mask: bool [E, A].
+      place: bool [E, A]; the germinations that are wanted.
+
+    Returns:
+      the action, int64 [E].
+    """
     wishes = (
         (Op.WAIT, torch.ones_like(mask)),
-        (Op.GERMINATE, place & _ready(config, memory, state).unsqueeze(1)),
-        (Op.CULL, _by_action(codec, _useless(config, state.slots))),
+        (Op.GERMINATE, place),
+        (Op.CULL, _by_action(codec, _useless(config, slots))),
         (Op.ADVANCE, torch.ones_like(mask)),
-        (Op.FOSSILIZE, _by_action(codec, _useful(config, state.slots))),
+        (Op.FOSSILIZE, _by_action(codec, _useful(config, slots))),
     )
     rank = torch.full_like(codec.op, -1).expand(mask.shape)
     for score, (op, wish) in enumerate(wishes):
         rank = torch.where(mask & wish & (codec.op == int(op)), score, rank)
-    action = rank.argmax(1)  # the first of equals
-    germinated = codec.op[action] == int(Op.GERMINATE)
-    return memory.replace(turn=torch.where(germinated, turn, memory.turn)), action
+    return rank.argmax(1)  # the first of equals
 
 
 def _renew(memory: Memory, epoch: Tensor) -> Memory:
@@ -211,12 +239,18 @@ def _next_blueprint(config: HeuristicConfig, codec: Codec, memory: Memory, mask:
     return kind, torch.where(some, (position + 1) % len(rotation), memory.turn)
 
 
-def _ready(config: HeuristicConfig, memory: Memory, state: State) -> Tensor:
+def ready(config: HeuristicConfig, memory: Memory, state: State) -> Tensor:
     """Whether the time has come for another seed, bool [E]."""
+    settled, rested, room, late = conditions(config, memory, state)
+    return settled & rested & room & late
+
+
+def conditions(config: HeuristicConfig, memory: Memory, state: State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Whether the host is settled, the embargo over, there is room, and the epoch late enough, bool [E] each."""
     settled = state.signals.stable | (state.signals.plateau >= config.plateau_epochs)
     rested = state.epoch - memory.culled_at >= config.embargo
     room = is_in(state.slots.stage, LIVE).sum(1) < config.max_live
-    return settled & rested & room & (state.epoch >= config.min_epochs)
+    return settled, rested, room, state.epoch >= config.min_epochs
 
 
 def _useful(config: HeuristicConfig, slots: Slots) -> Tensor:

@@ -227,19 +227,36 @@ PER_SLOT: tuple[Column, ...] = (
 """Columns of every slot, slot after slot."""
 
 
-def column_names(config: Config, blueprints: Sequence[str]) -> list[str]:
-    """Names of all O columns, in order: the environment's, then those of slot 0, slot 1, ...
+CONTEXT: dict[str, Column] = {
+    "host_lr": _scalar("context.host_lr", "factor", "x / (1 + x)", lambda v: squash(v.state.context.host_lr)),
+    "price": _scalar("context.price", "factor", "x / (1 + x)", lambda v: squash(v.state.context.price)),
+    "data_share": _scalar("context.data_share", "fraction of samples", "1", lambda v: v.state.context.data_share),
+}
+"""Columns of what an environment was given that others were not, where a task's environments differ in it."""
+
+
+def column_names(config: Config, blueprints: Sequence[str], context: Sequence[str] = ()) -> list[str]:
+    """Names of all O columns, in order: the environment's, its context's, then those of slot 0, slot 1, ...
 
     Args:
       config: history, slots.
       blueprints: their names.
+      context: names of ``CONTEXT`` that are seen.
     """
     names = [column.name + label for column in BASE for label in column.labels(config, blueprints)]
+    names += [CONTEXT[name].name for name in context]
     each = [column.name + label for column in PER_SLOT for label in column.labels(config, blueprints)]
     return names + [f"slot{slot}.{name}" for slot in range(config.num_slots) for name in each]
 
 
-def observe(config: Config, state: State, growth: Tensor, num_blueprints: int, scales: Scales = STANDARD) -> Tensor:
+def observe(
+    config: Config,
+    state: State,
+    growth: Tensor,
+    num_blueprints: int,
+    scales: Scales = STANDARD,
+    context: Sequence[str] = (),
+) -> Tensor:
     """What a policy sees.
 
     Args:
@@ -248,12 +265,13 @@ def observe(config: Config, state: State, growth: Tensor, num_blueprints: int, s
       growth: [E]; parameters in seeds divided by parameters of the host.
       num_blueprints: K.
       scales: units of the columns that have one of their own.
+      context: names of ``CONTEXT`` that are seen.
 
     Returns:
       float32 [E, O] in [-1, 1], always finite; O and the order are those of ``column_names``.
     """
     view = View(config, scales, state, num_blueprints, growth)
-    base = [column.value(view) for column in BASE]
+    base = [column.value(view) for column in (*BASE, *(CONTEXT[name] for name in context))]
     each = [column.value(view) for column in PER_SLOT]
     parts = [value if value.dim() == 2 else value.unsqueeze(1) for value in base]
     rows = torch.cat([value if value.dim() == 3 else value.unsqueeze(2) for value in each], dim=2)

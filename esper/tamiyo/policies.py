@@ -6,15 +6,20 @@ from typing import Any, NamedTuple
 import torch
 from tensordict import TensorDict
 from torch import Tensor
-from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import ActorValueOperator
 
 from esper.leyline.actions import Codec
+from esper.leyline.decisions import Reason
 from esper.leyline.state import State
 from esper.tamiyo import baselines
 from esper.tamiyo.interface import Translation
+from esper.tamiyo.reasons import certainty, drawn_intent, rule_confidence, rule_reasons, tending_reasons
 from esper.tamiyo.scripted import MaskPolicy
+from esper.tamiyo.tiles import Tiled, scored
 from esper.utils import rng
+
+LEARNED = "learned"
+"""How names of learned policies begin."""
 
 
 class PolicyInput(NamedTuple):
@@ -33,11 +38,21 @@ class Diagnostics(NamedTuple):
     log_probs: Tensor  # [E, A]; -inf where illegal
 
 
+class Account(NamedTuple):
+    """What a policy says of its decisions."""
+
+    confidence: Tensor  # float [E], in [0, 1]
+    reason: Tensor  # int64 [E]; Reason
+    intent: Tensor | None = None  # int64 [E]; Intent; None: NEITHER throughout
+    scores: Tensor | None = None  # float [E, A]; of actions, NaN where there is none
+
+
 class Decision(NamedTuple):
-    """One decision per environment, with a learned policy's diagnostics."""
+    """One decision per environment, with a learned policy's diagnostics and the policy's account."""
 
     action: Tensor  # int64 [E]; always legal
     diagnostics: Diagnostics | None = None
+    account: Account | None = None
 
 
 class Policy(NamedTuple):
@@ -55,14 +70,26 @@ class Policy(NamedTuple):
 
 
 def from_mask(name: str, choose: MaskPolicy) -> Policy:
-    """A policy that looks at the mask alone, such as ``scripted.wait`` and ``scripted.grow``."""
-    return Policy(name, lambda num_envs: None, lambda memory, seen: (memory, Decision(choose(seen.mask))))
+    """A policy that looks at the mask alone, such as ``scripted.wait`` and ``scripted.grow``; it has no doubts."""
+
+    def act(memory: None, seen: PolicyInput) -> tuple[None, Decision]:
+        action = choose(seen.mask)
+        sure = torch.ones(action.shape, device=action.device)
+        return memory, Decision(action, account=Account(sure, torch.full_like(action, int(Reason.SCRIPT))))
+
+    return Policy(name, lambda num_envs: None, act)
 
 
 def random_policy(codec: Codec) -> Policy:
     """Draws a legal operation, then its arguments."""
-    choose = baselines.random_legal(codec)
-    return Policy("random", lambda num_envs: None, lambda memory, seen: (memory, Decision(choose(seen.mask, seen.key))))
+
+    def act(memory: None, seen: PolicyInput) -> tuple[None, Decision]:
+        log_probs = baselines.legal_log_probs(codec, seen.mask)
+        action = rng.categorical(seen.key, log_probs)
+        reason = torch.full_like(action, int(Reason.DRAWN))
+        return memory, Decision(action, account=Account(certainty(log_probs), reason))
+
+    return Policy("random", lambda num_envs: None, act)
 
 
 def heuristic_policy(codec: Codec, config: baselines.HeuristicConfig | None = None) -> Policy:
@@ -76,13 +103,19 @@ def heuristic_policy(codec: Codec, config: baselines.HeuristicConfig | None = No
 
     def act(memory: baselines.Memory, seen: PolicyInput) -> tuple[baselines.Memory, Decision]:
         memory, action = baselines.heuristic(numbers, codec, memory, seen.state, seen.mask)
-        return memory, Decision(action)
+        otherwise = rule_reasons(numbers, codec, memory, seen.state, seen.mask)
+        reason = tending_reasons(codec, seen.state.slots, action, otherwise)
+        return memory, Decision(action, account=Account(rule_confidence(codec, seen.state, action), reason))
 
     return Policy("heuristic", lambda num_envs: baselines.init_heuristic(codec, num_envs, codec.op.device), act)
 
 
 def learned_policy(
-    actor_critic: ActorValueOperator, lstm: int, greedy: bool = False, translation: Translation | None = None
+    actor_critic: ActorValueOperator,
+    lstm: int,
+    greedy: bool = False,
+    translation: Translation | None = None,
+    strict: bool = False,
 ) -> Policy:
     """A learned policy.
 
@@ -91,8 +124,11 @@ def learned_policy(
       lstm: width of its memory.
       greedy: take the likeliest action instead of drawing one from the input's key.
       translation: between the policy's interface and the task's; None where they are the same.
+      strict: decide by tiles of a fixed size, so that no decision's bits depend on how many others there are.
     """
     actor, critic = actor_critic.get_policy_operator(), actor_critic.get_value_head()
+    whole = scored(lambda given: critic(actor(given)))
+    run = Tiled(whole) if strict else whole
 
     def init(num_envs: int) -> dict[str, Tensor]:
         zero = next(actor.parameters()).new_zeros(num_envs, 1, lstm)
@@ -105,12 +141,13 @@ def learned_policy(
         if translation is not None:
             observation, mask = translation.observation(observation), translation.mask(mask)
         given = {"observation": observation, "action_mask": mask, "is_init": start, **memory}
-        with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
-            out = critic(actor(TensorDict(given, batch_size=[count])))
+        out = run(TensorDict(given, batch_size=[count]))
         log_probs = torch.where(mask, out["logits"], -torch.inf)
         log_probs = log_probs if translation is None else translation.log_probs(log_probs)
         action = log_probs.argmax(1) if greedy else rng.categorical(seen.key, log_probs)
         diagnostics = Diagnostics(out["state_value"].squeeze(1), log_probs)
-        return {name: out["next", name] for name in memory}, Decision(action, diagnostics)
+        reason = torch.full_like(action, int(Reason.LIKELIEST if greedy else Reason.DRAWN))
+        account = Account(certainty(log_probs), reason, drawn_intent(log_probs, action))
+        return {name: out["next", name] for name in memory}, Decision(action, diagnostics, account)
 
-    return Policy("learned", init, act)
+    return Policy(LEARNED, init, act)

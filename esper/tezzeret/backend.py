@@ -37,6 +37,8 @@ class Backend(NamedTuple):
       epoch: (hypers, plan, learners, alphas, batches) -> learners, what was seen.
       evaluate: (hypers, plan, learners, alphas, samples, counterfactuals) -> scores.
       describe: () -> a line on what runs where, and one for each thing that does not run here, with the reason.
+      independent: whether the bits of an environment's results depend on nothing but its own arguments, whatever the
+        number and the order of the others.
     """
 
     name: str
@@ -46,3 +48,4 @@ class Backend(NamedTuple):
     epoch: Callable[[HyperParams, Plan, Learners, Tensor, Batches], tuple[Learners, Epoch]]
     evaluate: Callable[[HyperParams, Plan, Learners, Tensor, tuple[Tensor, Tensor], Counterfactuals], Scores]
     describe: Callable[[], tuple[str, ...]]
+    independent: bool = False

@@ -27,6 +27,7 @@ class Batches(NamedTuple):
       order: int64 [k, B], shared by all environments, or [E, k, B]; places in the training set.
       key: int64 [E, 2]; the environments' keys.
       epoch: int64 [E].
+      labels: int64 [E, k, B, ...] of the samples in their order, where environments are told others than ``targets``.
     """
 
     inputs: Tensor
@@ -34,6 +35,7 @@ class Batches(NamedTuple):
     order: Tensor
     key: Tensor
     epoch: Tensor
+    labels: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -46,6 +48,23 @@ class Batches(NamedTuple):
         order = self.order if self.order.dim() == 3 else self.order.expand(self.key.shape[0], *self.order.shape)
         return order.movedim(1, 0)
 
+    @property
+    def all_targets(self) -> Tensor:
+        """Targets of all minibatches, int64 [k, E, B, ...]; shared ones are expanded, not copied."""
+        if self.labels is not None:
+            return self.labels.movedim(1, 0)
+        targets = self.targets[self.order]
+        if self.order.dim() == 3:
+            return targets.movedim(1, 0)
+        return targets.unsqueeze(1).expand(-1, self.key.shape[0], *targets.shape[1:])
+
+    def targets_at(self, step: int) -> Tensor:
+        """Targets of one minibatch, int64 [E, B, ...]; shared ones are expanded, not copied."""
+        if self.labels is not None:
+            return self.labels[:, step]
+        targets = self.targets[self.order[..., step, :]]
+        return targets if self.order.dim() == 3 else targets.expand(self.key.shape[0], *targets.shape)
+
 
 def batch_at(structure: Structure, batches: Batches, step: int) -> Batch:
     """One minibatch; shared samples are expanded, not copied.
@@ -55,11 +74,11 @@ def batch_at(structure: Structure, batches: Batches, step: int) -> Batch:
     """
     config, count = structure.config, batches.key.shape[0]
     picks = batches.order[..., step, :]
-    inputs, targets = batches.inputs[picks], batches.targets[picks]
+    inputs = batches.inputs[picks]
     if batches.order.dim() == 2:
-        inputs, targets = inputs.expand(count, *inputs.shape), targets.expand(count, *targets.shape)
+        inputs = inputs.expand(count, *inputs.shape)
     if config.crop_padding or config.mirror:
         key = rng.fold_in(batches.key, int(Stream.AUGMENT), batches.epoch, step)
         inputs = crop_and_flip(key, inputs, config.crop_padding, flip=config.mirror)
     drawn = rng.fold_in(batches.key, int(Stream.MODULES), batches.epoch, step) if structure.draws else None
-    return Batch(inputs, targets, drawn)
+    return Batch(inputs, batches.targets_at(step), drawn)

@@ -6,8 +6,9 @@ from collections.abc import Callable
 import torch
 
 from esper.kasmina.structure import Structure
-from esper.leyline.config import ConfigError
+from esper.leyline.config import ConfigError, Determinism
 from esper.tezzeret import eager, inductor, native, oracle
+from esper.tezzeret.alone import alone
 from esper.tezzeret.backend import Backend, BackendError
 
 logger = logging.getLogger("esper")
@@ -46,8 +47,14 @@ def build_backend(name: str, structure: Structure, device: torch.device, differe
         one instead, with a line in the log.
       ConfigError: no such backend.
     """
-    if name == "auto":
-        return _first(structure, device, differentiable)
+    found = (
+        _first(structure, device, differentiable) if name == "auto" else _named(name, structure, device, differentiable)
+    )
+    strict = structure.config.deterministic is Determinism.STRICT
+    return alone(found) if strict and not found.independent else found
+
+
+def _named(name: str, structure: Structure, device: torch.device, differentiable: bool) -> Backend:
     if name not in BUILDERS:
         raise ConfigError(f"backend = {name!r}: expected {', '.join(CHOICES)}")
     if differentiable and name != "eager":

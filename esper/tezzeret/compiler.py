@@ -7,7 +7,10 @@ import platform
 import shlex
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+
+from esper.utils.resilience.services import Service
 
 COMPILERS = ("c++", "g++", "clang++", "cl")
 """Programs one of which Inductor needs on a CPU; the environment variable CXX names another, perhaps with a wrapper in
@@ -35,6 +38,32 @@ def find_compiler() -> Command | None:
 def program_of(command: Command) -> str:
     """The compiler itself: the last word of a command that is a program."""
     return next((path for word in reversed(command) if (path := shutil.which(word)) is not None), command[0])
+
+
+def run_compiler(command: Sequence[str], timeout: float = 60.0) -> str:
+    """What a compiler prints, in whatever encoding. One that was killed or too slow is tried again, for a while.
+
+    Args:
+      command: the program and its words.
+      timeout: seconds of an attempt.
+
+    Raises:
+      OSError, SubprocessError: it does not run, fails, takes too long, or failed too often just now.
+    """
+
+    def attempt() -> str:
+        done = subprocess.run(
+            command, check=True, capture_output=True, encoding="utf-8", errors="replace", timeout=timeout
+        )
+        return done.stdout
+
+    return service(command[0]).call(attempt)
+
+
+@functools.cache
+def service(program: str) -> Service:
+    """A compiler as a service: this process asks each through one breaker."""
+    return Service("compiler")
 
 
 def processor() -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from esper.kasmina.counterfactuals import AS_IS, Counterfactuals, single_changes, takes_part, with_trunk
-from esper.kasmina.slot_table import BoolArray, IntArray, SlotTable
+from esper.kasmina.slot_table import BoolArray, IntArray, SlotTable, among
 from esper.kasmina.structure import Structure
 from esper.leyline.config import Isolation
 from esper.leyline.stages import ACTIVE, ISOLATED, MERGED, Stage
@@ -130,7 +130,7 @@ def list_slot(
         lanes=lanes,
         rows=rows,
         training=stage == int(Stage.TRAINING),
-        isolated=np.isin(stage, [int(s) for s in ISOLATED]) & isolates,
+        isolated=among(stage, ISOLATED) & isolates,
         gated=table.gated[envs[lanes], slot] & alive,
         row_of=index,
         present=through,

@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from esper.leyline.contexts import FIXED, Variation
+
 
 class DatasetError(ValueError):
     """A dataset cannot be used; the message is one line: dataset, field, what was found, what was expected."""
@@ -56,6 +58,8 @@ class Dataset(NamedTuple):
       test: what reports are made on, samples that nothing else reads; same sample shape and dtype.
       num_classes: number of classes, at least 2. A class may be absent from any part.
       split: where the three parts come from, for records.
+      variation: how environments differ in what they are given.
+      at_levels: the training part once for every level of input noise, level after level; None without such noise.
     """
 
     name: str
@@ -64,6 +68,8 @@ class Dataset(NamedTuple):
     test: Part
     num_classes: int
     split: str = "as given"
+    variation: Variation = FIXED
+    at_levels: Part | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -86,13 +92,17 @@ class Dataset(NamedTuple):
         return {name: part.size for name, part in self.parts.items()}
 
     def record(self) -> dict[str, object]:
-        """Name, sizes and split, JSON-able: what the figures of a run were measured on."""
-        return {"name": self.name, "samples": self.sizes, "split": self.split}
+        """Name, sizes, split and variation, JSON-able: what the figures of a run were measured on."""
+        varied = self.variation.record()
+        found: dict[str, object] = {"name": self.name, "samples": self.sizes, "split": self.split}
+        return found | ({"variation": varied} if varied else {})
 
     def describe(self) -> str:
         """A line: name, sizes, and where the parts come from."""
         counts = " + ".join(f"{size:,} {name}" for name, size in self.sizes.items())
-        return f"data {self.name}: {counts} samples; {self.split}"
+        names = ", ".join(self.variation.distributions)
+        differ = f"; environments differ in {names}" if names else ""
+        return f"data {self.name}: {counts} samples; {self.split}{differ}"
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "Dataset":
         """Return the dataset on ``device`` with floating inputs as ``dtype``; tokens and targets stay int64.

@@ -14,6 +14,7 @@ from esper.leyline.stages import MERGED
 from esper.leyline.state import State
 from esper.tezzeret.backend import Backend, Plan
 from esper.tolaria.data import Dataset, Part
+from esper.utils.numerics import by_row
 from esper.utils.upload import upload
 
 
@@ -45,14 +46,14 @@ def evaluate(
         *place, grows = upload(columns, own.device)
         signs = torch.where(grows, 1.0, -1.0).to(own.dtype).unsqueeze(1)
         difference = (found.scores[num_envs:] - own.index_select(0, place[0])) * signs
-        spread = difference.var(1, correction=0) / difference.shape[1]
-        effect = effect.index_put(place, 100 * difference.mean(1))
+        spread = by_row(_variance, difference) / difference.shape[1]
+        effect = effect.index_put(place, 100 * by_row(_mean, difference))
         error = error.index_put(place, 100 * spread.sqrt())
         measured = measured.index_put(place, torch.ones_like(place[0], dtype=torch.bool))
-    loss = found.losses.mean(1)
+    loss = by_row(_mean, found.losses)
     return Evaluation(
         loss=loss,
-        accuracy=100 * own.mean(1),
+        accuracy=100 * by_row(_mean, own),
         class_accuracy=_class_accuracy(found.class_hits, data),
         finite=torch.isfinite(loss),
         effect=effect,
@@ -78,7 +79,15 @@ def measure(backend: Backend, hypers: HyperParams, state: State, part: Part) -> 
     plan = backend.plan(table, state.key.device)
     wanted = no_changes(table.stage.shape[1])
     found = backend.evaluate(hypers, plan, learners_of(state), state.slots.alpha, part, wanted)
-    return Performance(found.losses.mean(1), 100 * found.scores.mean(1))
+    return Performance(by_row(_mean, found.losses), 100 * by_row(_mean, found.scores))
+
+
+def _mean(rows: Tensor) -> Tensor:
+    return rows.mean(1)
+
+
+def _variance(rows: Tensor) -> Tensor:
+    return rows.var(1, correction=0)
 
 
 def _class_accuracy(hits: Tensor, data: Dataset) -> Tensor:

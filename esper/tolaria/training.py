@@ -12,6 +12,7 @@ from esper.leyline.streams import Stream
 from esper.tezzeret.backend import Backend, Plan
 from esper.tezzeret.batches import Batches
 from esper.tolaria.data import Dataset
+from esper.tolaria.variations import vary
 from esper.utils import rng
 
 
@@ -40,7 +41,8 @@ def sample_indices(config: Config, state: State, num_samples: int) -> Tensor:
 def draw_batches(config: Config, state: State, data: Dataset) -> Batches:
     """The minibatches of the epoch that a state is about to begin."""
     order = sample_indices(config, state, data.train.size)
-    return Batches(data.train.inputs, data.train.targets, order, state.key, state.epoch)
+    shared = Batches(data.train.inputs, data.train.targets, order, state.key, state.epoch)
+    return vary(data, state.context, shared, config.horizon)
 
 
 def train_epoch(

@@ -1,27 +1,36 @@
-"""A series of checkpoints, numbered: the newest that can be read counts, and old ones are removed.
+"""A series of checkpoints, each of a moment: the newest that can be read counts, and old ones are removed.
 
-A number that was written is never written again, so what is read cannot change under its reader.
+A moment that was written is never written again, so what is read cannot change under its reader.
 """
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from esper.urza.checkpoint import Checkpoint, CheckpointError, load
 from esper.utils.files import remove_folder
 
-NAME = re.compile(r"round-(\d{6,})")
+NAME = re.compile(r"round-(\d{6,})(?:-step-(\d{4,}))?")
 
 
-def member(folder: Path, number: int) -> Path:
-    """Where the checkpoint of a number lies."""
-    return folder / f"round-{number:06d}"
+class Moment(NamedTuple):
+    """When: so many rounds done, and so many decisions of the next one."""
+
+    rounds: int
+    steps: int = 0
 
 
-def numbers(folder: Path) -> list[int]:
-    """The numbers that there are, in order."""
+def member(folder: Path, moment: Moment) -> Path:
+    """Where the checkpoint of a moment lies."""
+    inside = f"-step-{moment.steps:04d}" if moment.steps else ""
+    return folder / f"round-{moment.rounds:06d}{inside}"
+
+
+def moments(folder: Path) -> list[Moment]:
+    """Those that there are, in order."""
     names = (NAME.fullmatch(path.name) for path in folder.iterdir()) if folder.is_dir() else ()
-    return sorted(int(found[1]) for found in names if found is not None)
+    return sorted(Moment(int(found[1]), int(found[2] or 0)) for found in names if found is not None)
 
 
 def newest(folder: Path, warn: Callable[[str], object]) -> tuple[Path, Checkpoint] | None:
@@ -34,9 +43,9 @@ def newest(folder: Path, warn: Callable[[str], object]) -> tuple[Path, Checkpoin
     Raises:
       CheckpointError: there are some, and none can be read.
     """
-    found, first = numbers(folder), CheckpointError("")
-    for number in reversed(found):
-        path = member(folder, number)
+    found, first = moments(folder), CheckpointError("")
+    for moment in reversed(found):
+        path = member(folder, moment)
         try:
             return path, load(path)
         except CheckpointError as error:
@@ -47,15 +56,14 @@ def newest(folder: Path, warn: Callable[[str], object]) -> tuple[Path, Checkpoin
     return None
 
 
-def prune(folder: Path, keep: int, needed: Collection[int] = ()) -> None:
-    """Remove all but the newest ``keep`` and those that are needed."""
-    for number in numbers(folder)[:-keep]:
-        if number not in needed:
-            remove_folder(member(folder, number))
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest ``keep``."""
+    for moment in moments(folder)[:-keep]:
+        remove_folder(member(folder, moment))
 
 
-def take_back(folder: Path, number: int) -> None:
-    """Remove those beyond a number: they could not be read, or lie ahead of where a run goes on."""
-    for later in reversed(numbers(folder)):
-        if later > number:
+def take_back(folder: Path, moment: Moment) -> None:
+    """Remove those beyond a moment: they could not be read, or lie ahead of where a run goes on."""
+    for later in reversed(moments(folder)):
+        if later > moment:
             remove_folder(member(folder, later))

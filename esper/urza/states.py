@@ -25,7 +25,7 @@ def save_state(path: Path | str, state: State) -> None:
       CheckpointError: something is there.
       OSError: it could not be written; nothing is there then.
     """
-    checkpoint.save(Path(path), _tensors(state, ""), {"kind": KIND, "batch": _batches(state, "")})
+    checkpoint.save(Path(path), tensors_of(state), {"kind": KIND, "batch": batches_of(state)})
 
 
 def load_state(path: Path | str, device: torch.device | str = "cpu") -> State:
@@ -46,11 +46,34 @@ def load_state(path: Path | str, device: torch.device | str = "cpu") -> State:
         raise CheckpointError(f"checkpoint {path}: holds {', '.join(loaded.table)}; expected a state")
     tensors = {name: value.to(device) for name, value in loaded.tensors.items()}
     try:
-        state = _built(State, tensors, "", loaded.table["batch"])
+        return state_of(tensors, loaded.table["batch"])
     except KeyError as error:
-        raise CheckpointError(f"checkpoint {path}: a state without {error.args[0]}, of another version") from None
-    if tensors:
-        raise CheckpointError(f"checkpoint {path}: a state with {min(tensors)}, of another version")
+        raise CheckpointError(f"checkpoint {path}: a state {error.args[0]}, of another version") from None
+
+
+def tensors_of(state: State) -> dict[str, Tensor]:
+    """The tensors of a state by place, with dots between."""
+    return _tensors(state, "")
+
+
+def batches_of(state: State) -> dict[str, list[int]]:
+    """Batch sizes of a state and of all its parts by place."""
+    return _batches(state, "")
+
+
+def state_of(tensors: dict[str, Tensor], batches: dict[str, list[int]]) -> State:
+    """A state, locked, from what ``tensors_of`` and ``batches_of`` gave.
+
+    Raises:
+      KeyError: "without ..." a field that there should be, or "with ..." one that there should not be.
+    """
+    left = dict(tensors)
+    try:
+        state: State = _built(State, left, "", batches)
+    except KeyError as error:
+        raise KeyError(f"without {error.args[0]}") from None
+    if left:
+        raise KeyError(f"with {min(left)}")
     return lock(state)
 
 

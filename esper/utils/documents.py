@@ -74,6 +74,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
+def one_line(text: object) -> str:
+    """A text as a terminal's line: what cannot be printed, such as a line break of a name within it, is escaped."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in str(text))
+
+
 def figure(value: float) -> str:
     """A number as a message shows it: an integer with all of its digits, another number with seven."""
     return str(int(value)) if float(value).is_integer() and abs(value) < 1e16 else f"{value:.7g}"
@@ -123,7 +128,7 @@ def read_document(path: Path) -> Any:
         raise ValueError("nested too deeply; expected a table of settings") from None
     except (OSError, ValueError) as error:
         text = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-        raise ValueError(text.splitlines()[0]) from None
+        raise ValueError(one_line(text)) from None
 
 
 def _decode(data: bytes) -> str:

@@ -23,10 +23,10 @@ def _beside(path: Path) -> Path:
     return path.with_name(f"{path.name}{BESIDE}{uuid.uuid4().hex[:12]}")
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, data: bytes, mode: int = 0o666) -> None:
     """A new file with its data on the disk."""
     reach("open")
-    with path.open("xb") as file:
+    with open(path, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
         reach("write")
         file.write(data)
         file.flush()
@@ -46,8 +46,13 @@ def sync_folder(folder: Path) -> None:
         os.close(opened)
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Write a file; an existing one is replaced in one step.
+
+    Args:
+      path: where.
+      data: its content.
+      mode: who may read and write it, less the process's umask.
 
     Raises:
       OSError: it could not be written; the old one is as it was (a failure of the folder's flush alone leaves the new
@@ -55,7 +60,7 @@ def replace_file(path: Path, data: bytes) -> None:
     """
     beside = _beside(path)
     try:
-        _write(beside, data)
+        _write(beside, data, mode)
         reach("rename")
         os.replace(beside, path)
     except BaseException:
@@ -154,7 +159,7 @@ def read_file(path: Path, most: int) -> bytes:
     with open(opened, "rb") as file:
         if facts.st_size > most:
             raise ValueError(f"{path.name} has {facts.st_size} bytes, more than {most}")
-        return file.read(most + 1)
+        return file.read(facts.st_size + 1)  # as much room is taken at once as is asked for
 
 
 def remove_folder(folder: Path) -> None:

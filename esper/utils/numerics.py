@@ -1,8 +1,11 @@
-"""Elementary functions whose derivatives of every order are finite where the plain form's are 0 * inf = NaN.
+"""Elementary functions whose derivatives of every order are finite where the plain form's are 0 * inf = NaN; and
+reductions whose bits do not depend on the number of rows.
 
 Where the plain form is smooth, value and derivatives are its own. The branch that is not taken is computed on a
 number that does no harm, so nothing infinite meets the zero that a selection sends to it.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -33,3 +36,16 @@ def share(part: Tensor, whole: Tensor) -> Tensor:
     """
     full = part >= whole
     return torch.where(full, 1.0, torch.where(full, 1.0, part) / torch.where(full, 1.0, whole))
+
+
+def by_row(reduce: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """What a reduction along dimension 1 makes of every row, with the same bits however many rows there are.
+
+    A long sum to a single number is split among torch's threads, and then added in another order than in a row among
+    others. So a single row is reduced as one of two.
+
+    Args:
+      reduce: [n, V] to [n, ...], row by row.
+      x: [n, V].
+    """
+    return reduce(x) if x.shape[0] != 1 else reduce(x.expand(2, *x.shape[1:]))[:1]

@@ -6,6 +6,7 @@ and its bits (a NaN equals itself).
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import wraps
 from typing import Any, NamedTuple, ParamSpec, TypeVar
@@ -35,7 +36,7 @@ class LeafCopy(NamedTuple):
 
     leaf: Any
     version: int | None  # None where nobody counts
-    bits: Tensor
+    bits: Tensor | None  # None where they are not compared
 
 
 def pure(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -51,13 +52,27 @@ def pure(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     def checked(*arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
         if torch.compiler.is_compiling():
             return function(*arguments, **named)
-        given = dict(zip(_names(function), arguments, strict=False)) | named
-        before = {path: _look(leaf) for path, leaf in leaves(given)}
-        result = function(*arguments, **named)
-        _compare(place, before, dict(leaves(given)))
-        return result
+        with untouched(place, dict(zip(_names(function), arguments, strict=False)) | named):
+            return function(*arguments, **named)
 
     return checked
+
+
+@contextmanager
+def untouched(place: str, tree: Any, bits: bool = True) -> Iterator[None]:
+    """A context in which nobody may write into a nest.
+
+    Args:
+      place: what the message calls whoever does.
+      tree: the nest; see ``pure``.
+      bits: compare them, too; without, only what the tensors count is, which costs nothing.
+
+    Raises:
+      PurityError: at the end, unless the block raised: a tensor or array was written to or exchanged.
+    """
+    before = {path: _look(leaf, bits) for path, leaf in leaves(tree)}
+    yield
+    _compare(place, before, dict(leaves(tree)))
 
 
 def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -98,9 +113,9 @@ def _names(function: Callable[..., Any]) -> tuple[str, ...]:
     return code.co_varnames[: code.co_argcount]
 
 
-def _look(leaf: Any) -> LeafCopy:
+def _look(leaf: Any, bits: bool) -> LeafCopy:
     counts = isinstance(leaf, Tensor) and not unwrapped(leaf).is_inference()
-    return LeafCopy(leaf, version_of(leaf) if counts else None, _bits(leaf).clone())
+    return LeafCopy(leaf, version_of(leaf) if counts else None, _bits(leaf).clone() if bits else None)
 
 
 def _bits(leaf: Any) -> Tensor:
@@ -118,7 +133,7 @@ def _compare(place: str, before: dict[str, LeafCopy], after: dict[str, Any]) -> 
         now = after[path]
         if now is not leaf:
             raise PurityError(f"{place}: exchanged {path}; expected its arguments untouched")
-        if not _same(_bits(now), bits):
+        if bits is not None and not _same(_bits(now), bits):
             raise PurityError(f"{place}: changed the bits of {path}; expected its arguments untouched")
         if version is not None and version_of(now) != version:
             counts = f"version {version_of(now)}, {version} before"

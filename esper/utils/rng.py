@@ -20,17 +20,23 @@ jax.random with its default implementation (threefry2x32, jax_threefry_partition
 
 import math
 from numbers import Integral
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from esper.utils.documents import shown
+from esper.utils.torch_private import is_plain
 
 _MASK = 0xFFFFFFFF
 _PARITY = 0x1BD11BDA
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _MANTISSA = 2.0**-23
+GAMMA_TRIALS = 16
+"""Proposals of ``gamma``."""
 _DTYPES = (torch.float32, torch.float64)
+
+Words = TypeVar("Words", Tensor, int)
 
 
 def key(seed: int) -> Tensor:
@@ -155,6 +161,36 @@ def categorical(key: Tensor, logits: Tensor) -> Tensor:
     return torch.argmax(logits.detach() - u.log_().neg_().log_(), dim=-1)
 
 
+def gamma(key: Tensor, shape: Tensor) -> Tensor:
+    """Gamma-distributed numbers of rate 1: key [..., 2], shape parameters [...] >= 1, to float64 [...].
+
+    The squeeze-free rejection of Marsaglia and Tsang with GAMMA_TRIALS proposals at once, of which the first accepted
+    one is taken. A proposal is accepted with probability 0.95 or more, so that none is with probability below 1e-20;
+    the last is taken then. ValueError when the key's batch shape is not the parameters'.
+
+    Source: G. Marsaglia and W. W. Tsang, "A simple method for generating gamma variables" (2000).
+    """
+    if key.shape[:-1] != shape.shape:
+        raise ValueError(f"a key of shape {tuple(key.shape)} does not fit parameters of shape {tuple(shape.shape)}")
+    unit = _unit(key, (2, GAMMA_TRIALS), torch.float64).add_(_MANTISSA / 2)
+    x = torch.erfinv(2 * unit[..., 0, :] - 1) * math.sqrt(2.0)
+    d = (shape.to(torch.float64) - 1 / 3).unsqueeze(-1)
+    v = (1 + x / (9 * d).sqrt()).pow(3)
+    accepted = (v > 0) & (unit[..., 1, :].log() < x.square() / 2 + d * (1 - v + v.clamp(min=1e-300).log()))
+    accepted[..., -1] = True
+    first = accepted.to(torch.int8).argmax(-1, keepdim=True)
+    return (d * v.clamp(min=1e-300)).gather(-1, first).squeeze(-1)
+
+
+def beta(key: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Beta-distributed numbers: key [..., 2], parameters [...] >= 1, to float64 [...] in (0, 1).
+
+    x / (x + y) of two gamma-distributed numbers. ValueError when the key's batch shape is not the parameters'.
+    """
+    x, y = gamma(split(key), torch.stack((first, second), dim=-1)).unbind(-1)
+    return x / (x + y)
+
+
 def _words(pair: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """The two words of a pair tensor [..., 2], each [...]; ValueError when it is none."""
     if pair.ndim == 0 or pair.shape[-1] != 2 or pair.dtype != torch.int64:
@@ -162,23 +198,43 @@ def _words(pair: Tensor, name: str) -> tuple[Tensor, Tensor]:
     return pair[..., 0], pair[..., 1]
 
 
+FEW = 16
+"""Blocks up to which plain integers on the CPU take less time than a hundred operations on tensors."""
+
+
 def _block(k0: Tensor, k1: Tensor, c0: Tensor, c1: Tensor) -> tuple[Tensor, Tensor]:
-    """Threefry-2x32-20 on words: k0, k1 of one shape and c0, c1 of one shape, broadcast; two fresh tensors.
+    """Threefry-2x32-20 on words: k0, k1 of one shape and c0, c1 of one shape, broadcast; two fresh tensors."""
+    words = (k0, k1, c0, c1)
+    shape = torch.broadcast_shapes(k0.shape, c0.shape)
+    if shape.numel() > FEW or not all(map(is_plain, words)):
+        return _rounds(*words)
+    rows = zip(*(word.expand(shape).flatten().tolist() for word in words), strict=True)
+    x0, x1 = torch.tensor([_rounds(*row) for row in rows], dtype=torch.int64).reshape(-1, 2).unbind(1)
+    return x0.reshape(shape), x1.reshape(shape)
+
+
+def _rounds(k0: Words, k1: Words, c0: Words, c1: Words) -> tuple[Words, Words]:
+    """The same in tensors or in integers.
 
     x0 is left unmasked to the end (it grows below 2**38) and x1 is masked once a round, where it enters a shift; a
     shift by at most 29 keeps a word below 2**61, so no sum or shift comes near the sign bit.
     """
     schedule = (k0, k1, k0 ^ k1 ^ _PARITY)
-    x0 = c0 + k0
-    x1 = (c1 + k1).bitwise_and_(_MASK)
+    x0, x1 = c0 + k0, c1 + k1
+    x1 &= _MASK
     for group in range(5):
         for rotation in _ROTATIONS[group % 2]:
-            x0.add_(x1)
+            x0 += x1
             carried = x1 >> (32 - rotation)
-            x1.bitwise_left_shift_(rotation).bitwise_or_(carried).bitwise_xor_(x0).bitwise_and_(_MASK)
-        x0.add_(schedule[(group + 1) % 3])
-        x1.add_(schedule[(group + 2) % 3] + (group + 1)).bitwise_and_(_MASK)
-    return x0.bitwise_and_(_MASK), x1
+            x1 <<= rotation
+            x1 |= carried
+            x1 ^= x0
+            x1 &= _MASK
+        x0 += schedule[(group + 1) % 3]
+        x1 += schedule[(group + 2) % 3] + (group + 1)
+        x1 &= _MASK
+    x0 &= _MASK
+    return x0, x1
 
 
 def _draw(key: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -32,6 +32,9 @@ class Output(io.TextIOBase):
         """Flush the stream."""
         self.stream.flush()
 
+    def close(self) -> None:
+        """Nothing: the stream is somebody else's, and may be closed when Python collects this, which closes it."""
+
     def isatty(self) -> bool:
         """Whether the stream is a terminal."""
         return self.stream.isatty()

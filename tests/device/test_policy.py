@@ -11,8 +11,12 @@ from esper.simic.environment import EsperEnv
 from esper.simic.ppo import SEEN, Learner, PPOConfig, make_collector
 from esper.simic.rewards import RewardMode, build_reward_params
 from esper.tamiyo.actor_critic import ActorCriticConfig, build_actor_critic
+from esper.tamiyo.arms import BanditConfig
+from esper.tamiyo.bandits import Viability, bandit_policy, build_bandit
+from esper.tamiyo.baselines import HeuristicConfig
 from esper.tamiyo.interface import translate
 from esper.tamiyo.policies import PolicyInput, heuristic_policy, learned_policy, random_policy
+from esper.tamiyo.selection import STRATEGIES
 from esper.utils import rng
 
 E, T, WIDTH = 4, 3, 8
@@ -52,12 +56,17 @@ def test_a_decision_and_its_reward_cross_nothing(played):
         own = there.interface
         learned = learned_policy(policy_there(there), WIDTH, translation=translate(own, own))
         policies = [learned, random_policy(there.codec), heuristic_policy(there.codec)]
+        sizes = (there.structure.action_sizes, there.structure.sizes, there.hypers.seed_budget)
+        numbers = (BanditConfig(), HeuristicConfig())
+        made = {name: build_bandit(name, there.codec, Viability(*sizes), *numbers) for name in STRATEGIES}
+        policies += [bandit_policy(name, bandit) for name, bandit in made.items()]
         memories = [policy.init(E) for policy in policies]
         crossings.seen.clear()
         seen = PolicyInput(states[1], there.observe(states[1]), there.mask(states[1]), keys)
         for policy, memory in zip(policies, memories, strict=True):
             _, decision = policy.act(memory, seen)
             assert decision.action.device == THERE and decision.action.shape == (E,), policy.name
+            assert all(part is None or part.device == THERE for part in decision.account), policy.name
         earned = rewards.reward(RewardMode.SHAPED, params, there.structure, *states, happened)
         assert earned.total.device == THERE and crossings.seen == []
 

@@ -117,3 +117,14 @@ def test_before_the_first_step_alpha_is_zero() -> None:
     assert alphas(Blend.LINEAR, 1, 1.0, torch.float32)[0] == 0
     one = torch.tensor([[1.0]])
     assert ramp(torch.tensor([[0]]), torch.tensor([[-3]]), one, one, one) == 0
+
+
+@pytest.mark.parametrize("blend", Blend)
+def test_an_alphas_bits_do_not_depend_on_how_many_environments_there_are(blend: Blend) -> None:
+    done = torch.arange(64 * 3).reshape(64, 3) % 50
+    numbers = (torch.tensor([[number]]) for number in (50.0, 0.9, 12.0))
+    total, target, steepness = numbers
+    whole = ramp(torch.full_like(done, int(blend)), done, total, target, steepness)
+    for count in (1, 2, 3, 5, 7, 33):
+        few = ramp(torch.full_like(done[:count], int(blend)), done[:count], total, target, steepness)
+        assert torch.equal(few, whole[:count])

@@ -26,6 +26,7 @@ from esper.tolaria.evaluation import evaluate, measure, shapley_values
 from esper.tolaria.governor import govern
 from esper.tolaria.signals import update_signals
 from esper.tolaria.training import train_epoch
+from esper.tolaria.variations import own_hypers
 from esper.utils import rng
 
 
@@ -90,6 +91,7 @@ CASES: dict[str, Callable[[StepArguments], Any]] = {
         s.hypers, s.state.signals, s.epoch, s.evaluation, keep=s.evaluation.accuracy < 40
     ),
     "observe": _observed,
+    "own_hypers": lambda s: own_hypers(s.hypers, s.state.context, s.data.variation),
     "init_seeds": _fresh,
     "train_epoch": _trained,
     "evaluate": _evaluated,
@@ -170,11 +172,16 @@ OP_PREFERENCE = torch.tensor([1.0, 1.0, 2.0, -2.0, 1.0, -2.0])
 
 
 def random_legal(engine: Engine, state: State, key: Tensor) -> Tensor:
-    """A legal action per environment: the operation first, then its arguments."""
+    """A legal action per environment, drawn by its place."""
+    return legal_by_keys(engine, state, rng.fold_in(key, torch.arange(state.batch_size[0])))
+
+
+def legal_by_keys(engine: Engine, state: State, keys: Tensor) -> Tensor:
+    """A legal action per environment: the operation first, then its arguments; keys [E, 2]."""
     mask = engine.mask(state)
     per_op = torch.nn.functional.one_hot(engine.codec.op, 6).to(mask.dtype)
     ops = (mask.double() @ per_op.double()) > 0
-    keys = rng.fold_in(rng.fold_in(key, torch.arange(mask.shape[0])), state.rounds)
+    keys = rng.fold_in(keys, state.rounds)
     op = rng.categorical(rng.fold_in(keys, 0), torch.where(ops, OP_PREFERENCE, -torch.inf))
     chosen = mask & (engine.codec.op == op.unsqueeze(1))
     return rng.categorical(rng.fold_in(keys, 1), torch.where(chosen, 0.0, -torch.inf))

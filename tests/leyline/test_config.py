@@ -10,7 +10,7 @@ import torch
 
 import esper
 from esper.leyline.actions import Blend
-from esper.leyline.config import Config, ConfigError, Isolation, Precision, SampleOrder
+from esper.leyline.config import Config, ConfigError, Determinism, Isolation, Precision, SampleOrder
 from esper.leyline.hypers import HyperParams, build_hypers, numbers, over
 
 CPU = torch.device("cpu")
@@ -61,6 +61,7 @@ CHANGES = {
     "host_optimizer": "adam",
     "seed_optimizer": "adam",
     "isolation": Isolation.NONE,
+    "deterministic": Determinism.STRICT,
     "auto_advance": False,
     "precision": Precision.FLOAT64,
     "crop_padding": 2,
@@ -107,6 +108,7 @@ def test_counts_are_checked(name: str, least: int) -> None:
         ("sample_order", "shared", "SampleOrder.SHARED or SampleOrder.INDEPENDENT"),
         ("host_optimizer", 1, "a name"),
         ("seed_optimizer", None, "a name"),
+        ("deterministic", "strict", "Determinism.ORDINARY or Determinism.STRICT"),
         ("isolation", "none", "Isolation.STRAIGHT_THROUGH or Isolation.OBJECTIVE or Isolation.NONE"),
         ("mirror", "yes", "True or False"),
         ("precision", torch.float32, "Precision.FLOAT32 or Precision.FLOAT64"),
@@ -263,7 +265,7 @@ def test_make_takes_settings_of_both_kinds() -> None:
 def test_make_refuses_an_unknown_task_with_the_known_ones(task: object) -> None:
     with pytest.raises(ConfigError) as error:
         esper.make(task, 2)
-    presets = "digits, digits_v1, digits_impaired, digits_deep, chars, synthetic, synthetic_tokens"
+    presets = "digits, digits_v1, digits_impaired, digits_deep, chars, synthetic, synthetic_tokens, digits_varied"
     expected = f"task {task!r}: expected one of {presets}, cifar10:PATH, idx:PATH, npz:PATH, text:PATH, py:module:name"
     assert message(error) == expected + ("; did you mean 'digits'?" if task == "digit" else "")
 

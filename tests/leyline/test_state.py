@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tensordict import TypedTensorDict
 
 import esper
 from esper.leyline.environments import concatenate, replace, select
@@ -9,7 +10,7 @@ from esper.leyline.state import lock
 
 E = 3
 PARTS = (
-    *((), ("host",), ("slots",), ("seeds",), ("signals",), ("governor",)),
+    *((), ("host",), ("slots",), ("seeds",), ("signals",), ("governor",), ("context",)),
     *(("snapshot",), ("snapshot", "host"), ("snapshot", "seeds")),
 )
 
@@ -98,3 +99,19 @@ def test_hyperparameters_of_an_engine_are_locked_copies(small_task):
     assert engine.hypers.host_lr.tolist() == [0.25] * E
     with pytest.raises(RuntimeError, match=r"lock"):
         engine.hypers["host_lr"] = rates
+
+
+def test_replace_is_that_of_tensordict(left):
+    """Types, parts and tensors, not their copies; what does not fit is refused as there."""
+    state = left["step"]
+    given = {"epoch": state.epoch + 1, "slots": state.slots.replace(alpha=state.slots.alpha + 1)}
+    quick, plain = state.replace(**given), TypedTensorDict.replace(state, **given)
+    for path in PARTS:
+        mine, theirs = part_of(quick, path), part_of(plain, path)
+        assert type(mine) is type(theirs) and mine.batch_size == theirs.batch_size
+        assert mine.is_locked == theirs.is_locked is False and list(mine.keys()) == list(theirs.keys())
+        for name, leaf in theirs.items():
+            assert not torch.is_tensor(leaf) or mine.get(name) is leaf, (path, name)
+    for wrong in ({"epoch": torch.zeros(E + 1)}, {"slots": state.slots[:1]}):
+        with pytest.raises(RuntimeError, match="batch"):
+            state.replace(**wrong)

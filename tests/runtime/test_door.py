@@ -16,12 +16,13 @@ import torch
 import esper
 import esper.__main__
 from esper.leyline.actions import Blend
-from esper.leyline.config import ConfigError, Isolation, Precision, SampleOrder
+from esper.leyline.config import ConfigError, Determinism, Isolation, Precision, SampleOrder
 from esper.runtime import doctor, interrupt
-from esper.runtime.build import make
+from esper.runtime.build import devices, is_same_device, make
 from esper.runtime.interrupt import Stopped, watched
+from esper.runtime.policies import policies_of
 from esper.runtime.policy_checkpoint import load_run
-from esper.runtime.scene import Rules, build_scene, policies_of, tasks_of
+from esper.runtime.scene import Rules, build_scene, tasks_of
 from esper.simic.environment import EsperEnv
 from esper.simic.ppo import Learner
 from esper.simic.rewards import RewardMode
@@ -74,6 +75,18 @@ def test_going_on_needs_nothing_but_the_directory(trained: Path, capsys: pytest.
     assert run("train", "--resume", "auto", "--out", str(trained), "--engine", "host_lr=0.5") == 2
     assert "'host_lr': 0.5" in capsys.readouterr().err
     assert run("train", "--resume", "auto", "--out", str(trained), "--config", str(trained / "config.json")) == 0
+    for device in ("cpu:0", "auto", "cpu"):  # without an accelerator all are the CPU
+        status = run("train", "--resume", str(trained), "--device", device, "--eval-envs", "0", "--dry-run")
+        assert status == 0
+
+
+def test_devices_are_the_same_if_they_mean_the_same() -> None:
+    """Names of the CPU, of what auto takes, and of what is not here, which is a name only."""
+    same = ["cpu", "cpu:0"] + ["auto"] * (len(devices()) == 1)
+    for one in same:
+        assert all(is_same_device(one, two) for two in same)
+        assert not any(is_same_device(one, two) for two in ("cuda:63", "nowhere", *devices()[1:]))
+    assert is_same_device("cuda:63", "cuda:63") and is_same_device("auto", devices()[-1])
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -244,6 +257,7 @@ def test_paths_with_commas_and_tildes_and_dots(
 
 WORDS = {
     "isolation": ("objective", Isolation.OBJECTIVE),
+    "deterministic": ("strict", Determinism.STRICT),
     "precision": ("float64", Precision.FLOAT64),
     "sample_order": ("independent", SampleOrder.INDEPENDENT),
     "blends": (["cosine", "linear"], (Blend.COSINE, Blend.LINEAR)),
@@ -277,6 +291,9 @@ WRONG = {
     "hypers.host_lr = 9.99": {"host_lr": FAR},
     "hypers.host_lr = 1000000000": {"host_lr": 10**400},
     "hypers.host_lr = True: expected a number": {"host_lr": True},
+    "config.blends: 1: expected some of linear, sigmoid, gated, cosine, with + between": {"blends": ["linear", 1]},
+    "config.blends: True: expected some of linear": {"blends": (True,)},
+    "config.blends: np.int64(2): expected some of linear": {"blends": np.int64(2)},
     "config.horizon = 3.0: expected an integer >= 1": {"horizon": 3.0},
     "config.horizon = True: expected an integer >= 1": {"horizon": True},
 }
@@ -325,6 +342,46 @@ LINES = {
         *("train", "--config", "a.toml"),
         'task = "digits,py:ours:task"\n',
     ],
+    "esper train: --room-for = 'digits,digits': expected different names": [
+        *("train", *SMALL, "--room-for", "digits,digits"),
+    ],
+    "esper train: --heuristic: heuristic.min_epochs = 'x': expected a number >= 0": [
+        *("train", *SMALL, "--heuristic", "min_epochs=x"),
+    ],
+    "esper train: --heuristic: heuristic.decay = True: expected a number >= 0": [
+        *("train", *SMALL, "--heuristic", "decay=true"),
+    ],
+    f"esper train: --heuristic: heuristic.embargo = {'1' * 60}...: expected a number >= 0": [
+        *("train", *SMALL, "--heuristic", "embargo=" + "1" * 400),
+    ],
+    "esper train: --engine: host_lr: 2 values, one for each environment; expected one value, or --eval-envs 2 inst": [
+        *("train", *SMALL, "--eval-envs", "6", "--config", "a.json"),
+        '{"engine": {"host_lr": [0.1, 0.2]}}',
+    ],
+    "esper train: --rewards: rent_weight: 2 values, one for each environment; expected one value, or --eval-envs 2": [
+        *("train", *SMALL, "--dry-run", "--config", "a.toml"),
+        "[rewards]\nrent_weight = [1, 2]\n",
+    ],
+    r"esper train: a.toml: a\nb\x1b[2J: unknown setting": [
+        *("train", "--config", "a.toml"),
+        '"a\\nb\\u001b[2J" = 1\n',
+    ],
+    r"esper train: --rewards: rewards.a\nb: unknown; known are": [
+        *("train", *SMALL, "--config", "a.toml"),
+        '[rewards]\n"a\\nb" = 1\n',
+    ],
+    r"esper train: a.json: engine.a\nb\u2028 = None: expected a number": [
+        *("train", "--config", "a.json"),
+        '{"engine": {"a\\nb\\u2028": null}}',
+    ],
+    r"esper train: --config a.json: a\rb: stands twice; expected once": [
+        *("train", "--config", "a.json"),
+        '{"a\\rb": 1, "a\\rb": 2}',
+    ],
+    r"esper train: --heuristic: a\tb: unknown; known are": [
+        *("train", *SMALL, "--heuristic", "a\tb=1"),
+    ],
+    r"esper evaluate: checkpoint no\nwhere: no such file": ["evaluate", "--run", "no\nwhere"],
     "esper evaluate: --policy: a.json recorded 'py:ours:policy', which imports a module; expected --policy py:ours": [
         *("evaluate", "--config", "a.json"),
         '{"policy": "py:ours:policy"}',
@@ -340,7 +397,7 @@ def test_a_wrong_word_is_named_once_with_all_its_digits(
     words = LINES[line]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ours.py").write_text("1 / 0\n")  # what a stranger's settings name is not imported
-    if words[-1][0] in "{[" or "\n" in words[-1]:
+    if words[-1][0] in "{[" or words[-1].endswith("\n"):
         Path(words[-2]).write_text(words[-1])
         words = words[:-1]
     assert run(*words) == 2

@@ -17,6 +17,7 @@ import torch
 
 import esper.__main__
 from esper.nissa.sinks import METRICS, SinkError, read_rows
+from esper.runtime.collect import part_of
 from esper.runtime.policy_checkpoint import SERIES, WHICH, load_run
 from esper.runtime.resume import settings_before
 from esper.runtime.train import train
@@ -35,7 +36,7 @@ ROUNDS = 3
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    small = {"features": 8, "lstm": 8, "minibatches": 2, "epochs": 1, "horizon": 3, "num_envs": 4}
+    small = {"features": 8, "lstm": 8, "minibatches": 2, "epochs": 1, "horizon": 4, "num_envs": 4}
     out = tmp_path_factory.mktemp("runs") / "whole"
     return TrainSettings(task="synthetic", rounds=ROUNDS, eval_envs=0, save_every=1e-6, keep=2, out=str(out), **small)
 
@@ -76,8 +77,13 @@ def forked(settings, fault):
 
 
 def same_end(settings, whole):
-    """Go on, if there is something left, and compare everything that a run leaves behind."""
-    train(replace(settings, resume="auto"), io.StringIO())
+    """Go on, if there is something left, and compare everything that a run leaves behind.
+
+    Returns:
+      how many environment steps that took.
+    """
+    with awaiting(None) as counts:
+        train(replace(settings, resume="auto"), io.StringIO())
     for which in WHICH:
         actual, expected = load_run(Path(settings.out), which), load_run(Path(whole.out), which)
         assert actual.table["done"] == expected.table["done"] and actual.tensors.keys() == expected.tensors.keys()
@@ -87,17 +93,21 @@ def same_end(settings, whole):
     assert [row["return"] for row in told[0]] == [row["return"] for row in told[1]]
     assert [row["round"] for row in told[0]] == list(range(1, ROUNDS + 1))
     assert not list(Path(settings.out).rglob("*.tmp-*"))
+    return counts["step"]
 
 
 def test_a_run_that_is_killed_anywhere_goes_on_to_the_same_bits(settings, arrivals, tmp_path):
-    """While it plays, learns, writes, flushes, renames and removes. What was acknowledged is there."""
+    """While it plays, learns, writes, flushes, renames and removes. What was acknowledged is there, within a round too:
+    of the steps that were begun before a run was killed in one, no more than a part of an episode is taken again.
+    """
     for number, fault in enumerate(cases(arrivals, ("kill",))):
         part = replace(settings, out=str(tmp_path / str(number)))
         assert forked(part, fault) == -signal.SIGKILL, fault
-        if (tmp_path / str(number) / SERIES).is_dir():
-            found = series.numbers(tmp_path / str(number) / SERIES)
-            assert not found or load_run(Path(part.out)).table["done"] == found[-1], "what has its name is whole"
-        same_end(part, settings)
+        if found := series.moments(tmp_path / str(number) / SERIES):
+            assert load_run(Path(part.out)).table["done"] == found[-1].rounds, "what has its name is whole"
+        left = same_end(part, settings)
+        if fault.point == "step":
+            assert left <= arrivals["step"] - fault.first + 1 + part_of(settings.horizon)
 
 
 def test_a_run_whose_disk_fails_goes_on_or_says_so_in_one_line(settings, arrivals, tmp_path):
@@ -127,7 +137,7 @@ def test_a_run_that_is_told_to_stop_ends_in_time_with_the_usual_status(settings,
         child = os.fork()
         if child == 0:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            words = ["train", "--task", "synthetic", "--num-envs", "4", "--horizon", "3", "--rounds", "1000"]
+            words = ["train", "--task", "synthetic", "--num-envs", "4", "--horizon", "4", "--rounds", "1000"]
             small = ["--features", "8", "--lstm", "8", "--minibatches", "2", "--epochs", "1", "--eval-envs", "0"]
             status = 99
             try:

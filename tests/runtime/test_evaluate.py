@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import esper.__main__
 from esper.leyline.actions import Op
 from esper.runtime.evaluate import EvaluateSettings, evaluate
 from esper.runtime.inspect import InspectSettings, inspect
+from esper.runtime.report_evaluation import evaluation_section
 from esper.runtime.train import train
 from esper.runtime.train_settings import TrainSettings
 
@@ -91,7 +93,11 @@ def test_the_report_says_what_growing_is_for(report, asked):
     out = io.StringIO()
     evaluate(replace(asked, json=False), out)
     assert f"J = test % - 7 ln(1 + added / {report['host_params']:,})" in out.getvalue()
-    assert f"rank correlation of return and J: {found['episodes']:.2f} over episodes" in out.getvalue()
+    over = (f"{found[name]:.2f} over {name}" for name in ("episodes", "policies"))
+    said = f"rank correlation of return and J: {', '.join(over)}"
+    assert said in out.getvalue()
+    page = evaluation_section(report)
+    assert f"J = test % - 7 ln(1 + added / {report['host_params']:,}); {said}." in page
 
 
 def test_evaluation_follows_the_run(run, asked, report):
@@ -115,6 +121,21 @@ def test_growing_by_the_gradient_can_be_asked_for():
     story = inspect(InspectSettings(policy="gradient", **few), io.StringIO())
     assert row["germinated"]["mean"] == 2 and row["operations"]["GERMINATE"] == 1
     assert all(step["action"].startswith("GERMINATE") for step in story["decisions"])
+
+
+def test_several_runs_are_one_mean(run, asked, report, tmp_path):
+    """The same run twice under two names: no resample differs from it."""
+    again = shutil.copytree(run, tmp_path / "again")
+    out = io.StringIO()
+    found = evaluate(replace(asked, runs=str(again), policies="wait", grow="", json=False), out)
+    assert list(found["policies"])[:3] == ["learned", f"learned {again}", "wait"] and report["runs"] is None
+    assert found["runs"]["count"] == 2 and found["runs"]["policies"] == ["learned", f"learned {again}"]
+    for name in KEYS:
+        mean = found["policies"]["learned"][name]["mean"]
+        assert list(found["runs"][name].values()) == pytest.approx([mean] * 3, rel=1e-6)
+        assert found["policies"][f"learned {again}"][name] == report["policies"]["learned"][name]
+    assert "2 runs: interquartile mean" in out.getvalue()
+    assert esper.__main__.main(["evaluate", "--runs", f"{again},{again}"]) == 2
 
 
 def test_the_best_policy_can_be_asked_for(run, asked):

@@ -1,6 +1,7 @@
 """A task, a reward and a policy of one's own, named on the command line; and what a stranger's run may not import."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -14,7 +15,7 @@ MODULE = """
 import pathlib
 import torch
 from esper.runtime.tasks import synthetic
-from esper.tamiyo.policies import from_mask
+from esper.tamiyo.policies import Decision, Diagnostics, from_mask
 from esper.tamiyo.scripted import wait
 
 pathlib.Path("imported").touch()
@@ -67,6 +68,47 @@ def acts(give):
 def wait_policy(engine):
     return from_mask("mine", wait(engine.codec))
 
+def scribbles(step):
+    step.after.signals.val_accuracy.mul_(2)
+    return reward(step)
+
+def away(step):
+    return {"one": torch.zeros(6, device="meta")}
+
+async def awaits(step):
+    return reward(step)
+
+async def streams(step):
+    yield reward(step)
+
+def ends(step):
+    return {"one": 1 / (step.structure.config.horizon - step.after.epoch.max().item()) * step.after.signals.val_loss}
+
+def midway(step):
+    return {"one": step.after.signals.val_loss * (1 / (2 - step.after.epoch[0].item()))}
+
+def told(*given):
+    return acts(lambda memory, seen: (memory, Decision(seen.mask.long().argmin(1), *given)))
+
+def marks(memory, seen):
+    seen.state.slots.alpha.add_(1)
+    return memory, Decision(seen.mask.long().argmin(1))
+
+def notes(memory, seen):
+    seen.observation.fill_(7)
+    return memory, Decision(seen.mask.long().argmin(1))
+
+async def waits(memory, seen):
+    return memory, Decision(seen.mask.long().argmin(1))
+
+ROWS = torch.zeros(6)
+marking, noting, waiting = acts(marks), acts(notes), acts(waits)
+alone = acts(lambda memory, seen: Decision(seen.mask.long().argmin(1)))
+elsewhere = acts(lambda memory, seen: (memory, Decision(torch.zeros(6, dtype=torch.int64, device="meta"))))
+narrow = acts(lambda memory, seen: (memory, Decision(torch.zeros(6, dtype=torch.int32))))
+column = acts(lambda memory, seen: (memory, Decision(torch.zeros(6, 1, dtype=torch.int64))))
+pair, whole, flat = told((ROWS, ROWS)), told(Diagnostics(ROWS.long(), ROWS)), told(Diagnostics(ROWS, ROWS))
+illegal = acts(lambda memory, seen: (memory, Decision(torch.full((6,), seen.mask.shape[1]))))
 forgetful = acts(lambda memory, seen: seen.mask.long().argmin(1))
 breaks = acts(lambda memory, seen: 1 / 0)
 
@@ -176,6 +218,31 @@ FAILING = {
         "--policy",
         "py:ours:forgetful",
     ],
+    **{
+        f"--reward = 'py:ours:{name}': {said}": ["--reward", f"py:ours:{name}"]
+        for name, said in {
+            "scribbles": "changed the bits of after.signals.val_accuracy; expected its arguments untouched",
+            "away": "gave {'one': 'float32 tensor [6] on meta'}; expected a dict of names to tensors [6] on cpu",
+            "awaits": "called with 1 argument: gave a coroutine; expected def, not async def",
+            "streams": "called with 1 argument: gave a async_generator; expected def, not async def",
+            "ends": "called with 1 argument: ZeroDivisionError",
+        }.items()
+    },
+    **{
+        f"--policy = 'py:ours:{name}': {said}": ["--policy", f"py:ours:{name}"]
+        for name, said in {
+            "marking": "changed the bits of state.slots.alpha; expected its arguments untouched",
+            "noting": "changed the bits of observation; expected its arguments untouched",
+            "waiting": "act: gave a coroutine; expected def, not async def",
+            "alone": "act gave Decision; expected its memory and a Decision, as a pair",
+            "elsewhere": "act gave an action that is int64 tensor [6] on meta; expected int64 tensor [6] on cpu",
+            "narrow": "act gave an action that is int32 tensor [6]; expected int64 tensor [6] on cpu",
+            "column": "act gave an action that is int64 tensor [6, 1]; expected int64 tensor [6] on cpu",
+            "pair": "act gave diagnostics that are tuple; expected None or Diagnostics",
+            "whole": "act gave value that is int64 tensor [6]; expected floating tensor [6] on cpu",
+            "flat": "act gave log_probs that is float32 tensor [6]; expected floating tensor [6, ",
+        }.items()
+    },
 }
 
 
@@ -209,6 +276,40 @@ def test_rewards_of_which_nothing_can_be_learned_end_the_run(folder, capsys):
     assert "--reward = 'py:ours:at_last': round 1: in no episode are all" in capsys.readouterr().err
     assert main(["train", *TRAIN, "--horizon", "2", "--task", "py:ours:task", "--reward", "py:ours:renamed"]) == 2
     assert "gave ['after 2']; expected ['after 1'] as in the first step" in capsys.readouterr().err
+
+
+def test_a_reward_that_fails_at_the_end_is_found_at_the_door_and_one_that_fails_midway_leaves_no_run(folder, capsys):
+    words = ["train", *TRAIN, "--task", "py:ours:task", "--horizon", "3", "--out", "run", "--reward"]
+    for name, horizon in (("ends", "3"), ("ends", "1"), ("midway", "3")):
+        assert main([*words, f"py:ours:{name}", "--horizon", horizon]) == 2
+        said = capsys.readouterr().err
+        assert f"--reward = 'py:ours:{name}': called with 1 argument: ZeroDivisionError" in said
+        assert said.count("\n") == 1 and not (folder / "run").exists()
+    (folder / "run").mkdir()
+    (folder / "run" / "mine.txt").write_text("kept")
+    assert main([*words, "py:ours:midway"]) == 2 and os.listdir(folder / "run") == ["mine.txt"]
+    assert main([*words, "py:ours:reward"]) == 0
+    assert main([*words, "py:ours:reward"]) == 2  # there is a run now
+    (folder / "ours.py").write_text(MODULE.replace("def reward(step):", "def reward(step):\n    1 / 0"))
+    sys.modules.pop("ours")
+    kept = {path: path.read_bytes() for path in (folder / "run" / "checkpoints").rglob("*.*")}
+    assert main([*words, "py:ours:reward", "--resume", "auto", "--rounds", "2"]) == 2
+    assert kept and all(path.read_bytes() == data for path, data in kept.items())
+
+
+def test_what_a_policy_may_not_do_is_counted_and_shown(folder, capsys):
+    """The last action and one are refused at every decision, and carried out as WAIT."""
+    words = ["evaluate", "--task", "py:ours:task", *SMALL, "--horizon", "3", "--policy"]
+    assert main([*words, "py:ours:illegal", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["policies"]
+    assert rows["py:ours:illegal"]["refused"]["values"] == [3] * 6 and rows["random"]["refused"]["mean"] == 0
+    assert rows["py:ours:illegal"]["operations"]["WAIT"] == 1
+    for name, shown in (("illegal", True), ("policy", False)):
+        assert main([*words, f"py:ours:{name}"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        head = next(line for line in lines if line.startswith("policy "))
+        row = next(line for line in lines if line.startswith(f"py:ours:{name} "))
+        assert head.endswith("  refused") == shown and row.endswith("  3.00 ± 0.00") == shown
 
 
 def test_the_name_of_one_s_own_task_is_kept(folder):

@@ -4,7 +4,10 @@ import io
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -14,9 +17,9 @@ import torch
 
 import esper.__main__
 from esper.leyline.actions import Op
+from esper.runtime.best_rounds import SMOOTHING
 from esper.runtime.interrupt import Stopped
 from esper.runtime.policy_checkpoint import WHICH, load_run
-from esper.runtime.runs import SMOOTHING
 from esper.runtime.train import train
 from esper.runtime.train_settings import TrainSettings
 
@@ -55,6 +58,10 @@ def metrics(folder):
     return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
 
 
+def chained(folder):
+    return [(line["return"], line["environments_hash"], line["learner_hash"]) for line in metrics(folder)]
+
+
 def assert_same_checkpoint(actual, expected, which):
     actual, expected = load_run(actual, which), load_run(expected, which)
     for loaded in (actual, expected):
@@ -91,13 +98,28 @@ def test_a_resumed_run_ends_in_the_same_bits(settings, whole, tmp_path):
     for which in WHICH:
         assert_same_checkpoint(tmp_path / "other", Path(settings.out), which)
         assert any(name.startswith("adam.") for name in load_run(tmp_path / "other", which).tensors)
-    wanted = [line["return"] for line in metrics(settings.out)]
-    assert [line["return"] for line in metrics(tmp_path / "other")] == wanted and len(wanted) == ROUNDS
+    wanted = chained(settings.out)
+    assert chained(tmp_path / "other") == wanted and len(set(wanted)) == ROUNDS
     evaluations = [json.loads((Path(f) / "evaluation.json").read_text()) for f in (settings.out, tmp_path / "other")]
     for report in evaluations:
         for row in report["policies"].values():
             del row["seconds"]
     assert evaluations[0] == evaluations[1]
+
+
+def test_another_process_killed_and_taken_up_computes_the_same_bits(settings, whole, tmp_path):
+    """The chains of the rounds, to the last, of a run that another process begins and does not live to end."""
+    folder = tmp_path / "killed"
+    words = ["train", "--config", str(Path(settings.out) / "config.json"), "--out", str(folder), "--eval-envs", "0"]
+    command = [sys.executable, "-m", "esper", *words, "--save-every", "0.001"]
+    with subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None and len(metrics(folder) if (folder / "metrics.jsonl").exists() else ()) < 3:
+            time.sleep(0.01)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL and 3 <= len(metrics(folder)) < ROUNDS
+    begun = chained(folder)
+    assert esper.__main__.main(["train", "--resume", str(folder)]) == 0
+    assert chained(folder) == chained(settings.out) and begun == chained(settings.out)[: len(begun)]
 
 
 def test_the_best_policy_is_the_one_after_the_best_rounds_in_a_row(settings, whole):
@@ -219,5 +241,5 @@ def test_the_commands_are_listed(capsys):
     for words in ([], ["--help"]):
         assert esper.__main__.main(words) == 0
         lines = capsys.readouterr().out.splitlines()
-        assert [line.split()[0] for line in lines[2:]] == [*esper.__main__.COMMANDS, esper.__main__.DATA]
+        assert [line.split()[0] for line in lines[2:]] == [*esper.__main__.COMMANDS, *esper.__main__.WORDS]
         assert all(len(line.split()) > 3 for line in lines[2:])

@@ -11,7 +11,7 @@ from torchrl.modules import set_recurrent_mode
 
 import esper
 from esper.leyline.config import ConfigError
-from esper.runtime.train import torch_draws_from
+from esper.runtime.interrupt import torch_draws_from
 from esper.simic.advantages import KEPT, advantages, as_whole, normalise, values_of
 from esper.simic.environment import EsperEnv
 from esper.simic.ppo import SEEN, Learner, make_collector

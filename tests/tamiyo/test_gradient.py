@@ -8,7 +8,8 @@ import torch
 import esper
 from esper.leyline.actions import Blend, Op
 from esper.leyline.environments import select
-from esper.runtime.scene import Rules, Scene, gradient_of
+from esper.runtime.policies import gradient_of
+from esper.runtime.scene import Rules, Scene
 from esper.runtime.tasks import named
 from esper.simic.rewards import RewardMode, build_reward_params
 from esper.tamiyo.gradient import gradient_policy

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esper.leyline.config import SampleOrder
-from esper.utils.documents import as_number, json_ready, read_document, shown, to_json
+from esper.utils.documents import as_number, json_ready, one_line, read_document, shown, to_json
 
 words = st.text(max_size=5)
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | words
@@ -79,3 +79,10 @@ def test_a_value_of_any_length_is_shown_on_a_short_line():
     assert shown(7) == "7" and shown("x") == "'x'"
     assert shown(10**50_000) == f"an integer of {(10**50_000).bit_length()} bits"
     assert len(shown("y" * 1000)) < 80
+
+
+@given(st.text())
+def test_a_line_of_a_terminal_shows_what_it_cannot_print(text):
+    line = one_line(text)
+    assert line.isprintable() and (line == text) == text.isprintable()
+    assert one_line(f"a{chr(10)}{chr(27)}[2J{chr(0x2028)}\udc80") == r"a\n\x1b[2J\u2028\udc80"

@@ -1,4 +1,5 @@
-"""Roots and shares: the plain form's value and derivatives where it is smooth, zeros where it would be NaN."""
+"""Roots and shares: the plain form's value and derivatives where it is smooth, zeros where it would be NaN. Reductions:
+a row's bits are its own."""
 
 import math
 
@@ -6,7 +7,8 @@ import pytest
 import torch
 from torch.func import grad, jvp, vmap
 
-from esper.utils.numerics import root, share
+from esper.utils import rng
+from esper.utils.numerics import by_row, root, share
 
 F64 = torch.float64
 
@@ -41,3 +43,16 @@ def test_share():
     slopes = grad(share, argnums=(0, 1))
     for derivative in (slopes, grad(lambda part, whole: sum(slopes(part, whole)), argnums=(0, 1))):
         assert torch.stack(vmap(derivative)(*where_full)).eq(0).all()
+
+
+def test_a_rows_mean_does_not_depend_on_how_many_rows_there_are():
+    """Also where the row is long enough to be split among threads, were it alone."""
+    x = rng.uniform(rng.key(1), (3, 40_000), -1.0, 1.0)
+    torch.set_num_threads(2)
+    try:
+        together = by_row(lambda rows: rows.mean(1), x)
+        alone = [by_row(lambda rows: rows.mean(1), x[row : row + 1]) for row in range(3)]
+    finally:
+        torch.set_num_threads(1)
+    assert torch.equal(torch.cat(alone), together)
+    torch.testing.assert_close(together.double(), x.double().mean(1), rtol=1e-4, atol=1e-7)

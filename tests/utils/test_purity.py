@@ -10,7 +10,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from esper.utils.purity import PurityError, leaves, pure
+from esper.utils.purity import PurityError, leaves, pure, untouched
 
 NAN = float("nan")
 
@@ -92,6 +92,15 @@ def test_a_write_past_the_version_counter_is_seen():
 
     with pytest.raises(PurityError, match=r"kernel: changed the bits of x;"):
         kernel(torch.zeros(3))
+
+
+def test_a_version_is_looked_at_without_bits_too():
+    x = {"a": torch.zeros(2), "b": torch.zeros(2)}
+    with untouched("somebody", x, bits=False):
+        x["a"].numpy()[0] = 1.0  # which nobody counts
+    wrote = pytest.raises(PurityError, match=r"^somebody: wrote into b \(version 1, 0 before\); expected")
+    with wrote, untouched("somebody", x, bits=False):
+        x["b"].add_(0)
 
 
 def test_zero_and_minus_zero_differ_and_so_do_two_nans():

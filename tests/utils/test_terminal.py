@@ -1,5 +1,6 @@
 """Standard output in every encoding."""
 
+import gc
 import io
 import sys
 
@@ -37,3 +38,17 @@ def test_standard_output_is_looked_up_when_it_is_asked_for(monkeypatch):
         assert stream.getvalue() == "here"
     monkeypatch.setattr(sys, "stdout", None)  # a process without a console
     output().write("nowhere")
+
+
+def test_what_wraps_a_stream_neither_closes_it_nor_minds_that_it_is_closed(monkeypatch):
+    stream, complaints = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), []
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+    with output(stream) as out:
+        out.write("here")
+    stream.flush()
+    assert stream.buffer.getvalue() == b"here"
+    stream.close()
+    out.close()
+    del out  # which closes it once more
+    gc.collect()
+    assert complaints == []

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from esper.tezzeret.backend import BackendError
-from esper.tezzeret.compiler import COMPILERS, find_compiler, program_of
+from esper.tezzeret.compiler import COMPILERS, find_compiler, program_of, service
 from esper.utils.paths import cache_folder
 from esper.utils.torch_private import default_inductor_cache, use_compiler, without_duck_shapes
 
@@ -64,7 +64,7 @@ def trial(device: torch.device, program: str | None) -> str | None:
         use_compiler(program)
     numbers = torch.arange(16.0, device=device)
     try:
-        found = compiled(lambda x: 2 * x + 1)(numbers)
+        found = service(program or device.type).call(lambda: compiled(lambda x: 2 * x + 1)(numbers))
     except Exception as error:  # of dynamo, Inductor, the compiler, the linker, the file system
         return " ".join(str(error).split("\n\n")[0].split())[:300] or type(error).__name__
     return None if torch.equal(found, 2 * numbers + 1) else "its result is wrong"

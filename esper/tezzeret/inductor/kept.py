@@ -14,7 +14,8 @@ from esper.tezzeret.inductor import store
 from esper.tezzeret.inductor.identity import identify
 from esper.tezzeret.inductor.plainly import Refused
 from esper.tezzeret.inductor.signature import Signature
-from esper.utils.torch_private import tell_of_compilation, trace_rows, write_code
+from esper.utils.inductor_private import trace_rows, write_code
+from esper.utils.torch_private import tell_of_compilation
 from esper.utils.tree import leaves_of, map_leaves
 
 USUAL = 64

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from esper.utils.torch_private import Kernel
+from esper.utils.inductor_private import Kernel
 
 NUMBERS = {"int64_t": ctypes.c_int64, "double": ctypes.c_double, "float": ctypes.c_float}
 """Plain arguments of kernels."""

@@ -18,8 +18,8 @@ import torch
 from esper.tezzeret.compiler import find_compiler, processor
 from esper.tezzeret.inductor.kernels import joined, kernels_of
 from esper.tezzeret.native import kept
+from esper.utils.inductor_private import Written, build_library, inductor_settings, load_written
 from esper.utils.paths import cache_folder
-from esper.utils.torch_private import Written, build_library, inductor_settings, load_written
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 """The environment variable that names Inductor's cache folder."""

@@ -30,7 +30,8 @@ from esper.tezzeret.inductor.workers import compile_together
 from esper.tezzeret.plan import Plan
 from esper.tezzeret.score import Scores, infer, score_samples
 from esper.tezzeret.units import Call, Pull, Unit, pull_again
-from esper.utils.torch_private import can_keep_code, is_view, mark_rows
+from esper.utils.inductor_private import can_keep_code
+from esper.utils.torch_private import is_view, mark_rows
 from esper.utils.tree import map_leaves
 
 

@@ -43,6 +43,7 @@ def build(structure: Structure, device: torch.device) -> Backend:
         epoch=partial(epoch, network),
         evaluate=partial(evaluate, network),
         describe=lambda: ("native: the whole network in one C++ library",),
+        independent=True,
     )
     return without_derivatives(backend)
 

@@ -1,11 +1,11 @@
-"""An epoch of the native network: rows collected once, k calls of the library, rows written back."""
+"""An epoch of the native network: rows collected once, one call of the library for k minibatches, rows written back."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from esper.kasmina.layers import RUNNING_MOMENTUM
 from esper.kasmina.optimizers import Optimizer, Rates, schedule
 from esper.kasmina.slot import Slot
 from esper.kasmina.structure import Structure
@@ -16,15 +16,16 @@ from esper.leyline.learners import Learners, Weights
 from esper.tezzeret.batches import Batch, Batches, batch_at
 from esper.tezzeret.health import SlotGradients, measure_health, rows_finite
 from esper.tezzeret.learn import RateTable, rate_table
+from esper.tezzeret.native.learning import Averages, Learning
 from esper.tezzeret.native.library import as_numbers
 from esper.tezzeret.native.network import Network
 from esper.tezzeret.native.plan import Plan, SlotRows
 from esper.tezzeret.native.run import BatchIndex, NetworkGradients, RowIndex, SeedRows, train
-from esper.tezzeret.native.update import update_rows
+from esper.tezzeret.native.update import Update
 
 
 class Rows(NamedTuple):
-    """What learns, in compact rows."""
+    """What learns, in compact rows, which step in place: they are nobody else's."""
 
     host: Weights  # [E, P]
     buffers: Tensor  # [E, N]
@@ -34,13 +35,10 @@ class Rows(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """Learning rates of an epoch's steps, and which columns a decoupled decay shrinks."""
+    """Learning rates of an epoch's steps."""
 
     host: Tensor  # [k, E, 1]
     seeds: Tensor  # [k, S, E, 1]
-    host_decays: Tensor  # bool [P]
-    seed_decays: tuple[Tensor, ...]  # per slot bool [n, W]
-    gate_decays: tuple[Tensor, ...]  # per slot bool [g, G]
 
 
 def seed_columns(slot: Slot, rows: SlotRows) -> slice:
@@ -56,7 +54,9 @@ def gather(structure: Structure, plan: Plan, learners: Learners) -> Rows:
         seeds.append(_read(learners.seeds, number, rows.envs, seed_columns(slot, rows)))
         gates.append(_read(learners.seeds, number, rows.gate_envs, slot.gate_columns))
         buffers.append(learners.seed_buffers[:, slot.buffer_columns].index_select(0, rows.envs))
-    return Rows(learners.host, learners.buffers, tuple(seeds), tuple(gates), tuple(buffers))
+    host = Weights(*(part.clone(memory_format=torch.contiguous_format) for part in learners.host))
+    held = learners.buffers.clone(memory_format=torch.contiguous_format)
+    return Rows(host, held, tuple(seeds), tuple(gates), tuple(buffers))
 
 
 def _read(weights: Weights, slot: int, rows: Tensor, columns: slice) -> Weights:
@@ -90,42 +90,31 @@ def epoch(
     """``epoch`` of the definition."""
     structure = network.structure
     batches = batches._replace(inputs=as_numbers(batches.inputs))
-    rows, table = gather(structure, plan, learners), rate_table(hypers)
-    weights = [alphas[:, slot].index_select(0, listed.envs) for slot, listed in enumerate(plan.slots)]
-    rates = _schedule(structure, table, plan, learners, batches.length)
+    rows = gather(structure, plan, learners)
+    learning = _learning(
+        network, rate_table(hypers), plan, rows, _schedule(hypers, structure, learners, batches.length)
+    )
+    seeds = _seed_rows(plan, rows, alphas)
     learns_own = structure.config.isolation is Isolation.OBJECTIVE
     own = hypers.alpha_target.expand(alphas.shape[0]).contiguous() if learns_own else None
     loss = score = torch.zeros_like(alphas[:, :0]).sum(1)
-    for step in range(batches.length):
-        result = gradients(network, plan, rows, (weights, own), _minibatch(structure, batches, step))
-        rows = learn(structure, table, plan, _with_buffers(network, plan, rows, result), result, rates, step)
-        loss, score = loss + result.losses.mean(1), score + result.hits.mean(1)
+    for first, inputs, targets in _minibatches(structure, batches):
+        part = (inputs, targets, rows.host.params, seeds, own, learning.behind(first))
+        result = train(network.train, *part)
+        loss, score = loss + result.losses.mean(2).sum(0), score + result.hits.mean(2).sum(0)
+    rows = _aged(rows, batches.length)
     health = measure_health(structure, hypers, result.host, _seed_gradients(structure, plan, result))
     finite = torch.isfinite(loss) & torch.isfinite(health.host_norm) & _finite(plan, rows)
     measures = Epoch(loss / batches.length, 100 * score / batches.length, finite, health)
     return scatter(structure, plan, learners, rows), measures
 
 
-def gradients(
-    network: Network,
-    plan: Plan,
-    rows: Rows,
-    alphas: tuple[list[Tensor], Tensor | None],
-    batch: tuple[Tensor | BatchIndex, Tensor],
-) -> NetworkGradients:
-    """Losses and gradients of one minibatch.
-
-    Args:
-      network, plan, rows: what runs.
-      alphas: per slot [n]; and [E] as if at which seeds in TRAINING learn, or None.
-      batch: inputs and targets.
-    """
-    weights, own = alphas
-    parts = zip(plan.slots, rows.seeds, rows.gates, rows.seed_buffers, weights, strict=True)
-    seeds = [
+def _seed_rows(plan: Plan, rows: Rows, alphas: Tensor) -> list[SeedRows]:
+    parts = zip(plan.slots, rows.seeds, rows.gates, rows.seed_buffers, strict=True)
+    return [
         SeedRows(
             rows=RowIndex(listed.blueprints, listed.row_of, listed.gate_rows(torch.arange(listed.gated.shape[0]))),
-            alpha=alpha,
+            alpha=alphas[:, slot].index_select(0, listed.envs),
             params=seed.params,
             buffers=buffers,
             owners=None,
@@ -134,52 +123,60 @@ def gradients(
             isolated=listed.isolated,
             merged=listed.merged,
         )
-        for listed, seed, gate, buffers, alpha in parts
+        for slot, (listed, seed, gate, buffers) in enumerate(parts)
     ]
-    return train(network.train, *batch, rows.host.params, seeds, own)
 
 
-def _minibatch(structure: Structure, batches: Batches, step: int) -> tuple[Tensor | BatchIndex, Tensor]:
-    """A minibatch; where samples are read as they are, only their places in the dataset."""
+def _minibatches(structure: Structure, batches: Batches) -> Iterator[tuple[int, Tensor | BatchIndex, Tensor]]:
+    """What the library takes in one call: number of the first minibatch, inputs, targets [k, E, B, ...].
+
+    Where samples are read as they are, all minibatches by their places in the dataset; else one after the other.
+    """
     config = structure.config
     if config.crop_padding or config.mirror:
-        batch = batch_at(structure, batches, step)
-        return batch.inputs, batch.targets
-    places = batches.picks[step]
-    return BatchIndex(batches.inputs, places), batches.targets[places]
+        for step in range(batches.length):
+            batch = batch_at(structure, batches, step)
+            yield step, batch.inputs, batch.targets.unsqueeze(0)
+        return
+    yield 0, BatchIndex(batches.inputs, batches.picks), batches.all_targets
 
 
-def _with_buffers(network: Network, plan: Plan, rows: Rows, result: NetworkGradients) -> Rows:
-    """Running averages of what the batch norms saw."""
-    held = []
-    for listed, buffers, aux, tracked in zip(
-        plan.slots, rows.seed_buffers, result.seed_aux, network.seeds_tracked, strict=True
-    ):
-        if not buffers.shape[1] or not buffers.shape[0]:
-            held.append(buffers)
-            continue
-        follows = tracked.index_select(0, listed.blueprints)
-        seen = torch.lerp(buffers, aux.gather(1, follows.clamp(min=0)), RUNNING_MOMENTUM)
-        held.append(torch.where(follows >= 0, seen, buffers))
-    rows = rows._replace(seed_buffers=tuple(held))
-    if not network.tracked:
-        return rows
-    return rows._replace(buffers=torch.lerp(rows.buffers, result.aux[:, list(network.tracked)], RUNNING_MOMENTUM))
+def _learning(network: Network, table: RateTable, plan: Plan, rows: Rows, planned: Schedule) -> Learning:
+    """How the rows learn, in place; a seed and its gate are clipped each by its own norm."""
+    structure = network.structure
+    host_decays, seed_decays, gate_decays = structure.host_decays, *_decays(structure, plan)
+
+    def update(rule: Optimizer, weights: Weights, rates: Rates, owners: Tensor | None, decays: Tensor) -> Update:
+        return Update(rule.name, weights.params, weights.moments, weights.steps + 1, rates, owners, decays)
+
+    host = update(structure.host_optimizer, rows.host, table.host._replace(lr=planned.host), None, host_decays)
+    seeds, gates, rule = [], [], structure.seed_optimizer
+    for slot, listed in enumerate(plan.slots):
+        rates = table.seeds._replace(lr=planned.seeds[:, slot])
+        seeds.append(update(rule, rows.seeds[slot], rates, listed.envs, seed_decays[slot]))
+        gates.append(update(rule, rows.gates[slot], rates, listed.gate_envs, gate_decays[slot]))
+    held = tuple(map(Averages, rows.seed_buffers, network.seeds_tracked))
+    return Learning(host, tuple(seeds), tuple(gates), Averages(rows.buffers, network.tracked), held)
 
 
-def _schedule(structure: Structure, table: RateTable, plan: Plan, learners: Learners, count: int) -> Schedule:
-    config = structure.config
+def _aged(rows: Rows, steps: int) -> Rows:
+    """The rows after so many optimizer steps."""
+    seeds, gates = (tuple(w._replace(steps=w.steps + steps) for w in part) for part in (rows.seeds, rows.gates))
+    return rows._replace(host=rows.host._replace(steps=rows.host.steps + steps), seeds=seeds, gates=gates)
+
+
+def _schedule(hypers: HyperParams, structure: Structure, learners: Learners, count: int) -> Schedule:
+    config, table = structure.config, rate_table(hypers)
     taken = torch.cat((learners.host.steps.unsqueeze(1), learners.seeds.steps), dim=1)
     ahead = torch.arange(count, device=taken.device).reshape(-1, 1, 1)
     begun = (taken + ahead).to(table.host.lr.dtype) / config.steps_per_epoch
     factor = schedule(table.warmup, table.final, begun, 1 / config.steps_per_epoch, config.horizon)
     seeds = (table.seeds.lr * factor[:, :, 1:]).transpose(1, 2).unsqueeze(3).contiguous()
-    host = (table.host.lr * factor[:, :, :1]).contiguous()
-    return Schedule(host, seeds, structure.host_decays, *_decays(structure, plan))
+    return Schedule((table.host.lr * factor[:, :, :1]).contiguous(), seeds)
 
 
 def _decays(structure: Structure, plan: Plan) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Of seeds and of gates; nothing where the rule has no decoupled decay."""
+    """Per slot the columns that a decoupled decay shrinks, of seeds [n, W] and of gates [g, G]; none without one."""
     if structure.seed_optimizer.name != "adamw":
         none = tuple(structure.host_decays[:0] for _ in structure.slots)
         return none, none
@@ -190,43 +187,6 @@ def _decays(structure: Structure, plan: Plan) -> tuple[tuple[Tensor, ...], tuple
         seeds.append(held[:, : own.stop - own.start].contiguous())
         gates.append(held[rows.gated, gate.start - slot.start : gate.stop - slot.start].contiguous())
     return tuple(seeds), tuple(gates)
-
-
-def learn(
-    structure: Structure, table: RateTable, plan: Plan, rows: Rows, result: NetworkGradients, rates: Schedule, step: int
-) -> Rows:
-    """Clip and apply one minibatch's gradients; a seed and its gate are clipped each by its own norm."""
-    rule, seed_rule, scheduled = (
-        structure.host_optimizer,
-        structure.seed_optimizer,
-        table.host._replace(lr=rates.host[step]),
-    )
-    host = update(rule, rows.host, result.host, scheduled, None, rates.host_decays)
-    seeds, gates = [], []
-    for slot, listed in enumerate(plan.slots):
-        own = table.seeds._replace(lr=rates.seeds[step, slot])
-        decays, opens = rates.seed_decays[slot], rates.gate_decays[slot]
-        seeds.append(update(seed_rule, rows.seeds[slot], result.seeds[slot], own, listed.envs, decays))
-        gates.append(update(seed_rule, rows.gates[slot], result.gates[slot], own, listed.gate_envs, opens))
-    return rows._replace(host=host, seeds=tuple(seeds), gates=tuple(gates))
-
-
-def update(
-    rule: Optimizer, weights: Weights, grad: Tensor, rates: Rates, owners: Tensor | None, decays: Tensor
-) -> Weights:
-    """One optimizer step of some rows [n, P], clipping included, in one pass of the library.
-
-    Args:
-      rule: one of ``update.KNOWN``.
-      weights, grad: the rows.
-      rates: numbers of every environment.
-      owners: int64 [n]; environment of each row; None: its own number.
-      decays: bool [P] or [n, P]; the columns that a decoupled decay shrinks.
-    """
-    if not weights.params.shape[0]:
-        return weights
-    params, moments, steps = weights
-    return Weights(*update_rows(rule.name, (params, moments, grad, steps + 1), rates, owners, decays), steps + 1)
 
 
 def _seed_gradients(structure: Structure, plan: Plan, result: NetworkGradients) -> list[SlotGradients]:

@@ -176,12 +176,14 @@ def lower_structure(structure: Structure) -> Network:
         slots.append(known[alike])
     train = _network_program(structure, [block.train for block in blocks], [slot.train for slot in slots])
     infer = _network_program(structure, [block.infer for block in blocks], [slot.infer for slot in slots])
-    tracked = tuple(
+    tracked = [
         link.aux + place
         for link, block in zip(train.blocks, blocks, strict=True)
         for place in block.train.emitted.tracked
+    ]
+    return Network(
+        structure, train, infer, torch.tensor([tracked], dtype=torch.int64), tuple(slot.tracked for slot in slots)
     )
-    return Network(structure, train, infer, tracked, tuple(slot.tracked for slot in slots))
 
 
 def _network_program(structure: Structure, blocks: Sequence[Lowered], slots: Sequence[SlotPrograms]) -> NetworkProgram:

@@ -15,12 +15,12 @@ class Network(NamedTuple):
       structure: what it was made from.
       train: of blocks in training form, and slots.
       infer: likewise in inference form.
-      tracked: per number of a host's buffers, the place in ``aux`` that it follows.
+      tracked: int64 [1, N]; per number of a host's buffers, the place in ``aux`` that it follows.
       seeds_tracked: per slot int64 [K, R]; the same of each blueprint's buffers, -1 behind its last.
     """
 
     structure: Structure
     train: NetworkProgram
     infer: NetworkProgram
-    tracked: tuple[int, ...]
+    tracked: Tensor
     seeds_tracked: tuple[Tensor, ...]

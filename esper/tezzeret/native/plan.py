@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from esper.kasmina.slot_table import BoolArray, IntArray, SlotTable
+from esper.kasmina.slot_table import BoolArray, IntArray, SlotTable, among
 from esper.kasmina.structure import Structure
 from esper.leyline.config import Isolation
 from esper.leyline.stages import ACTIVE, ISOLATED, MERGED, Stage
@@ -79,6 +79,6 @@ def list_rows(table: SlotTable, slot: int, envs: IntArray, through: BoolArray, b
         row_of=torch.as_tensor(index),
         gated=torch.as_tensor(np.flatnonzero(table.gated[rows, slot] & blended[lanes])),
         training=torch.as_tensor(stage == int(Stage.TRAINING)),
-        isolated=torch.as_tensor(np.isin(stage, [int(s) for s in ISOLATED])),
-        merged=torch.as_tensor(np.isin(stage, [int(s) for s in MERGED])),
+        isolated=torch.as_tensor(among(stage, ISOLATED)),
+        merged=torch.as_tensor(among(stage, MERGED)),
     )

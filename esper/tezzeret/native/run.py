@@ -1,7 +1,8 @@
 """Running a whole network of programs, for every environment in one call.
 
-Training takes each network's minibatch forward, through the cross-entropy, and backward, while its features stay in
-the cache. Inference takes every network's samples through all its lanes, copies that differ in which seeds take part.
+Training takes each network's minibatches forward, through the cross-entropy, and backward, and steps its parameters,
+while its features stay in the cache. Inference takes every network's samples through all its lanes, copies that differ
+in which seeds take part.
 
 Laws: a network's result depends on nothing but its own numbers and samples, to the bit; results and gradients equal
 the definition's up to rounding.
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from esper.tezzeret.native.learning import Learning, learning_call
 from esper.tezzeret.native.library import address, inner, library
 from esper.tezzeret.native.programs import NetworkProgram
 
@@ -74,7 +76,7 @@ class BatchIndex(NamedTuple):
 
     Attributes:
       dataset: [N, *input].
-      rows: int64 [E, B]; which samples; may be expanded.
+      rows: int64 [k, E, B]; which samples, of k minibatches one after the other; may be expanded.
     """
 
     dataset: Tensor
@@ -82,11 +84,11 @@ class BatchIndex(NamedTuple):
 
 
 class NetworkGradients(NamedTuple):
-    """What training gives.
+    """What training gives; of k minibatches all losses and hits, else what the last of them gave.
 
     Attributes:
-      losses: [E, B]; nats, the mean over a sample's predictions.
-      hits: [E, B]; the share of them whose largest logit is the target's.
+      losses: [k, E, B]; nats, the mean over a sample's predictions.
+      hits: [k, E, B]; the share of them whose largest logit is the target's.
       aux: [E, A]; per batch norm of the host the batch mean, then the unbiased variance.
       host: [E, P]; gradients of every network's mean loss.
       seeds: per slot [n, W].
@@ -118,7 +120,7 @@ _Call = _structure(
     "networks batch threads length points route blocks slots x x_network x_sample picks picks_network picks_sample "
     "host host_row buffers buffers_row "
     "targets targets_network targets_sample positions own losses hits aux aux_row grad_host first lanes forks parents "
-    "logits",
+    "logits steps picks_step targets_step learning",
 )
 """``Block``, ``Slot`` and ``Call`` of ``kernels/network.h``, field by field."""
 
@@ -159,7 +161,7 @@ def _inputs(x: Tensor | BatchIndex) -> tuple[int, ...]:
     if isinstance(x, Tensor):
         return x.shape[1], address(x), x.stride(0), x.stride(1), 0, 0, 0
     assert x.dataset.is_contiguous()
-    return x.rows.shape[1], address(x.dataset), 0, x.dataset.stride(0), address(x.rows), *x.rows.stride()
+    return x.rows.shape[2], address(x.dataset), 0, x.dataset.stride(0), address(x.rows), *x.rows.stride()[1:]
 
 
 def _call(
@@ -185,25 +187,46 @@ def train(
     host: Tensor,
     seeds: Sequence[SeedRows],
     own: Tensor | None = None,
+    learning: Learning | None = None,
 ) -> NetworkGradients:
-    """One minibatch of every network: losses and gradients.
+    """Minibatches of every network one after the other: losses and gradients, and what is learned from them.
 
     Args:
       network: E networks' structure.
-      x: [E, B, *input], or from a contiguous dataset; float32, tokens too.
-      targets: int64 [E, B], or [E, B, T] of a prediction at every position.
+      x: [E, B, *input] of one minibatch, or k of them from a contiguous dataset; float32, tokens too.
+      targets: int64 [k, E, B], or [k, E, B, T] of a prediction at every position.
       host: [E, P]; contiguous, as the parameters of the seeds.
       seeds: per slot.
       own: [E]; the alpha as if at which seeds in TRAINING learn; None: they learn by the gradient of the slot's output.
+      learning: the rows of ``host`` and ``seeds``, stepped in place after every minibatch; None: they stay.
     """
-    found, shape, positions = library(), targets.shape[:2], targets.shape[2:].numel()
-    targets = targets if positions == 1 or targets.stride(-1) == 1 else targets.contiguous()
+    found = library()
+    targets = targets if targets.dim() == 3 or targets.stride(-1) == 1 else targets.contiguous()
     x = inner(x) if isinstance(x, Tensor) else x
     assert found is not None
-    result = NetworkGradients(
+    result = _results(network, targets, host, seeds)
+    call, slots = _call(network, _inputs(x), host, None, seeds)
+    for slot, grad, gate, aux in zip(slots, result.seeds, result.gates, result.seed_aux, strict=True):
+        slot.grad_params, slot.params_row = address(grad), grad.shape[1]
+        slot.grad_gates, slot.gate_row = address(gate), gate.shape[1]
+        slot.aux, slot.aux_row = address(aux), aux.shape[1]
+    call.steps, call.picks_step = targets.shape[0], 0 if isinstance(x, Tensor) else x.rows.stride(0)
+    call.targets, call.positions = address(targets), targets.shape[3:].numel()
+    call.targets_step, call.targets_network, call.targets_sample = targets.stride()[:3]
+    call.losses, call.hits, call.aux = address(result.losses), address(result.hits), address(result.aux)
+    call.aux_row, call.grad_host, call.own = network.num_aux, address(result.host), address(own)
+    learns = learning and learning_call(learning, result.host, result.seeds, result.gates)
+    call.learning = ctypes.addressof(learns) if learns else 0
+    found.esper_train(ctypes.addressof(call))
+    return result
+
+
+def _results(network: NetworkProgram, targets: Tensor, host: Tensor, seeds: Sequence[SeedRows]) -> NetworkGradients:
+    shape = targets.shape[:3]
+    return NetworkGradients(
         losses=host.new_empty(shape),
         hits=host.new_empty(shape),
-        aux=host.new_empty(shape[0], network.num_aux),
+        aux=host.new_empty(shape[1], network.num_aux),
         host=torch.empty_like(host),
         seeds=tuple(torch.empty_like(each.params) for each in seeds),
         gates=tuple(torch.empty_like(each.gate_params) for each in seeds),
@@ -211,17 +234,6 @@ def train(
             host.new_zeros(each.params.shape[0], slot.num_aux) for slot, each in zip(network.slots, seeds, strict=True)
         ),
     )
-    call, slots = _call(network, _inputs(x), host, None, seeds)
-    for slot, grad, gate, aux in zip(slots, result.seeds, result.gates, result.seed_aux, strict=True):
-        slot.grad_params, slot.params_row = address(grad), grad.shape[1]
-        slot.grad_gates, slot.gate_row = address(gate), gate.shape[1]
-        slot.aux, slot.aux_row = address(aux), aux.shape[1]
-    call.targets, call.targets_network, call.targets_sample = address(targets), *targets.stride()[:2]
-    call.positions = positions
-    call.losses, call.hits, call.aux = address(result.losses), address(result.hits), address(result.aux)
-    call.aux_row, call.grad_host, call.own = network.num_aux, address(result.host), address(own)
-    found.esper_train(ctypes.addressof(call))
-    return result
 
 
 def infer(

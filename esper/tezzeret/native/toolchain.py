@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import esper.kernels
-from esper.tezzeret.compiler import Command, find_compiler, processor
+from esper.tezzeret.compiler import Command, find_compiler, processor, run_compiler
 from esper.tezzeret.native.kept import keep, kept, open_library
 from esper.utils.paths import cache_folder
 
@@ -117,7 +117,7 @@ def built(folder: Path, compiler: Command) -> tuple[Path, bytes]:
     if (data := kept(target)) is None:
         with tempfile.TemporaryDirectory(dir=target.parent) as fresh_folder:
             fresh = Path(fresh_folder) / target.name
-            _run([*compiler, *flags, "-o", str(fresh), *map(str, names)], timeout=300)
+            run_compiler([*compiler, *flags, "-o", str(fresh), *map(str, names)], timeout=300)
             data = fresh.read_bytes()
         keep(target, data)
     return target, data
@@ -139,19 +139,9 @@ def _target(compiler: Command) -> tuple[str, ...]:
 @functools.cache
 def macros(compiler: Command) -> frozenset[str]:
     """What a compiler defines for the machine's own instruction set."""
-    text = _run([*compiler, NATIVE, "-dM", "-E", "-x", "c++", os.devnull])
+    text = run_compiler([*compiler, NATIVE, "-dM", "-E", "-x", "c++", os.devnull])
     return frozenset(line.split()[1] for line in text.splitlines() if line.startswith("#define"))
 
 
 def _version(compiler: Command) -> str:
-    return _run([*compiler, "--version"])
-
-
-def _run(command: list[str], timeout: int = 60) -> str:
-    """What a program prints, in whatever encoding.
-
-    Raises:
-      OSError, SubprocessError: it does not run, fails, or takes too long.
-    """
-    done = subprocess.run(command, check=True, capture_output=True, encoding="utf-8", errors="replace", timeout=timeout)
-    return done.stdout
+    return run_compiler([*compiler, "--version"])

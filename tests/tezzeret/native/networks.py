@@ -297,7 +297,8 @@ def seeds_of(case: Case) -> list[SeedRows]:
 
 
 def train(case: Case) -> NetworkGradients:
-    return run.train(build(case), case.x, case.targets, case.params, seeds_of(case))
+    result = run.train(build(case), case.x, case.targets.unsqueeze(0), case.params, seeds_of(case))
+    return result._replace(losses=result.losses[0], hits=result.hits[0])
 
 
 def infer(case: Case) -> Tensor:

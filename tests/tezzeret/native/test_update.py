@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from esper.tezzeret.native.library import library
-from esper.tezzeret.native.update import update_rows
+from esper.tezzeret.native.update import Update, update_rows
 from esper.utils import rng
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler")
@@ -59,7 +59,7 @@ def by_kernel(
     steps = torch.zeros(params.shape[0], dtype=torch.int64)
     for grad in grads:
         steps = steps + 1
-        params, moments = update_rows(rule, (params, moments, grad, steps), rates, owners, decays)
+        params, moments = update_rows(Update(rule, params, moments, steps, rates, owners, decays), grad)
     return params
 
 
@@ -132,6 +132,6 @@ def test_inputs_keep_their_bits() -> None:
     params, grad, rates = rng.normal(keys[0], (3, 8)), rng.normal(keys[1], (3, 8)), rates_of(keys[2], 3)
     moments, steps = torch.ones(3, 2, 8), torch.ones(3, dtype=torch.int64)
     before = [t.clone() for t in (params, moments, grad, steps, *rates)]
-    update_rows("adam", (params, moments, grad, steps), rates, None)
+    update_rows(Update("adam", params, moments, steps, rates, None, None), grad)
     for old, new in zip(before, (params, moments, grad, steps, *rates), strict=True):
         assert torch.equal(old, new)

@@ -1,0 +1,263 @@
+"""Does selecting pay? Bandits against fixed choices: ``python -m bench.selectors``.
+
+Every policy meets the same held-out environments. What is scored is the accuracy gained per adaptation: test accuracy
+at the end beyond that of the same host that waited, summed over environments, over the seeds germinated. Fixed arms
+obey the bandits' limits; the best of them is chosen on other environments than it is scored on. Bandits are scored as
+they start, and after some episodes on training environments, whose statistics they keep. A study that was cut off goes
+on where it was.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from esper.engine import Engine
+from esper.nissa.sinks import write_text
+from esper.runtime.compare import confidence, exploring
+from esper.runtime.policies import NAMED, bandit_of
+from esper.runtime.rollout import Outcome, policy_input, rollout
+from esper.runtime.scene import Rules, Scene, build_scene
+from esper.tamiyo.arms import arm_names
+from esper.tamiyo.bandits import always, bandit_policy
+from esper.tamiyo.policies import Policy
+from esper.tamiyo.selection import STRATEGIES
+from esper.utils import rng
+from esper.utils.documents import to_json
+
+HELD_OUT, TRAINING = 1, 0
+"""Seeds of environments; training ones are even."""
+
+DRAWS, KEY = 10_000, 0xBA2D
+"""Resamples of environments behind an interval, and their key."""
+
+OFF = {"max_active": 1000, "cool_down": 0, "memory_share": 1.0}
+"""Viability that forbid nothing."""
+
+HEADS = (
+    "test %",
+    "J",
+    "adaptations",
+    "pp/adaptation",
+    "minus first, pp",
+    "minus best fixed, pp",
+    "over first, %",
+    "over best fixed, %",
+    "exploring, % by third",
+)
+"""Columns of the table."""
+
+DECISIONS = 400
+"""Decisions that are timed."""
+
+
+class Played(NamedTuple):
+    """One policy on some environments; [E] each."""
+
+    accuracy: Tensor
+    utility: Tensor
+    adaptations: Tensor
+    facts: dict[str, Any]
+
+
+class Book:
+    """What was played, in a file from which a later call goes on."""
+
+    def __init__(self, path: Path, setup: dict[str, Any]) -> None:
+        """Open the file; one of another setup is begun anew."""
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        self.path, self.setup = path, setup
+        self.played: dict[str, Any] = found["played"] if found.get("setup") == setup else {}
+
+    def of(self, name: str, play: Callable[[], Outcome]) -> Played:
+        """What came of a policy, played now if it was not before."""
+        if name not in self.played:
+            outcome = play()
+            judged = confidence(outcome.trace)
+            columns = {key: getattr(outcome, field).tolist() for key, field in COLUMNS.items()}
+            facts = {"exploring": exploring(outcome.trace), "brier": None if judged is None else judged["brier"]}
+            self.played[name] = columns | {"facts": facts}
+            write_text(self.path, to_json({"setup": self.setup, "played": self.played}) + "\n")
+            print(f"{name}: {sum(columns['accuracy']) / len(columns['accuracy']):.1f} %", flush=True)
+        row = self.played[name]
+        return Played(*(torch.tensor(row[key], dtype=torch.float64) for key in COLUMNS), row["facts"])
+
+
+COLUMNS = {"accuracy": "test_accuracy", "utility": "utility", "adaptations": "germinated"}
+"""Fields of ``Played``, and of ``Outcome``."""
+
+
+def outcome_of(scene: Scene, policy: Policy, seed: int) -> Outcome:
+    """Play an episode."""
+    return rollout(scene.engine, policy, seed, scene.mode, scene.params)[1]
+
+
+def after(scene: Scene, name: str, episodes: int) -> Outcome:
+    """A bandit on the held-out environments, with what it learned in some episodes on training environments."""
+    bandit, statistics = bandit_of(scene, name), None
+    for episode in range(episodes):
+        seed = TRAINING + 2 * episode
+        statistics = outcome_of(scene, bandit_policy(name, bandit, statistics), seed).memory.statistics
+    return outcome_of(scene, bandit_policy(name, bandit, statistics), HELD_OUT)
+
+
+def interval(figure: Callable[[Tensor], Tensor], envs: int) -> dict[str, float]:
+    """A figure and its 95 % percentile interval over environments drawn with replacement.
+
+    Args:
+      figure: of rows of environments, int64 [n, E] -> [n].
+      envs: E.
+    """
+    drawn = rng.bits(rng.key(KEY), (DRAWS, envs)) % envs
+    low, high = torch.quantile(figure(drawn), torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return {"mean": float(figure(torch.arange(envs)[None])), "low": low, "high": high}
+
+
+def effectiveness(one: Played, wait: Played) -> Callable[[Tensor], Tensor]:
+    """Accuracy gained per adaptation, pp, of rows of environments."""
+    gain = one.accuracy - wait.accuracy
+    return lambda rows: gain[rows].sum(1) / one.adaptations[rows].sum(1).clamp(min=1)
+
+
+def row(one: Played, wait: Played, rivals: dict[str, Played]) -> dict[str, Any]:
+    """A policy's figures, and beside every rival the difference per adaptation and the ratio less 1."""
+    envs, mine = one.accuracy.shape[0], effectiveness(one, wait)
+    found: dict[str, Any] = {
+        "accuracy": interval(lambda rows: one.accuracy[rows].mean(1), envs),
+        "utility": interval(lambda rows: one.utility[rows].mean(1), envs),
+        "adaptations": float(one.adaptations.mean()),
+        "effectiveness": interval(mine, envs),
+        **one.facts,
+    }
+    for name, rival in rivals.items():
+        other = effectiveness(rival, wait)
+        found[f"minus {name}"] = interval(lambda rows, other=other: mine(rows) - other(rows), envs)
+        if float(other(torch.arange(envs)[None])) > 0:
+            found[f"over {name}"] = interval(lambda rows, other=other: 100 * (mine(rows) / other(rows) - 1), envs)
+    return found
+
+
+def seconds_of(engine: Engine, policy: Policy) -> dict[str, float]:
+    """Processor time of one decision for all environments, ms: median and 99th percentile of DECISIONS."""
+    state, envs = engine.init(HELD_OUT), engine.config.num_envs
+    memory, times = policy.init(envs), []
+    keys = rng.fold_in(rng.key(0), torch.arange(envs))
+    seen = policy_input(engine, state, keys)
+    for step in range(DECISIONS + 20):
+        given = seen._replace(key=rng.fold_in(keys, step))
+        began = time.process_time()
+        policy.act(memory, given)
+        times.append(1000 * (time.process_time() - began))
+    median, late = torch.quantile(torch.tensor(times[20:]), torch.tensor([0.5, 0.99])).tolist()
+    return {"median": median, "p99": late, "p99_per_env": late / envs}
+
+
+def study(book: Book, task: str, envs: int, episodes: int, backend: str) -> dict[str, Any]:
+    """Play everything that the book does not have, and make the figures."""
+    scene = build_scene(Rules(task=task), envs, backend)
+    loose = scene._replace(rules=Rules(task=task, bandit=OFF))
+    base = bandit_of(scene, "ucb")
+    names = arm_names(scene.engine.codec, base.rule.blend)
+
+    def fixed(arm: int, seed: int) -> Played:
+        policy = bandit_policy(names[arm], always(base, arm))
+        return book.of(f"{names[arm]}, seed {seed}", lambda: outcome_of(scene, policy, seed))
+
+    def waited(seed: int) -> Played:
+        return book.of(f"wait, seed {seed}", lambda: outcome_of(scene, NAMED["wait"](scene, None), seed))
+
+    everyone, before = torch.arange(envs)[None], waited(TRAINING)
+    trial = [float(effectiveness(fixed(arm, TRAINING), before)(everyone)) for arm in range(len(names))]
+    best, wait = trial.index(max(trial)), waited(HELD_OUT)
+    rivals = {"first": fixed(0, HELD_OUT), "best fixed": fixed(best, HELD_OUT)}
+    rows = {place: row(one, wait, {}) for place, one in rivals.items()}
+    kinds = [("", scene, 0), (" no limits", loose, 0)]
+    kinds += [(f" after {episodes}", scene, episodes)] if episodes else []
+    for label, where, number in kinds:
+        for name in STRATEGIES:
+            found = book.of(name + label, partial(after, where, name, number))
+            rows[name + label] = row(found, wait, rivals)
+    return {
+        "task": task,
+        "envs": envs,
+        "episodes": episodes,
+        "arms": names,
+        "best_fixed": names[best],
+        "fixed_on_training": dict(zip(names, trial, strict=True)),
+        "wait": interval(lambda rows: wait.accuracy[rows].mean(1), envs),
+        "rows": rows,
+    }
+
+
+def timings(task: str, sizes: tuple[int, ...], backend: str) -> dict[str, dict[str, dict[str, float]]]:
+    """How long decisions take, by number of environments and strategy."""
+    scenes = {size: build_scene(Rules(task=task), size, backend) for size in sizes}
+    return {
+        str(size): {name: seconds_of(scene.engine, NAMED[name](scene, None)) for name in STRATEGIES}
+        for size, scene in scenes.items()
+    }
+
+
+def text(found: dict[str, Any]) -> str:
+    """The study as Markdown."""
+
+    def shown(cell: dict[str, float] | None, form: str = ".1f") -> str:
+        return "" if cell is None else f"{cell['mean']:{form}} ({cell['low']:{form}} to {cell['high']:{form}})"
+
+    lines = [
+        f"# Selectors on {found['task']}: {found['envs']} held-out environments",
+        "",
+        f"`wait` ends at {shown(found['wait'])} % of the test part. pp/adaptation: accuracy gained beyond it per seed "
+        f"germinated. The best fixed arm on training environments: {found['best_fixed']}; `first`: {found['arms'][0]}. "
+        "Intervals: 95 %, bootstrap over environments, paired.",
+        "",
+        f"| policy | {' | '.join(HEADS)} |",
+        "|---" * (1 + len(HEADS)) + "|",
+    ]
+    for name, each in found["rows"].items():
+        explored = " ".join("-" if share is None else f"{100 * share:.0f}" for share in each["exploring"] or [])
+        cells = [shown(each[key]) for key in ("accuracy", "utility")] + [f"{each['adaptations']:.1f}"]
+        cells += [shown(each["effectiveness"])]
+        cells += [shown(each.get(key), "+.1f") for key in ("minus first", "minus best fixed")]
+        cells += [shown(each.get(key), "+.0f") for key in ("over first", "over best fixed")] + [explored]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += ["", "Fixed arms on training environments, pp/adaptation:", ""]
+    lines += [f"- {name}: {value:.1f}" for name, value in found["fixed_on_training"].items()]
+    heading = "Processor time of a decision, ms (one thread): median, 99th percentile, the latter per environment:"
+    lines += ["", heading, ""]
+    for size, strategies in found["timings"].items():
+        for name, each in strategies.items():
+            times = ", ".join(f"{each[key]:.3f}" for key in ("median", "p99", "p99_per_env"))
+            lines.append(f"- {name}, {size} environments: {times}")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Run the study and write it."""
+    parser = argparse.ArgumentParser(prog="python -m bench.selectors", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--task", default="digits")
+    parser.add_argument("--envs", type=int, default=128)
+    parser.add_argument(
+        "--episodes", type=int, default=3, help="on training environments, before bandits are scored once more; 0 = not"
+    )
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--out", default="bench/results/selectors", help="path without suffix")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    path, setup = Path(asked.out), {"task": asked.task, "envs": asked.envs}
+    book = Book(path.with_suffix(".played.json"), setup)
+    found = study(book, asked.task, asked.envs, asked.episodes, asked.backend)
+    found["timings"] = timings(asked.task, (1, asked.envs), asked.backend)
+    path.with_suffix(".json").write_text(to_json(found, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(text(json.loads(to_json(found))), encoding="utf-8")
+    print(text(json.loads(to_json(found))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Playing a round: one episode of every environment of a task, in parts between which it can be left and taken up.
+
+An episode's future is a function of the engine's state, of what the policy saw last, of its memory and of where its
+draws stand. All of that is a ``Begun``; a round that goes on from it ends in the bits of one that was not left.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.collectors import Collector
+
+from esper.leyline.state import State
+from esper.runtime.interrupt import Watch, draws_at, draws_now, interruptible, torch_draws_from
+from esper.runtime.scene import Scene
+from esper.runtime.stopwatch import Stopwatch
+from esper.simic.environment import EsperEnv
+from esper.simic.ppo import GoOn, Learner, make_collector
+from esper.tamiyo.interface import Interface
+from esper.urza.states import batches_of, state_of, tensors_of
+
+PARTS = 4
+"""Into how many parts an episode falls at least, where its length allows."""
+
+JOINT = "/"
+"""Between the names of a nested key."""
+
+
+class Track(NamedTuple):
+    """One task of a run: its environments, and what plays them."""
+
+    task: str
+    env: EsperEnv
+    validation: Stopwatch
+    collector: Collector
+    batches: Iterator[TensorDictBase]
+    go_on: GoOn  # what the policy remembers where an episode is taken up
+
+
+class Begun(NamedTuple):
+    """An episode that was left between two decisions."""
+
+    state: State
+    played: TensorDictBase  # [E, t]
+    draws: tuple[Tensor, ...]  # where torch's generators stand
+
+
+def part_of(horizon: int) -> int:
+    """Decisions between the moments at which an episode can be left: a divisor of its length."""
+    longest = max(1, horizon // PARTS)
+    return next(length for length in range(longest, 0, -1) if horizon % length == 0)
+
+
+def make_track(scene: Scene, interface: Interface, learner: Learner, watch: Watch) -> Track:
+    """What plays a scene.
+
+    Args:
+      scene: task and engine.
+      interface: what the policy sees and says.
+      learner: whose policy plays.
+      watch: looked at before every step.
+    """
+    timed = Stopwatch(interruptible(scene.engine, watch))
+    env = EsperEnv(timed.engine, scene.mode, scene.params, interface=interface)
+    go_on = GoOn()
+    collector = make_collector(env, learner.policy, part_of(scene.engine.config.horizon), go_on)
+    return Track(scene.rules.task, env, timed, collector, iter(collector), go_on)
+
+
+def play(track: Track, seed: int, begun: Begun | None, pause: Callable[[Begun], object]) -> TensorDictBase:
+    """One episode of every environment.
+
+    Args:
+      track: what is played.
+      seed: of the environments and the draws.
+      begun: where to take it up; None = at its beginning.
+      pause: called after every part.
+
+    Returns:
+      [E, T].
+    """
+    parts = [] if begun is None else [begun.played]
+    track.env.next_seed = seed
+    with torch_draws_from(seed, track.env.device):
+        track.collector.reset_at_each_iter = True
+        if begun is not None:
+            track.env.ended = begun.state
+        if begun is not None and begun.played.shape[1] < track.env.engine.config.horizon:
+            track.env.goes_on_from = begun.state
+            track.go_on.memory = begun.played[:, -1]["next"]
+            draws_at(begun.draws, track.env.device)
+        while sum(part.shape[1] for part in parts) < track.env.engine.config.horizon:
+            parts.append(next(track.batches).copy())
+            track.collector.reset_at_each_iter = False
+            pause(Begun(track.env.ended, _joined(parts), draws_now(track.env.device)))
+    return _joined(parts)
+
+
+def _joined(parts: Sequence[TensorDictBase]) -> TensorDictBase:
+    whole: TensorDictBase = torch.cat(list(parts), 1) if len(parts) > 1 else parts[0]
+    return whole
+
+
+def to_tensors(begun: Begun, prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An episode that was left, as named tensors and what else is needed to read them."""
+    named = {f"state.{name}": value for name, value in tensors_of(begun.state).items()}
+    for key, value in begun.played.items(include_nested=True, leaves_only=True):
+        named["played." + (key if isinstance(key, str) else JOINT.join(key))] = value
+    named |= {f"draws.{place}": value for place, value in enumerate(begun.draws)}
+    table = {"batches": batches_of(begun.state), "played": list(begun.played.shape)}
+    return {f"{prefix}{name}": value.detach().to("cpu", copy=True) for name, value in named.items()}, table
+
+
+def from_tensors(tensors: dict[str, Tensor], table: dict[str, Any], prefix: str, device: torch.device) -> Begun:
+    """An episode that was left, from what ``to_tensors`` made of it.
+
+    Raises:
+      KeyError: a tensor is missing.
+    """
+    found: dict[str, dict[str, Tensor]] = {"state": {}, "played": {}, "draws": {}}
+    for name, value in tensors.items():
+        if name.startswith(prefix):
+            kind, _, rest = name.removeprefix(prefix).partition(".")
+            found[kind][rest] = value
+    state = state_of({name: value.to(device) for name, value in found["state"].items()}, table["batches"])
+    played = TensorDict({}, batch_size=table["played"], device=device)
+    for name, value in found["played"].items():
+        played[tuple(name.split(JOINT))] = value.to(device)
+    return Begun(state, played, tuple(found["draws"][str(place)] for place in range(len(found["draws"]))))

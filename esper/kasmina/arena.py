@@ -5,13 +5,14 @@ by side; within a slot the blueprint's numbers first, the gate's last, zeros bet
 and roll back are row writes.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from esper.kasmina.host import Host
 from esper.kasmina.layout import Layout
-from esper.kasmina.slot import Slot
 from esper.kasmina.slot_table import SlotTable
+from esper.kasmina.sowing import draw_rows, list_rows
 from esper.kasmina.structure import Structure
 from esper.leyline.learners import Learners, Weights
 from esper.leyline.stages import Stage
@@ -70,35 +71,22 @@ def init_seeds(structure: Structure, table: SlotTable, learners: Learners, key: 
     fresh = table.within((Stage.GERMINATED,))
     if not fresh.any():
         return learners
+    slots, envs = (np.ascontiguousarray(each) for each in fresh.T.nonzero())
+    groups = slots * len(structure.blueprints) + table.blueprint[envs, slots]
+    kinds = structure.param_kinds, structure.buffer_kinds
+    (env, slot), (own, held) = upload(
+        ((envs, slots), tuple(list_rows(each, envs, groups) for each in kinds)), key.device
+    )
+    keys = rng.fold_in(key[env], int(Stream.SOW), epoch[env], slot)
     (params, moments, steps), buffers = learners.seeds, learners.seed_buffers
-    listed = tuple(tuple(table.kinds(slot, fresh[:, slot].nonzero()[0])) for slot in range(len(structure.slots)))
-    for number, (slot, groups) in enumerate(zip(structure.slots, upload(listed, params.device), strict=True)):
-        for kind, rows in groups:
-            own = rng.fold_in(key[rows], int(Stream.SOW), epoch[rows], number)
-            params = _write(params, rows, slot.columns, _fresh_row(slot, kind, own, params.dtype))
-            still = moments.new_zeros((rows.shape[0], moments.shape[1], slot.width))
-            moments = _write(moments, rows, slot.columns, still)
-            held = slot.buffer_row(kind).init(own, params.dtype)
-            buffers = _write(buffers, rows, slot.buffer_columns, pad_buffers(slot, held))
-            steps = _write(steps, rows, slice(number, number + 1), steps.new_zeros((rows.shape[0], 1)))
-    return learners._replace(seeds=Weights(params, moments, steps), seed_buffers=buffers)
-
-
-def pad_buffers(slot: Slot, rows: Tensor) -> Tensor:
-    """Buffers of a blueprint as all buffer columns of the slot: [n, R_k] -> [n, R]."""
-    return torch.cat((rows, rows.new_zeros((rows.shape[0], slot.buffer_width - rows.shape[1]))), dim=1)
-
-
-def _write(table: Tensor, rows: Tensor, columns: slice, values: Tensor) -> Tensor:
-    """The table with other values in some rows of some of its last dimension."""
-    before, part, after = table.tensor_split((columns.start, columns.stop), dim=-1)
-    return torch.cat((before, part.index_copy(0, rows, values), after), dim=-1)
-
-
-def _fresh_row(slot: Slot, blueprint: int, key: Tensor, dtype: torch.dtype) -> Tensor:
-    own, opening = slot.row(blueprint).init(key, dtype), slot.gate.init(rng.fold_in(key, int(Stream.GATE)), dtype)
-    zeros = own.new_zeros((own.shape[0], slot.width - own.shape[1] - opening.shape[1]))
-    return torch.cat((own, zeros, opening), dim=1)
+    drawn, kept = (draw_rows(each, rows, keys, params.dtype) for each, rows in zip(kinds, (own, held), strict=True))
+    each_moment = own.envs.unsqueeze(1), torch.arange(moments.shape[1], device=env.device), own.columns.unsqueeze(1)
+    seeds = Weights(
+        params.index_put((own.envs, own.columns), drawn),
+        moments.index_put(each_moment, moments.new_zeros(())),
+        steps.index_put((env, slot), steps.new_zeros(())),
+    )
+    return learners._replace(seeds=seeds, seed_buffers=buffers.index_put((held.envs, held.columns), kept))
 
 
 def tensor_norms(layout: Layout, flat: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from esper.kasmina.layout import Layout
 from esper.kasmina.objectives import Objective
 from esper.kasmina.optimizers import Optimizer, decays, find_optimizer
 from esper.kasmina.slot import Place, Slot
+from esper.kasmina.sowing import Kinds, buffer_kinds, param_kinds
 from esper.leyline.actions import BLENDS, NONE, Blend, Codec, build_codec
 from esper.leyline.config import Config, ConfigError
 from esper.leyline.state import Slots
@@ -39,6 +40,7 @@ class Structure:
       host_decays: bool [P]; which numbers of a host a decoupled decay shrinks.
       slot_of_column: int64 [Q]; the slot each column of the seed arena belongs to.
       slot_of_buffer: int64 [R]; the same of the seeds' buffers.
+      param_kinds, buffer_kinds: what fresh rows of the seeds' arenas are made of.
       num_seed_params, num_seed_buffers: lengths Q and R of the seeds' arenas.
       draws: whether any module draws random numbers while it trains.
       route: the features' way: slots at the input, then block by block, each with the slots that act behind it.
@@ -60,6 +62,8 @@ class Structure:
     slot_of_column: Tensor
     slot_of_buffer: Tensor
 
+    param_kinds: Kinds = field(init=False)
+    buffer_kinds: Kinds = field(init=False)
     num_seed_params: int = field(init=False)
     num_seed_buffers: int = field(init=False)
     draws: bool = field(init=False)
@@ -68,7 +72,10 @@ class Structure:
 
     def __post_init__(self) -> None:
         """Fill in what follows from the rest."""
+        device = self.sizes.device
         derived = {
+            "param_kinds": param_kinds(self.slots, device),
+            "buffer_kinds": buffer_kinds(self.slots, device),
             "num_seed_params": sum(slot.width for slot in self.slots),
             "num_seed_buffers": sum(slot.buffer_width for slot in self.slots),
             "draws": any(module.draws for module in self.host.blocks) or any(kind.draws for kind in self.blueprints),

@@ -99,6 +99,15 @@ def bits(key: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
     return x0.bitwise_xor_(x1)
 
 
+def bits_at(key: Tensor, counter: Tensor) -> Tensor:
+    """Single words of long draws: key [..., 2] and places, int64 [...] >= 0, to int64 [...].
+
+    Law: bits_at(key, counter) is bits(key, (n,))[..., counter] for every n > counter.
+    """
+    x0, x1 = _block(*_words(key, "key"), counter >> 32, counter & _MASK)
+    return x0.bitwise_xor_(x1)
+
+
 def uniform(
     key: Tensor, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0, dtype: torch.dtype = torch.float32
 ) -> Tensor:
@@ -116,10 +125,12 @@ def uniform(
     unit = _unit(key, shape, dtype)
     if low == 0.0 and high == 1.0:
         return unit
-    floor = unit.new_full((), low)
-    ceiling = unit.new_full((), high)
-    unit.mul_(ceiling - floor).add_(floor)
-    return torch.minimum(unit, torch.nextafter(ceiling, floor))
+    return _between(unit, unit.new_full((), low), unit.new_full((), high))
+
+
+def uniform_of(words: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """``uniform`` of words that were drawn before, each between its own bounds: three times [...], of one dtype."""
+    return _between(_unit_of(words, low.dtype), low, high)
 
 
 def normal(key: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -129,8 +140,14 @@ def normal(key: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float
     quantile is taken in float64 in both dtypes, so the float32 draw is the float64 draw rounded, and devices agree
     to rounding; XLA's own float32 quantile is off by up to 6e-6 relative in the tail. ValueError for another dtype.
     """
+    return normal_of(bits(key, shape), dtype)
+
+
+def normal_of(words: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """``normal`` of words that were drawn before: [...] to [...]. ValueError for another dtype."""
     _check_dtype(dtype)
-    u = uniform(key, shape, 2.0**-24 - 1.0, 1.0)
+    unit = _unit_of(words, torch.float32)
+    u = _between(unit, unit.new_full((), 2.0**-24 - 1.0), unit.new_full((), 1.0))
     return u.to(torch.float64).erfinv_().mul_(math.sqrt(2.0)).to(dtype)
 
 
@@ -248,7 +265,17 @@ def _draw(key: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 def _unit(key: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Multiples of 2**-23 in [0, 1), exact in either dtype: [..., *shape], a fresh tensor."""
     _check_dtype(dtype)
-    return bits(key, shape).bitwise_right_shift_(9).to(dtype).mul_(_MANTISSA)
+    return _unit_of(bits(key, shape), dtype)
+
+
+def _unit_of(words: Tensor, dtype: torch.dtype) -> Tensor:
+    return (words >> 9).to(dtype).mul_(_MANTISSA)
+
+
+def _between(unit: Tensor, floor: Tensor, ceiling: Tensor) -> Tensor:
+    """Unit values, which are written over, as values from floor on and below the ceiling."""
+    unit.mul_(ceiling - floor).add_(floor)
+    return torch.minimum(unit, torch.nextafter(ceiling, floor))
 
 
 def _check_dtype(dtype: torch.dtype) -> None:

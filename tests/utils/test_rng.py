@@ -143,6 +143,16 @@ def test_bits_by_integers(k0, k1, shape):
     assert words.flatten().tolist() == expected
 
 
+@pytest.mark.parametrize("n", [1, 7, 100])
+def test_single_words_are_those_of_the_draw(n):
+    keys, counters = rng.fold_in(rng.key(3), torch.arange(4)), torch.arange(n).flip(0)
+    whole = rng.bits(keys, (n,))
+    assert torch.equal(rng.bits_at(keys.unsqueeze(1), counters), whole.flip(1))
+    far = 2**32 + 5
+    wide = rng.threefry2x32(keys, torch.tensor([1, 5]))
+    assert torch.equal(rng.bits_at(keys, torch.full((4,), far)), wide[:, 0] ^ wide[:, 1])
+
+
 def test_block_broadcasts_and_leaves_its_arguments():
     key, counter = rng.split(rng.key(1), 3)[:, None], rng.split(rng.key(2), 4)
     before = key.clone(), counter.clone()

@@ -6,7 +6,7 @@ finds compiled code that another one left without tracing anything.
 
 import hashlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,16 +59,27 @@ class Operations(DispatchMode):
         return f"{tuple(tensor.shape)} {tensor.dtype} {tensor.tolist()}"
 
 
-def identify(function: Callable[..., Any], signature: Signature, around: str) -> tuple[str, Any]:
+class Identity(NamedTuple):
+    """What a function is.
+
+    Attributes:
+      name: equal for equal functions.
+      tree: the nest that it returns, with something at every leaf.
+      operations: how many it is made of.
+    """
+
+    name: str
+    tree: Any
+    operations: int
+
+
+def identify(function: Callable[..., Any], signature: Signature, around: str) -> Identity:
     """Tell a function from others.
 
     Args:
       function: of tensors; what it returns is a nest of tensors.
       signature: of its arguments.
       around: what else its compiled code depends on.
-
-    Returns:
-      a name, equal for equal functions; the nest that it returns, with something at every leaf.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # what is computed is tiny
@@ -81,4 +92,5 @@ def identify(function: Callable[..., Any], signature: Signature, around: str) ->
             known.append((operations.lines, operations.said(result)))
     finally:
         torch.set_num_threads(threads)
-    return hashlib.sha256(repr(known).encode()).hexdigest()[:32], map_leaves(lambda leaf: 0, result)
+    name = hashlib.sha256(repr(known).encode()).hexdigest()[:32]
+    return Identity(name, map_leaves(lambda leaf: 0, result), len(operations.lines))

@@ -14,7 +14,7 @@ from esper.tezzeret.inductor import store
 from esper.tezzeret.inductor.identity import identify
 from esper.tezzeret.inductor.plainly import Refused
 from esper.tezzeret.inductor.signature import Signature
-from esper.utils.inductor_private import trace_rows, write_code
+from esper.utils.inductor_private import Written, trace_rows, write_code
 from esper.utils.torch_private import tell_of_compilation
 from esper.utils.tree import leaves_of, map_leaves
 
@@ -32,6 +32,7 @@ class Kept:
 
     Attributes:
       name: equal for equal functions in equal surroundings.
+      operations: how many it is made of.
       call: what was loaded; None as long as nothing was.
       reason: why it cannot be compiled, as far as is known.
     """
@@ -39,11 +40,11 @@ class Kept:
     def __init__(self, function: Callable[..., Any], signature: Signature, around: str) -> None:
         """Look for it on disk."""
         self.function, self.signature, self.threads = function, signature, torch.get_num_threads()
-        self.name, self.tree = "", None
+        self.name, self.tree, self.operations = "", None, 0
         self.call: Callable[..., Any] | None = None
         self.reason: str | None = None
         try:
-            self.name, self.tree = identify(function, signature, around)
+            self.name, self.tree, self.operations = identify(function, signature, around)
             self.call = store.find(self.name)
         except Exception as error:  # of the function, on few rows of zeros: it is called as it stands, or raises again
             self.reason = reason_of(error)
@@ -53,17 +54,17 @@ class Kept:
         """Whether it is not on disk, and may be compiled."""
         return self.call is None and self.reason is None
 
-    def compile(self) -> None:
-        """Compile it and keep what comes of it, for ``take``.
+    def write(self) -> Written:
+        """Let Inductor write it down.
 
         Raises:
-          Exception: whatever the compiler raises.
+          Exception: whatever Inductor raises.
         """
 
         def flat(*arguments: Tensor) -> tuple[Tensor, ...]:
             return tuple(leaves_of(self.function(*arguments)))
 
-        store.keep(self.name, write_code(flat, self.signature.example, USUAL, self.threads))
+        return write_code(flat, self.signature.example, USUAL, self.threads)
 
     def take(self) -> None:
         """Load what was compiled."""

@@ -1,4 +1,4 @@
-"""All kernels of a unit in one library: one call of the compiler, most of whose time does not depend on what it reads.
+"""All kernels of some units in one library: one call of the compiler, which takes much of a second to read nothing.
 
 A kernel is called through ctypes; what it throws comes back as text.
 """
@@ -27,9 +27,9 @@ def joined(kernels: Sequence[Kernel]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def kernels_of(library: ctypes.CDLL) -> Callable[[list[str]], Callable[..., None]]:
-    """What gives the kernels of a library one after the other, by the types of their arguments."""
-    numbers = itertools.count()
+def kernels_of(library: ctypes.CDLL, first: int) -> Callable[[list[str]], Callable[..., None]]:
+    """What gives the kernels of a library one after the other from a number on, by the types of their arguments."""
+    numbers = itertools.count(first)
     return lambda types: _function(getattr(library, f"call_{next(numbers)}"), types)
 
 

@@ -1,9 +1,10 @@
-"""Compiled units on disk: an archive each, named after everything that its code depends on.
+"""Compiled units on disk: an archive each, named after everything that its code depends on, and libraries of kernels.
 
 They lie in ``esper`` in Inductor's cache folder, sealed like the libraries of the native backend: what is damaged, or
 may be somebody else's, is not loaded but made again.
 """
 
+import ctypes
 import hashlib
 import io
 import os
@@ -24,11 +25,12 @@ from esper.utils.paths import cache_folder
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 """The environment variable that names Inductor's cache folder."""
 
-FORM = 1
+FORM = 2
 """Of archives; another number where the same operations shall give other code."""
 
-CODE, LIBRARY = "code", "library"
-"""Arrays of bytes in an archive: what runs the kernels, and the kernels. Others are tensors that the code refers to."""
+CODE, LIBRARY, FIRST = "code", "library", "first"
+"""In an archive: what runs the kernels, the sha256 of their library, and the number of the first in it. All else are
+tensors that the code refers to."""
 
 
 def folder() -> Path:
@@ -61,18 +63,50 @@ def find(name: str) -> Callable[..., Any] | None:
         return None
     with np.load(io.BytesIO(data), allow_pickle=False) as archive:
         held = {key: archive[key] for key in archive}
-    code, library = held.pop(CODE).tobytes().decode(), kept.open_library(held.pop(LIBRARY).tobytes(), folder())
-    return load_written(code, kernels_of(library), {key: torch.from_numpy(each) for key, each in held.items()})
+    code, digest, first = _text(held.pop(CODE)), _text(held.pop(LIBRARY)), int(held.pop(FIRST))
+    library = kept.kept(_library(digest))
+    if library is None or hashlib.sha256(library).hexdigest() != digest:
+        return None
+    constants = {key: torch.from_numpy(each) for key, each in held.items()}
+    return load_written(code, kernels_of(_opened(digest, library), first), constants)
 
 
-def keep(name: str, written: Written) -> None:
-    """Build what Inductor wrote, and put it into its place."""
+def keep(written: dict[str, Written]) -> None:
+    """Build what Inductor wrote, by name, into one library, and put everything into its place."""
+    if not written:
+        return
     with tempfile.TemporaryDirectory(dir=folder()) as fresh:
         path = Path(fresh) / LIBRARY
-        build_library(joined(written.kernels), str(path))
-        parts = {CODE: written.code.encode(), LIBRARY: path.read_bytes()}
-    held: dict[str, Any] = {key: np.frombuffer(part, np.uint8) for key, part in parts.items()}
-    archive = io.BytesIO()
-    held |= {key: each.numpy() for key, each in written.constants.items()}
-    np.savez(archive, **held)
-    kept.keep(path_of(name), archive.getvalue())
+        build_library(joined([kernel for each in written.values() for kernel in each.kernels]), str(path))
+        library = path.read_bytes()
+    digest, first = hashlib.sha256(library).hexdigest(), 0
+    kept.keep(_library(digest), library)
+    for name, each in written.items():
+        held: dict[str, Any] = {CODE: _bytes(each.code), LIBRARY: _bytes(digest), FIRST: np.int64(first)}
+        held |= {key: constant.numpy() for key, constant in each.constants.items()}
+        archive = io.BytesIO()
+        np.savez(archive, **held)
+        kept.keep(path_of(name), archive.getvalue())
+        first += len(each.kernels)
+
+
+_OPENED: dict[str, ctypes.CDLL] = {}
+"""Libraries of this process, by digest."""
+
+
+def _opened(digest: str, data: bytes) -> ctypes.CDLL:
+    if digest not in _OPENED:
+        _OPENED[digest] = kept.open_library(data, folder())
+    return _OPENED[digest]
+
+
+def _library(digest: str) -> Path:
+    return folder() / f"{digest}.so"
+
+
+def _bytes(text: str) -> Any:
+    return np.frombuffer(text.encode(), np.uint8)
+
+
+def _text(array: Any) -> str:
+    return bytes(array.tobytes()).decode()

@@ -75,7 +75,7 @@ def _plain(rows):
 def test_what_is_damaged_or_open_to_others_is_not_loaded(kept):
     place = store.path_of(kept.name)
     saved = {path: path.read_bytes() for path in place.parent.iterdir()}
-    assert len(saved) == 2
+    assert len(saved) == 4
     for path, content in saved.items():
         for spoil in (partial(path.write_bytes, content[:-3]), partial(path.chmod, 0o622), path.unlink):
             assert looked_up().call is not None
@@ -92,10 +92,10 @@ def test_what_is_damaged_or_open_to_others_is_not_loaded(kept):
 def test_a_compiling_process_that_dies_is_a_reason_and_no_more(monkeypatch, tmp_path):
     monkeypatch.setenv(store.CACHE, str(tmp_path))
     made = looked_up()
-    made.compile = lambda: os._exit(3)
+    made.write = lambda: os._exit(3)
     compile_together((made,))
     assert made.call is None and "\n" not in made.reason
-    with pytest.raises(Refused, match="BrokenProcessPool"):
+    with pytest.raises(Refused, match="died"):
         made(*arguments(2))
 
 
@@ -109,13 +109,13 @@ def test_equal_functions_have_one_name_and_others_have_another():
     def scaled(row, x):
         return unit(row * scale, x)
 
-    name, _ = identify(unit, signature, "here")
-    assert identify(again, signature, "here")[0] == name
-    assert identify(unit, signature, "there")[0] != name
-    others = [identify(scaled, signature, "here")[0]]
+    name = identify(unit, signature, "here").name
+    assert identify(again, signature, "here").name == name
+    assert identify(unit, signature, "there").name != name
+    others = [identify(scaled, signature, "here").name]
     scale.fill_(3.0)
-    others.append(identify(scaled, signature, "here")[0])
-    others.append(identify(lambda row, x: unit(row, x)[::-1], signature, "here")[0])
-    others.append(identify(lambda row, x: unit(row, x * 1.5), signature, "here")[0])
-    others.append(identify(lambda row, x: unit(row, x * row.shape[0]), signature, "here")[0])
+    others.append(identify(scaled, signature, "here").name)
+    others.append(identify(lambda row, x: unit(row, x)[::-1], signature, "here").name)
+    others.append(identify(lambda row, x: unit(row, x * 1.5), signature, "here").name)
+    others.append(identify(lambda row, x: unit(row, x * row.shape[0]), signature, "here").name)
     assert len({name, *others}) == 6

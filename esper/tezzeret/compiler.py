@@ -3,10 +3,12 @@
 import functools
 import logging
 import os
+import platform
 import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 
 from esper.utils.resilience.services import Service
 
@@ -62,6 +64,14 @@ def run_compiler(command: Sequence[str], timeout: float = 60.0) -> str:
 def service(program: str) -> Service:
     """A compiler as a service: this process asks each through one breaker."""
     return Service("compiler")
+
+
+def processor() -> str:
+    """What ``-march=native`` and ``-mtune=native`` depend on; a cache folder may be shared by different machines."""
+    flags = Path("/proc/cpuinfo")
+    lines = flags.read_text(encoding="utf-8", errors="replace").splitlines() if flags.is_file() else []
+    known = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
+    return "\n".join((platform.machine(), platform.processor(), *known))
 
 
 def _command(name: str) -> Command | None:

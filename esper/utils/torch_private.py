@@ -15,6 +15,7 @@ import torch
 from tensordict import TensorDict, TypedTensorDict
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils import _python_dispatch
 
 _FUNCTORCH = getattr(torch._C, "_functorch", None)
 _INTERPRETER_STACK = getattr(_FUNCTORCH, "peek_interpreter_stack", None)
@@ -26,6 +27,12 @@ _DISPATCH_MODES = getattr(torch._C, "_len_torch_dispatch_stack", None)
 _SET_FORWARD_MODE = getattr(forward_ad, "_set_fwd_grad_enabled", None)
 
 Tree = TypeVar("Tree", bound=TypedTensorDict)
+
+
+DispatchMode: Any = _python_dispatch.TorchDispatchMode
+"""Base of contexts that see every operation; torch documents it, and has no other place for it."""
+
+_LISTENERS: list[Callable[[Any], None]] = []
 
 
 def is_transforming() -> bool:
@@ -139,10 +146,18 @@ def on_compilation(begun: Callable[[Any], None]) -> Iterator[None]:
         yield
         return
     handler.register_start_callback(begun)
+    _LISTENERS.append(begun)
     try:
         yield
     finally:
+        _LISTENERS.remove(begun)
         handler.remove_start_callback(begun)
+
+
+def tell_of_compilation(what: str) -> None:
+    """Let ``on_compilation`` hear of a compilation that torch does not tell of."""
+    for begun in tuple(_LISTENERS):
+        begun(what)
 
 
 def below_maps(tensor: Tensor) -> tuple[Tensor, int]:

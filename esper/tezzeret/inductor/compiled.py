@@ -8,9 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from esper.tezzeret.backend import BackendError
 from esper.tezzeret.compiler import COMPILERS, find_compiler, program_of, service
+from esper.tezzeret.inductor import store
+from esper.tezzeret.inductor.kept import Kept
+from esper.tezzeret.inductor.signature import signature_of
+from esper.utils.inductor_private import can_keep_code
 from esper.utils.paths import cache_folder
 from esper.utils.torch_private import default_inductor_cache, use_compiler, without_duck_shapes
 
@@ -63,11 +68,29 @@ def trial(device: torch.device, program: str | None) -> str | None:
     if program is not None:
         use_compiler(program)
     numbers = torch.arange(16.0, device=device)
+    kept = device.type == "cpu" and can_keep_code()
     try:
-        found = service(program or device.type).call(lambda: compiled(lambda x: 2 * x + 1)(numbers))
+        found = service(program or device.type).call(lambda: (compiled_and_kept if kept else compiled)(_line)(numbers))
     except Exception as error:  # of dynamo, Inductor, the compiler, the linker, the file system
         return " ".join(str(error).split("\n\n")[0].split())[:300] or type(error).__name__
     return None if torch.equal(found, 2 * numbers + 1) else "its result is wrong"
+
+
+def _line(x: Tensor) -> Tensor:
+    return 2 * x + 1
+
+
+def compiled_and_kept(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function of one tensor as units are, unless it is on disk. Raises whatever the compiler raises."""
+
+    def start(x: Tensor) -> Any:
+        unit = Kept(function, signature_of((x,), False), store.surroundings())
+        if unit.is_missing:
+            store.keep({unit.name: unit.write()})
+            unit.take()
+        return unit(x)
+
+    return start
 
 
 def compiled(function: Callable[..., Any], compiler: str = "inductor") -> Callable[..., Any]:

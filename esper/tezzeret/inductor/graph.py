@@ -20,6 +20,7 @@ from esper.tezzeret import eager
 from esper.tezzeret.backend import Backend
 from esper.tezzeret.batches import Batch, Batches, batch_at
 from esper.tezzeret.guard import without_derivatives
+from esper.tezzeret.inductor.compiled import compiled
 from esper.tezzeret.inductor.packing import (
     PackedLanes,
     PackedObjective,
@@ -68,7 +69,9 @@ def build_graph(structure: Structure, compiler: str = "inductor") -> Backend:
     """The backend of one graph for a minibatch and one for an inference."""
     functions: tuple[Callable[..., Any], ...] = (partial(_step, structure), partial(_infer, structure))
     names = ("a minibatch", "an inference")
-    step, infer = (OrPlainly(*each, compiler) for each in zip(names, functions, strict=True))
+    step, infer = (
+        OrPlainly(name, function, compiled(function, compiler)) for name, function in zip(names, functions, strict=True)
+    )
     own = Compiled(structure, step, infer)
     backend = Backend(
         name="inductor",

@@ -4,34 +4,51 @@ Small graphs start fast, equal slots share their code, and only the inputs of un
 them is the definition's own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from esper.kasmina.counterfactuals import Counterfactuals
 from esper.kasmina.structure import Structure
+from esper.leyline.events import Epoch
 from esper.leyline.hypers import HyperParams
 from esper.leyline.learners import Learners
 from esper.tezzeret import eager
 from esper.tezzeret.backend import Backend
+from esper.tezzeret.batches import Batches, batch_at
 from esper.tezzeret.guard import without_derivatives
+from esper.tezzeret.inductor import store
+from esper.tezzeret.inductor.compiled import compiled
+from esper.tezzeret.inductor.kept import Kept, OnlyTraced
 from esper.tezzeret.inductor.plainly import OrPlainly
+from esper.tezzeret.inductor.signature import Signature, is_shared, signature_of
+from esper.tezzeret.inductor.workers import compile_together
 from esper.tezzeret.plan import Plan
 from esper.tezzeret.score import Scores, infer, score_samples
-from esper.tezzeret.units import Pull, Unit, pull_again
+from esper.tezzeret.units import Call, Pull, Unit, pull_again
+from esper.utils.inductor_private import can_keep_code
 from esper.utils.torch_private import is_view, mark_rows
 from esper.utils.tree import map_leaves
 
 
 class UnitCalls:
-    """A way of calling units: each is compiled at its first call, and kept by its name."""
+    """A way of calling units: each is compiled at its first call, and kept by its name.
+
+    Attributes:
+      functions: what was compiled so far.
+      rehearsal: makes all calls that the present epoch or evaluation may make, whatever its seeds are; so what is not
+        on disk can be compiled at once.
+    """
 
     def __init__(self, compiler: str = "inductor") -> None:
+        """Nothing is compiled yet; ``compiler``: "inductor", or "eager" to run what would be compiled as it stands."""
         self.compiler = compiler
         self.functions: dict[Any, OrPlainly] = {}
+        self.rehearsal: Callable[[Call], Any] | None = None
 
     def __call__(self, unit: Unit, arguments: tuple[Tensor, ...], wrt: tuple[int, ...]) -> tuple[Any, Any, Pull | None]:
         """As ``esper.tezzeret.units.Call``."""
@@ -47,11 +64,51 @@ class UnitCalls:
     def _run(
         self, unit: Unit, wrt: tuple[int, ...], function: Callable[..., Any], arguments: tuple[Tensor, ...]
     ) -> Any:
-        key = (unit.name, wrt, *((argument.shape[1:], _is_shared(argument)) for argument in arguments))
+        key = (unit.name, wrt, *((argument.shape[1:], is_shared(argument)) for argument in arguments))
         if key not in self.functions:
-            self.functions[key] = OrPlainly(_said(unit), function, self.compiler)
+            self._meet(key, unit, function, arguments)
         run = self.functions[key]
-        return _with_symbolic_rows(run, arguments) if unit.varies else run(*arguments)
+        return _with_two_rows(run, arguments) if unit.varies else run(*arguments)
+
+    def _meet(self, key: Any, unit: Unit, function: Callable[..., Any], arguments: tuple[Tensor, ...]) -> None:
+        """Make a function for a new kind of call; where it is not on disk, begin to compile all others of its kind."""
+        signature = signature_of(arguments, unit.varies)
+        if self.compiler != "inductor":
+            self.functions[key] = OrPlainly(_said(unit), function, OnlyTraced(function, signature))
+        elif not can_keep_code():
+            self.functions[key] = OrPlainly(_said(unit), function, _marking(compiled(function), unit.varies))
+        else:
+            kept = self._look_up(key, Sketch(unit, function, signature))
+            if kept.is_missing:
+                self._compile(kept)
+
+    def _compile(self, met: Kept) -> None:
+        """Compile what was met, and side by side with it what else is found in a rehearsal."""
+        recorder = Recorder()
+        if self.rehearsal is not None:
+            rehearsal, self.rehearsal = self.rehearsal, None
+            rehearsal(recorder)
+        others = [self._look_up(key, recorder.found[key]) for key in recorder.found if key not in self.functions]
+        missing = {kept.name: kept for kept in (met, *others) if kept.is_missing}
+        compile_together(tuple(missing.values()))
+        for kept in (met, *others):  # equal functions under other keys
+            if kept.is_missing:
+                kept.reason = missing[kept.name].reason
+                kept.take()
+
+    def _look_up(self, key: Any, sketch: "Sketch") -> Kept:
+        kept = Kept(sketch.function, sketch.signature, store.surroundings())
+        self.functions[key] = OrPlainly(_said(sketch.unit), sketch.function, kept)
+        return kept
+
+    @contextmanager
+    def rehearsing(self, rehearsal: Callable[[Call], Any]) -> Iterator[None]:
+        """A context with a rehearsal."""
+        self.rehearsal = rehearsal
+        try:
+            yield
+        finally:
+            self.rehearsal = None
 
     def describe(self) -> tuple[str, ...]:
         """A line on what is compiled, and one for each unit that is not, with the reason."""
@@ -74,32 +131,67 @@ def _packed(x: Tensor) -> Tensor:
     """
     if x.numel() == 0:
         return x.new_empty(x.shape)
-    if _is_shared(x):
+    if is_shared(x):
         return x
     return x.clone(memory_format=torch.contiguous_format) if is_view(x) else x.contiguous()
 
 
-def _is_shared(x: Tensor) -> bool:
-    """Whether it is one minibatch, seen by several networks."""
-    return x.dim() > 2 and x.shape[0] > 1 and x.stride(0) == 0
+class Sketch(NamedTuple):
+    """A function that a call of a unit needs."""
+
+    unit: Unit
+    function: Callable[..., Any]
+    signature: Signature
 
 
-def _with_symbolic_rows(run: Callable[..., Any], arguments: tuple[Tensor, ...]) -> Any:
-    """Call with dimension 0 of every argument marked as varying.
+class Recorder(UnitCalls):
+    """A way of calling units as they stand, which notes what is called."""
 
-    A single row is doubled and its copy dropped, because torch.compile specialises on sizes 0 and 1.
-    """
-    if arguments[0].shape[0] == 1:
-        doubled = _with_symbolic_rows(run, tuple(torch.cat((argument, argument)) for argument in arguments))
-        return map_leaves(lambda rows: rows[:1], doubled)
-    for argument in arguments:
-        mark_rows(argument)
-    return run(*arguments)
+    def __init__(self) -> None:
+        """Nothing is noted yet."""
+        super().__init__()
+        self.found: dict[Any, Sketch] = {}
+
+    def _meet(self, key: Any, unit: Unit, function: Callable[..., Any], arguments: tuple[Tensor, ...]) -> None:
+        self.found[key] = Sketch(unit, function, signature_of(arguments, unit.varies))
+        self.functions[key] = OrPlainly(_said(unit), function, function)
+
+
+def _marking(run: Callable[..., Any], varies: bool) -> Callable[..., Any]:
+    """Mark dimension 0 of every argument as varying, for torch.compile."""
+
+    def marking(*arguments: Tensor) -> Any:
+        for argument in arguments if varies else ():
+            mark_rows(argument)
+        return run(*arguments)
+
+    return marking
+
+
+def _with_two_rows(run: Callable[..., Any], arguments: tuple[Tensor, ...]) -> Any:
+    """Call with two rows at least, since compilers specialise on sizes 0 and 1: a single row is doubled."""
+    if arguments[0].shape[0] != 1:
+        return run(*arguments)
+    doubled = run(*(torch.cat((argument, argument)) for argument in arguments))
+    return map_leaves(lambda rows: rows[:1], doubled)
 
 
 def build_units(structure: Structure, compiler: str = "inductor") -> Backend:
     """The backend of compiled units."""
     call = UnitCalls(compiler)
+
+    def epoch(
+        hypers: HyperParams, plan: Plan, learners: Learners, alphas: Tensor, batches: Batches
+    ) -> tuple[Learners, Epoch]:
+        def rehearse(recorder: Call) -> None:
+            padded, batch = (
+                eager.plan(structure, plan.table, alphas.device, padded=True),
+                batch_at(structure, batches, 0),
+            )
+            eager.minibatch_step(structure, hypers, padded, learners, alphas, batch, recorder)
+
+        with call.rehearsing(rehearse):
+            return eager.epoch(structure, hypers, plan, learners, alphas, batches, call)
 
     def evaluate(
         hypers: HyperParams,
@@ -109,16 +201,20 @@ def build_units(structure: Structure, compiler: str = "inductor") -> Backend:
         samples: tuple[Tensor, Tensor],
         wanted: Counterfactuals,
     ) -> Scores:
-        tree, numbers = eager.prepare(structure, hypers, plan, learners, alphas, wanted)
-        outputs_of = partial(infer, structure, tree, numbers, call=call)
-        return score_samples(structure, outputs_of, samples, alphas.shape[0], tree.rows)
+        def scores(listed: Plan, call: Call) -> Scores:
+            tree, numbers = eager.prepare(structure, hypers, listed, learners, alphas, wanted)
+            outputs_of = partial(infer, structure, tree, numbers, call=call)
+            return score_samples(structure, outputs_of, samples, alphas.shape[0], tree.rows)
+
+        with call.rehearsing(lambda recorder: scores(plan._replace(padded=True), recorder)):
+            return scores(plan, call)
 
     backend = Backend(
         name="inductor",
         plan=partial(eager.plan, structure),
         forward=partial(eager.forward, structure),
         minibatch_step=partial(eager.minibatch_step, structure, call=call),
-        epoch=partial(eager.epoch, structure, call=call),
+        epoch=epoch,
         evaluate=evaluate,
         describe=call.describe,
     )

@@ -12,14 +12,13 @@ import functools
 import hashlib
 import logging
 import os
-import platform
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 import esper.kernels
-from esper.tezzeret.compiler import Command, find_compiler, run_compiler
+from esper.tezzeret.compiler import Command, find_compiler, processor, run_compiler
 from esper.tezzeret.native.kept import keep, kept, open_library
 from esper.utils.paths import cache_folder
 
@@ -112,7 +111,7 @@ def built(folder: Path, compiler: Command) -> tuple[Path, bytes]:
     names = sorted(folder.glob("*.cpp"))
     text = b"".join(path.read_bytes() for path in (*names, *sorted(folder.glob("*.h"))))
     flags = (*FLAGS, *_target(compiler), *LINKING)
-    identity = "\n".join((*compiler, _version(compiler), *flags, _processor()))
+    identity = "\n".join((*compiler, _version(compiler), *flags, processor()))
     digest = hashlib.sha256(text + identity.encode()).hexdigest()[:16]
     target = cache_folder("native") / f"esper-{digest}.so"
     if (data := kept(target)) is None:
@@ -146,11 +145,3 @@ def macros(compiler: Command) -> frozenset[str]:
 
 def _version(compiler: Command) -> str:
     return run_compiler([*compiler, "--version"])
-
-
-def _processor() -> str:
-    """What ``-march=native`` and ``-mtune=native`` depend on; a cache folder may be shared by different machines."""
-    flags = Path("/proc/cpuinfo")
-    lines = flags.read_text(encoding="utf-8", errors="replace").splitlines() if flags.is_file() else []
-    known = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
-    return "\n".join((platform.machine(), platform.processor(), *known))

@@ -51,6 +51,9 @@ QUICK: dict[str, Any] = {"envs": 32, "choosing": 16, "seeds": 1, "candidates": 8
 QUICK |= {"train": {"rounds": 8}}
 """What ``--quick`` asks for where nothing else is."""
 
+PARTS = ("learned", "told", "scripts", "rule", "static", "bandits")
+"""Who is played beside those that need nothing and the task's scripts."""
+
 SETTINGS_OF = "settings of "
 """Before a learner's name, in the book."""
 
@@ -68,6 +71,7 @@ class StudySettings:
     candidates: int = setting(16, "rules of thumb that are tried", 2, 4096)
     episodes: int = setting(1, "of bandits on training environments, before they are scored once more; 0 = not", 0, 64)
     groups: str = setting("price,data_share", "numbers of contexts by which the task's scripts are chosen, too")
+    only: str = setting("", f"of {', '.join(PARTS)}, with commas between, those that are played; empty = all")
     backend: str = setting("auto", "how networks are run", choices=CHOICES)
     runs: str = setting("", "folder of the book and the training runs; empty = runs/study-<task>")
     out: str = setting("bench/results/study", "path of the tables and pictures, without suffix")
@@ -81,21 +85,33 @@ def quickened(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def everybody(trial: Trial, asked: StudySettings) -> tuple[dict[str, Page], dict[str, Any]]:
-    """All rows by name, and the study of selectors."""
-    policies = learn(trial, asked)
+    """All rows by name, and what is told beside them: the groups of contexts, and the study of selectors."""
+    only, more = asked.only.split(",") if asked.only else PARTS, dict[str, Any]()
+    if "learned" in only:
+        learn(trial, asked)
+    policies = learned_before(trial.book)
     rows = usual(trial) | {page.policy: page for page in task_scripts(trial)}
-    rows |= best_script(trial) | by_what_is_told(trial) | tuned_rule(trial, asked.candidates)
-    spent = [float(page.gflops.mean()) for page in policies.values()]
-    rows |= statics(trial, sum(spent) / len(spent) if spent else None)
-    found = selectors.study(trial.book, trial.task, asked.envs, asked.episodes, asked.backend)
-    found["timings"] = trial.book.facts("timings", lambda: selectors.timings(trial.task, (1,), asked.backend))
-    kinds = ["", selectors.UNLIMITED, *([selectors.AFTER.format(asked.episodes)] if asked.episodes else [])]
-    rows |= {name + kind: trial.book.read(name + kind) for kind in kinds for name in STRATEGIES}
-    return rows | policies, found
+    if "scripts" in only:
+        rows |= best_script(trial)
+    if "told" in only:
+        rows |= by_what_is_told(trial)
+        more["by_group"] = by_group(trial, asked.groups.split(","))
+    if "rule" in only:
+        rows |= tuned_rule(trial, asked.candidates)
+    if "static" in only:
+        spent = [float(page.gflops.mean()) for page in policies.values()]
+        rows |= statics(trial, sum(spent) / len(spent) if spent else None)
+    if "bandits" in only:
+        more["selectors"] = selectors.study(trial.book, trial.task, asked.envs, asked.episodes, asked.backend)
+        timings = trial.book.facts("timings", lambda: selectors.timings(trial.task, (1,), asked.backend))
+        more["selectors"]["timings"] = timings
+        kinds = ["", selectors.UNLIMITED, *([selectors.AFTER.format(asked.episodes)] if asked.episodes else [])]
+        rows |= {name + kind: trial.book.read(name + kind) for kind in kinds for name in STRATEGIES}
+    return rows | policies, more
 
 
-def learn(trial: Trial, asked: StudySettings) -> dict[str, Page]:
-    """Train this learner's policies; all learned policies that the book has.
+def learn(trial: Trial, asked: StudySettings) -> None:
+    """Train this learner's policies, and play them.
 
     Raises:
       SettingsError: the book has a learner of this name with other settings.
@@ -107,7 +123,6 @@ def learn(trial: Trial, asked: StudySettings) -> dict[str, Page]:
             raise SettingsError(f"--learner {asked.learner}: {numbers}; expected {known}, as in {trial.folder}")
     for seed in range(asked.seeds):
         learned(trial, asked.learner, numbers, seed)
-    return learned_before(trial.book)
 
 
 def study(asked: StudySettings) -> dict[str, Any]:
@@ -116,6 +131,8 @@ def study(asked: StudySettings) -> dict[str, Any]:
     Raises:
       ConfigError, DatasetError, SettingsError, CheckpointError: one line with the place, the value and what is allowed.
     """
+    if not set(asked.only.split(",") if asked.only else PARTS) <= set(PARTS):
+        raise SettingsError(f"--only = {asked.only!r}: expected some of {', '.join(PARTS)}, with commas between")
     folder = user_path(asked.runs) if asked.runs else Path("runs") / f"study-{asked.task.partition(':')[0]}"
     expect_room(folder)
     training = read_settings(TrainSettings, words_of(asked.train), "bench.study --train")
@@ -125,15 +142,14 @@ def study(asked: StudySettings) -> dict[str, Any]:
     trial = Trial(*scenes, training.rounds * training.num_envs, book, folder, asked.backend, asked.quick)
     if not trial.held.task.scripts:
         raise SettingsError(f"--task {asked.task}: names no scripts; expected a task whose environments differ")
-    names, variation = asked.groups.split(","), trial.held.engine.data.variation
-    if not all(name in variation for name in names):
+    variation = trial.held.engine.data.variation
+    if not all(name in variation for name in asked.groups.split(",")):
         raise SettingsError(f"--groups = {asked.groups!r}: expected some of {', '.join(variation.distributions)}")
-    rows, found = everybody(trial, asked)
+    rows, more = everybody(trial, asked)
     ceiling = [page.policy for page in task_scripts(trial)]
     known = [name for name in book.pages if name.startswith(SETTINGS_OF)]
     learners = {name.removeprefix(SETTINGS_OF): book.pages[name] for name in known}
-    more = {"selectors": found, "learners": learners, "by_group": by_group(trial, names)}
-    return summarise(trial, rows, ceiling) | more
+    return summarise(trial, rows, ceiling) | more | {"learners": learners}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -136,10 +136,9 @@ def table(found: dict[str, Any]) -> str:
     lines += ["", *_minus(found), *_seeds(found), ""]
     both = [f"{agrees[over]:.2f} over {over}" for over in agrees if agrees[over] is not None]
     lines.append(f"Rank correlation of return and J: {', '.join(both)}.")
-    chosen = (
-        f"The task's scripts, chosen by J on validation samples of {found['choosing']} environments for each group, "
-    )
-    lines += ["", f"{chosen} scored in the {found['envs']} held-out ones:", "", *findings(found["by_group"])]
+    if "by_group" in found:
+        chosen = f"The task's scripts, chosen by J on validation samples of {found['choosing']} environments for each "
+        lines += ["", f"{chosen}group, scored in the {found['envs']} held-out ones:", "", *findings(found["by_group"])]
     return "\n".join([*lines, "", *_settings(found)]) + "\n"
 
 
@@ -203,7 +202,8 @@ def write(path: Path, found: dict[str, Any]) -> str:
     """Write the tables, the figures and the pictures; returns the Markdown."""
     said = table(found)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path.with_suffix(".md"), said + "\n" + selectors.text(found["selectors"]))
+    beside = "\n" + selectors.text(found["selectors"]) if "selectors" in found else ""
+    write_text(path.with_suffix(".md"), said + beside)
     write_text(path.with_suffix(".json"), to_json(found, indent=1) + "\n")
     write_text(path.with_suffix(".svg"), pictures(found) + "\n")
     return said

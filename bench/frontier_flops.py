@@ -27,9 +27,11 @@ from torch import Tensor
 from esper.engine import Engine
 from esper.kasmina import lifecycle
 from esper.kasmina.structure import Structure
+from esper.leyline.actions import NONE, Op
 from esper.leyline.config import Isolation
 from esper.leyline.stages import ACTIVE, MERGED, Stage
 from esper.leyline.state import Slots, State
+from esper.nissa.trace import Trace
 
 FLOPS = 2.0
 """Of a multiply-add."""
@@ -105,8 +107,13 @@ def row_flops(structure: Structure, row: Row) -> tuple[float, float, float, floa
 
 def slots_flops(structure: Structure, slots: Slots) -> Spent:
     """Per sample and environment, as the table above says."""
-    pairs = zip(slots.stage.tolist(), slots.blueprint.tolist(), strict=True)
-    rows = [tuple(zip(stages, kinds, strict=True)) for stages, kinds in pairs]
+    return stages_flops(structure, slots.stage, slots.blueprint)
+
+
+def stages_flops(structure: Structure, stages: Tensor, kinds: Tensor) -> Spent:
+    """Likewise of stages and blueprints of slots, int [n, S] each; n numbers a part."""
+    pairs = zip(stages.tolist(), kinds.tolist(), strict=True)
+    rows = [tuple(zip(*pair, strict=True)) for pair in pairs]
     known = {row: row_flops(structure, row) for row in set(rows)}
     return Spent(*torch.tensor([known[row] for row in rows], dtype=torch.float64).unbind(1))
 
@@ -124,3 +131,16 @@ def step_flops(engine: Engine, state: State, action: Tensor) -> Spent:
     # a seed is GERMINATED only until the clock has ticked, so it takes no part in its first step
     trained = engine.config.steps_per_epoch * engine.config.batch_size
     return slots_flops(engine.structure, slots).times(trained, engine.data.validation.size)
+
+
+def trace_flops(engine: Engine, trace: Trace) -> Spent:
+    """FLOPs of an episode [E], from its trace: what ``step_flops`` of its steps adds up to."""
+    slots, before = trace.during.shape[2], torch.full_like(trace.blueprint[:1], NONE)
+    kinds = torch.cat((before, trace.blueprint[:-1]))
+    sown = torch.isin(trace.op, trace.op.new_tensor([int(Op.GERMINATE), int(Op.CHANGE_BLUEPRINT)]))
+    chosen = (sown & (trace.slot >= 0)).unsqueeze(2) & (trace.slot.unsqueeze(2) == torch.arange(slots))
+    kinds = torch.where(chosen, trace.kind.unsqueeze(2), kinds)
+    found = stages_flops(engine.structure, trace.during.flatten(0, 1), kinds.flatten(0, 1))
+    trained = engine.config.steps_per_epoch * engine.config.batch_size
+    whole = found.times(trained, engine.data.validation.size)
+    return Spent(*(part.unflatten(0, trace.during.shape[:2]).sum(0) for part in whole))

@@ -26,7 +26,7 @@ from esper.runtime.compare import cell
 from esper.runtime.rollout import Outcome, rollout
 from esper.runtime.scene import Rules, Scene, build_scene
 from esper.runtime.scripts import WAIT, every_script, play, waiting
-from esper.runtime.yardsticks import hindsight, score
+from esper.runtime.yardsticks import Scored, hindsight, score, seen_utility
 from esper.tamiyo.policies import Policy
 
 SHOWN = 3
@@ -64,12 +64,22 @@ def groups_of(scene: Scene, seed: int, names: Sequence[str]) -> dict[str, Tensor
     }
 
 
-def assess(outcomes: Sequence[Outcome], groups: dict[str, Tensor]) -> dict[str, Any]:
-    """Choices of the even environments, scored in the odd ones."""
+def odd(count: int) -> Tensor:
+    """Every other environment, bool [count]: those that score, where all were played together."""
+    return torch.arange(count) % 2 == 1
+
+
+def assess(outcomes: Sequence[Scored], groups: dict[str, Tensor], scores: Tensor) -> dict[str, Any]:
+    """What some environments choose, scored in the others.
+
+    Args:
+      outcomes: of every script, waiting among them.
+      groups: of environments, bool [E], by name.
+      scores: bool [E]; which environments score; the others choose.
+    """
     names = [each.policy for each in outcomes]
-    seen = torch.stack([each.utility - each.test_accuracy + each.val_accuracy for each in outcomes])
+    seen = torch.stack([seen_utility(each) for each in outcomes])
     tested = torch.stack([each.utility for each in outcomes])
-    scores = torch.arange(tested.shape[1]) % 2 == 1
     best = int(seen[:, ~scores].nanmean(1).argmax())
     ceiling, waited, fixed = hindsight(outcomes, names), tested[names.index(WAIT)], tested[best]
     rows = {}
@@ -88,28 +98,45 @@ def assess(outcomes: Sequence[Outcome], groups: dict[str, Tensor]) -> dict[str, 
         "J": {"waiting": cell(waited[scores]), "best_of_all": cell(fixed[scores]), "hindsight": cell(ceiling[scores])},
         "hindsight_less_best_of_all": cell((ceiling - fixed)[scores]),
         "score_of_best_of_all": score(fixed[scores], waited[scores], ceiling[scores]),
+        "groups_won_by_another": sum(wins(row["less_best_of_all"]) for row in rows.values()),
         "groups": rows,
         "scripts": {each.policy: {"J": cell(each.utility[scores])} for each in outcomes},
     }
 
 
+def wins(found: dict[str, Any]) -> bool:
+    """Whether a difference is above 0 by its interval."""
+    return found["mean"] is not None and found["mean"] > found["half_width"]
+
+
+def shown(found: dict[str, Any], sign: str = "") -> str:
+    """A mean with its half-width; - where nothing was measured."""
+    return "-" if found["mean"] is None else f"{found['mean']:{sign}.2f} ± {found['half_width']:.2f}"
+
+
 def table(report: dict[str, Any]) -> str:
     """The report as Markdown."""
-
-    def shown(found: dict[str, Any], sign: str = "") -> str:
-        return "-" if found["mean"] is None else f"{found['mean']:{sign}.2f} ± {found['half_width']:.2f}"
-
-    found, best = report["found"], report["found"]["best_of_all"]
     lines = [
         f"`{report['command']}`",
         "",
         f"{report['task']}: {report['environments']} environments from seed {report['seed']}, {report['horizon']} "
         "epochs; the even ones chose by J on validation samples, the odd ones score by J on test samples; mean ± 95 %.",
         "",
+        *findings(report["found"]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def findings(found: dict[str, Any]) -> list[str]:
+    """What ``assess`` found, as lines of Markdown."""
+    best, reached = found["best_of_all"], found["score_of_best_of_all"]
+    share = "undefined" if reached is None else f"{reached:.3f}"
+    lines = [
         f"Best of all: {best}, J {shown(found['J']['best_of_all'])}; waiting {shown(found['J']['waiting'])}; every "
         f"environment's best in hindsight {shown(found['J']['hindsight'])}, "
         f"{shown(found['hindsight_less_best_of_all'], '+')} above it; score of the best of all "
-        f"{found['score_of_best_of_all']:.3f}.",
+        f"{share}. In {found['groups_won_by_another']} of {len(found['groups'])} groups "
+        "another script is better, its interval above 0.",
         "",
         "| group | best script | J | less the best of all | waiting | environments |",
         "|---|---|---|---|---|---|",
@@ -118,8 +145,7 @@ def table(report: dict[str, Any]) -> str:
         cells = (shown(row["J"]), shown(row["less_best_of_all"], "+"), shown(row["waiting"]))
         lines.append(f"| {name} | {row['best']} | {' | '.join(cells)} | {row['J']['measured']} |")
     lines += ["", "| script | J |", "|---|---|"]
-    lines += [f"| {name} | {shown(row['J'])} |" for name, row in found["scripts"].items()]
-    return "\n".join(lines) + "\n"
+    return lines + [f"| {name} | {shown(row['J'])} |" for name, row in found["scripts"].items()]
 
 
 def main() -> None:
@@ -131,9 +157,10 @@ def main() -> None:
     parser.add_argument("--starts", default="0,12", help="epochs, with commas between")
     parser.add_argument("--kinds", default="", help="kinds of seed, with commas between; empty = all")
     parser.add_argument("--groups", default="price,label_noise", help="numbers of the context")
+    parser.add_argument("--backend", default="auto", help="how networks are run")
     parser.add_argument("--out", default="", help="where OUT.json and OUT.md go; empty = the table is printed")
     given = parser.parse_args()
-    scene = build_scene(Rules(task=given.task), given.envs, "auto")
+    scene = build_scene(Rules(task=given.task), given.envs, given.backend)
     kinds, starts = given.kinds.split(",") if given.kinds else [], [int(start) for start in given.starts.split(",")]
     outcomes = play_all(scene, list(policies_of(scene, starts, kinds)), given.seed)
     context = scene.engine.init(given.seed).context
@@ -144,7 +171,7 @@ def main() -> None:
         "environments": given.envs,
         "seed": given.seed,
         "horizon": scene.engine.config.horizon,
-        "found": assess(outcomes, groups_of(scene, given.seed, given.groups.split(","))),
+        "found": assess(outcomes, groups_of(scene, given.seed, given.groups.split(",")), odd(given.envs)),
         "context": {name: values.tolist() for name, values in context.items()},
         "scripts": {
             each.policy: {name: getattr(each, name).tolist() for name in ("test_accuracy", "val_accuracy", "added")}

@@ -13,14 +13,13 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from bench.book import Book, Page, page_of
 from esper.engine import Engine
-from esper.nissa.sinks import write_text
-from esper.runtime.compare import confidence, exploring
 from esper.runtime.policies import NAMED, bandit_of
 from esper.runtime.rollout import Outcome, policy_input, rollout
 from esper.runtime.scene import Rules, Scene, build_scene
@@ -38,7 +37,10 @@ DRAWS, KEY = 10_000, 0xBA2D
 """Resamples of environments behind an interval, and their key."""
 
 OFF = {"max_active": 1000, "cool_down": 0, "memory_share": 1.0}
-"""Viability that forbid nothing."""
+"""Viability that forbids nothing."""
+
+UNLIMITED, AFTER = " no limits", " after {}"
+"""Behind a bandit's name: without viability, and after so many episodes."""
 
 HEADS = (
     "test %",
@@ -57,54 +59,18 @@ DECISIONS = 400
 """Decisions that are timed."""
 
 
-class Played(NamedTuple):
-    """One policy on some environments; [E] each."""
-
-    accuracy: Tensor
-    utility: Tensor
-    adaptations: Tensor
-    facts: dict[str, Any]
-
-
-class Book:
-    """What was played, in a file from which a later call goes on."""
-
-    def __init__(self, path: Path, setup: dict[str, Any]) -> None:
-        """Open the file; one of another setup is begun anew."""
-        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        self.path, self.setup = path, setup
-        self.played: dict[str, Any] = found["played"] if found.get("setup") == setup else {}
-
-    def of(self, name: str, play: Callable[[], Outcome]) -> Played:
-        """What came of a policy, played now if it was not before."""
-        if name not in self.played:
-            outcome = play()
-            judged = confidence(outcome.trace)
-            columns = {key: getattr(outcome, field).tolist() for key, field in COLUMNS.items()}
-            facts = {"exploring": exploring(outcome.trace), "brier": None if judged is None else judged["brier"]}
-            self.played[name] = columns | {"facts": facts}
-            write_text(self.path, to_json({"setup": self.setup, "played": self.played}) + "\n")
-            print(f"{name}: {sum(columns['accuracy']) / len(columns['accuracy']):.1f} %", flush=True)
-        row = self.played[name]
-        return Played(*(torch.tensor(row[key], dtype=torch.float64) for key in COLUMNS), row["facts"])
-
-
-COLUMNS = {"accuracy": "test_accuracy", "utility": "utility", "adaptations": "germinated"}
-"""Fields of ``Played``, and of ``Outcome``."""
-
-
 def outcome_of(scene: Scene, policy: Policy, seed: int) -> Outcome:
     """Play an episode."""
     return rollout(scene.engine, policy, seed, scene.mode, scene.params)[1]
 
 
-def after(scene: Scene, name: str, episodes: int) -> Outcome:
+def after(scene: Scene, name: str, episodes: int) -> Page:
     """A bandit on the held-out environments, with what it learned in some episodes on training environments."""
     bandit, statistics = bandit_of(scene, name), None
     for episode in range(episodes):
         seed = TRAINING + 2 * episode
         statistics = outcome_of(scene, bandit_policy(name, bandit, statistics), seed).memory.statistics
-    return outcome_of(scene, bandit_policy(name, bandit, statistics), HELD_OUT)
+    return page_of(scene.engine, outcome_of(scene, bandit_policy(name, bandit, statistics), HELD_OUT))
 
 
 def interval(figure: Callable[[Tensor], Tensor], envs: int) -> dict[str, float]:
@@ -119,19 +85,19 @@ def interval(figure: Callable[[Tensor], Tensor], envs: int) -> dict[str, float]:
     return {"mean": float(figure(torch.arange(envs)[None])), "low": low, "high": high}
 
 
-def effectiveness(one: Played, wait: Played) -> Callable[[Tensor], Tensor]:
+def effectiveness(one: Page, wait: Page) -> Callable[[Tensor], Tensor]:
     """Accuracy gained per adaptation, pp, of rows of environments."""
-    gain = one.accuracy - wait.accuracy
-    return lambda rows: gain[rows].sum(1) / one.adaptations[rows].sum(1).clamp(min=1)
+    gain = one.test_accuracy - wait.test_accuracy
+    return lambda rows: gain[rows].sum(1) / one.germinated[rows].sum(1).clamp(min=1)
 
 
-def row(one: Played, wait: Played, rivals: dict[str, Played]) -> dict[str, Any]:
+def row(one: Page, wait: Page, rivals: dict[str, Page]) -> dict[str, Any]:
     """A policy's figures, and beside every rival the difference per adaptation and the ratio less 1."""
-    envs, mine = one.accuracy.shape[0], effectiveness(one, wait)
+    envs, mine = one.test_accuracy.shape[0], effectiveness(one, wait)
     found: dict[str, Any] = {
-        "accuracy": interval(lambda rows: one.accuracy[rows].mean(1), envs),
+        "accuracy": interval(lambda rows: one.test_accuracy[rows].mean(1), envs),
         "utility": interval(lambda rows: one.utility[rows].mean(1), envs),
-        "adaptations": float(one.adaptations.mean()),
+        "adaptations": float(one.germinated.mean()),
         "effectiveness": interval(mine, envs),
         **one.facts,
     }
@@ -165,23 +131,24 @@ def study(book: Book, task: str, envs: int, episodes: int, backend: str) -> dict
     base = bandit_of(scene, "ucb")
     names = arm_names(scene.engine.codec, base.rule.blend)
 
-    def fixed(arm: int, seed: int) -> Played:
+    def fixed(arm: int, seed: int) -> Page:
         policy = bandit_policy(names[arm], always(base, arm))
-        return book.of(f"{names[arm]}, seed {seed}", lambda: outcome_of(scene, policy, seed))
+        return book.page(f"{names[arm]}, seed {seed}", lambda: page_of(scene.engine, outcome_of(scene, policy, seed)))
 
-    def waited(seed: int) -> Played:
-        return book.of(f"wait, seed {seed}", lambda: outcome_of(scene, NAMED["wait"](scene, None), seed))
+    def waited(seed: int) -> Page:
+        policy = NAMED["wait"](scene, None)
+        return book.page(f"wait, seed {seed}", lambda: page_of(scene.engine, outcome_of(scene, policy, seed)))
 
     everyone, before = torch.arange(envs)[None], waited(TRAINING)
     trial = [float(effectiveness(fixed(arm, TRAINING), before)(everyone)) for arm in range(len(names))]
     best, wait = trial.index(max(trial)), waited(HELD_OUT)
     rivals = {"first": fixed(0, HELD_OUT), "best fixed": fixed(best, HELD_OUT)}
     rows = {place: row(one, wait, {}) for place, one in rivals.items()}
-    kinds = [("", scene, 0), (" no limits", loose, 0)]
-    kinds += [(f" after {episodes}", scene, episodes)] if episodes else []
+    kinds = [("", scene, 0), (UNLIMITED, loose, 0)]
+    kinds += [(AFTER.format(episodes), scene, episodes)] if episodes else []
     for label, where, number in kinds:
         for name in STRATEGIES:
-            found = book.of(name + label, partial(after, where, name, number))
+            found = book.page(name + label, partial(after, where, name, number))
             rows[name + label] = row(found, wait, rivals)
     return {
         "task": task,
@@ -190,7 +157,7 @@ def study(book: Book, task: str, envs: int, episodes: int, backend: str) -> dict
         "arms": names,
         "best_fixed": names[best],
         "fixed_on_training": dict(zip(names, trial, strict=True)),
-        "wait": interval(lambda rows: wait.accuracy[rows].mean(1), envs),
+        "wait": interval(lambda rows: wait.test_accuracy[rows].mean(1), envs),
         "rows": rows,
     }
 

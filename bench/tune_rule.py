@@ -9,8 +9,9 @@ meet on held-out environments, scored on the test part. The winner is written as
 import argparse
 import json
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -64,12 +65,27 @@ def play(scene: Scene, candidate: dict[str, Any], seed: int) -> Outcome:
 
 def score(scene: Scene, outcome: Outcome) -> float:
     """Mean J on validation; of networks that were never validated the least there is, 0 %."""
-    price, host = scene.params.price.cpu(), scene.engine.structure.host.num_params
-    return float(utility(outcome.val_accuracy.nan_to_num(0.0), outcome.added, host, price).double().mean())
+    accuracy, host = outcome.val_accuracy.nan_to_num(0.0), scene.engine.structure.host.num_params
+    return float(utility(accuracy, outcome.added, host, outcome.price).double().mean())
 
 
-def search(scene: Scene, candidates: list[dict[str, Any]]) -> list[dict[str, Any]]:
+Candidate = TypeVar("Candidate")
+
+
+def plays(candidates: int) -> int:
+    """Episodes of each environment that ``search`` plays, over all rounds."""
+    return candidates + (plays(math.ceil(candidates / 2)) if candidates > 2 else 0)
+
+
+def search(
+    scene: Scene, candidates: Sequence[Candidate], play: Callable[[Scene, Candidate, int], Outcome]
+) -> list[dict[str, Any]]:
     """Successive halving.
+
+    Args:
+      scene: what is played.
+      candidates: among whom.
+      play: an episode of a candidate in the environments of a seed.
 
     Returns:
       a row a round: seed, and the mean score so far by candidate, the best first.
@@ -150,7 +166,7 @@ def main() -> None:
     torch.set_num_threads(1)
     scene = build_scene(Rules(task=asked.task), asked.envs, asked.backend)
     candidates = [draw(number, scene.engine.codec.blueprint_names) for number in range(asked.candidates)]
-    rounds = search(scene, candidates)
+    rounds = search(scene, candidates, play)
     winner = int(next(iter(rounds[-1]["scores"])))
     found = {"task": asked.task, "candidates": asked.candidates, "envs": asked.envs, "held_out": asked.held_out}
     found |= {"rounds": rounds, "winner": winner, "numbers": candidates[winner]}

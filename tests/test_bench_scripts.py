@@ -32,13 +32,15 @@ def outcomes(small_task):
 
 def test_even_environments_choose_and_odd_ones_score(outcomes, bench_module):
     played, cheap = outcomes
-    found = bench_module("scripts").assess(played, {"cheap": cheap, "dear": ~cheap})
+    scripts = bench_module("scripts")
+    found = scripts.assess(played, {"cheap": cheap, "dear": ~cheap}, scripts.odd(ENVS))
     assert found["best_of_all"] == "b"  # (24 + 12) / 2 = 18 against (30 + 5) / 2 = 17.5
     assert {name: row["best"] for name, row in found["groups"].items()} == {"cheap": "a", "dear": "b"}
     gain = found["groups"]["cheap"]["less_best_of_all"]
     assert gain["mean"] == pytest.approx((30 - 2) - (24 - 3), abs=1e-4) and gain["measured"] == ENVS // 4
     assert found["groups"]["dear"]["less_best_of_all"]["mean"] == 0
     assert found["hindsight_less_best_of_all"]["mean"] == pytest.approx(((28 - 21) + 0) / 2, abs=1e-4)
+    assert found["groups_won_by_another"] == 1
     fixed, best = (21 - 10 + 9 - 10) / 2, (28 - 10 + 9 - 10) / 2
     assert found["score_of_best_of_all"] == pytest.approx(fixed / best, abs=1e-5)
 

@@ -1,5 +1,7 @@
 """The studies of selectors and of the rule of thumb: figures by hand, what is kept, who wins, and what is written."""
 
+import math
+
 import pytest
 import torch
 
@@ -11,30 +13,26 @@ from esper.utils.settings import read_file
 NUMBERS = {"test_accuracy": [60.0, 80.0, 70.0], "utility": [59.0, 77.0, 70.0], "germinated": [1.0, 4.0, 0.0]}
 
 
-class Played:
-    """An outcome of three environments."""
-
-    trace = type("Trace", (), {"account": None})
-
-    def __init__(self, **columns):
-        for name, values in columns.items():
-            setattr(self, name, torch.tensor(values))
-
-
 @pytest.fixture
 def book(bench_module, tmp_path):
-    selectors = bench_module("selectors")
-    return selectors, lambda setup: selectors.Book(tmp_path / "book.json", setup)
+    selectors, book = bench_module("selectors"), bench_module("book")
+
+    def played(**columns):
+        """A page of three environments; what is not given, nobody measured."""
+        rest = dict.fromkeys(book.COLUMNS, [math.nan] * 3) | columns
+        return lambda: book.Page("p", **{name: torch.tensor(values) for name, values in rest.items()}, facts={})
+
+    return selectors, played, lambda setup: book.Book(tmp_path / "book.json", setup)
 
 
 def test_gain_per_adaptation_is_a_ratio_of_sums(book):
     """Gains 10, 20 and 0 over 1, 4 and 0 seeds: 30 / 5; against a rival of 60 / 10 the same, so 0 and 0 %."""
-    selectors, open_book = book
+    selectors, played, open_book = book
     pages = open_book({"envs": 3})
-    mine = pages.of("mine", lambda: Played(**NUMBERS))
-    wait = pages.of("wait", lambda: Played(**NUMBERS | {"test_accuracy": [50.0, 60.0, 70.0], "germinated": [0.0] * 3}))
+    mine = pages.page("mine", played(**NUMBERS))
+    wait = pages.page("wait", played(**NUMBERS | {"test_accuracy": [50.0, 60.0, 70.0], "germinated": [0.0] * 3}))
     twice = {"test_accuracy": [70.0, 100.0, 70.0], "germinated": [2.0, 8.0, 0.0]}
-    rival = pages.of("rival", lambda: Played(**NUMBERS | twice))
+    rival = pages.page("rival", played(**NUMBERS | twice))
     found = selectors.row(mine, wait, {"rival": rival})
     assert found["effectiveness"]["mean"] == 6.0 and found["adaptations"] == pytest.approx(5 / 3)
     assert found["effectiveness"]["low"] == 0.0, "three environments alike that grew nothing"
@@ -45,12 +43,14 @@ def test_gain_per_adaptation_is_a_ratio_of_sums(book):
 
 
 def test_what_was_played_is_not_played_again(book):
-    _, open_book = book
-    first = open_book({"envs": 3}).of("mine", lambda: Played(**NUMBERS))
-    again = open_book({"envs": 3}).of("mine", lambda: pytest.fail("played again"))
-    assert all(torch.equal(a, b) for a, b in zip(first[:3], again[:3], strict=True))
+    _, played, open_book = book
+    first = open_book({"envs": 3}).page("mine", played(**NUMBERS))
+    again = open_book({"envs": 3}).page("mine", lambda: pytest.fail("played again"))
+    assert again.policy == "p" and again.utility.tolist() == NUMBERS["utility"]
+    for a, b in zip(first[1:-1], again[1:-1], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
     other = NUMBERS | {"utility": [1.0, 2.0, 3.0]}
-    assert open_book({"envs": 4}).of("mine", lambda: Played(**other)).utility.tolist() == [1.0, 2.0, 3.0]
+    assert open_book({"envs": 4}).page("mine", played(**other)).utility.tolist() == [1.0, 2.0, 3.0]
 
 
 def test_candidates_are_drawn_from_their_ranges(bench_module):
@@ -66,10 +66,10 @@ def test_the_search_keeps_the_better_half_and_writes_what_reads_back(bench_modul
     """Twelve candidates whose scores are known but for noise of the seeds: the best on average wins."""
     tune = bench_module("tune_rule")
     worth = {number: 10.0 * number % 37 for number in range(12)}
-    monkeypatch.setattr(tune, "play", lambda scene, candidate, seed: worth[candidate["max_live"]] + seed % 3)
     monkeypatch.setattr(tune, "score", lambda scene, outcome: outcome)
-    rounds = tune.search(None, [{"max_live": number} for number in range(12)])
+    rounds = tune.search(None, range(12), lambda scene, candidate, seed: worth[candidate] + seed % 3)
     assert [len(each["scores"]) for each in rounds] == [12, 6, 3, 2]
+    assert [tune.plays(number) for number in (1, 2, 3, 12, 36)] == [1, 2, 5, 23, 73]
     assert [each["seed"] for each in rounds] == [0, 2, 4, 6]
     ranked = sorted(worth, key=lambda number: -worth[number])
     assert [int(number) for number in rounds[-1]["scores"]] == ranked[:2]

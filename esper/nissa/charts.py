@@ -105,7 +105,9 @@ def _area(frame: Frame, low: Sequence[float], high: Sequence[float], kind: str) 
     return element("polygon", points=points, class_=kind)
 
 
-def interval_chart(title: str, x: str, rows: Sequence[Interval], mark: float | None = None) -> Markup:
+def interval_chart(
+    title: str, x: str, rows: Sequence[Interval], mark: float | None = None, left: float = 110.0
+) -> Markup:
     """Means with their intervals, one row each; a row that is not finite has its name and no mark.
 
     Args:
@@ -113,12 +115,11 @@ def interval_chart(title: str, x: str, rows: Sequence[Interval], mark: float | N
       x: name of the axis, with its unit.
       rows: from top to bottom.
       mark: a value to draw a vertical line at, such as "no difference".
+      left: pixels for the rows' names.
     """
     ends = [row.mean + sign * row.half_width for row in rows for sign in (-1, 1)]
     height = TOP + BOTTOM + 30 * len(rows)
-    frame = Frame(
-        span(x, [*ends, *([] if mark is None else [mark])]), Axis("", 0.0, len(rows)), WIDTH, height, left=110
-    )
+    frame = Frame(span(x, [*ends, *([] if mark is None else [mark])]), Axis("", 0.0, len(rows)), WIDTH, height, left)
     parts = [grid(frame)]
     if mark is not None:
         at = frame.at_x(mark)

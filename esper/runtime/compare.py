@@ -15,7 +15,7 @@ from esper.nissa.trace import Trace
 from esper.runtime.rollout import Outcome, rollout
 from esper.runtime.scene import Scene
 from esper.runtime.scripts import WAIT
-from esper.runtime.yardsticks import STATIC, best_script, hindsight, score, static_network, task_scripts
+from esper.runtime.yardsticks import STATIC, Scored, best_script, hindsight, score, static_network, task_scripts
 from esper.tamiyo.policies import LEARNED, Policy
 from esper.utils import rng
 from esper.utils.stats import measured_interval, rank_correlation, stratified_interval
@@ -135,7 +135,7 @@ def over_runs(outcomes: Sequence[Outcome], names: Sequence[str]) -> dict[str, An
     return found
 
 
-def agreement(outcomes: Sequence[Outcome]) -> dict[str, float | None]:
+def agreement(outcomes: Sequence[Scored]) -> dict[str, float | None]:
     """How well the return, which decisions are learned from, ranks as J does, which growing is for.
 
     Args:

@@ -15,23 +15,26 @@ WAIT = "wait"
 """Name of the policy that never grows."""
 
 
-def every_script(structure: Structure, starts: Sequence[int]) -> Iterator[Script]:
-    """Every blueprint in one slot, and in all that offer it if they are several, from every start on."""
+def every_script(
+    structure: Structure, starts: Sequence[int], blends: Sequence[Blend | None] = (None,)
+) -> Iterator[Script]:
+    """Every blueprint in one slot, and in all that offer it if they are several, from each start on, by each blend."""
     for number, blueprint in enumerate(structure.blueprints):
         room = sum(number in slot.offers for slot in structure.slots)
         for slots in (1, 0)[room <= 1 :] if room else ():
-            yield from (Script(blueprint.name, slots, start) for start in starts)
+            yield from (Script(blueprint.name, slots, start, blend) for start in starts for blend in blends)
 
 
 def play(engine: Engine, script: Script) -> Policy:
-    """The policy that follows a script: by a sigmoid or the first blend on offer; what it grew, it brings to its end.
+    """The policy that follows a script; what it grew, it brings to its end.
 
     Raises:
       ValueError: no such seed can be germinated.
     """
     codec, slots = engine.codec, engine.structure.slots
     blends = engine.config.blends
-    blend = Blend.SIGMOID if Blend.SIGMOID in blends else blends[0]
+    usual = Blend.SIGMOID if Blend.SIGMOID in blends else blends[0]
+    blend = usual if script.blend is None else script.blend
     grow, finish = scripted.grow(codec, script.kind, blend), scripted.finish(codec)
     kind = codec.blueprint_names.index(script.kind)
     offers = [number for number, slot in enumerate(slots) if kind in slot.offers][: script.slots or None]

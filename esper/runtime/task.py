@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from esper.kasmina.blueprint import Blueprint
 from esper.kasmina.host import Host
 from esper.kasmina.objectives import Objective, cross_entropy
+from esper.leyline.actions import Blend
 from esper.tolaria.data import Dataset
 
 
@@ -17,17 +18,20 @@ class Script(NamedTuple):
       kind: name of the blueprint.
       slots: how many of the slots that offer it may hold one, the first ones; 0 = all.
       start: epoch from which on seeds are germinated.
+      blend: how they are blended in; None = by a sigmoid, or the first blend on offer.
     """
 
     kind: str
     slots: int = 0
     start: int = 0
+    blend: Blend | None = None
 
     @property
     def name(self) -> str:
-        """For tables, as in ``grow conv8x2`` and ``grow bottleneck in 1 from 12``."""
+        """For tables, as in ``grow conv8x2`` and ``grow bottleneck in 1 from 12 by linear``."""
         within = f" in {self.slots}" if self.slots else ""
-        return f"grow {self.kind}{within}" + (f" from {self.start}" if self.start else "")
+        since = f" from {self.start}" if self.start else ""
+        return f"grow {self.kind}{within}{since}" + ("" if self.blend is None else f" by {self.blend.name.lower()}")
 
 
 class Task(NamedTuple):

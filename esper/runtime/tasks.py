@@ -5,7 +5,7 @@ module and a task in it (``py:module:name``).
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any
 
@@ -17,9 +17,9 @@ from esper.kasmina.token_bypasses import TRANSFORMER16, TRANSFORMER32
 from esper.kasmina.transformer import transformer_host
 from esper.leyline.actions import Blend
 from esper.leyline.config import ConfigError, Isolation
-from esper.leyline.contexts import Choice, Distribution, Spread, Variation
 from esper.runtime.own import called, is_own, load
-from esper.runtime.task import Script, Task
+from esper.runtime.task import Task
+from esper.runtime.varied import chars_varied, digits_varied, fashion_varied
 from esper.tolaria.characters import characters, python_topics
 from esper.tolaria.data import Dataset, dataset_error
 from esper.tolaria.digits import digits as read_digits
@@ -57,23 +57,6 @@ def digits() -> Task:
     rewards |= {"price": 2.0}
     task = Task("digits", host, IMAGE_BLUEPRINTS, dataset, settings, rewards)
     return task._replace(script=CONV8X2.name, rival=cnn_host(dataset.input_shape, dataset.num_classes, 2, 8))
-
-
-def varied(task: Task, name: str, distributions: Mapping[str, Distribution], scripts: tuple[Script, ...]) -> Task:
-    """A task whose environments differ, and the scripts of which now one, now another is best."""
-    data = task.data._replace(variation=Variation(distributions))
-    return task._replace(name=name, data=data, script="", scripts=scripts)
-
-
-def digits_varied() -> Task:
-    """The digits, where every environment is given something else: all labels right or six in ten wrong, all training
-    samples or a twentieth of them, a parameter cheap or dear, a host that learns fast or slowly.
-    """
-    given: dict[str, Distribution] = {"price": Choice((0.25, 8.0)), "label_noise": Choice((0.0, 0.6))}
-    given |= {"data_share": Choice((0.05, 1.0)), "host_lr": Spread(0.3, 1.0, log=True)}
-    kinds = (CONV8X2, CONV16X2, CONV4X2)
-    scripts = tuple(Script(kind.name, start=start) for kind in kinds for start in (0, 12))
-    return varied(digits(), "digits_varied", given, (*scripts, Script(NORM.name, 1)))
 
 
 def digits_v1() -> Task:
@@ -219,7 +202,8 @@ TASKS: dict[str, Callable[[], Task]] = {
     "chars": chars,
     "synthetic": synthetic,
     "synthetic_tokens": synthetic_tokens,
-    "digits_varied": digits_varied,
+    "digits_varied": lambda: digits_varied(digits()),
+    "chars_varied": lambda: chars_varied(chars()),
 }
 """All presets by name."""
 
@@ -228,6 +212,7 @@ SOURCES: dict[str, Callable[..., Task]] = {
     "idx": idx,
     "npz": npz,
     "text": lambda path: text(read_text(path)),
+    "fashion_varied": lambda path: fashion_varied(images(read_idx(path), "fashion_varied")),
 }
 """Kinds of datasets on disk; a task's name is the kind, a colon and the path, and for ``idx`` and ``npz`` perhaps the
 number of classes: ``idx:data/emnist#classes=27``.

@@ -3,7 +3,7 @@ without growing: a static network of about the size that growing ends at. Tasks 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +22,35 @@ from esper.tamiyo.policies import Policy, from_mask
 
 STATIC = "static"
 """First word of a static network's name in tables."""
+
+
+class Scored(Protocol):
+    """What a policy is scored by: fields of ``Outcome``, [E] each."""
+
+    @property
+    def policy(self) -> str:
+        """Its name."""
+
+    @property
+    def test_accuracy(self) -> Tensor:
+        """At the end on the test part, pp."""
+
+    @property
+    def val_accuracy(self) -> Tensor:
+        """The last validation accuracy, pp."""
+
+    @property
+    def utility(self) -> Tensor:
+        """J on the test part, pp."""
+
+    @property
+    def total_reward(self) -> Tensor:
+        """The undiscounted return."""
+
+
+def seen_utility(outcome: Scored) -> Tensor:
+    """J on the validation samples, [E], pp: what choices are made by."""
+    return outcome.utility - outcome.test_accuracy + outcome.val_accuracy
 
 
 def best_script(scene: Scene) -> list[Policy]:
@@ -43,7 +72,7 @@ def task_scripts(scene: Scene) -> list[Policy]:
     return [waiting(scene.engine), *found] if found else []
 
 
-def hindsight(outcomes: Sequence[Outcome], scripts: Sequence[str]) -> Tensor:
+def hindsight(outcomes: Sequence[Scored], scripts: Sequence[str]) -> Tensor:
     """J on the test part of every environment's best script, [E], pp; which is best, its own validation tells.
 
     Args:
@@ -51,7 +80,7 @@ def hindsight(outcomes: Sequence[Outcome], scripts: Sequence[str]) -> Tensor:
       scripts: names of those that are scripts.
     """
     among = [each for each in outcomes if each.policy in scripts]
-    seen = torch.stack([each.utility - each.test_accuracy + each.val_accuracy for each in among])
+    seen = torch.stack([seen_utility(each) for each in among])
     best = seen.nan_to_num(nan=-torch.inf).argmax(0, keepdim=True)
     return torch.stack([each.utility for each in among]).gather(0, best).squeeze(0)
 
@@ -89,7 +118,7 @@ def static_network(scene: Scene, seed: int) -> list[Outcome]:
     host, grows = scene.task.rival, scene.engine.structure.host
     if host is None or not isinstance(scene.mode, RewardMode):
         return []
-    engine = _engine(scene, host)
+    engine = static_engine(scene, host)
     idle = from_mask(f"{STATIC} {host.name}", scripted.wait(engine.codec))
     outcome = rollout(engine, idle, seed, scene.mode, scene.params)[1]
     added = outcome.added + host.num_params - grows.num_params
@@ -98,8 +127,8 @@ def static_network(scene: Scene, seed: int) -> list[Outcome]:
     return [outcome._replace(added=added, utility=worth, total_reward=unpaid)]
 
 
-def _engine(scene: Scene, host: Host) -> Engine:
-    """The scene's engine, but for the network: other numbers of hosts apply to it as well."""
+def static_engine(scene: Scene, host: Host) -> Engine:
+    """The scene's engine, but for the network, which has no slots: other numbers of hosts apply to it as well."""
     played, rules = scene.engine, scene.rules
     numbers: dict[str, Any] = dict(rules.engine) | {"horizon": played.config.horizon, "slots": ()}
     task, backend = scene.task._replace(host=host), "eager" if played.backend.name == "eager" else "auto"

@@ -12,6 +12,7 @@ import esper
 from esper.__main__ import main
 from esper.leyline.config import ConfigError
 from esper.runtime.data_check import data_check
+from esper.runtime.scripts import play
 from esper.runtime.tasks import SOURCES, named
 from esper.tolaria.data import DatasetError
 from esper.tolaria.formats.npz import npz
@@ -175,11 +176,19 @@ def test_the_trainer_is_told_the_classes_of_emnist_as_the_check_is(first, classe
     assert "found label" in capsys.readouterr().err
 
 
+def test_a_folder_can_be_given_to_environments_that_differ(tmp_path):
+    task = named("fashion_varied:" + idx_folder(tmp_path / "a", np.arange(30) % 10))
+    engine = esper.make(task, 16, backend="eager", **TINY)
+    assert {play(engine, script).name for script in task.scripts} == {script.name for script in task.scripts}
+    assert engine.data.at_levels is not None and engine.init(0).context.price.unique().numel() == 2
+    assert task.name.startswith("fashion_varied:") and engine.data.num_classes == 10
+
+
 def test_only_kinds_that_can_be_told_take_classes(tmp_path):
     path = text(tmp_path / "a.txt", "ab" * 400)
     with pytest.raises(ConfigError, match="#classes is for idx and npz"):
         named(f"text:{path}#classes=3")
-    assert set(SOURCES) == {"cifar10", "idx", "npz", "text"}
+    assert set(SOURCES) == {"cifar10", "idx", "npz", "text", "fashion_varied"}
 
 
 @pytest.mark.parametrize("task", ["synthetic_tokens", "chars"])

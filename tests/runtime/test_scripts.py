@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import esper
-from esper.leyline.actions import Op
+from esper.leyline.actions import Blend, Op
 from esper.leyline.config import ConfigError
 from esper.leyline.contexts import Choice, Variation
 from esper.runtime.compare import compare
@@ -16,6 +16,7 @@ from esper.runtime.scene import Rules, build_scene
 from esper.runtime.scripts import every_script, play, waiting
 from esper.runtime.table import table
 from esper.runtime.task import Script
+from esper.runtime.tasks import TASKS, named
 from esper.runtime.yardsticks import hindsight, score
 from esper.tamiyo import scripted
 from esper.tamiyo.policies import from_mask
@@ -52,6 +53,23 @@ def test_every_script_is_every_kind_in_one_slot_and_in_all(engine):
     assert found == [Script(kind, slots, start) for kind in kinds for slots in (1, 0) for start in (0, 4)]
     assert len({script.name for script in found}) == len(found)
     assert [Script("norm").name, Script("norm", 1, 4).name] == ["grow norm", "grow norm in 1 from 4"]
+
+
+def test_a_blend_is_the_script_s_own(engine):
+    found = list(every_script(engine.structure, (0,), (None, Blend.LINEAR)))
+    assert len({script.name for script in found}) == len(found) and found[1].name == "grow norm in 1 by linear"
+    for script, blend in zip(found[:2], (Blend.SIGMOID, Blend.LINEAR), strict=True):
+        trace = rollout(engine, play(engine, script), SEED)[1].trace
+        assert set(trace.blend[trace.op == int(Op.GERMINATE)].tolist()) == {int(blend)}
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if name.endswith("_varied")])
+def test_the_scripts_of_varied_presets_are_on_offer_and_their_environments_differ(name):
+    task = named(name)
+    engine = esper.make(task, 32, backend="eager")
+    assert len({play(engine, script).name for script in task.scripts}) == len(task.scripts) > 4
+    context = engine.init(SEED).context
+    assert all(len(context.get(number).unique()) > 1 for number in task.data.variation.distributions)
 
 
 def varied_scene(scripts):

@@ -77,7 +77,7 @@ def build(name: str, which: int) -> Engine:
     host, seeds = OPTIMIZERS[which]
     settings = SIZES | EASY | numbers() | {"host_optimizer": host, "seed_optimizer": seeds}
     settings |= {"sample_order": tuple(SampleOrder)[which % 2], "isolation": isolation}
-    settings |= {} if name == "chars" else {"blends": tuple(Blend)}
+    settings |= {} if name in ("chars", "chars_varied") else {"blends": tuple(Blend)}
     if name == "digits_deep":  # Shapley values want at most 4
         settings |= {"slots": (0, 2, 4, "input:logits")}
     if name == GATED_CHARS:

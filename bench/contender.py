@@ -25,14 +25,20 @@ class Entry(NamedTuple):
       module: has ``prepare(workload, **options)``.
       options: for every shape; ``BEST`` adds more for one.
       packages: whose versions matter.
+      shapes: of those that it renders, the names; None: it renders all.
     """
 
     module: str
     options: dict[str, Any]
     packages: tuple[str, ...] = ("torch",)
+    shapes: tuple[str, ...] | None = None
+
+    def renders(self, shape: str) -> bool:
+        """Whether it can do the work of a shape."""
+        return self.shapes is None or shape in self.shapes
 
 
-JAX = ("jax", "jaxlib", "optax")
+JAX, STRAIGHT = ("jax", "jaxlib", "optax"), ("digits", "cifar")
 CONTENDERS = {
     "esper": Entry("bench.esper_step", {"backend": "auto"}),
     "esper-eager": Entry("bench.esper_step", {"backend": "eager"}),
@@ -40,8 +46,8 @@ CONTENDERS = {
     "loop-compiled": Entry("bench.loop", {"compile": True}),
     "processes": Entry("bench.processes", {}),
     "processes-compiled": Entry("bench.processes", {"compile": True}),
-    "jax-conv": Entry("bench.jax_step", {"form": "conv"}, packages=JAX),
-    "jax-im2col": Entry("bench.jax_step", {"form": "im2col"}, packages=JAX),
+    "jax-conv": Entry("bench.jax_step", {"form": "conv"}, JAX, STRAIGHT),
+    "jax-im2col": Entry("bench.jax_step", {"form": "im2col"}, JAX, STRAIGHT),
 }
 """Everyone, each in its best variant; README.md says how the variants compare."""
 
@@ -57,8 +63,13 @@ def start(name: str, workload: Workload, overrides: dict[str, Any]) -> tuple[Con
 
     Returns:
       the contender, and what its start was like: seconds to the end of the first step, versions, options.
+
+    Raises:
+      ValueError: it does not render the shape.
     """
     entry = CONTENDERS[name]
+    if not entry.renders(workload.structure.name):
+        raise ValueError(f"{name}: shape {workload.structure.name!r}; expected one of {', '.join(entry.shapes or ())}")
     module = importlib.import_module(entry.module)
     options = entry.options | BEST.get((name, workload.structure.name), {}) | overrides
     began = time.perf_counter()

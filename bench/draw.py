@@ -6,16 +6,18 @@ import torch
 from torch import Tensor
 
 import esper
-from bench.workload import Layout, NetworkSpec, SgdHypers, Workload
+from bench.workload import Layout, NetworkSpec, RateHypers, Workload
 from esper.engine import Engine
 from esper.kasmina.cnn import cnn_host
 from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
 from esper.kasmina.seeding import draw_seeds, place_seeds
+from esper.kasmina.slot import Slot
+from esper.kasmina.token_blueprints import TOKEN_BLUEPRINTS
 from esper.leyline.actions import Blend
 from esper.leyline.config import Isolation, Precision, SampleOrder
 from esper.leyline.stages import ACTIVE, ISOLATED, Stage, is_in
 from esper.leyline.state import State
-from esper.runtime.tasks import digits_v1
+from esper.runtime.tasks import chars, digits, digits_v1
 from esper.tolaria.synthetic import synthetic
 from esper.tolaria.training import sample_indices
 
@@ -36,7 +38,15 @@ def cifar() -> esper.Task:
     return esper.Task("cifar", host, CONV_BLUEPRINTS, dataset, settings)
 
 
-SHAPES = {"digits": digits_v1, "cifar": cifar}
+def chars_v1() -> esper.Task:
+    """The characters as they were first, for comparisons of speed: three slots behind the embeddings, Adam."""
+    task = chars()
+    settings = {"slots": (0, 0, 0), "host_lr": 0.02, "seed_lr": 0.005, "isolation": Isolation.STRAIGHT_THROUGH}
+    return task._replace(blueprints=TOKEN_BLUEPRINTS, settings=task.settings | settings)
+
+
+SHAPES = {"digits": digits_v1, "cifar": cifar, "digits-now": digits, "chars": chars_v1}
+"""By the names of cases: "digits-now" is the preset as it is, the bypasses beside its host included."""
 
 
 class WorkloadConfig(NamedTuple):
@@ -87,7 +97,7 @@ def export(engine: Engine, state: State, config: WorkloadConfig) -> Workload:
     kind = torch.where(is_in(slots.stage, ACTIVE), slots.blueprint, -1)
     seeds = tuple(
         tuple(
-            state.seeds.params[kind[:, number] == blueprint, slot.blueprint_columns(blueprint)].numpy()
+            state.seeds.params[kind[:, number] == blueprint, _columns(slot, blueprint)].numpy()
             for blueprint in range(len(engine.structure.blueprints))
         )
         for number, slot in enumerate(engine.structure.slots)
@@ -109,8 +119,11 @@ def export(engine: Engine, state: State, config: WorkloadConfig) -> Workload:
 
 
 def _structure(engine: Engine, config: WorkloadConfig) -> NetworkSpec:
-    structure, host = engine.structure, engine.structure.host
-    fields = {name: name for name in ("host_lr", "seed_lr", "momentum", "host_clip", "seed_clip", "alpha_target")}
+    structure, host, chosen = engine.structure, engine.structure.host, engine.config
+    if chosen.host_optimizer != chosen.seed_optimizer:
+        raise ValueError(f"{config.shape}: {chosen.host_optimizer} and {chosen.seed_optimizer}; expected one optimizer")
+    plain = ("host_lr", "seed_lr", "momentum", "host_clip", "seed_clip", "alpha_target")
+    fields = {name: name for name in (*plain, "adam_beta1", "adam_beta2", "adam_epsilon")}
     fields |= {f"{role}_decay": f"{role}_weight_decay" for role in ("host", "seed")}
     return NetworkSpec(
         name=config.shape,
@@ -120,13 +133,21 @@ def _structure(engine: Engine, config: WorkloadConfig) -> NetworkSpec:
         input_shape=host.input_shape,
         num_classes=host.num_outputs,
         channels=tuple(site.channels for site in host.sites.values()),
-        slots=engine.config.slots,
+        slots=tuple(slot.target - 1 for slot in structure.slots),
+        sources=tuple(slot.source - 1 for slot in structure.slots),
+        isolation=chosen.isolation.value,
+        optimizer=chosen.host_optimizer,
         blueprints=tuple(blueprint.name for blueprint in structure.blueprints),
-        numbers=SgdHypers(**{name: _exact(engine.hypers.get(source)) for name, source in fields.items()}),
+        numbers=RateHypers(**{name: _exact(engine.hypers.get(source)) for name, source in fields.items()}),
         host_layouts=tuple(_layout(block.layout) for block in host.blocks),
-        seed_layouts=tuple(tuple(_layout(layout) for layout in slot.layouts) for slot in structure.slots),
+        seed_layouts=tuple(tuple(_layout(each) if each else () for each in slot.layouts) for slot in structure.slots),
         host_flops=tuple(block.flops for block in host.blocks),
     )
+
+
+def _columns(slot: Slot, blueprint: int) -> slice:
+    """Columns of the seed arena that a blueprint uses in a slot; none where it does not fit."""
+    return slot.blueprint_columns(blueprint) if blueprint in slot.offers else slice(0)
 
 
 def _exact(value: Tensor) -> float:

@@ -8,12 +8,30 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.utils import get_total_norm
 
 from bench.contract import Contender, StepResult, ValidationResult
 from bench.modules import ActiveSlot, Environment
-from bench.workload import Array, SgdHypers, Workload
+from bench.modules_objective import ObjectiveEnvironment
+from bench.modules_tokens import TokenEnvironment
+from bench.workload import Array, NetworkSpec, RateHypers, Workload
+
+
+def environment_type(structure: NetworkSpec) -> type[Environment]:
+    """The modules that render such networks.
+
+    Raises:
+      ValueError: none does.
+    """
+    is_straight, is_bypassed = structure.isolation == "straight_through", structure.sources != structure.slots
+    if structure.isolation == "objective" and not structure.takes_tokens:
+        return ObjectiveEnvironment
+    if is_straight and not is_bypassed:
+        return TokenEnvironment if structure.takes_tokens else Environment
+    raise ValueError(
+        f"{structure.name}: isolation {structure.isolation}, slots {structure.slots} that read at {structure.sources}; "
+        "expected seeds that train straight through and no bypass, or images"
+    )
 
 
 def own_code(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -27,14 +45,12 @@ def own_code(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def signature(environment: Environment) -> tuple[Any, ...]:
     """Equal for environments that one graph can serve."""
-    return tuple(
-        (part.role, str(part.seed)) if isinstance(part, ActiveSlot) else str(part) for part in environment.path
-    )
+    return tuple(part.form() if isinstance(part, ActiveSlot) else str(part) for part in environment.path)
 
 
-def train_loss(environment: Environment, inputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of a minibatch."""
-    return F.cross_entropy(environment(inputs), targets)
+def train_losses(environment: Environment, inputs: Tensor, targets: Tensor) -> list[Tensor]:
+    """Mean cross-entropy of a minibatch, then what seeds descend by themselves."""
+    return environment.losses(inputs, targets)
 
 
 def scores(environment: Environment, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -45,37 +61,48 @@ def scores(environment: Environment, inputs: Tensor, targets: Tensor) -> Tensor:
 class Graphs(NamedTuple):
     """What is called for one environment."""
 
-    loss: Callable[[Environment, Tensor, Tensor], Tensor]
+    losses: Callable[[Environment, Tensor, Tensor], list[Tensor]]
     scores: Callable[[Environment, Tensor, Tensor], Tensor]
 
 
 def graphs_of(environments: list[Environment], compile: bool) -> list[Graphs]:
     """The functions to call, per environment; compiled, those of equal structure share them."""
     if not compile:
-        return [Graphs(train_loss, scores)] * len(environments)
+        return [Graphs(train_losses, scores)] * len(environments)
     known: dict[Any, Graphs] = {}
     for environment in environments:
         key = signature(environment)
         if key not in known:
             build = partial(torch.compile, fullgraph=True, dynamic=False)
-            known[key] = Graphs(build(own_code(train_loss)), build(own_code(scores)))
+            known[key] = Graphs(build(own_code(train_losses)), build(own_code(scores)))
     return [known[signature(environment)] for environment in environments]
 
 
-def make_optimizer(environments: list[Environment], numbers: SgdHypers) -> torch.optim.SGD:
-    """One fused SGD with momentum over all environments; hosts and seeds have rates and decays of their own."""
+def make_optimizer(environments: list[Environment], structure: NetworkSpec) -> torch.optim.Optimizer:
+    """One fused optimizer over all environments; hosts and seeds have rates and decays of their own.
+
+    Raises:
+      ValueError: neither SGD nor Adam.
+    """
+    numbers = structure.numbers
     hosts = [param for environment in environments for param in environment.parts()[0]]
     seeds = [param for environment in environments for part in environment.parts()[1:] for param in part]
     groups: list[dict[str, Any]] = [{"params": hosts, "lr": numbers.host_lr, "weight_decay": numbers.host_decay}]
     if seeds:
         groups.append({"params": seeds, "lr": numbers.seed_lr, "weight_decay": numbers.seed_decay})
-    return torch.optim.SGD(groups, momentum=numbers.momentum, fused=True)
+    match structure.optimizer:
+        case "sgd":
+            return torch.optim.SGD(groups, momentum=numbers.momentum, fused=True)
+        case "adam":
+            betas = (numbers.adam_beta1, numbers.adam_beta2)
+            return torch.optim.Adam(groups, betas=betas, eps=numbers.adam_epsilon, fused=True)
+    raise ValueError(f"{structure.name}: optimizer {structure.optimizer!r}; expected sgd or adam")
 
 
 class JointClip:
     """Clips the gradients of many parts, each by its own norm, in a dozen calls."""
 
-    def __init__(self, environments: list[Environment], numbers: SgdHypers) -> None:
+    def __init__(self, environments: list[Environment], numbers: RateHypers) -> None:
         parts = [part for environment in environments for part in environment.parts()]
         limits = [n for e in environments for n in (numbers.host_clip, *[numbers.seed_clip] * len(e.slots))]
         self.params = list(chain.from_iterable(parts))
@@ -99,10 +126,10 @@ class Loop:
         self.workload = workload
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         count = workload.num_envs
-        self.environments = [Environment(workload, e, self.layout, not compile, device) for e in range(count)]
-        numbers = workload.structure.numbers
-        self.optimizer = make_optimizer(self.environments, numbers)
-        self.clip = JointClip(self.environments, numbers)
+        make = environment_type(workload.structure)
+        self.environments = [make(workload, e, self.layout, not compile, device) for e in range(count)]
+        self.optimizer = make_optimizer(self.environments, workload.structure)
+        self.clip = JointClip(self.environments, workload.structure.numbers)
         self.graphs = graphs_of(self.environments, compile)
         names = ("train_inputs", "train_targets", "val_inputs", "val_targets", "indices")
         tables = [torch.from_numpy(getattr(workload, name)).to(device) for name in names]
@@ -110,24 +137,25 @@ class Loop:
         self.val_inputs = self.val_inputs.contiguous(memory_format=self.layout)
 
     def reset(self) -> None:
-        """Initial numbers, momentum 0."""
+        """Initial numbers, and an optimizer that has taken no step."""
         for environment in self.environments:
             environment.reset()
         for state in self.optimizer.state.values():
-            if state.get("momentum_buffer") is not None:
-                state["momentum_buffer"].zero_()
+            for value in state.values():
+                if value is not None:
+                    value.zero_()
 
     def places(self, epoch: int, step: int) -> Tensor:
         """Samples of a minibatch, [E, B], or [1, B] where all environments share them."""
         return self.indices[epoch, :, step]
 
     def backward(self, places: Tensor, env: int) -> Tensor:
-        """Loss of one environment's minibatch, its gradient in ``.grad``."""
+        """Loss of one environment's minibatch; what is descended leaves its gradient in ``.grad``."""
         rows = places[env % places.shape[0]]
         inputs = self.train_inputs[rows].contiguous(memory_format=self.layout)
-        loss = self.graphs[env].loss(self.environments[env], inputs, self.train_targets[rows])
-        loss.backward()
-        return loss.detach()
+        losses = self.graphs[env].losses(self.environments[env], inputs, self.train_targets[rows])
+        torch.autograd.backward(losses)
+        return losses[0].detach()
 
     def train(self, epoch: int) -> Array:
         """All SGD steps of an epoch -> losses [k, E]."""
@@ -160,7 +188,7 @@ class Loop:
         """Accuracy and effects from ``counts``."""
         accuracy = torch.zeros(len(self.environments), dtype=torch.float64)
         effect = torch.zeros(len(self.environments), self.workload.num_slots, dtype=torch.float64)
-        rows = (counts.cpu() * (100 / len(self.val_targets))).split([1 + len(e.slots) for e in self.environments])
+        rows = (counts.cpu() * (100 / self.val_targets.numel())).split([1 + len(e.slots) for e in self.environments])
         for env, (environment, rates) in enumerate(zip(self.environments, rows, strict=True)):
             accuracy[env] = rates[0]
             for rate, (index, slot) in zip(rates[1:], environment.slots, strict=True):

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from bench.workload import Array, Workload
+from bench.workload import Array, NetworkSpec, Workload
 
 
 class Residual(nn.Module):
@@ -136,13 +137,18 @@ class ActiveSlot(nn.Module):
         """The counterfactual: a seed that takes part is off, one that trains behind the host is on."""
         return mix(h, self.seed(h), self.role.target) if self.role.training else h
 
+    def form(self) -> tuple[object, ...]:
+        """Equal for slots that one graph can serve."""
+        return self.role, str(self.seed)
+
 
 class Environment(nn.Module):
-    """A host and its active seeds, one behind the other.
+    """A host and its active seeds, one behind the other; seeds in training learn straight through.
 
     Attributes:
       host: blocks and head.
       path: blocks, active slots and the head in the order in which features pass through them.
+      blocks: per part of ``path`` the block that it is, or behind which it acts.
       slots: per active slot its index in ``path``, and which slot it is.
     """
 
@@ -153,9 +159,10 @@ class Environment(nn.Module):
         structure = workload.structure
         fragile = NORM_FIRST if eager and memory_format is torch.channels_last else ()
         self.slots: list[tuple[int, int]] = []
+        self.blocks: list[int] = []
         path: list[nn.Module] = []
         with torch.device("meta"):
-            self.host = host_parts(structure.input_shape, structure.channels, structure.num_classes)
+            self.host = self.make_host(structure)
             for block, part in enumerate(self.host):
                 path.append(part)
                 for slot, after in enumerate(structure.slots):
@@ -163,12 +170,24 @@ class Environment(nn.Module):
                     if after == block and kind >= 0:
                         self.slots.append((len(path), slot))
                         name = structure.blueprints[kind]
-                        seed = seed_module(name, structure.channels[block])
-                        path.append(ActiveSlot(seed, role(workload, env, slot), name in fragile))
+                        path.append(self.make_slot(structure, slot, name, role(workload, env, slot), name in fragile))
+                self.blocks += [block] * (len(path) - len(self.blocks))
         self.path = nn.ModuleList(path)
         self.rows = initial_rows(workload, env)
         self.to_empty(device=device).to(getattr(torch, structure.precision)).to(memory_format=memory_format)
+        self.share()
         self.reset()
+
+    def make_host(self, structure: NetworkSpec) -> list[nn.Module]:
+        """Blocks and head."""
+        return [*host_parts(structure.input_shape, structure.channels, structure.num_classes)]
+
+    def make_slot(self, structure: NetworkSpec, slot: int, name: str, role: Role, as_leaf: bool) -> ActiveSlot:
+        """A slot with a seed of a blueprint."""
+        return ActiveSlot(seed_module(name, structure.channels[structure.slots[slot]]), role, as_leaf)
+
+    def share(self) -> None:
+        """Let modules share what they share, once it has its storage."""
 
     @torch.no_grad()
     def reset(self) -> None:
@@ -183,7 +202,7 @@ class Environment(nn.Module):
 
     def parts(self) -> list[list[nn.Parameter]]:
         """What is clipped together: the host's parameters, then each seed's."""
-        host = [param for part in self.host for param in part.parameters()]
+        host = list(nn.ModuleList(self.host).parameters())
         return [host, *(list(self.path[index].seed.parameters()) for index, _ in self.slots)]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -191,6 +210,10 @@ class Environment(nn.Module):
         for part in self.path:
             x = part(x)
         return x
+
+    def losses(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
+        """The mean cross-entropy of a minibatch, then whatever else is descended beside it."""
+        return [F.cross_entropy(self(inputs), targets)]
 
     def score(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
         """Correct predictions as it is, then with each active slot switched; what lies before a slot is shared."""

@@ -37,7 +37,7 @@ def summarise(case: dict[str, Any]) -> dict[str, Any]:
     """A case with its figures, the first contender being the one to compare with."""
     first = next(iter(case["starts"]))
     rows = [row(case, name, first) for name in case["starts"]]
-    kept = {name: case[name] for name in ("flops", "steps", "batch", "validation", "rates", "failures")}
+    kept = {name: case[name] for name in ("flops", "steps", "batch", "validation", "rates", "failures", "left_out")}
     return {"deal": case["deal"]._asdict(), **kept, "rows": rows}
 
 
@@ -73,6 +73,7 @@ def table(case: dict[str, Any]) -> str:
     head = f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}\n"
     lines = [_line(figures, hosts) for figures in case["rows"]]
     lines += [f"\n{name} failed: {reason}" for name, reason in case["failures"].items()]
+    lines += [f"\nLeft out, as they do not render it: {', '.join(case['left_out'])}."] * bool(case["left_out"])
     return title + head + "\n".join(lines) + "\n"
 
 

@@ -121,8 +121,17 @@ def take_turns(how: MeasureConfig, running: dict[str, Served]) -> tuple[dict[str
     return seconds, rates
 
 
+def who_renders(shape: str, how: MeasureConfig) -> tuple[MeasureConfig, tuple[str, ...]]:
+    """The measurement without contenders that cannot do a shape's work, and who they are."""
+    able = tuple(name for name in how.names if CONTENDERS[name].renders(shape))
+    return how._replace(names=able), tuple(name for name in how.names if name not in able)
+
+
 def measure(config: WorkloadConfig, how: MeasureConfig) -> dict[str, Any]:
     """Everything about one workload, as ``report`` reads it."""
+    how, left_out = who_renders(config.shape, how)
+    if left_out:
+        say(f"{config.shape}: left out, as they do not render it: {', '.join(left_out)}")
     workload = draw_workload(config)
     say(
         f"{config.shape}: {config.num_envs} environments, {(workload.kind >= 0).sum()} active seeds, {config.precision}"
@@ -148,15 +157,13 @@ def measure(config: WorkloadConfig, how: MeasureConfig) -> dict[str, Any]:
         "seconds": seconds,
         "rates": rates,
         "failures": failures,
+        "left_out": left_out,
     }
 
 
-CASES = {
-    f"{shape}{suffix}": {"shape": shape, "active": active}
-    for suffix, active in (("", 0.5), ("-hosts", 0.0))
-    for shape in SHAPES
-}
-"""What can be measured: a shape with half of its slots active, or its hosts alone."""
+CASES: dict[str, dict[str, Any]] = {shape: {"shape": shape, "active": 0.5} for shape in SHAPES}
+CASES |= {f"{shape}-hosts": {"shape": shape, "active": 0.0} for shape in ("digits", "cifar")}
+"""What can be measured: a shape with half of its slots active, or convolutional hosts alone."""
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -15,14 +15,17 @@ Layout = tuple[tuple[str, tuple[int, ...]], ...]
 """Names and shapes of tensors that lie side by side in a flat row, in order."""
 
 
-class SgdHypers(NamedTuple):
-    """Hyperparameters; the optimizer is torch.optim's SGD with momentum, clipped by norm, host and seeds apart."""
+class RateHypers(NamedTuple):
+    """Hyperparameters of torch.optim's SGD with momentum, or Adam, behind clipping by norm, host and seeds apart."""
 
     host_lr: float
     seed_lr: float
     host_decay: float
     seed_decay: float
     momentum: float
+    adam_beta1: float
+    adam_beta2: float
+    adam_epsilon: float
     host_clip: float
     seed_clip: float
     alpha_target: float
@@ -35,28 +38,36 @@ class NetworkSpec(NamedTuple):
     precision: str  # "float32" or "float64"
     seed: int  # of the draw
     shared: bool  # whether all environments see the same minibatches
-    input_shape: tuple[int, ...]  # (C, H, W)
+    input_shape: tuple[int, ...]  # (C, H, W), or (T,) of tokens
     num_classes: int
-    channels: tuple[int, ...]  # per block: 3x3 convolution, batch norm, relu, 2x2 maximum
-    slots: tuple[int, ...]  # per slot, the block after which it sits
+    channels: tuple[int, ...]  # per block: 3x3 convolution, batch norm, relu, 2x2 maximum; of tokens, the embedding
+    slots: tuple[int, ...]  # per slot, the block after which it acts; the last is the head
+    sources: tuple[int, ...]  # per slot, the block after which it reads; -1: the input; another than in slots: a bypass
+    isolation: str  # "straight_through" or "objective"
+    optimizer: str  # "sgd" or "adam"
     blueprints: tuple[str, ...]
-    numbers: SgdHypers
+    numbers: RateHypers
     host_layouts: tuple[Layout, ...]  # per block, then the head
     seed_layouts: tuple[tuple[Layout, ...], ...]  # per slot, per blueprint
     host_flops: tuple[int, ...]  # multiply-adds of one sample's forward pass, per block, then the head
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether inputs are tokens, with a prediction at every position."""
+        return len(self.input_shape) == 1
 
 
 class Workload(NamedTuple):
     """One environment step. G epochs of minibatches are drawn: the first is timed, all of them are compared."""
 
     structure: NetworkSpec
-    train_inputs: Array  # [N, C, H, W]
-    train_targets: Array  # [N]
-    val_inputs: Array  # [V, C, H, W]
-    val_targets: Array  # [V]
+    train_inputs: Array  # [N, C, H, W], or [N, T]
+    train_targets: Array  # [N], or [N, T]
+    val_inputs: Array  # [V, C, H, W], or [V, T]
+    val_targets: Array  # [V], or [V, T]
     indices: Array  # [G, E, k, B], or [G, 1, k, B] where the minibatches are shared
     kind: Array  # [E, S]; index of the blueprint, -1 without an active seed
-    training: Array  # bool [E, S]; the seed learns behind the host: output h, gradient straight through
+    training: Array  # bool [E, S]; the seed learns behind the host: output h, gradient by ``isolation``
     isolated: Array  # bool [E, S]; the seed reads detached features
     alpha: Array  # [E, S]; weight of a seed that does not train behind the host
     host: Array  # [E, P]; stages side by side
@@ -98,7 +109,7 @@ def load(path: Path) -> Workload:
     """Read a workload that ``save`` wrote."""
     with np.load(path, allow_pickle=False) as archive:
         fields = dict(zip(NetworkSpec._fields, _tuples(json.loads(archive["structure"].item())), strict=True))
-        structure = NetworkSpec(**fields | {"numbers": SgdHypers(*fields["numbers"])})
+        structure = NetworkSpec(**fields | {"numbers": RateHypers(*fields["numbers"])})
         seeds = tuple(
             tuple(archive[f"seeds.{slot}.{blueprint}"] for blueprint in range(len(structure.blueprints)))
             for slot in range(len(structure.slots))

@@ -12,15 +12,18 @@ def bench(bench_module):
     return bench_module
 
 
-DIGITS, CIFAR = ("digits", False, 3, 64), ("cifar", True, 2, 6)
+DIGITS, CIFAR = ("digits", False, 3, 64, 0), ("cifar", True, 2, 6, 0)
+NOW, CHARS = ("digits-now", False, 17, 8, 5), ("chars", True, 17, 4, 0)
 on_digits = pytest.mark.parametrize("workload", [DIGITS], indirect=True, ids=["digits"])
+on_digits_now = pytest.mark.parametrize("workload", [NOW], indirect=True, ids=["digits-now"])
+on_chars = pytest.mark.parametrize("workload", [CHARS], indirect=True, ids=["chars"])
 
 
-@pytest.fixture(scope="module", params=[DIGITS, CIFAR], ids=["digits", "cifar"])
+@pytest.fixture(scope="module", params=[DIGITS, CIFAR, NOW], ids=lambda param: param[0])
 def workload(bench, request, tmp_path_factory):
     """A small workload in float64 as the contenders read it; once with shared minibatches."""
-    shape, shared, steps, batch = request.param
-    config = bench("draw").WorkloadConfig(shape, 4, "float64", shared)
+    shape, shared, steps, batch, seed = request.param
+    config = bench("draw").WorkloadConfig(shape, 4, "float64", shared, seed=seed)
     engine = bench("draw").build_engine(config, "eager", steps_per_epoch=steps, batch_size=batch)
     path = tmp_path_factory.mktemp("bench") / "workload.npz"
     bench("workload").save(bench("draw").export(engine, bench("draw").draw_state(engine, config), config), path)
@@ -111,6 +114,50 @@ def test_other_work_is_red(bench, run, workload, truth, change):
     assert not bench("gate").compare("float64", run(loop, len(workload.indices)), truth).green
 
 
+WRONG_NOW = {
+    "the objective's alpha": other_numbers(alpha_target=0.9),
+    "isolation": lambda w: w._replace(isolated=np.zeros_like(w.isolated)),
+    "objectives": lambda w: w._replace(training=np.zeros_like(w.training)),
+    "bypasses": lambda w: w._replace(kind=np.where(np.arange(3) == 2, -1, w.kind)),
+}
+
+
+@on_digits_now
+@pytest.mark.parametrize("change", WRONG_NOW.values(), ids=WRONG_NOW)
+def test_other_objectives_and_bypasses_are_red(bench, run, workload, truth, change):
+    silent = workload.training
+    merged = (workload.kind >= 0) & ~silent
+    assert silent[:, 2].any() and (silent[:, 0] & merged[:, 1] & merged[:, 2]).any(), "what an objective may pass"
+    loop = bench("loop").prepare(change(workload))
+    assert not bench("gate").compare("float64", run(loop, len(workload.indices)), truth).green
+
+
+@on_chars
+@pytest.mark.parametrize("change", [other_numbers(adam_beta1=0.899), other_kind], ids=["Adam", "a seed is missing"])
+def test_the_loop_of_tokens_passes_the_gate_and_other_work_does_not(bench, run, workload, truth, change):
+    right, wrong = (bench("loop").prepare(work) for work in (workload, change(workload)))
+    found = bench("gate").compare("float64", run(right, len(workload.indices)), truth)
+    assert found.green and found.steps >= 50 and found.strays == 0, found
+    assert not bench("gate").compare("float64", run(wrong, len(workload.indices)), truth).green
+
+
+@on_digits_now
+def test_who_cannot_do_the_work_is_left_out_by_name(bench, workload):
+    how = bench("rivals").MeasureConfig(("esper", "loop", "jax-conv"), [0], 1, 1.0, {})
+    able, left_out = bench("rivals").who_renders("digits-now", how)
+    assert able.names == ("esper", "loop") and left_out == ("jax-conv",)
+    assert bench("rivals").who_renders("digits", how) == (how, ())
+    with pytest.raises(ValueError, match="jax-conv: shape 'digits-now'; expected one of digits, cifar"):
+        bench("contender").start("jax-conv", workload, {})
+
+
+@pytest.mark.parametrize("change", [{"isolation": "none"}, {"isolation": "straight_through"}, {"input_shape": (8,)}])
+@on_digits_now
+def test_networks_without_a_rendering_are_refused(bench, workload, change):
+    with pytest.raises(ValueError, match="digits-now: isolation"):
+        bench("loop").prepare(workload._replace(structure=workload.structure._replace(**change)))
+
+
 @on_digits
 def test_gate_never_lets_nan_or_other_numbers_pass(bench, truth):
     compare = bench("gate").compare
@@ -157,8 +204,10 @@ def test_no_time_behind_a_red_gate(bench):
         "seconds": {"esper": [0.1, 0.2, 0.3], "right": [0.2, 0.4, 0.6]},
         "rates": [1e9, 2e9, 3e9],
         "failures": {"absent": "ended"},
+        "left_out": ("unable",),
         **dict.fromkeys(("flops", "steps", "batch", "validation"), 1),
     }
     text = bench("report").table(bench("report").summarise(case))
     assert "| right | 400 (240 to 560) | 2.00 (2.00 to 2.00) |" in text
     assert "| wrong | no time |" in text and "absent failed: ended" in text
+    assert "not render it: unable." in text

@@ -20,7 +20,7 @@ Kernel = tuple[list[str], str]
 """Types of a kernel's arguments in C++, and the source of a function ``kernel``."""
 
 
-class Written(NamedTuple):
+class InductorCode(NamedTuple):
     """What Inductor makes of a function.
 
     Attributes:
@@ -65,7 +65,7 @@ def trace_rows(function: Callable[..., Any], arguments: Arguments, rows: int) ->
     return graph
 
 
-def write_code(function: Callable[..., Any], arguments: Arguments, rows: int, threads: int) -> Written:
+def write_code(function: Callable[..., Any], arguments: Arguments, rows: int, threads: int) -> InductorCode:
     """Let Inductor write a function down; nothing is built. Arguments as of ``trace_rows``; threads: of kernels.
 
     Raises:
@@ -90,7 +90,7 @@ def write_code(function: Callable[..., Any], arguments: Arguments, rows: int, th
         joint_graph_passes(graph)
         made: Any = compile_fx_inner(graph, list(given), is_inference=True)
     _check_rows(mode)
-    return Written(made.source_code, kernels, dict(made.constants or {}))
+    return InductorCode(made.source_code, kernels, dict(made.constants or {}))
 
 
 def _quick_strides() -> AbstractContextManager[Any]:

@@ -14,7 +14,7 @@ from esper.tezzeret.inductor import store
 from esper.tezzeret.inductor.identity import identify
 from esper.tezzeret.inductor.plainly import Refused
 from esper.tezzeret.inductor.signature import Signature
-from esper.utils.inductor_private import Written, trace_rows, write_code
+from esper.utils.inductor_private import InductorCode, trace_rows, write_code
 from esper.utils.torch_private import tell_of_compilation
 from esper.utils.tree import leaves_of, map_leaves
 
@@ -54,7 +54,7 @@ class Kept:
         """Whether it is not on disk, and may be compiled."""
         return self.call is None and self.reason is None
 
-    def write(self) -> Written:
+    def write(self) -> InductorCode:
         """Let Inductor write it down.
 
         Raises:

@@ -19,7 +19,7 @@ import torch
 from esper.tezzeret.compiler import find_compiler, processor
 from esper.tezzeret.inductor.kernels import joined, kernels_of
 from esper.tezzeret.native import kept
-from esper.utils.inductor_private import Written, build_library, inductor_settings, load_written
+from esper.utils.inductor_private import InductorCode, build_library, inductor_settings, load_written
 from esper.utils.paths import cache_folder
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
@@ -71,7 +71,7 @@ def find(name: str) -> Callable[..., Any] | None:
     return load_written(code, kernels_of(_opened(digest, library), first), constants)
 
 
-def keep(written: dict[str, Written]) -> None:
+def keep(written: dict[str, InductorCode]) -> None:
     """Build what Inductor wrote, by name, into one library, and put everything into its place."""
     if not written:
         return

@@ -16,7 +16,7 @@ import torch
 
 from esper.tezzeret.inductor import store
 from esper.tezzeret.inductor.kept import Kept, reason_of
-from esper.utils.inductor_private import Written
+from esper.utils.inductor_private import InductorCode
 from esper.utils.torch_private import tell_of_compilation
 
 MOST = 16
@@ -84,7 +84,7 @@ def _untaken(taken: Any, count: int) -> Iterator[int]:
 
 def _work(units: Sequence[Kept], places: Iterable[int], say: Say) -> None:
     """Compile the units at these places."""
-    written: dict[int, Written] = {}
+    written: dict[int, InductorCode] = {}
     for place in places:
         try:
             written[place] = units[place].write()
@@ -96,7 +96,7 @@ def _work(units: Sequence[Kept], places: Iterable[int], say: Say) -> None:
     _build(units, written, say)
 
 
-def _build(units: Sequence[Kept], written: dict[int, Written], say: Say) -> None:
+def _build(units: Sequence[Kept], written: dict[int, InductorCode], say: Say) -> None:
     """Build what was written and keep it; where that fails, one by one, to see whose fault it is."""
     try:
         store.keep({units[place].name: each for place, each in written.items()})

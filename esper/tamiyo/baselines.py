@@ -160,8 +160,6 @@ def heuristic(
 _ORDER = (Op.WAIT, Op.GERMINATE, Op.CULL, Op.ADVANCE, Op.FOSSILIZE)
 """What ``tend`` does, the last of these that it may."""
 
-_TENDING = [1 + _ORDER.index(op) if op in _ORDER else 0 for op in Op]
-
 
 def tend(config: HeuristicConfig, codec: Codec, slots: Slots, mask: Tensor, place: Tensor) -> Tensor:
     """The order of what is done, whoever chooses the seeds: see ``heuristic``.
@@ -180,7 +178,10 @@ def tend(config: HeuristicConfig, codec: Codec, slots: Slots, mask: Tensor, plac
     useful = _by_action(codec, _useful(config, slots)) | (op != int(Op.FOSSILIZE))
     wished = torch.where(op == int(Op.CULL), _by_action(codec, _useless(config, slots)), useful)
     wished = mask & torch.where(op == int(Op.GERMINATE), place, wished)
-    return (op.new_tensor(_TENDING)[op] * wished).argmax(1)  # the first of equals
+    rank = torch.zeros_like(op)  # filled in on the device: nothing is uploaded
+    for score, each in enumerate(_ORDER, start=1):
+        rank = rank.masked_fill(op == int(each), score)
+    return (rank * wished).argmax(1)  # the first of equals
 
 
 def _renew(memory: Memory, epoch: Tensor) -> Memory:

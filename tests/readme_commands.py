@@ -21,6 +21,7 @@ SMALL = {
     "train": ["--num-envs", "2", "--rounds", "1", "--horizon", "1", "--eval-envs", "6", "--progress", "off", *ENGINE],
     "evaluate": ["--num-envs", "6", "--horizon", "1", *ENGINE],
     "inspect": ["--horizon", "1"],
+    "export": ["--horizon", "1"],
     "demo": ["--num-envs", "6"],
 }
 SMALL["supervise"] = SMALL["train"]

@@ -19,6 +19,7 @@ COMMANDS = {
     "train": ("--num-envs", "2", "--dry-run", "true"),
     "evaluate": ("--num-envs", "6"),
     "inspect": (),
+    "export": ("--to", "net.pt2"),
     "demo": ("--num-envs", "6"),
 }
 

@@ -107,10 +107,11 @@ def test_a_seed_fossilizes_and_is_missed(name):
 
 
 def test_auto_finds_the_places_behind_layers_with_their_activations():
-    shapes = [site.shape for site in esper.host(drawn(Residuals), EXAMPLE).sites.values()]
-    assert shapes == [(2, 8, 8), (2, 8, 8), (4, 4, 4), (4,)]
-    found = [cut.name for cut in choose("", trace("", drawn(SmallViT).eval(), EXAMPLE), "auto")]
-    assert {"add", "blocks.0", "select"} < set(found) and not {"flatten", "patches", "norm"} & set(found)
+    cuts = [choose("", trace("", drawn(make).eval(), EXAMPLE), "auto") for make in (Residuals, SmallViT)]
+    assert [cut.shape for cut in cuts[0]] == [(2, 8, 8), (2, 8, 8), (4, 4, 4), (4,)]
+    found = [cut.name for cut in cuts[1]]
+    assert {"add", "blocks.0", "norm"} < set(found) and not {"flatten", "patches"} & set(found)
+    assert found[-1].startswith("select")  # the class token
 
 
 class Tied(nn.Module):
@@ -165,7 +166,7 @@ def test_shuffled_starts_hold_the_same_numbers_in_another_order():
     host = esper.host(drawn(Perceptron), EXAMPLE, start="shuffled")
     keys = rng.fold_in(rng.key(1), torch.arange(3))
     params, _ = arena.init_host(host, keys, F64)
-    given, _ = arena.init_host(esper.host(drawn(Perceptron), EXAMPLE), keys, F64)
+    given, _ = arena.init_host(made("perceptron")[1], keys, F64)
     assert not torch.equal(params[0], params[1]) and torch.equal(given[0], given[1])
     block = host.blocks[0].layout
     for param in block.params:
@@ -237,7 +238,7 @@ def test_in_place_activations_on_what_is_used_again_are_computed_or_refused():
 
 
 def test_backends_say_whether_they_take_it():
-    host = esper.host(drawn(Skip), EXAMPLE, "add")
+    host = made("skip")[1]
     data = synthetic((1, 8, 8), num_train=32, num_val=20, num_test=20)
     task = esper.Task("own", host, CONV_BLUEPRINTS, data, {"slots": (0,), "steps_per_epoch": 1, "batch_size": 4})
     with pytest.raises(ConfigError, match="backend 'inductor': host Skip, a torch"):

@@ -175,6 +175,7 @@ def test_where_a_trial_of_inductor_fails_auto_is_eager_and_says_why(
     monkeypatch.setenv("ESPER_NATIVE", "0")
     monkeypatch.setattr(native, "library", lambda: None)
     monkeypatch.setattr(compiled, "compiled", fails)
+    monkeypatch.setattr(compiled, "compiled_and_kept", fails)
     monkeypatch.setattr(compiled, "trial", SHIPPED_TRIAL.__wrapped__)
     with caplog.at_level(logging.INFO, logger="esper"):
         assert made("auto").backend.name == "eager"

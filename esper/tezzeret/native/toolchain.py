@@ -14,6 +14,8 @@ import logging
 import os
 import subprocess
 import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +29,8 @@ FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-tra
 
 NATIVE = "-march=native"
 
-LINKING = ("-shared", "-fPIC", "-fopenmp")
+OBJECT = ("-fPIC", "-fopenmp")
+LINKING = ("-shared", *OBJECT)
 """OpenMP's run-time library is found by its name: the one torch has loaded, so both share one set of threads."""
 
 
@@ -110,17 +113,30 @@ def built(folder: Path, compiler: Command) -> tuple[Path, bytes]:
     """
     names = sorted(folder.glob("*.cpp"))
     text = b"".join(path.read_bytes() for path in (*names, *sorted(folder.glob("*.h"))))
-    flags = (*FLAGS, *_target(compiler), *LINKING)
-    identity = "\n".join((*compiler, _version(compiler), *flags, processor()))
+    flags = (*FLAGS, *_target(compiler))
+    identity = "\n".join((*compiler, _version(compiler), *flags, *LINKING, processor()))
     digest = hashlib.sha256(text + identity.encode()).hexdigest()[:16]
     target = cache_folder("native") / f"esper-{digest}.so"
     if (data := kept(target)) is None:
         with tempfile.TemporaryDirectory(dir=target.parent) as fresh_folder:
-            fresh = Path(fresh_folder) / target.name
-            run_compiler([*compiler, *flags, "-o", str(fresh), *map(str, names)], timeout=300)
-            data = fresh.read_bytes()
+            data = _build(names, (*compiler, *flags), Path(fresh_folder))
         keep(target, data)
     return target, data
+
+
+def _build(names: Sequence[Path], command: Command, folder: Path) -> bytes:
+    """Compile every source, side by side, and link them."""
+    objects = [str(folder / f"{name.stem}.o") for name in names]
+
+    def compile_one(name: Path, to: str) -> None:
+        run_compiler([*command, *OBJECT, "-c", "-o", to, str(name)], timeout=300)
+
+    with ThreadPoolExecutor(min(len(names), os.cpu_count() or 1)) as pool:
+        for _ in pool.map(compile_one, names, objects):
+            pass
+    fresh = folder / "esper.so"
+    run_compiler([*command, *LINKING, "-o", str(fresh), *objects], timeout=300)
+    return fresh.read_bytes()
 
 
 def _target(compiler: Command) -> tuple[str, ...]:

@@ -14,11 +14,9 @@ from torch import Tensor, nn
 
 from esper.runtime.card import card_of
 from esper.runtime.carriers import CARRIERS, Run, expect_agreement
-from esper.runtime.one_policy import HELP, one_policy
+from esper.runtime.one_policy import OneSettings, one_policy
 from esper.runtime.rollout import rollout
-from esper.runtime.scene import SceneSettings
 from esper.tezzeret import modules
-from esper.tezzeret.choose import CHOICES
 from esper.tolaria.data import Part
 from esper.utils.documents import to_json
 from esper.utils.files import replace_file
@@ -31,13 +29,10 @@ TIMED, ROUNDS = 64, 15
 
 
 @dataclass(frozen=True)
-class ExportSettings(SceneSettings):
+class ExportSettings(OneSettings):
     """Write the network that grew in one environment, as plain PyTorch or ONNX."""
 
     to: str = setting("", f"file to write: {', '.join(f'*{ending} ({c.holds})' for ending, c in CARRIERS.items())}")
-    env: int = setting(0, "which environment; those before it are played along", low=0, high=65535)
-    policy: str = setting("auto", HELP)
-    backend: str = setting("auto", "how networks are run while they grow", choices=CHOICES)
     json: bool = setting(False, "print the card instead of text")
 
 
@@ -57,7 +52,7 @@ def export(settings: ExportSettings, out: TextIO | None = None) -> dict[str, Any
       ConfigError: what grew cannot be written down.
     """
     path = _expect_place(settings.to)
-    loaded, name, scene, policy = one_policy(settings, settings.policy, settings.env + 1, settings.backend)
+    loaded, name, scene, policy = one_policy(settings)
     engine = scene.engine
     state, outcome = rollout(engine, policy, settings.seed, scene.mode, scene.params)
     exported = modules.export(engine.structure, state, settings.env)

@@ -11,10 +11,9 @@ from esper.leyline.codes import CHECK_TEXT, REFUSAL_TEXT, VERDICT_TEXT, Check, R
 from esper.leyline.stages import Stage
 from esper.nissa.records import record_of
 from esper.nissa.trace import Trace
-from esper.runtime.one_policy import HELP, one_policy
+from esper.runtime.one_policy import OneSettings, one_policy
 from esper.runtime.rollout import rollout
-from esper.runtime.scene import Scene, SceneSettings
-from esper.tezzeret.choose import CHOICES
+from esper.runtime.scene import Scene
 from esper.urza.checkpoint import Checkpoint
 from esper.utils.documents import to_json
 from esper.utils.settings import setting
@@ -28,12 +27,9 @@ COLUMNS = 110
 
 
 @dataclass(frozen=True)
-class InspectSettings(SceneSettings):
+class InspectSettings(OneSettings):
     """Tell one episode decision by decision."""
 
-    env: int = setting(0, "which environment; those before it are played along", low=0, high=65535)
-    policy: str = setting("auto", HELP)
-    backend: str = setting("auto", "how networks are run", choices=CHOICES)
     json: bool = setting(False, "print one JSON object instead of text")
 
 
@@ -51,7 +47,7 @@ def inspect(settings: InspectSettings, out: TextIO | None = None) -> dict[str, A
       SettingsError, CheckpointError: the run cannot be read, or a name or number is not allowed.
     """
     out = output(out)
-    loaded, name, scene, policy = one_policy(settings, settings.policy, settings.env + 1, settings.backend)
+    loaded, name, scene, policy = one_policy(settings)
     outcome = rollout(scene.engine, policy, settings.seed, scene.mode, scene.params)[1]
     trace = outcome.trace
     tested = {"test_accuracy": outcome.test_accuracy, "test_loss": outcome.test_loss}

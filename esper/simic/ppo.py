@@ -117,7 +117,7 @@ class Learner:
     def __post_init__(self) -> None:
         """Build losses and optimizer."""
         views = self.views or (self.policy,)
-        built = {id(view): self._loss_of(view) for view in views}
+        built = {id(view): self._build_loss(view) for view in views}
         self.losses = [built[id(view)] for view in views]
         self.optimizer = build_adam(self.policy.parameters(), self.config.lr)
 
@@ -128,9 +128,13 @@ class Learner:
 
     def view(self, place: int) -> ActorValueOperator:
         """The policy as it plays a task."""
-        return self.views[place] if len(self.views) > 1 else self.policy
+        return self.views[place] if self.views else self.policy
 
-    def _loss_of(self, view: ActorValueOperator) -> ClipPPOLoss:
+    def loss_of(self, place: int) -> ClipPPOLoss:
+        """The loss of a task."""
+        return self.losses[place] if self.views else self.loss
+
+    def _build_loss(self, view: ActorValueOperator) -> ClipPPOLoss:
         config = self.config
         loss = ClipPPOLoss(
             view.get_policy_operator(),
@@ -225,8 +229,7 @@ class Learner:
         """One step of Adam on a minibatch of every task; the numbers of ``SEEN``."""
         steps = sum(part.numel() for part in parts)
         with set_recurrent_mode(True):
-            built = self.losses if len(self.losses) > 1 else self.losses * len(parts)
-            found = [(part.numel() / steps, loss(as_whole(part))) for part, loss in zip(parts, built, strict=True)]
+            found = [(part.numel() / steps, self.loss_of(n)(as_whole(part))) for n, part in enumerate(parts)]
         zero = parts[0]["action_log_prob"].new_zeros(())  # a loss of weight 0 is left out
         out = {name: sum(share * loss.get(name, zero).mean() for share, loss in found) for name in LOSSES}
         total = out["loss_objective"] + out["loss_critic"] + out["loss_entropy"]

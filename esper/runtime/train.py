@@ -36,6 +36,7 @@ from esper.tamiyo.interface import Interface, PolicyNetwork, common, from_table
 from esper.tamiyo.networks import build_policies
 from esper.urza.checkpoint import CheckpointError
 from esper.urza.lock import LockError
+from esper.urza.series import Moment
 from esper.utils.documents import to_json
 from esper.utils.failpoints import reach
 from esper.utils.resilience.causes import Nature, cause_of
@@ -87,12 +88,20 @@ def train(settings: TrainSettings, out: TextIO | None = None) -> Learner:
     except (LockError, CheckpointError):
         raise
     except Exception as error:
-        if source is None and learner.done == 0 and cause_of(error).nature not in (Nature.TRANSIENT, Nature.LASTING):
+        if source is None and learner.done == 0 and _leaves_nothing(error, run):
             abandon(run)
         raise
     finally:
         release(run)
     return learner
+
+
+def _leaves_nothing(error: Exception, run: Run) -> bool:
+    """Whether a run that failed in its first round is taken back: where its settings are at fault, and where nothing is
+    kept of it. What is kept goes on once the surroundings are well; of a fault that nobody knows it may be evidence.
+    """
+    nature = cause_of(error).nature
+    return nature is Nature.CALLER or (nature is Nature.UNKNOWN and run.saver.saved in (None, Moment(0)))
 
 
 def _resolved(scene: Scene) -> list[str]:

@@ -10,7 +10,7 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from esper.utils.failpoints import reach
@@ -92,9 +92,18 @@ def commit_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         reach("rename")
         os.rename(beside, folder)
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
+        _discard(beside, files)
         raise
     sync_folder(folder.parent)
+
+
+def _discard(folder: Path, names: Iterable[str]) -> None:
+    """Remove a folder by the names in it, for which no handle is needed: there may be none."""
+    for name in names:
+        with contextlib.suppress(OSError):
+            (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def append_line(path: Path, line: str) -> None:
@@ -163,11 +172,18 @@ def read_file(path: Path, most: int) -> bytes:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder; one that is only half removed has no name that it could be taken for."""
+    """Remove a folder; one that is only half removed has no name that it could be taken for.
+
+    Raises:
+      OSError: it could not be removed; where there was no handle to look into it with, it keeps its name.
+    """
     reach("remove")
+    names = [] if folder.is_symlink() else os.listdir(folder)
     aside = _beside(folder)
     os.rename(folder, aside)
-    shutil.rmtree(aside)
+    _discard(aside, names)
+    if os.path.lexists(aside):
+        shutil.rmtree(aside)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -175,6 +175,26 @@ def test_a_run_whose_disk_fails_goes_on_or_says_so_in_one_line(whole, tmp_path, 
     print(f"{len(branches)} failures, {len(refused)} ended the run in one line: {refused}")  # noqa: T201
 
 
+def test_a_fault_that_nobody_knows_leaves_what_was_acknowledged(whole, tmp_path, monkeypatch):
+    """In the first round, with a checkpoint of a part of it; and takes back what has none."""
+    plain, folder, ticks = lifecycle.tick, tmp_path / "run", []
+
+    def fail(*arguments):
+        ticks.append(1)
+        if len(ticks) == last:
+            raise SystemError("an error without an exception")
+        return plain(*arguments)
+
+    for last, left in ((1, False), (HORIZON, True)):
+        ticks.clear()
+        with monkeypatch.context() as patch, pytest.raises(SystemError):
+            patch.setattr(lifecycle, "tick", fail)
+            esper.__main__.main(words(folder, ROUNDS))
+        assert folder.exists() is left
+    assert Moment(0) < expect_intact(folder) < Moment(1)
+    go_on(folder, whole)
+
+
 def test_a_disk_that_stays_full_keeps_what_was_written(whole, tmp_path):
     """Every later write fails: the run learns to its end, says that its last rounds are not kept, and goes on later."""
     fault, folder = Fault("write", "enospc", whole[2].count("write") * 2 // 3, lasts=True), tmp_path / "run"

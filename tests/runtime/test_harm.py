@@ -6,6 +6,7 @@ it; others befall what it left when it was killed, and a supervisor as ``esper s
 few cases of each way are tried every day; ``pytest -m large -s tests/runtime/test_harm.py`` tries three thousand.
 """
 
+import contextlib
 import io
 import os
 import random
@@ -160,19 +161,41 @@ def littered(draw, folder):
     return nothing
 
 
-def limited(draw, which, least, most):
+def unused(count):
+    """That many handles more, and there are none: a file gets the least number that is free."""
+    taken, limit = {int(name) for name in os.listdir("/proc/self/fd")}, 0
+    while count >= 0:
+        count -= limit not in taken
+        limit += 1
+    return limit - 1
+
+
+TAKEN = []
+"""Memory that a branch has no longer."""
+
+
+def take_memory(spare):
+    """Take all that the process may have, so many bytes excepted."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    size = pages * resource.getpagesize() + spare
+    resource.setrlimit(resource.RLIMIT_AS, (size, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    rest = bytearray(spare // 2)
+    for size in (1 << 22, 1 << 18, 1 << 14, 1 << 10):
+        with contextlib.suppress(MemoryError):
+            while True:
+                TAKEN.append(bytearray(size))
+    del rest
+
+
+def limited(draw, limit, least, most):
     """Less of something than a run needs."""
     spare = draw.randint(least, most)
+    return {"before": lambda: limit(spare)}
 
-    def limit():
-        now = {
-            resource.RLIMIT_NOFILE: lambda: max(map(int, os.listdir("/proc/self/fd"))) + 1,
-            resource.RLIMIT_AS: lambda: int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize(),
-            resource.RLIMIT_FSIZE: lambda: 0,
-        }[which]()
-        resource.setrlimit(which, (now + spare, resource.getrlimit(which)[1]))
 
-    return {"before": limit}
+def limit_to(which, limit):
+    """A limit of the process."""
+    resource.setrlimit(which, (limit, resource.getrlimit(which)[1]))
 
 
 def spoiled_update(draw, rewards):
@@ -256,9 +279,9 @@ ON_THE_WAY = {
     "overtaken by another": (CLOSED, overtaken),
     "no finite reward": (CLOSED, lambda draw: spoiled_update(draw, rewards=True)),
     "a policy that is not finite": (CLOSED, lambda draw: spoiled_update(draw, rewards=False)),
-    "few handles": (CLOSED, lambda draw: limited(draw, resource.RLIMIT_NOFILE, 0, 12)),
-    "little memory": (CLOSED, lambda draw: limited(draw, resource.RLIMIT_AS, 1 << 16, 1 << 24)),
-    "little room for a file": (CLOSED, lambda draw: limited(draw, resource.RLIMIT_FSIZE, 1 << 11, 1 << 14)),
+    "few handles": (CLOSED, lambda draw: limited(draw, lambda spare: limit_to(resource.RLIMIT_NOFILE, unused(spare)), 0, 12)),
+    "little memory": (CLOSED, lambda draw: limited(draw, take_memory, 1 << 12, 1 << 24)),
+    "little room for a file": (CLOSED, lambda draw: limited(draw, lambda spare: limit_to(resource.RLIMIT_FSIZE, spare), 1 << 11, 1 << 14)),
     "reports fail": (CLOSED, unwritten_report),
 }
 """What befalls a run that goes on: at which points it may begin, and what a branch is then."""

@@ -279,9 +279,15 @@ ON_THE_WAY = {
     "overtaken by another": (CLOSED, overtaken),
     "no finite reward": (CLOSED, lambda draw: spoiled_update(draw, rewards=True)),
     "a policy that is not finite": (CLOSED, lambda draw: spoiled_update(draw, rewards=False)),
-    "few handles": (CLOSED, lambda draw: limited(draw, lambda spare: limit_to(resource.RLIMIT_NOFILE, unused(spare)), 0, 12)),
+    "few handles": (
+        CLOSED,
+        lambda draw: limited(draw, lambda spare: limit_to(resource.RLIMIT_NOFILE, unused(spare)), 0, 12),
+    ),
     "little memory": (CLOSED, lambda draw: limited(draw, take_memory, 1 << 12, 1 << 24)),
-    "little room for a file": (CLOSED, lambda draw: limited(draw, lambda spare: limit_to(resource.RLIMIT_FSIZE, spare), 1 << 11, 1 << 14)),
+    "little room for a file": (
+        CLOSED,
+        lambda draw: limited(draw, lambda spare: limit_to(resource.RLIMIT_FSIZE, spare), 1 << 11, 1 << 14),
+    ),
     "reports fail": (CLOSED, unwritten_report),
 }
 """What befalls a run that goes on: at which points it may begin, and what a branch is then."""

@@ -6,9 +6,7 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
 
 namespace esper {
 
@@ -134,21 +132,5 @@ inline Vec lanes_below(i64 count) {
     for (i64 lane = 0; lane < count && lane < PACK; ++lane) mask[lane] = 1.0f;
     return mask;
 }
-
-// Memory of one thread that only grows.
-class Scratch {
-    std::unique_ptr<float, decltype(&std::free)> memory{nullptr, &std::free};
-    i64 size = 0;
-
-  public:
-    Vec* room(i64 vectors) {
-        if (vectors > size) {
-            const i64 bytes = (vectors * sizeof(Vec) + 63) / 64 * 64;
-            memory.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
-            size = vectors;
-        }
-        return reinterpret_cast<Vec*>(memory.get());
-    }
-};
 
 }  // namespace esper

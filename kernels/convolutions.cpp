@@ -1,8 +1,10 @@
 // Convolutions, tile by tile.
 
 #include "layers.h"
+#include "scratch.h"
 
 namespace esper {
+namespace {
 
 // How weights are read: as they lie, or for the gradient of the input, with channels exchanged and taps reversed.
 struct Weights {
@@ -17,35 +19,49 @@ inline Weights transposed(const Conv& c, const float* w) {
     return {w + c.taps() - 1, c.taps(), c.in * c.taps(), -1, c.out * c.in * c.taps()};
 }
 
-// C output channels of T neighbouring positions; K: side of the kernel.
-template <int C, int T, int K>
-inline void convolve_tile(const Conv& c, const Vec* x, i64 in, const float* w, const Weights& s, i64 h, i64 first,
-                          const float* bias, bool add, Vec* y) {
+// What C neighbouring output channels are made of.
+struct Source {
+    const Conv& conv;
+    const Vec* x;
+    i64 in;
+    const float* w;     // [in][K][K][C]
+    const float* bias;  // of each channel; null: none
+    bool add;
+};
+
+// T neighbouring positions of C output channels; K: side of the kernel. INSIDE: no tap lies beside the map's rows.
+template <int C, int T, int K, bool INSIDE>
+inline void convolve_tile(const Source& s, i64 h, i64 first, Vec* y) {
     constexpr int PAD = K / 2;
-    const i64 area = c.area(), width = c.width;
+    const i64 area = s.conv.area(), height = s.conv.height, width = s.conv.width, in = s.in;
     Vec sum[C][T];
     for (int o = 0; o < C; ++o)
-        for (int t = 0; t < T; ++t) sum[o][t] = bias ? zero() + bias[o] : add ? y[o * area + t] : zero();
-    const i64 top = std::max<i64>(0, PAD - h), bottom = std::min<i64>(K, c.height + PAD - h);
-    const bool has_left = first >= PAD, has_right = first + T + PAD <= width;
+        for (int t = 0; t < T; ++t) sum[o][t] = s.bias ? zero() + s.bias[o] : s.add ? y[o * area + t] : zero();
+    const i64 top = std::max<i64>(0, PAD - h), bottom = std::min<i64>(K, height + PAD - h);
     for (i64 i = 0; i < in; ++i)
         for (i64 ky = top; ky < bottom; ++ky) {
-            const Vec* row = x + i * area + (h + ky - PAD) * width + first - PAD;
-            const float* wk = w + i * s.in + ky * K * s.tap;
-            Vec v[T + 2 * PAD];
-            for (int j = 0; j < T + 2 * PAD; ++j) {
-                const bool inside = j < PAD ? (has_left || first - PAD + j >= 0)
-                                            : (j < T + PAD || has_right || first - PAD + j < width);
-                v[j] = inside ? row[j] : zero();
-            }
-            for (int kx = 0; kx < K; ++kx)
-                for (int o = 0; o < C; ++o) {
-                    const float weight = wk[o * s.out + kx * s.tap];
-                    for (int t = 0; t < T; ++t) sum[o][t] += weight * v[t + kx];
+            const Vec* row = s.x + i * area + (h + ky - PAD) * width + first - PAD;
+            const float* w = s.w + (i * K + ky) * K * C;
+            for (int kx = 0; kx < K; ++kx, w += C) {
+                Vec v[T];
+                for (int t = 0; t < T; ++t) {
+                    const i64 col = first - PAD + t + kx;
+                    const bool within = INSIDE || (t + kx >= PAD && t + kx < T + PAD) || (col >= 0 && col < width);
+                    v[t] = within ? row[t + kx] : zero();
+                    hold(v[t]);
                 }
+                for (int o = 0; o < C; ++o)
+                    for (int t = 0; t < T; ++t) sum[o][t] += w[o] * v[t];
+            }
         }
     for (int o = 0; o < C; ++o)
         for (int t = 0; t < T; ++t) y[o * area + t] = sum[o][t];
+}
+
+template <int C, int T, int K>
+inline void convolve_positions(const Source& s, i64 h, i64 first, Vec* y) {
+    const bool inside = first >= K / 2 && first + T + K / 2 <= s.conv.width;
+    (inside ? convolve_tile<C, T, K, true> : convolve_tile<C, T, K, false>)(s, h, first, y);
 }
 
 // Any size of kernel, one position at a time.
@@ -60,17 +76,29 @@ inline void convolve_point(const Conv& c, const Vec* x, i64 in, const float* w, 
     y[0] = sum;
 }
 
+// Weights of C output channels as they are read.
+template <int C, int K>
+inline const float* packed(i64 in, const float* w, const Weights& s) {
+    thread_local Scratch scratch;
+    float* to = reinterpret_cast<float*>(scratch.room(packs_of(in * K * K * C)));
+    for (i64 i = 0, n = 0; i < in; ++i)
+        for (i64 k = 0; k < K * K; ++k)
+            for (i64 o = 0; o < C; ++o) to[n++] = w[i * s.in + k * s.tap + o * s.out];
+    return to;
+}
+
 template <int C, int K>
 inline void convolve_channels(const Conv& c, const Vec* x, i64 in, const float* w, const Weights& s,
                               const float* bias, bool add, Vec* y) {
     constexpr int T = positions(C);
+    const Source source{c, x, in, packed<C, K>(in, w, s), bias, add};
     for (i64 h = 0; h < c.height; ++h) {
         i64 col = 0;
         Vec* row = y + h * c.width;
-        for (; col + T <= c.width; col += T) convolve_tile<C, T, K>(c, x, in, w, s, h, col, bias, add, row + col);
+        for (; col + T <= c.width; col += T) convolve_positions<C, T, K>(source, h, col, row + col);
         if constexpr (T > 2)
-            for (; col + 2 <= c.width; col += 2) convolve_tile<C, 2, K>(c, x, in, w, s, h, col, bias, add, row + col);
-        for (; col < c.width; ++col) convolve_tile<C, 1, K>(c, x, in, w, s, h, col, bias, add, row + col);
+            for (; col + 2 <= c.width; col += 2) convolve_positions<C, 2, K>(source, h, col, row + col);
+        for (; col < c.width; ++col) convolve_positions<C, 1, K>(source, h, col, row + col);
     }
 }
 
@@ -102,13 +130,6 @@ inline void convolve(const Conv& c, const Vec* x, i64 in, i64 out, const Weights
                                        add, yg + o * c.area() + p);
         }
     }
-}
-
-void conv_forward(const Conv& c, const Vec* x, const float* w, const float* bias, Vec* y) {
-    convolve(c, x, c.in, c.out, as_they_lie(c, w), bias, false, y);
-}
-void conv_backward_input(const Conv& c, const Vec* g, const float* w, bool add, Vec* gx) {
-    convolve(c, g, c.out, c.in, transposed(c, w), nullptr, add, gx);
 }
 
 // One row of taps (`ky`) of C output channels and one input channel, summed over positions and samples.
@@ -167,6 +188,15 @@ inline void contract_channels(const Conv& c, const Vec* x, const Vec* g, float* 
         else
             for (int o = 0; o < C; ++o) contract_any(c, xi, g + o * area, wi + o * stride);
     }
+}
+
+}  // namespace
+
+void conv_forward(const Conv& c, const Vec* x, const float* w, const float* bias, Vec* y) {
+    convolve(c, x, c.in, c.out, as_they_lie(c, w), bias, false, y);
+}
+void conv_backward_input(const Conv& c, const Vec* g, const float* w, bool add, Vec* gx) {
+    convolve(c, g, c.out, c.in, transposed(c, w), nullptr, add, gx);
 }
 
 void conv_backward_weight(const Conv& c, const Vec* x, const Vec* g, float* gw) {

@@ -19,11 +19,10 @@ struct Sizes {
     i64 rows, inner, columns;
 };
 
-// Rows of a tile of so many columns; or positions of one of so many channels. A kernel of five reads two numbers more
-// for them than one of three; the compiler takes those from the cache, which costs less than a smaller tile.
+// Rows of a tile of so many columns; or positions of one of so many channels.
 constexpr int positions(int channels) {
     for (int t = 4; t > 1; t /= 2)
-        if (fits(channels * t, t + 2)) return t;
+        if (fits(channels * t, t)) return t;
     return 1;
 }
 

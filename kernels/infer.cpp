@@ -4,6 +4,7 @@
 
 #include "loss.h"
 #include "network.h"
+#include "scratch.h"
 
 namespace esper {
 namespace {

@@ -3,7 +3,6 @@
 #pragma once
 
 #include "functions.h"
-#include "norms.h"
 
 namespace esper {
 

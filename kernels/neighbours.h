@@ -3,6 +3,7 @@
 #pragma once
 
 #include "elementwise.h"
+#include "norms.h"
 
 namespace esper {
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "layers.h"
+#include "team.h"
 
 namespace esper {
 
@@ -80,18 +81,6 @@ inline void group_norm_backward(const Vec* x, const Vec* y, i64 channels, i64 ar
             }
     }
 }
-
-// What batch norm knows of one channel: of the samples seen so far, then of all.
-struct Moments {
-    double count = 0, mean = 0, squares = 0;  // squares: summed squared differences from the mean
-
-    void merge(double n, double m, double s) {  // Chan, Golub & LeVeque 1979
-        const double sum = count + n, delta = m - mean;
-        squares += s + delta * delta * count * n / sum;
-        mean += delta * n / sum;
-        count = sum;
-    }
-};
 
 inline void batch_norm_observe(const Vec* x, i64 channels, i64 area, i64 samples, Moments* moments) {
     const Vec mask = lanes_below(samples);

@@ -1,6 +1,6 @@
 // Makes and releases programs (program.h), which networks (network.h) run.
 
-#include "execute.h"
+#include "program.h"
 
 extern "C" {
 

@@ -11,7 +11,7 @@
 
 #include <vector>
 
-#include "norms.h"
+#include "simd.h"
 
 namespace esper {
 

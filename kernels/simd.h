@@ -6,9 +6,7 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
 
 namespace esper {
 
@@ -37,6 +35,22 @@ typedef float Quad __attribute__((vector_size(16)));
 typedef float Octet __attribute__((vector_size(32)));
 typedef float Sixteen __attribute__((vector_size(64)));
 typedef float LooseQuad __attribute__((vector_size(16), aligned(4)));
+
+// Keep a number in a register. Compilers would rather read it anew for every product that it takes part in, and reads,
+// not products, are then what takes the time.
+inline void hold(Vec& v) {
+#if defined(ESPER_LANES)
+    (void)v;
+#elif defined(__AVX512F__)
+    asm("" : "+v"(v));
+#elif defined(__SSE2__)
+    asm("" : "+x"(v));
+#elif defined(__aarch64__)
+    asm("" : "+w"(v));
+#else
+    (void)v;
+#endif
+}
 
 inline i64 packs_of(i64 batch) { return (batch + PACK - 1) / PACK; }
 
@@ -134,21 +148,5 @@ inline Vec lanes_below(i64 count) {
     for (i64 lane = 0; lane < count && lane < PACK; ++lane) mask[lane] = 1.0f;
     return mask;
 }
-
-// Memory of one thread that only grows.
-class Scratch {
-    std::unique_ptr<float, decltype(&std::free)> memory{nullptr, &std::free};
-    i64 size = 0;
-
-  public:
-    Vec* room(i64 vectors) {
-        if (vectors > size) {
-            const i64 bytes = (vectors * sizeof(Vec) + 63) / 64 * 64;
-            memory.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
-            size = vectors;
-        }
-        return reinterpret_cast<Vec*>(memory.get());
-    }
-};
 
 }  // namespace esper

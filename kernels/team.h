@@ -5,11 +5,12 @@
 
 #pragma once
 
+#include <sched.h>
+
 #include <algorithm>
 #include <atomic>
-#include <thread>
 
-#include "norms.h"
+#include "simd.h"
 
 namespace esper {
 
@@ -38,12 +39,24 @@ class Team {
             return;
         }
         for (i64 looks = 0; meetings.load(std::memory_order_acquire) == meeting; ++looks)
-            if (looks > PATIENCE) std::this_thread::yield();
+            if (looks > PATIENCE) sched_yield();
     }
 
     // The first pack that a member takes; that of the one behind the last is the end.
     i64 first_pack(i64 member, i64 packs) const {
         return std::min(packs, shares_of(packs) * member / members * SHARE);
+    }
+};
+
+// What batch norm knows of one channel: of the samples seen so far, then of all.
+struct Moments {
+    double count = 0, mean = 0, squares = 0;  // squares: summed squared differences from the mean
+
+    void merge(double n, double m, double s) {  // Chan, Golub & LeVeque 1979
+        const double sum = count + n, delta = m - mean;
+        squares += s + delta * delta * count * n / sum;
+        mean += delta * n / sum;
+        count = sum;
     }
 };
 

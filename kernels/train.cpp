@@ -11,6 +11,7 @@
 #include <deque>
 
 #include "learn.h"
+#include "scratch.h"
 #include "way.h"
 
 namespace esper {

@@ -14,6 +14,12 @@ def is_command() -> bool:
     return first == "-m" or Path(first).stem == "esper"
 
 
+def runs_networks() -> bool:
+    """Whether the command that this process is about to run trains or plays."""
+    words = sys.argv[1:] if is_command() else []
+    return words[:1] in (["train"], ["evaluate"], ["inspect"], ["demo"]) and not {"-h", "--help"} & set(words)
+
+
 @contextmanager
 def ending_on_interrupt(active: bool) -> Iterator[None]:
     """Let SIGINT end the process (a shell says 130) while the block imports what takes its time.

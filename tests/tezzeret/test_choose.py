@@ -16,11 +16,10 @@ from esper.kasmina.objectives import cross_entropy
 from esper.kasmina.slot_table import take_table
 from esper.leyline.config import ConfigError, Isolation, Precision
 from esper.leyline.learners import learners_of
-from esper.tezzeret import choose, native
+from esper.tezzeret import choose, native, toolchain
 from esper.tezzeret.backend import BackendError
 from esper.tezzeret.compiler import find_compiler
 from esper.tezzeret.inductor import compiled
-from esper.tezzeret.native import toolchain
 from esper.tezzeret.native.library import library
 from esper.utils.torch_private import default_inductor_cache
 

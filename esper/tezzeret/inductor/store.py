@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from esper.tezzeret import kept
 from esper.tezzeret.compiler import find_compiler, processor
 from esper.tezzeret.inductor.kernels import joined, kernels_of
-from esper.tezzeret.native import kept
 from esper.utils.inductor_private import InductorCode, build_library, inductor_settings, load_written
 from esper.utils.paths import cache_folder
 

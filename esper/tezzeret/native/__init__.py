@@ -18,8 +18,8 @@ from esper.tezzeret.native.evaluate import evaluate
 from esper.tezzeret.native.library import MOST_TOKENS, library
 from esper.tezzeret.native.lower import lower_structure
 from esper.tezzeret.native.plan import Plan, make_plan
-from esper.tezzeret.native.toolchain import check_isa
 from esper.tezzeret.native.update import KNOWN
+from esper.tezzeret.toolchain import check_isa
 
 
 def build(structure: Structure, device: torch.device) -> Backend:

@@ -5,7 +5,7 @@ import functools
 
 from torch import Tensor
 
-from esper.tezzeret.native import toolchain
+from esper.tezzeret import toolchain
 
 ADDRESS, NUMBER = ctypes.c_void_p, ctypes.c_int64
 

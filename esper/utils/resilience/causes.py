@@ -7,8 +7,6 @@ import subprocess
 from enum import Enum
 from typing import NamedTuple
 
-import torch
-
 from esper.utils.documents import cause
 
 
@@ -34,6 +32,7 @@ class FailureCause(NamedTuple):
       numbers: of system errors (``errno``) that it stands for.
       kinds: exceptions that it stands for, where they carry no such number.
       words: pattern of texts that it stands for, beside the system's own words for ``numbers``.
+      named: exceptions of packages that need not be loaded, by their full names.
     """
 
     name: str
@@ -42,6 +41,7 @@ class FailureCause(NamedTuple):
     numbers: tuple[int, ...] = ()
     kinds: tuple[type[BaseException], ...] = ()
     words: str = ""
+    named: tuple[str, ...] = ()
 
 
 CAUSES = (
@@ -70,8 +70,9 @@ CAUSES = (
         Nature.LASTING,
         "fewer environments (--num-envs), or more memory (ulimit -v, the container's limit)",
         (errno.ENOMEM,),
-        (MemoryError, torch.OutOfMemoryError),
+        (MemoryError,),
         words=r"can't allocate memory|not enough memory|out of memory|bad_alloc",
+        named=("torch.OutOfMemoryError",),
     ),
     FailureCause(
         "too many open files",
@@ -171,7 +172,8 @@ def cause_of(error: BaseException) -> FailureCause:
             return found
     if isinstance(error, subprocess.CalledProcessError) and error.returncode < 0:
         return by_name("killed")
-    found = next((row for row in CAUSES if isinstance(error, row.kinds)), None)
+    names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
+    found = next((row for row in CAUSES if isinstance(error, row.kinds) or names & {*row.named}), None)
     return found or cause_of_text(cause(error))
 
 

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from esper.tezzeret.native import toolchain
+from esper.tezzeret import toolchain
 from esper.tezzeret.native.library import library, pack
 
 CACHES = (toolchain.load, library, pack)

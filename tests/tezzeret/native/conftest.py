@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from esper.tezzeret import toolchain
 from esper.tezzeret.compiler import find_compiler
-from esper.tezzeret.native import toolchain
 
 for _name in ("networks", "steps", "builds"):
     _spec = importlib.util.spec_from_file_location(f"native_{_name}", Path(__file__).with_name(f"{_name}.py"))

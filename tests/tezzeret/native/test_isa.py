@@ -15,8 +15,8 @@ from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
 from esper.kasmina.counterfactuals import single_changes
 from esper.kasmina.slot_table import take_table
 from esper.leyline.config import ConfigError
+from esper.tezzeret import toolchain
 from esper.tezzeret.compiler import find_compiler
-from esper.tezzeret.native import toolchain
 from esper.tezzeret.native.library import library, pack
 from esper.tezzeret.native.programs import Op
 from esper.tolaria.synthetic import synthetic

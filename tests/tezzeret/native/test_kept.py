@@ -2,14 +2,18 @@
 
 import ctypes
 import os
-from collections.abc import Callable
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from esper.tezzeret import toolchain
 from esper.tezzeret.compiler import Command, find_compiler
-from esper.tezzeret.native import toolchain
-from esper.tezzeret.native.kept import kept, open_library
+from esper.tezzeret.kept import kept, open_library
+from esper.utils.starting import runs_networks
 
 
 @pytest.fixture
@@ -81,3 +85,44 @@ def test_a_file_that_is_cut_off_while_its_library_runs_is_nobody_s_concern(
     os.truncate(path, 0)
     assert isinstance(library, ctypes.CDLL) and library.answer() == 41
     assert sorted(each.name for each in path.parent.iterdir()) == [path.name, path.name + ".sha256"]
+
+
+def test_what_was_begun_is_waited_for(
+    answer: Callable[[], tuple[Path, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A compiler runs once, whoever asks while it does, and in the background while others go on."""
+    plain, built, started = toolchain.run_compiler, [], threading.Event()
+
+    def slowly(command: Sequence[str], timeout: float = 60.0) -> str:
+        if "-c" in command:
+            built.append(threading.current_thread() is threading.main_thread())
+            started.set()
+            time.sleep(0.2)
+        return plain(command, timeout)
+
+    monkeypatch.setattr(toolchain, "run_compiler", slowly)
+    monkeypatch.setattr(toolchain, "sources", lambda: tmp_path)
+    toolchain.begin()
+    assert started.wait(60)
+    found = toolchain.load.__wrapped__()
+    assert found is not None and found.answer() == 41
+    assert built == [False]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["-m", "train", "--task", "digits"], True),
+        (["/usr/bin/esper", "evaluate"], True),
+        (["-m", "train", "--help"], False),
+        (["-m", "tasks"], False),
+        (["-m"], False),
+        (["-c", "train"], False),
+        (["/usr/bin/pytest", "train"], False),
+    ],
+)
+def test_a_library_is_begun_where_networks_will_run(
+    words: list[str], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", words)
+    assert runs_networks() is expected

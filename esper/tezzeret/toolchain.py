@@ -14,6 +14,7 @@ import logging
 import os
 import subprocess
 import tempfile
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,11 +22,14 @@ from typing import NamedTuple
 
 import esper.kernels
 from esper.tezzeret.compiler import Command, find_compiler, processor, run_compiler
-from esper.tezzeret.native.kept import keep, kept, open_library
+from esper.tezzeret.kept import keep, kept, open_library
 from esper.utils.paths import cache_folder
 
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 """No flag that changes what arithmetic means: infinities and NaN stay what they are, sums keep their order."""
+
+LESS = {"infer.cpp": ("-O2",), "program.cpp": ("-O2",), "train.cpp": ("-O2",)}
+"""Sources that say what comes next and leave the arithmetic to others: half the time to compile, and no slower."""
 
 NATIVE = "-march=native"
 
@@ -58,6 +62,9 @@ ISAS = {
 }
 """How wide vectors are by instruction set is in ``kernels/simd.h``."""
 
+BUILDING = threading.Lock()
+"""Held by the thread of this process that builds."""
+
 logger = logging.getLogger("esper")
 
 
@@ -71,6 +78,20 @@ def check_isa() -> None:
     if compiler is not None:
         with contextlib.suppress(OSError, subprocess.SubprocessError):  # a compiler that fails costs a line in `load`
             _target(compiler)
+
+
+def begin() -> None:
+    """Have the library built, if this machine has none yet, while the process imports what it needs; ``load`` waits.
+
+    What goes wrong is told by ``load``, which tries again.
+    """
+
+    def build() -> None:
+        with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError), BUILDING:
+            if (compiler := _builder()) is not None:
+                built(sources(), compiler)
+
+    threading.Thread(target=build, name="esper-library", daemon=True).start()
 
 
 @functools.cache
@@ -88,7 +109,8 @@ def load() -> ctypes.CDLL | None:
         return None
     folder = sources()
     try:
-        place, data = built(folder, compiler)
+        with BUILDING:
+            place, data = built(folder, compiler)
         return open_library(data, place.parent)
     except (OSError, subprocess.SubprocessError) as error:
         detail = error.stderr.strip().splitlines()[:1] if isinstance(error, subprocess.CalledProcessError) else [error]
@@ -114,7 +136,7 @@ def built(folder: Path, compiler: Command) -> tuple[Path, bytes]:
     names = sorted(folder.glob("*.cpp"))
     text = b"".join(path.read_bytes() for path in (*names, *sorted(folder.glob("*.h"))))
     flags = (*FLAGS, *_target(compiler))
-    identity = "\n".join((*compiler, _version(compiler), *flags, *LINKING, processor()))
+    identity = "\n".join((*compiler, _version(compiler), *flags, repr(LESS), *LINKING, processor()))
     digest = hashlib.sha256(text + identity.encode()).hexdigest()[:16]
     target = cache_folder("native") / f"esper-{digest}.so"
     if (data := kept(target)) is None:
@@ -126,14 +148,15 @@ def built(folder: Path, compiler: Command) -> tuple[Path, bytes]:
 
 def _build(names: Sequence[Path], command: Command, folder: Path) -> bytes:
     """Compile every source, side by side, and link them."""
-    objects = [str(folder / f"{name.stem}.o") for name in names]
 
-    def compile_one(name: Path, to: str) -> None:
-        run_compiler([*command, *OBJECT, "-c", "-o", to, str(name)], timeout=300)
+    def compile_one(name: Path) -> str:
+        to = str(folder / f"{name.stem}.o")
+        run_compiler([*command, *LESS.get(name.name, ()), *OBJECT, "-c", "-o", to, str(name)], timeout=300)
+        return to
 
+    longest_first = sorted(names, key=lambda name: name.stat().st_size, reverse=True)
     with ThreadPoolExecutor(min(len(names), os.cpu_count() or 1)) as pool:
-        for _ in pool.map(compile_one, names, objects):
-            pass
+        objects = list(pool.map(compile_one, longest_first))
     fresh = folder / "esper.so"
     run_compiler([*command, *LINKING, "-o", str(fresh), *objects], timeout=300)
     return fresh.read_bytes()

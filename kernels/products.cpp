@@ -1,0 +1,104 @@
+// Products of matrices, tile by tile.
+
+#include "products.h"
+
+namespace esper {
+namespace {
+
+// R rows of C columns of the product.
+template <int R, int C, typename Other>
+inline void product_tile(const Grid<const Vec>& x, const Grid<const Other>& other, i64 inner, const float* bias,
+                         bool add, const Grid<Vec>& y) {
+    Vec sum[R][C];
+    for (int r = 0; r < R; ++r)
+        for (int c = 0; c < C; ++c)
+            sum[r][c] = bias ? zero() + bias[c] : add ? y.at[r * y.row + c * y.column] : zero();
+    const Vec* from = x.at;
+    const Other* by = other.at;
+    for (i64 k = 0; k < inner; ++k, from += x.column, by += other.row) {
+        Vec v[R];
+        for (int r = 0; r < R; ++r) v[r] = from[r * x.row], hold(v[r]);
+        for (int c = 0; c < C; ++c) {
+            const Other each = by[c * other.column];
+            for (int r = 0; r < R; ++r) sum[r][c] += v[r] * each;
+        }
+    }
+    for (int r = 0; r < R; ++r)
+        for (int c = 0; c < C; ++c) y.at[r * y.row + c * y.column] = sum[r][c];
+}
+
+template <int C, typename Other>
+inline void product_columns(i64 rows, i64 inner, const Grid<const Vec>& x, const Grid<const Other>& other,
+                            const float* bias, bool add, const Grid<Vec>& y) {
+    constexpr int R = positions(C);
+    i64 r = 0;
+    const auto from = [&] { return Grid<const Vec>{x.at + r * x.row, x.row, x.column}; };
+    const auto to = [&] { return Grid<Vec>{y.at + r * y.row, y.row, y.column}; };
+    for (; r + R <= rows; r += R) product_tile<R, C>(from(), other, inner, bias, add, to());
+    if constexpr (R > 2)
+        for (; r + 2 <= rows; r += 2) product_tile<2, C>(from(), other, inner, bias, add, to());
+    for (; r < rows; ++r) product_tile<1, C>(from(), other, inner, bias, add, to());
+}
+
+// C columns of g times I of x, summed over rows and samples: `gw` [C, I].
+template <int C, int I>
+inline void contract_tile(i64 rows, const Grid<const Vec>& x, const Grid<const Vec>& g, const Grid<float>& gw) {
+    Vec sum[C][I] = {};
+    const Vec *from = x.at, *by = g.at;
+    for (i64 r = 0; r < rows; ++r, from += x.row, by += g.row) {
+        Vec v[I];
+        for (int i = 0; i < I; ++i) v[i] = from[i * x.column], hold(v[i]);
+        for (int o = 0; o < C; ++o) {
+            Vec each = by[o * g.column];
+            hold(each);
+            for (int i = 0; i < I; ++i) sum[o][i] += each * v[i];
+        }
+    }
+    for (int o = 0; o < C; ++o) {
+        const auto at = [&](int i) { return i < I ? sum[o][i] : zero(); };
+        const Quad sums = sum_lanes4(at(0), at(1), at(2), at(3));
+        for (int i = 0; i < I; ++i) gw.at[o * gw.row + i * gw.column] += sums[i];
+    }
+}
+
+template <int C>
+inline void contract_columns(i64 rows, i64 inputs, const Grid<const Vec>& x, const Grid<const Vec>& g,
+                             const Grid<float>& gw) {
+    constexpr int I = fits(C * 4, 4) ? 4 : 3;
+    i64 i = 0;
+    const auto from = [&] { return Grid<const Vec>{x.at + i * x.column, x.row, x.column}; };
+    const auto to = [&] { return Grid<float>{gw.at + i * gw.column, gw.row, gw.column}; };
+    for (; i + I <= inputs; i += I) contract_tile<C, I>(rows, from(), g, to());
+    for (; i < inputs; ++i) contract_tile<C, 1>(rows, from(), g, to());
+}
+
+}  // namespace
+
+// y [rows, columns] = x [rows, inner] other [inner, columns], with a bias by column.
+template <typename Other>
+void product(const Sizes& s, const Grid<const Vec>& x, const Grid<const Other>& other, const float* bias,
+                    bool add, const Grid<Vec>& y) {
+    i64 c = 0;
+    const auto by = [&] { return Grid<const Other>{other.at + c * other.column, other.row, other.column}; };
+    const auto to = [&] { return Grid<Vec>{y.at + c * y.column, y.row, y.column}; };
+    const auto shift = [&] { return bias ? bias + c : nullptr; };
+    for (; c + 4 <= s.columns; c += 4) product_columns<4>(s.rows, s.inner, x, by(), shift(), add, to());
+    for (; c + 2 <= s.columns; c += 2) product_columns<2>(s.rows, s.inner, x, by(), shift(), add, to());
+    for (; c < s.columns; ++c) product_columns<1>(s.rows, s.inner, x, by(), shift(), add, to());
+}
+
+template void product(const Sizes&, const Grid<const Vec>&, const Grid<const Vec>&, const float*, bool,
+                      const Grid<Vec>&);
+template void product(const Sizes&, const Grid<const Vec>&, const Grid<const float>&, const float*, bool,
+                      const Grid<Vec>&);
+
+// gw [columns, inner] += g [rows, columns] x [rows, inner], summed over samples.
+void contract(const Sizes& s, const Grid<const Vec>& x, const Grid<const Vec>& g, const Grid<float>& gw) {
+    i64 c = 0;
+    const auto from = [&] { return Grid<const Vec>{g.at + c * g.column, g.row, g.column}; };
+    const auto to = [&] { return Grid<float>{gw.at + c * gw.row, gw.row, gw.column}; };
+    for (; c + 4 <= s.columns; c += 4) contract_columns<4>(s.rows, s.inner, x, from(), to());
+    for (; c < s.columns; ++c) contract_columns<1>(s.rows, s.inner, x, from(), to());
+}
+
+}  // namespace esper

@@ -177,18 +177,22 @@ def test_a_run_whose_disk_fails_goes_on_or_says_so_in_one_line(whole, tmp_path, 
 
 def test_a_fault_that_nobody_knows_leaves_what_was_acknowledged(whole, tmp_path, monkeypatch):
     """In the first round, with a checkpoint of a part of it; and takes back what has none."""
-    plain, folder, ticks = lifecycle.tick, tmp_path / "run", []
+    plain, folder = lifecycle.tick, tmp_path / "run"
 
-    def fail(*arguments):
-        ticks.append(1)
-        if len(ticks) == last:
-            raise SystemError("an error without an exception")
-        return plain(*arguments)
+    def failing(last):
+        ticks = []
+
+        def tick(*arguments):
+            ticks.append(1)
+            if len(ticks) == last:
+                raise SystemError("an error without an exception")
+            return plain(*arguments)
+
+        return tick
 
     for last, left in ((1, False), (HORIZON, True)):
-        ticks.clear()
         with monkeypatch.context() as patch, pytest.raises(SystemError):
-            patch.setattr(lifecycle, "tick", fail)
+            patch.setattr(lifecycle, "tick", failing(last))
             esper.__main__.main(words(folder, ROUNDS))
         assert folder.exists() is left
     assert Moment(0) < expect_intact(folder) < Moment(1)

@@ -45,6 +45,13 @@ class Part(NamedTuple):
         return Part(self.inputs[index], self.targets[index])
 
 
+class Scale(NamedTuple):
+    """Mean and standard deviation of each channel's pixels, C of them, in units of a pixel value (0 to 255)."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
 class Dataset(NamedTuple):
     """A classification dataset in three parts, all of it on one device.
 
@@ -60,6 +67,7 @@ class Dataset(NamedTuple):
       split: where the three parts come from, for records.
       variation: how environments differ in what they are given.
       at_levels: the training part once for every level of input noise, level after level; None without such noise.
+      scale: what pixels were standardised by, ``(pixel - mean) / std`` in float32; None: they were not.
     """
 
     name: str
@@ -70,6 +78,7 @@ class Dataset(NamedTuple):
     split: str = "as given"
     variation: Variation = FIXED
     at_levels: Part | None = None
+    scale: Scale | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -92,10 +101,10 @@ class Dataset(NamedTuple):
         return {name: part.size for name, part in self.parts.items()}
 
     def record(self) -> dict[str, object]:
-        """Name, sizes, split and variation, JSON-able: what the figures of a run were measured on."""
-        varied = self.variation.record()
+        """Name, sizes, split, variation and pixels' scale, JSON-able: what the figures of a run were measured on."""
         found: dict[str, object] = {"name": self.name, "samples": self.sizes, "split": self.split}
-        return found | ({"variation": varied} if varied else {})
+        further = {"variation": self.variation.record(), "pixels": self.scale and self.scale._asdict()}
+        return found | {name: value for name, value in further.items() if value}
 
     def describe(self) -> str:
         """A line: name, sizes, and where the parts come from."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from esper.tolaria import split
-from esper.tolaria.data import Dataset, Part, validate
+from esper.tolaria.data import Dataset, Part, Scale, validate
 from esper.tolaria.formats.files import broken
 
 LEVELS = 256
@@ -53,13 +53,6 @@ class Source(NamedTuple):
     class_names: tuple[str, ...]
     used: tuple[str, ...]
     split: str
-
-
-class Scale(NamedTuple):
-    """Mean and standard deviation of each channel's pixels, float64 ``[C]``, in units of a pixel value (0 to 255)."""
-
-    mean: np.ndarray
-    std: np.ndarray
 
 
 def take_tenth(path: Path, place: str, train: StoredPart) -> tuple[StoredPart, StoredPart]:
@@ -112,8 +105,8 @@ def build(source: Source) -> Dataset:
     scale = None
     if source.train.inputs.dtype == np.uint8:
         scale = pixel_scale(source.train.inputs)
-        if (scale.std == 0).any():
-            channel = int(np.flatnonzero(scale.std == 0)[0])
+        if 0 in scale.std:
+            channel = scale.std.index(0)
             place, found = f"training inputs, channel {channel}", f"only the pixel value {scale.mean[channel]:.0f}"
             raise broken(source.path, place, found, "pixels that vary")
 
@@ -122,7 +115,8 @@ def build(source: Source) -> Dataset:
         return Part(inputs, torch.from_numpy(stored.targets))
 
     train, validation, test = map(part, (source.train, source.validation, source.test))
-    return validate(Dataset(str(source.path), train, validation, test, source.num_classes, source.split))
+    made = Dataset(str(source.path), train, validation, test, source.num_classes, source.split, scale=scale)
+    return validate(made)
 
 
 def pixel_scale(pixels: np.ndarray) -> Scale:
@@ -135,7 +129,7 @@ def pixel_scale(pixels: np.ndarray) -> Scale:
         count, total, squares = int(tally.sum()), int(tally @ value), int(tally @ value**2)
         mean.append(total / count)
         std.append((count * squares - total**2) ** 0.5 / count)
-    return Scale(np.array(mean), np.array(std))
+    return Scale(tuple(mean), tuple(std))
 
 
 def standardise(pixels: np.ndarray, scale: Scale) -> Tensor:
@@ -144,5 +138,5 @@ def standardise(pixels: np.ndarray, scale: Scale) -> Tensor:
     With the training part's own scale it has mean 0 and variance 1 there. In units of 255 the scale of MNIST is
     0.1307 and 0.3081, that of CIFAR-10 (0.4914, 0.4822, 0.4465) and (0.2470, 0.2435, 0.2616).
     """
-    mean, std = (torch.from_numpy(moment).float()[:, None, None] for moment in scale)
+    mean, std = (torch.tensor(moment)[:, None, None] for moment in scale)
     return torch.from_numpy(pixels).to(torch.float32, memory_format=torch.contiguous_format).sub_(mean).div_(std)

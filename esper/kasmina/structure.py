@@ -130,7 +130,7 @@ def build_structure(
     if len(set(names)) != len(names):
         raise ConfigError(f"blueprints {list(names)}: expected distinct names")
     slots = _slots(config, host, blueprints, device)
-    codec = build_codec(tuple(slot.offers for slot in slots), config.blends, names).to(device)
+    codec = build_codec(tuple(slot.offers for slot in slots), config.blends, names, config.retarget).to(device)
     rows = [[layout.size if layout else 0 for layout in slot.layouts] for slot in slots]
 
     def table(values: list[int]) -> Tensor:

@@ -48,7 +48,7 @@ def heuristic_named(scene: Scene) -> Policy:
 def gradient_of(scene: Scene) -> Policy:
     """The policy that grows what the gradient of the validation loss is largest for; see ``birth_norms``."""
     engine = scene.engine
-    samples = (engine.data.validation.inputs, engine.data.validation.targets)
+    samples = engine.data.validation.samples
 
     def promise(state: State, index: int) -> Tensor:
         return birth_norms(engine.structure, engine.hypers, state, engine.codec.actions[index], samples)

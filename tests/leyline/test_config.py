@@ -269,7 +269,7 @@ def test_make_refuses_an_unknown_task_with_the_known_ones(task: object) -> None:
         esper.make(task, 2)
     presets = "digits, digits_v1, digits_impaired, digits_deep, chars, synthetic, synthetic_tokens, digits_varied"
     presets += ", chars_varied"
-    sources = "cifar10:PATH, idx:PATH, npz:PATH, text:PATH, fashion_varied:PATH, py:module:name"
+    sources = "cifar10:PATH, idx:PATH, npz:PATH, npy:PATH, text:PATH, fashion_varied:PATH, py:module:name"
     expected = f"task {task!r}: expected one of {presets}, {sources}"
     assert message(error) == expected + ("; did you mean 'digits'?" if task == "digit" else "")
 

@@ -49,7 +49,14 @@ def _validation(contributions: bool, bench: Bench, envs: int) -> Trial:
     plan, slots = engine.backend.plan(table, bench.device), engine.config.num_slots
     if contributions:
         return Trial(lambda: evaluate(engine.backend, engine.hypers, state, table, plan, engine.data), engine, state)
-    arguments = (engine.hypers, plan, learners_of(state), state.slots.alpha, engine.data.validation, no_changes(slots))
+    arguments = (
+        engine.hypers,
+        plan,
+        learners_of(state),
+        state.slots.alpha,
+        engine.data.validation.samples,
+        no_changes(slots),
+    )
     return Trial(lambda: engine.backend.evaluate(*arguments), engine, state)
 
 

@@ -77,7 +77,7 @@ def _validation_wrong(trial: Trial, state: State, evaluation: Evaluation | None)
       evaluation: what was said of them, if anything.
     """
     engine, table, decided = trial.engine, take_table(trial.state.slots), state.replace(slots=trial.state.slots)
-    wanted, samples = single_changes(table), engine.data.validation
+    wanted, samples = single_changes(table), engine.data.validation.samples
     plan, learners = engine.backend.plan(table, decided.key.device), learners_of(decided)
     found = engine.backend.evaluate(engine.hypers, plan, learners, decided.slots.alpha, samples, wanted)
     owners = [*range(engine.config.num_envs), *wanted.env.tolist()]

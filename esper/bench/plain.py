@@ -241,7 +241,7 @@ def validate(engine: Engine, state: State, env: int) -> Validation:
     targets, objective = one.data.validation.targets.unsqueeze(0), one.structure.objective
 
     def through(alphas: list[float]) -> Tensor:
-        return one.outputs(one.data.validation.inputs.unsqueeze(0), alphas)[0]
+        return one.outputs(one.data.validation.held.unsqueeze(0), alphas)[0]
 
     def per_sample(values: Tensor) -> Tensor:
         return values[0].reshape(values.shape[1], -1).mean(1)

@@ -4,6 +4,13 @@ import torch
 from torch import Tensor
 
 from esper.leyline.actions import BLENDS, Curve
+from esper.leyline.hypers import HyperParams, over
+from esper.leyline.state import Slots
+
+
+def targets(hypers: HyperParams, slots: Slots) -> Tensor:
+    """Where every slot's alpha goes: what RETARGET asked for, else the hyperparameters' target. [E, S] in [0, 1]."""
+    return torch.where(slots.target < 0, over(hypers.alpha_target, 1), slots.target)
 
 
 def curve_progress(curve: Curve, time: Tensor, steepness: Tensor) -> Tensor:

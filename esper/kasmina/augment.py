@@ -8,15 +8,24 @@ Source: He et al., "Deep residual learning for image recognition", 2016, 4.2 (CI
 a random crop of the image's own size, or of its mirror image).
 """
 
+from collections.abc import Callable
 from enum import Enum
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from esper.leyline.config import ConfigError
 from esper.utils import rng
+from esper.utils.documents import cause
 
 _WORDS = 3  # random words for an image: row, column, mirror
+
+
+Augment = Callable[[Tensor, Tensor], Tensor]
+"""An augmentation of one's own: (key int64 [n, 2], samples [n, B, *shape]) -> samples of the same shape and type. What
+is random is drawn from the keys (``esper.utils.rng``), and sample b of row i depends on ``key[i]``, b and itself alone.
+"""
 
 
 class Padding(Enum):
@@ -111,3 +120,44 @@ def _check(key: Tensor, images: Tensor, padding: int, mode: Padding) -> None:
     most = min(shape[-2:]) - 1 if mode is Padding.REFLECT else 2**15
     if not 0 <= padding <= most:
         raise ValueError(f"padding must be from 0 to {most} for {mode.value} around {shape[-2:]}, got {padding}")
+
+
+TRIAL_ROWS, TRIAL_SAMPLES = 3, 4
+
+
+def check_own(place: str, augment: Augment, samples: Tensor) -> None:
+    """Try an augmentation of one's own.
+
+    Args:
+      place: what messages call it.
+      augment: the function.
+      samples: [n, *shape], at least one; as training sees them.
+
+    Raises:
+      ConfigError: it fails, gives another shape, type or device, or numbers that are not finite; writes into its
+        arguments; gives others when called again; or a row's samples depend on other rows; one line.
+    """
+    picks = torch.arange(TRIAL_ROWS * TRIAL_SAMPLES, device=samples.device) % len(samples)
+    batch = samples[picks].unflatten(0, (TRIAL_ROWS, TRIAL_SAMPLES))
+    keys = rng.fold_in(rng.key(0).to(samples.device), torch.arange(TRIAL_ROWS, device=samples.device))
+    given = batch.clone(), keys.clone()
+    try:
+        first, again = augment(keys, batch), augment(keys, batch)
+        alone = augment(keys[1:2], batch[1:2])
+    except Exception as error:  # whatever a function does
+        raise ConfigError(f"{place}: {cause(error)}") from error
+    if not torch.equal(given[0], batch) or not torch.equal(given[1], keys):
+        raise ConfigError(f"{place}: writes into its arguments; expected new tensors")
+    if not isinstance(first, Tensor) or (first.shape, first.dtype, first.device) != _kind(batch):
+        found = f"{first.dtype} {list(first.shape)}" if isinstance(first, Tensor) else type(first).__name__
+        raise ConfigError(f"{place}: gave {found}; expected {batch.dtype} {list(batch.shape)} on {batch.device}")
+    if not bool(first.isfinite().all()):
+        raise ConfigError(f"{place}: gave numbers that are not finite")
+    if not torch.equal(first, again):
+        raise ConfigError(f"{place}: gave other samples for the same keys; expected draws from the keys alone")
+    if not torch.allclose(alone[0], first[1], rtol=1e-4, atol=1e-5):
+        raise ConfigError(f"{place}: samples of a row depend on other rows; expected each by its own key")
+
+
+def _kind(batch: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
+    return batch.shape, batch.dtype, batch.device

@@ -7,10 +7,10 @@ Only lifecycle fields change here; parameters follow in ``arena.init_seeds``. Wh
 import torch
 from torch import Tensor
 
-from esper.kasmina.alpha import ramp
+from esper.kasmina.alpha import ramp, targets
 from esper.kasmina.quality_gates import CANDIDATE_GATES, GATES, failed_gate, is_due, is_open
 from esper.kasmina.structure import Structure, seed_sizes
-from esper.leyline.actions import NONE, Op
+from esper.leyline.actions import NONE, TARGETS, Codec, Op
 from esper.leyline.codes import Refusal
 from esper.leyline.config import Config
 from esper.leyline.events import ActionResult, Life
@@ -23,6 +23,7 @@ from esper.leyline.stages import (
     STAGES,
     TERMINAL,
     TRANSITIONS,
+    WEIGHED,
     Alpha,
     Cause,
     Stage,
@@ -33,7 +34,11 @@ from esper.leyline.stages import (
 )
 from esper.leyline.state import Slots
 
-OP_CAUSE = {op: Cause[op.name] for op in Op if op is not Op.WAIT}
+OP_CAUSE = {op: Cause[op.name] for op in Op if op.name in Cause.__members__}
+"""Operations that move a seed from stage to stage, and what they are called in the table of transitions."""
+
+FROM = {op: sources(cause) for op, cause in OP_CAUSE.items()} | {Op.RETARGET: WEIGHED}
+"""The stages in which an operation may be carried out; WAIT may in all."""
 
 PLACING = tuple(op for op, cause in OP_CAUSE.items() if any(edge.gate in CANDIDATE_GATES for edge in edges(cause)))
 """Operations that place a fresh seed."""
@@ -50,6 +55,7 @@ BLANK: dict[str, float | int | bool] = {
     **dict.fromkeys(("birth_accuracy", "stage_accuracy", "improvement", "gradient_norm", "gradient_ratio"), 0.0),
     "measured": False,
     "in_snapshot": False,
+    "target": float(NONE),
     "healthy": True,
 }
 """Every field of an empty slot."""
@@ -93,7 +99,7 @@ def _germinate(slots: Slots, mask: Tensor, blueprint: Tensor, blend: Tensor, acc
 
 def _step_ramp(hypers: HyperParams, slots: Slots, mask: Tensor) -> Slots:
     done = slots.ramp + 1
-    total, target = over(hypers.blend_epochs, 1), over(hypers.alpha_target, 1)
+    total, target = over(hypers.blend_epochs, 1), targets(hypers, slots)
     alpha = ramp(slots.blend, done, total, target, over(hypers.sigmoid_steepness, 1))
     return _where(mask, slots, ramp=done, alpha=torch.maximum(alpha, slots.alpha))
 
@@ -110,7 +116,7 @@ def _arrive(hypers: HyperParams, slots: Slots, mask: Tensor, stage: Stage, accur
     if STAGES[stage].alpha is Alpha.RAMP:
         slots = _step_ramp(hypers, _where(mask, slots, ramp=0), mask)
     elif STAGES[stage].alpha is Alpha.FULL:
-        slots = _where(mask, slots, alpha=over(hypers.alpha_target, 1))
+        slots = _where(mask, slots, alpha=targets(hypers, slots))
     for edge in TRANSITIONS:
         if edge.source is stage and edge.straight:
             slots = _arrive(hypers, slots, mask & is_open(hypers, slots, edge), edge.target, accuracy)
@@ -157,11 +163,29 @@ def refusals(structure: Structure, hypers: HyperParams, slots: Slots) -> tuple[T
     refusal = torch.where(failed != 0, int(Refusal.GATE_FAILED), 0)
     same = (op == int(Op.CHANGE_BLUEPRINT)) & (slots.blueprint[:, at] == codec.blueprint)
     refusal = torch.where(same, int(Refusal.SAME_BLUEPRINT), refusal)
-    for each, cause in OP_CAUSE.items():
-        allowed = is_in(stage, sources(cause))
+    if Op.RETARGET in codec.ops:
+        asked = _asked(codec, slots)
+        same = (op == int(Op.RETARGET)) & (targets(hypers, slots)[:, at] == asked)
+        refusal = torch.where(same, int(Refusal.SAME_TARGET), refusal)
+    for each in codec.ops[1:]:
+        allowed = is_in(stage, FROM[each])
         refusal = torch.where((op == int(each)) & ~allowed, _stage_refusal(each, stage), refusal)
     refusal = torch.where(op == int(Op.WAIT), int(Refusal.NONE), refusal)
     return refusal, torch.where(refusal == int(Refusal.GATE_FAILED), failed, 0)
+
+
+def _asked(codec: Codec, slots: Slots) -> Tensor:
+    """The weight that each action asks for, [A]; -1 where it asks for none."""
+    return slots.alpha.new_tensor((*TARGETS, float(NONE)))[codec.target]
+
+
+def _retarget(slots: Slots, mask: Tensor, target: Tensor) -> Slots:
+    """Give the slots in ``mask`` another target, [E]. Where alpha climbs, it goes on to it; elsewhere, and where alpha
+    is above it, it is there at once.
+    """
+    asked = target.unsqueeze(1)
+    climbing = is_in(slots.stage, CLIMBING)
+    return _where(mask, slots, target=asked, alpha=torch.where(climbing, torch.minimum(slots.alpha, asked), asked))
 
 
 def _stage_refusal(op: Op, stage: Tensor) -> Tensor:
@@ -207,6 +231,8 @@ def apply_action(
     for each, cause in OP_CAUSE.items():
         if each not in PLACING:
             slots = _follow(hypers, slots, chosen(each), cause, accuracy)
+    if Op.RETARGET in codec.ops:
+        slots = _retarget(slots, chosen(Op.RETARGET), _asked(codec, slots)[index])
     return slots, ActionResult(action, op, slot, refusal, failed)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from esper.kasmina.alpha import targets
 from esper.leyline.codes import Check, Gate
 from esper.leyline.hypers import HyperParams, over
 from esper.leyline.stages import Cause, Edge, Stage, Timer, edges
@@ -57,7 +58,7 @@ def blending_gate(hypers: HyperParams, slots: Slots) -> Tensor:
 
 def shadowing_gate(hypers: HyperParams, slots: Slots) -> Tensor:
     """G3: long enough in BLENDING, and alpha near its target. Returns int64 [E, S]."""
-    near = over(hypers.alpha_complete * hypers.alpha_target, 1)
+    near = over(hypers.alpha_complete, 1) * targets(hypers, slots)
     return _bits(slots.stage_age < over(hypers.min_blending_epochs, 1), Check.TOO_YOUNG) + _bits(
         slots.alpha < near, Check.LOW_ALPHA
     )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from esper.kasmina import gate
+from esper.kasmina.augment import Augment
 from esper.kasmina.blueprint import Blueprint
 from esper.kasmina.host import Host, check_ties
 from esper.kasmina.layout import Layout
@@ -34,6 +35,7 @@ class Structure:
       codec: all actions.
       host_optimizer, seed_optimizer: how they learn.
       objective: what they learn.
+      augment: the task's own augmentation; None: none.
       sizes: int64 [S, K]; parameters of each blueprint at each slot.
       gate_sizes: int64 [S]; parameters of each slot's gate.
       action_sizes: int64 [A]; parameters of the seed that each action places, 0 where it places none.
@@ -61,6 +63,7 @@ class Structure:
     host_decays: Tensor
     slot_of_column: Tensor
     slot_of_buffer: Tensor
+    augment: Augment | None = None
 
     param_kinds: Kinds = field(init=False)
     buffer_kinds: Kinds = field(init=False)
@@ -117,7 +120,12 @@ def _route(host: Host, slots: tuple[Slot, ...]) -> tuple[Place, ...]:
 
 
 def build_structure(
-    config: Config, host: Host, blueprints: tuple[Blueprint, ...], objective: Objective, device: torch.device
+    config: Config,
+    host: Host,
+    blueprints: tuple[Blueprint, ...],
+    objective: Objective,
+    device: torch.device,
+    augment: Augment | None = None,
 ) -> Structure:
     """Bind host, slots and blueprints.
 
@@ -130,7 +138,7 @@ def build_structure(
     if len(set(names)) != len(names):
         raise ConfigError(f"blueprints {list(names)}: expected distinct names")
     slots = _slots(config, host, blueprints, device)
-    codec = build_codec(tuple(slot.offers for slot in slots), config.blends, names).to(device)
+    codec = build_codec(tuple(slot.offers for slot in slots), config.blends, names, config.retarget).to(device)
     rows = [[layout.size if layout else 0 for layout in slot.layouts] for slot in slots]
 
     def table(values: list[int]) -> Tensor:
@@ -151,6 +159,7 @@ def build_structure(
         host_decays=decays(host.layout).to(device),
         slot_of_column=table([number for number, slot in enumerate(slots) for _ in range(slot.width)]),
         slot_of_buffer=table([number for number, slot in enumerate(slots) for _ in range(slot.buffer_width)]),
+        augment=augment,
     )
 
 

@@ -1,7 +1,7 @@
 """Actions: factored in meaning, flat in representation.
 
-A decision is an operation with its arguments (slot, blueprint, blend). The codec enumerates every combination that
-can ever be legal, once; an action is an index into that list, so a policy is one ``Categorical(A)`` with an exact
+A decision is an operation with its arguments (slot, blueprint, blend, target). The codec enumerates every combination
+that can ever be legal, once; an action is an index into that list, so a policy is one ``Categorical(A)`` with an exact
 mask.
 """
 
@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 NONE = -1
-"""Argument of an action that does not take it, and the blueprint and blend of an empty slot."""
+"""Argument of an action that does not take it, and the blueprint, blend and target of an empty slot."""
+
+TARGETS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Weights that RETARGET may ask for, by their number."""
 
 
 class Op(IntEnum):
@@ -24,6 +27,13 @@ class Op(IntEnum):
     CULL = 3
     FOSSILIZE = 4
     CHANGE_BLUEPRINT = 5
+    RETARGET = 6
+
+
+OPTIONAL_OPS = (Op.RETARGET,)
+"""Operations that an action space has only if it is asked for: they come last, so that without them it is what it was
+before there were such.
+"""
 
 
 class Curve(IntEnum):
@@ -65,12 +75,13 @@ class Action(NamedTuple):
     slot: int = NONE
     blueprint: int = NONE
     blend: int = NONE
+    target: int = NONE
 
 
 class Codec(NamedTuple):
     """The list of all actions, with its columns as tensors.
 
-    ``op, slot, blueprint, blend`` are int64 [A]; ``blueprint_names`` are for people. Index 0 is WAIT.
+    ``op, slot, blueprint, blend, target`` are int64 [A]; ``blueprint_names`` are for people. Index 0 is WAIT.
     """
 
     actions: tuple[Action, ...]
@@ -78,6 +89,7 @@ class Codec(NamedTuple):
     slot: Tensor
     blueprint: Tensor
     blend: Tensor
+    target: Tensor
     blueprint_names: tuple[str, ...]
 
     @property
@@ -85,9 +97,20 @@ class Codec(NamedTuple):
         """Number of actions A."""
         return len(self.actions)
 
+    @property
+    def ops(self) -> tuple[Op, ...]:
+        """The operations of this action space, by number without a gap."""
+        return tuple(op for op in Op if op not in OPTIONAL_OPS or self.actions[-1].op >= op)
+
+    def limited(self, ops: tuple[Op, ...]) -> "Codec":
+        """The same without the optional operations that are not among these."""
+        count = sum(action.op in ops or action.op not in OPTIONAL_OPS for action in self.actions)
+        columns = {name: getattr(self, name)[:count] for name in COLUMNS}
+        return self._replace(actions=self.actions[:count], **columns)
+
     def to(self, device: torch.device | None) -> "Codec":
         """The same with its columns on a device."""
-        columns = {name: getattr(self, name).to(device) for name in ("op", "slot", "blueprint", "blend")}
+        columns = {name: getattr(self, name).to(device) for name in COLUMNS}
         return self._replace(**columns)
 
     def encode(self, action: Action) -> int:
@@ -119,11 +142,20 @@ class Codec(NamedTuple):
             words.append(f"slot {action.slot}")
         if action.blueprint != NONE:
             words += [self.blueprint_names[action.blueprint], Blend(action.blend).name.lower()]
+        if action.target != NONE:
+            words.append(f"alpha {TARGETS[action.target]:g}")
         return " ".join(words)
 
 
+COLUMNS = Action._fields
+"""Names of a codec's columns."""
+
+
 def build_codec(
-    offers: tuple[tuple[int, ...], ...], blends: tuple[Blend, ...], blueprint_names: tuple[str, ...]
+    offers: tuple[tuple[int, ...], ...],
+    blends: tuple[Blend, ...],
+    blueprint_names: tuple[str, ...],
+    retarget: bool = False,
 ) -> Codec:
     """Enumerate all actions.
 
@@ -131,18 +163,22 @@ def build_codec(
       offers: per slot, the blueprints (indices) known at its site.
       blends: the blends on offer.
       blueprint_names: K names.
+      retarget: whether RETARGET is among them.
 
     Returns:
-      the codec; op-major, then slot, blueprint, blend, each ascending. Laws: decode(encode(a)) == a,
+      the codec; op-major, then slot, blueprint, blend, target, each ascending. Laws: decode(encode(a)) == a,
       encode(decode(i)) == i, index 0 is WAIT.
     """
     actions = [Action(Op.WAIT)]
-    for op in list(Op)[1:]:
+    ops = [op for op in Op if op not in (Op.WAIT, *(() if retarget else OPTIONAL_OPS))]
+    for op in ops:
         for slot, known in enumerate(offers):
             if op in (Op.GERMINATE, Op.CHANGE_BLUEPRINT):
                 actions += [Action(op, slot, blueprint, int(blend)) for blueprint in known for blend in sorted(blends)]
+            elif op is Op.RETARGET:
+                actions += [Action(op, slot, target=target) for target in range(len(TARGETS))]
             else:
                 actions.append(Action(op, slot))
     columns = torch.tensor([tuple(map(int, action)) for action in actions], dtype=torch.int64)
-    op_column, slot_column, blueprint_column, blend_column = columns.unbind(1)
-    return Codec(tuple(actions), op_column, slot_column, blueprint_column, blend_column, blueprint_names)
+    op_column, slot_column, blueprint_column, blend_column, target_column = columns.unbind(1)
+    return Codec(tuple(actions), op_column, slot_column, blueprint_column, blend_column, target_column, blueprint_names)

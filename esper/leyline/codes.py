@@ -71,6 +71,7 @@ class Refusal(IntEnum):
     WRONG_STAGE = 6
     GATE_FAILED = 7
     SAME_BLUEPRINT = 8
+    SAME_TARGET = 9
 
 
 REFUSAL_TEXT: dict[Refusal, str] = {
@@ -83,6 +84,7 @@ REFUSAL_TEXT: dict[Refusal, str] = {
     Refusal.WRONG_STAGE: "the seed's stage has no such transition",
     Refusal.GATE_FAILED: "a gate's check failed",
     Refusal.SAME_BLUEPRINT: "the seed has that blueprint already",
+    Refusal.SAME_TARGET: "the seed's alpha has that target already",
 }
 
 

@@ -88,6 +88,7 @@ class Config:
       host_optimizer, seed_optimizer: by name: sgd (with momentum), adam, adamw.
       isolation: what a seed in TRAINING learns by.
       auto_advance: whether the clock advances seeds whose gate is open; otherwise only ADVANCE does.
+      retarget: whether decisions may also ask for another weight of a seed that reaches the output (RETARGET).
       precision: float32, or float64 for checks.
       deterministic: what the bits of an environment's trajectory may depend on.
       loss_window: epochs W the governor remembers, >= 2.
@@ -109,6 +110,7 @@ class Config:
     seed_optimizer: str = "sgd"
     isolation: Isolation = Isolation.OBJECTIVE
     auto_advance: bool = True
+    retarget: bool = False
     precision: Precision = Precision.FLOAT32
     deterministic: Determinism = Determinism.ORDINARY
     loss_window: int = 20
@@ -123,7 +125,13 @@ class Config:
         if self.val_samples is not None:
             self._count("val_samples", 1, ", or None")
         kinds = {"sample_order": SampleOrder, "host_optimizer": str, "seed_optimizer": str, "isolation": Isolation}
-        kinds |= {"precision": Precision, "deterministic": Determinism, "auto_advance": bool, "mirror": bool}
+        kinds |= {
+            "precision": Precision,
+            "deterministic": Determinism,
+            "auto_advance": bool,
+            "mirror": bool,
+            "retarget": bool,
+        }
         for name, kind in kinds.items():
             value = getattr(self, name)
             if not isinstance(value, kind):

@@ -24,6 +24,7 @@ RISKS = {
     Op.WAIT: Risk.GREEN,
     Op.GERMINATE: Risk.YELLOW,
     Op.ADVANCE: Risk.YELLOW,
+    Op.RETARGET: Risk.YELLOW,
     Op.CULL: Risk.ORANGE,
     Op.CHANGE_BLUEPRINT: Risk.ORANGE,
     Op.FOSSILIZE: Risk.ORANGE,
@@ -77,6 +78,7 @@ class Reason(IntEnum):
     BY_WEIGHT = 20
     FIXED_ARM = 21
     STEEPEST = 22
+    STRATEGY = 23
 
 
 REASON_TEXT: dict[Reason, str] = {
@@ -103,4 +105,5 @@ REASON_TEXT: dict[Reason, str] = {
     Reason.BY_WEIGHT: "drawn by weight",
     Reason.FIXED_ARM: "the one choice that this policy has",
     Reason.STEEPEST: "the largest gradient of the validation loss",
+    Reason.STRATEGY: "a part of the strategy's plan",
 }

@@ -125,6 +125,9 @@ TERMINAL = having(Trait.TERMINAL)
 HELD = having(Trait.LIVE | Trait.ACTIVE)
 """Stages of a slot that holds a seed."""
 
+WEIGHED = tuple(stage for stage in LIVE if stage in MERGED)
+"""Stages of a seed that reaches the output and is not permanent: its weight may be asked to be another."""
+
 CLIMBING = tuple(stage for stage, row in STAGES.items() if row.alpha is Alpha.RAMP)
 """Stages in which alpha takes a step every epoch."""
 

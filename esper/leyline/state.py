@@ -34,12 +34,13 @@ class ParamState(Fields):
 
 
 class Slots(Fields):
-    """The slots, batch [E, S]. An empty slot's blueprint and blend are -1 and its numbers 0."""
+    """The slots, batch [E, S]. An empty slot's blueprint, blend and target are -1 and its numbers 0."""
 
     stage: Tensor  # int64; Stage
     blueprint: Tensor  # int64; index into the blueprints, -1 when empty
     blend: Tensor  # int64; Blend, -1 when empty
     alpha: Tensor  # weight of the seed in the output, [0, 1]
+    target: Tensor  # the weight that RETARGET asked for, [0, 1]; -1: none did, so that of the hyperparameters
     ramp: Tensor  # int64; steps of the alpha ramp done
     age: Tensor  # int64; epochs since germination
     stage_age: Tensor  # int64; epochs in the present stage

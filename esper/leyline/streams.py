@@ -19,3 +19,4 @@ class Stream(IntEnum):
     SUBSET = 10
     LABELS = 11
     DECISION = 12
+    OWN_AUGMENT = 13

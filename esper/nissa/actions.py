@@ -12,7 +12,7 @@ PHASES = ("first", "middle", "last")
 
 
 def counts(trace: Trace) -> Tensor:
-    """How often each operation was carried out, by decision: int64 [T, 6]."""
+    """How often each operation was carried out, by decision: int64 [T, N], all of ``Op``."""
     return torch.stack([(trace.op == int(op)).sum(1) for op in Op], dim=1)
 
 
@@ -20,14 +20,14 @@ def shares(operations: Tensor) -> dict[str, float]:
     """Share of each operation.
 
     Args:
-      operations: int64 [n, 6]; counts, at least one in all.
+      operations: int64 [n, N]; counts, at least one in all.
     """
     total = operations.sum(0).double() / operations.sum()
     return {op.name: float(total[int(op)]) for op in Op}
 
 
 def mix_entropy(operations: Tensor) -> float:
-    """Entropy of the mix of operations, nats; operations int64 [n, 6]."""
+    """Entropy of the mix of operations, nats; operations int64 [n, N]."""
     share = operations.sum(0).double() / operations.sum().clamp(min=1)
     return float((share * -share.clamp(min=1e-300).log()).sum())
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from esper.engine import Engine
+from esper.kasmina.augment import TRIAL_ROWS, check_own
 from esper.kasmina.structure import build_structure
 from esper.leyline.config import Config, ConfigError
 from esper.leyline.hypers import build_hypers, numbers
@@ -119,7 +120,9 @@ def make(
     dataset = with_levels(dataset.to(place, dtype))
     _expect_fit(task, config, dataset)
     hypers = hypers if differentiable else hypers.detach()
-    structure = build_structure(config, task.host, task.blueprints, task.objective, place)
+    if task.augment is not None:
+        check_own(f"make({task.name!r}): augment", task.augment, dataset.validation.held[:TRIAL_ROWS])
+    structure = build_structure(config, task.host, task.blueprints, task.objective, place, task.augment)
     runs = build_backend(backend, structure, place, differentiable)
     return Engine(structure, runs, hypers.lock_(), dataset, build_scales(observation))
 
@@ -137,6 +140,8 @@ def _expect_fit(task: Task, config: Config, dataset: Dataset) -> None:
             f"make({task.name!r}): dataset {dataset.name} has {kinds[dataset.has_tokens]}, "
             f"host {task.host.name} takes {kinds[task.host.takes_tokens]}"
         )
+    if dataset.has_tokens and task.augment is not None:
+        raise ConfigError(f"make({task.name!r}): augment: dataset {dataset.name} has tokens; expected floating samples")
     if dataset.has_tokens and "shift" in dataset.variation:
         raise ConfigError(f"make({task.name!r}): dataset {dataset.name} has tokens; a shift is for classes of samples")
     if len(dataset.input_shape) != 3 and (config.crop_padding or config.mirror):

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from esper.engine import Engine
+from esper.kasmina.structure import seed_sizes
 from esper.leyline.actions import Blend
 from esper.leyline.config import Determinism
 from esper.leyline.environments import select
@@ -19,6 +21,8 @@ from esper.tamiyo.arms import ArmStatistics, BanditConfig
 from esper.tamiyo.bandits import Bandit, Viability, always, bandit_policy, build_bandit
 from esper.tamiyo.baselines import HeuristicConfig
 from esper.tamiyo.gradient import gradient_policy
+from esper.tamiyo.orchestration import Orchestrator, SlotStrategy, build_orchestrator
+from esper.tamiyo.orchestration_policy import orchestration_policy
 from esper.tamiyo.policies import Policy, from_mask, heuristic_policy, random_policy
 from esper.tamiyo.selection import STRATEGIES
 from esper.tolaria.slopes import birth_norms
@@ -44,7 +48,7 @@ def heuristic_named(scene: Scene) -> Policy:
 def gradient_of(scene: Scene) -> Policy:
     """The policy that grows what the gradient of the validation loss is largest for; see ``birth_norms``."""
     engine = scene.engine
-    samples = (engine.data.validation.inputs, engine.data.validation.targets)
+    samples = engine.data.validation.samples
 
     def promise(state: State, index: int) -> Tensor:
         return birth_norms(engine.structure, engine.hypers, state, engine.codec.actions[index], samples)
@@ -55,6 +59,16 @@ def gradient_of(scene: Scene) -> Policy:
 
     strict = engine.config.deterministic is Determinism.STRICT
     return gradient_policy(engine.codec, one_by_one if strict else promise)
+
+
+def orchestrator_of(engine: Engine) -> Orchestrator:
+    """The fixed parts of the orchestration strategies, for an engine."""
+    structure = engine.structure
+
+    def growth(state: State) -> Tensor:
+        return seed_sizes(structure, state.slots) / structure.host.num_params
+
+    return build_orchestrator(engine.codec, growth)
 
 
 def bandit_of(scene: Scene, strategy: str) -> Bandit:
@@ -93,6 +107,10 @@ def _bandit(name: str) -> Callable[[Scene, Start], Policy]:
     return lambda scene, start: bandit_named(scene, name, start)
 
 
+def _orchestrated(strategy: SlotStrategy) -> Callable[[Scene, Start], Policy]:
+    return lambda scene, start: orchestration_policy(strategy, orchestrator_of(scene.engine))
+
+
 NAMED: dict[str, Callable[[Scene, Start], Policy]] = {
     "heuristic": lambda scene, start: heuristic_named(scene),
     "random": lambda scene, start: random_policy(scene.engine.codec),
@@ -100,6 +118,7 @@ NAMED: dict[str, Callable[[Scene, Start], Policy]] = {
     "gradient": lambda scene, start: gradient_of(scene),
     FIRST: _bandit(FIRST),
     **{name: _bandit(name) for name in STRATEGIES},
+    **{strategy.value: _orchestrated(strategy) for strategy in SlotStrategy},
 }
 """Policies that need no run, by name; a function of the scene and of what a bandit starts with."""
 

@@ -113,7 +113,7 @@ def load_policy(loaded: Checkpoint, task: Interface, greedy: bool, strict: bool 
     Args:
       loaded: from ``load_run``.
       task: what the task shows and takes. A recurrent policy leaves alone the columns and actions that it does not
-        know; a graph policy knows them all.
+        know; a graph policy knows them all, but for operations that there were not where it was trained.
       greedy: take the likeliest action instead of drawing one.
       strict: see ``learned_policy``.
 
@@ -123,8 +123,9 @@ def load_policy(loaded: Checkpoint, task: Interface, greedy: bool, strict: bool 
     settings, own = loaded.table["settings"], from_table(loaded.table["interface"])
     sizes = ActorCriticConfig(*(settings[name] for name in ("features", "lstm", "head") if name in settings))
     network = network_of(loaded)
-    seen = task if network is PolicyNetwork.GRAPH else own
-    (policy,) = build_policies(network, sizes, [seen], settings["seed"])
+    ops = own.codec.ops
+    seen = task._replace(codec=task.codec.limited(ops)) if network is PolicyNetwork.GRAPH else own
+    (policy,) = build_policies(network, sizes, [seen], settings["seed"], ops)
     restore_policy(policy, loaded)
     policy = policy.to(task.codec.op.device)
     translation = translate(seen, task)

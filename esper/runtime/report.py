@@ -1,11 +1,11 @@
 """The report of a run: one HTML file that works offline, from what the run directory holds and what was played."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from esper.leyline.actions import Op
+from esper.leyline.actions import OPTIONAL_OPS, Op
 from esper.nissa import page
 from esper.nissa.charts import Series, colour, line_chart, smooth, stacked_chart
 from esper.nissa.markup import Markup
@@ -41,7 +41,15 @@ TIMES = {
     "learning": "learning",
 }
 
-OP_COLOURS = {Op.WAIT: 7, Op.GERMINATE: 4, Op.ADVANCE: 5, Op.CULL: 1, Op.FOSSILIZE: 2, Op.CHANGE_BLUEPRINT: 3}
+OP_COLOURS = {
+    Op.WAIT: 7,
+    Op.GERMINATE: 4,
+    Op.ADVANCE: 5,
+    Op.CULL: 1,
+    Op.FOSSILIZE: 2,
+    Op.CHANGE_BLUEPRINT: 3,
+    Op.RETARGET: 6,
+}
 
 
 class Findings(NamedTuple):
@@ -113,7 +121,7 @@ def report(
             headline(findings.evaluation),
             evaluation_section(findings.evaluation),
             episode_section(findings.outcomes[0], findings.blueprints, findings.slots),
-            action_section(mixes, operation_legend()),
+            action_section(mixes, operation_legend(max((series for _, series in mixes), key=len))),
             seed_section(findings.outcomes, findings.blueprints),
             value_section(findings.evaluation),
         ]
@@ -124,14 +132,16 @@ def report(
 
 
 def operation_series(operations: Any) -> list[Series]:
-    """Shares of the operations by decision, from counts [T, 6]."""
+    """Shares of the operations by decision, from counts [T, N], all of ``Op``."""
     share = operations.double() / operations.sum(1, keepdim=True)
-    return [Series(op.name, (100 * share[:, int(op)]).tolist(), OP_COLOURS[op]) for op in Op]
+    shown = [op for op in Op if op not in OPTIONAL_OPS or bool(share[:, int(op)].any())]
+    return [Series(op.name, (100 * share[:, int(op)]).tolist(), OP_COLOURS[op]) for op in shown]
 
 
-def operation_legend() -> Markup:
+def operation_legend(series: Sequence[Series]) -> Markup:
     """Colours of the operations."""
-    return page.legend([(f"c{OP_COLOURS[op]}", op.name.lower().replace("_", " ")) for op in Op])
+    ops = [Op[line.name] for line in series]
+    return page.legend([(f"c{OP_COLOURS[op]}", op.name.lower().replace("_", " ")) for op in ops])
 
 
 def learning_section(rows: list[dict[str, Any]]) -> Markup:
@@ -146,9 +156,10 @@ def learning_section(rows: list[dict[str, Any]]) -> Markup:
             lines.append(Series(f"mean of {SMOOTHING} rounds", smooth(values, SMOOTHING), 1))
             legend = page.legend([(colour(line, 0), line.name) for line in lines])
         charts.append(page.figure(title, line_chart(title, "round", unit, lines, include), legend))
-    mix = [Series(op.name, [100 * row[f"share_{op.name.lower()}"] for row in rows], OP_COLOURS[op]) for op in Op]
+    known = [op for op in Op if f"share_{op.name.lower()}" in rows[-1]]
+    mix = [Series(op.name, [100 * row[f"share_{op.name.lower()}"] for row in rows], OP_COLOURS[op]) for op in known]
     chart = stacked_chart("Operations chosen in training", "round", "% of decisions", mix, 100.0)
-    charts.append(page.figure("Operations chosen in training", chart, operation_legend()))
+    charts.append(page.figure("Operations chosen in training", chart, operation_legend(mix)))
     return page.section("Learning", page.figures(*charts), page.details("Numbers by round", _rounds(rows)))
 
 

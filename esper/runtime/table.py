@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from esper.leyline.actions import Op
+from esper.leyline.actions import OPTIONAL_OPS, Op
 from esper.nissa.actions import PHASES
 from esper.nissa.calibration import AHEAD
 from esper.nissa.seeds import COURSE, REMOVED
@@ -128,10 +128,12 @@ def samples(report: dict[str, Any]) -> str:
 
 
 def _actions(report: dict[str, Any]) -> str:
-    rows = [["", *OPS.values(), "entropy of the mix", "of the policy"]]
+    every = [third for policy in report["policies"].values() for third in policy["operations_by_third"]]
+    ops = [op for op in Op if op not in OPTIONAL_OPS or any(third.get(op.name) for third in every)]
+    rows = [["", *(OPS[op] for op in ops), "entropy of the mix", "of the policy"]]
     for name, policy in report["policies"].items():
         thirds = policy["operations_by_third"]
-        cells = [" ".join(f"{percent(third[op.name]):>3}" for third in thirds) for op in Op]
+        cells = [" ".join(f"{percent(third[op.name]):>3}" for third in thirds) for op in ops]
         mix, own = (policy[f"{key}entropy_by_third"] for key in ("", "policy_"))
         rows.append([name, *cells, *(" ".join(f"{value:.2f}" for value in values or []) for values in (mix, own))])
     return f"operations carried out, % of the {', '.join(PHASES)} third of the episode; entropy, nats\n" + _aligned(

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from esper.kasmina.augment import Augment
 from esper.kasmina.blueprint import Blueprint
 from esper.kasmina.host import Host
 from esper.kasmina.objectives import Objective, cross_entropy
@@ -50,6 +51,7 @@ class Task(NamedTuple):
       scripts: where environments differ, those of which the best in hindsight is each one's ceiling; evaluations play
         them, too, and score policies by it.
       rival: the best static network known of about the size that growing ends at; evaluations train it, too.
+      augment: an augmentation of training samples, a pure function of keys and a batch (``esper.kasmina.augment``).
     """
 
     name: str
@@ -62,3 +64,4 @@ class Task(NamedTuple):
     script: str = ""
     scripts: tuple[Script, ...] = ()
     rival: Host | None = None
+    augment: Augment | None = None

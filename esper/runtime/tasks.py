@@ -26,6 +26,7 @@ from esper.tolaria.digits import digits as read_digits
 from esper.tolaria.formats.cifar10 import cifar10 as read_cifar10
 from esper.tolaria.formats.idx import NUM_CLASSES as IDX_CLASSES
 from esper.tolaria.formats.idx import idx as read_idx
+from esper.tolaria.formats.npy_folder import npy as read_npy
 from esper.tolaria.formats.npz import npz as read_npz
 from esper.tolaria.formats.text import text as read_text
 from esper.tolaria.markov import draw_chain, markov
@@ -130,6 +131,11 @@ def npz(path: str, num_classes: int | None = None) -> Task:
     return Task("npz", host, TEXT_BLUEPRINTS, dataset, TOKEN_SETTINGS)
 
 
+def npy(path: str, num_classes: int | None = None) -> Task:
+    """Images from a folder of NPY files, which may be larger than memory."""
+    return images(read_npy(path, num_classes), "npy")
+
+
 def synthetic() -> Task:
     """Noisy class prototypes of 1x8x8, for quick trials."""
     dataset = draw_clusters()
@@ -211,6 +217,7 @@ SOURCES: dict[str, Callable[..., Task]] = {
     "cifar10": cifar10,
     "idx": idx,
     "npz": npz,
+    "npy": npy,
     "text": lambda path: text(read_text(path)),
     "fashion_varied": lambda path: fashion_varied(images(read_idx(path), "fashion_varied")),
 }
@@ -219,7 +226,7 @@ number of classes: ``idx:data/emnist#classes=27``.
 """
 
 CLASSES = re.compile(r"(.+)#classes=([^/#]*)")
-COUNTED = ("idx", "npz")
+COUNTED = ("idx", "npz", "npy")
 """Kinds whose number of classes can be told."""
 
 

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from tensordict import TensorDictBase
 
-from esper.leyline.actions import Op
 from esper.runtime.collect import Track
 
 
@@ -17,7 +16,8 @@ def of_episodes(track: Track, batch: TensorDictBase) -> dict[str, float]:
     """
     after, envs = batch["next"], batch.shape[0]
     returns = after["reward"].sum(1)
-    op = track.env.interface.codec.op[batch["action"]]
+    codec = track.env.interface.codec
+    op = codec.op[batch["action"]]
     columns = {
         "return": torch.where(returns.isfinite(), returns, torch.nan).nanmean(),
         "val_accuracy": after["val_accuracy"][:, -1].nanmean(),
@@ -26,7 +26,7 @@ def of_episodes(track: Track, batch: TensorDictBase) -> dict[str, float]:
         "seed_params": after["seed_params"][:, -1].mean(),
         "refused": after["refused"].sum(),
         "rolled_back": after["rolled_back"].sum(),
-        **{f"share_{kind.name.lower()}": (op == int(kind)).float().mean() for kind in Op},
+        **{f"share_{kind.name.lower()}": (op == int(kind)).float().mean() for kind in codec.ops},
     }
     found = dict(zip(columns, torch.stack(list(columns.values())).tolist(), strict=True))  # one download
     return found | {name: found[name] / envs for name in ("refused", "rolled_back")}

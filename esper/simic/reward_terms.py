@@ -182,6 +182,7 @@ def intervention(step: EnvStep) -> Tensor:
     costs = {
         Op.GERMINATE: params.germinate_cost,
         Op.ADVANCE: params.advance_cost,
+        Op.RETARGET: params.advance_cost,
         Op.CULL: params.cull_cost,
         Op.FOSSILIZE: params.fossilize_cost,
         Op.CHANGE_BLUEPRINT: params.cull_cost + params.germinate_cost,

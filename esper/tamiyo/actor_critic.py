@@ -14,7 +14,7 @@ from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 from torchrl.modules import ActorValueOperator, LSTMModule, MaskedCategorical, ProbabilisticActor, ValueOperator
 
-from esper.leyline.actions import Blend, Codec, Op
+from esper.leyline.actions import COLUMNS, TARGETS, Blend, Codec, Op
 from esper.tamiyo.logits import HeadLogits, factored_logits, num_slots
 from esper.utils import rng
 
@@ -84,24 +84,32 @@ class ActionHeads(nn.Module):
     slot_column: Tensor
     blueprint_column: Tensor
     blend_column: Tensor
+    target_column: Tensor
 
     def __init__(self, codec: Codec, config: ActorCriticConfig) -> None:
         super().__init__()
         self.codec, self.slots = codec, max(num_slots(codec), 1)
-        for name in ("op", "slot", "blueprint", "blend"):
+        for name in COLUMNS:
             self.register_buffer(f"{name}_column", getattr(codec, name).clone(), persistent=False)
-        self.op = head_of(config, len(Op))
-        self.slot = head_of(config, len(Op) * self.slots)
+        self.op = head_of(config, len(codec.ops))
+        self.slot = head_of(config, len(codec.ops) * self.slots)
         self.blueprint = head_of(config, max(len(codec.blueprint_names), 1))
         self.blend = head_of(config, len(Blend))
+        self.target = head_of(config, len(TARGETS)) if Op.RETARGET in codec.ops else None
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Score every head, then factor."""
         codec = self.codec._replace(
-            op=self.op_column, slot=self.slot_column, blueprint=self.blueprint_column, blend=self.blend_column
+            op=self.op_column,
+            slot=self.slot_column,
+            blueprint=self.blueprint_column,
+            blend=self.blend_column,
+            target=self.target_column,
         )
-        slot = self.slot(hidden).unflatten(-1, (len(Op), self.slots))
+        slot = self.slot(hidden).unflatten(-1, (len(codec.ops), self.slots))
         scores = HeadLogits(self.op(hidden), slot, self.blueprint(hidden), self.blend(hidden))
+        if self.target is not None:
+            scores = scores._replace(target=self.target(hidden))
         return factored_logits(codec, scores, mask)
 
 
@@ -158,7 +166,7 @@ def build_actor_critic(config: ActorCriticConfig, codec: Codec, observation_size
         heads = ActionHeads(codec, config)
         value = ValueHead(config)
     initialise(nn.ModuleList((features, lstm, norm, heads, value)), key)
-    for head in (heads.op, heads.slot, heads.blueprint, heads.blend):
+    for head in (heads.op, heads.slot, heads.blueprint, heads.blend, *([heads.target] if heads.target else [])):
         rescale(head[-1], ACTION_GAIN)
     rescale(value.head[-1], VALUE_GAIN)
     seeing = TensorDictModule(features, in_keys=["observation"], out_keys=["_features"])

@@ -5,12 +5,14 @@ that are no parameters; see ``esper.tamiyo.host_graph``.
 """
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import add
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from esper.leyline.actions import NONE, Blend, Codec, Op
+from esper.leyline.actions import NONE, TARGETS, Blend, Codec, Op
 from esper.leyline.config import Config
 from esper.tamiyo.actor_critic import ActorCriticConfig, guarded, head_of
 from esper.tamiyo.host_graph import POINT_FEATURES, SEED_FEATURES, HostGraph, flows
@@ -119,15 +121,16 @@ class GraphEncoder(nn.Module):
 class Places(NamedTuple):
     """Where an action's scores are."""
 
-    slot: Tensor  # int64 [A]; Op and slot in [S, 6], the last + 1 where it takes none
+    slot: Tensor  # int64 [A]; Op and slot in [S, N], the last + 1 where it takes none
     seed: Tensor  # int64 [A]; pair and operation in [M, 2], the last + 1 where it takes none
     blend: Tensor  # int64 [A]; Blend, the last + 1 where it takes none
+    target: Tensor  # int64 [A]; of TARGETS, the last + 1 where it takes none
     pair_slot: Tensor  # int64 [M]; slots of the pairs of slot and blueprint that actions name
     pair_kind: Tensor  # int64 [M]; their blueprints
 
 
-def places_of(codec: Codec, num_slots: int) -> Places:
-    """The places of a codec's actions, on its device."""
+def places_of(codec: Codec, num_slots: int, num_ops: int) -> Places:
+    """The places of a codec's actions, on its device, in the scores of heads for N operations."""
     device = codec.op.device
     pairs = sorted({(action.slot, action.blueprint) for action in codec.actions if action.blueprint != NONE})
     number = {pair: index for index, pair in enumerate(pairs)}
@@ -139,9 +142,10 @@ def places_of(codec: Codec, num_slots: int) -> Places:
     ]
     slots, kinds = torch.tensor(pairs, dtype=torch.int64, device=device).reshape(-1, 2).unbind(1)
     return Places(
-        torch.where(codec.slot == NONE, num_slots * len(Op), codec.slot * len(Op) + codec.op),
+        torch.where(codec.slot == NONE, num_slots * num_ops, codec.slot * num_ops + codec.op),
         torch.tensor(seeds, dtype=torch.int64, device=device),
         torch.where(codec.blend == NONE, len(Blend), codec.blend),
+        torch.where(codec.target == NONE, len(TARGETS), codec.target),
         slots,
         kinds,
     )
@@ -177,12 +181,14 @@ class GraphHeads(nn.Module):
     blueprint also by what it is there.
     """
 
-    def __init__(self, config: ActorCriticConfig) -> None:
+    def __init__(self, config: ActorCriticConfig, ops: Sequence[Op]) -> None:
         super().__init__()
-        self.op = head_of(config, len(Op))
-        self.slot = PartScores((config.lstm, config.features), config.head, len(Op))
+        self.num_ops = len(ops)
+        self.op = head_of(config, len(ops))
+        self.slot = PartScores((config.lstm, config.features), config.head, len(ops))
         self.seed = PartScores((config.lstm, config.features, len(SEED_FEATURES)), config.head, 2)
         self.blend = head_of(config, len(Blend))
+        self.target = head_of(config, len(TARGETS)) if Op.RETARGET in ops else None
 
     def forward(self, task: tuple[Codec, Places, Tensor], slots: Tensor, hidden: Tensor, mask: Tensor) -> Tensor:
         """Score operations and arguments, then factor; ``task``: actions, their places, and ``Tables.seeds``."""
@@ -191,6 +197,8 @@ class GraphHeads(nn.Module):
         kinds = seeds[places.pair_slot, places.pair_kind]
         slot = self.slot((remembered, None), (slots, None))
         seed = self.seed((remembered, None), (slots, places.pair_slot), (kinds, None))
-        parts = ((slot.flatten(-2), places.slot), (seed.flatten(-2), places.seed), (self.blend(hidden), places.blend))
+        parts = [(slot.flatten(-2), places.slot), (seed.flatten(-2), places.seed), (self.blend(hidden), places.blend)]
+        if self.target is not None:
+            parts.append((self.target(hidden), places.target))
         arguments = [nn.functional.pad(scores, (0, 1))[..., index] for scores, index in parts]
-        return joint_logits(codec, self.op(hidden), arguments[0] + arguments[1] + arguments[2], mask)
+        return joint_logits(codec, self.op(hidden), reduce(add, arguments), mask)

@@ -14,7 +14,7 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torchrl.modules import ActorValueOperator
 
-from esper.leyline.actions import Codec
+from esper.leyline.actions import Codec, Op
 from esper.tamiyo.actor_critic import (
     ACTION_GAIN,
     VALUE_GAIN,
@@ -57,7 +57,7 @@ class GraphDeciding(nn.Module):
         super().__init__()
         self.heads, self.codec = heads, codec
         self.register_buffer("seeds", seeds, persistent=False)
-        for name, table in places_of(codec, seeds.shape[0])._asdict().items():
+        for name, table in places_of(codec, seeds.shape[0], heads.num_ops)._asdict().items():
             self.register_buffer(f"place_{name}", table, persistent=False)
 
     def forward(self, slots: Tensor, hidden: Tensor, mask: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class GraphDeciding(nn.Module):
 
 
 def build_graph_policies(
-    config: ActorCriticConfig, tasks: Sequence[Interface], seed: int
+    config: ActorCriticConfig, tasks: Sequence[Interface], seed: int, ops: Sequence[Op] | None = None
 ) -> tuple[ActorValueOperator, ...]:
     """A graph policy as it plays each of several tasks.
 
@@ -76,6 +76,7 @@ def build_graph_policies(
       config: sizes; ``features`` is the width of nodes as well.
       tasks: at least one; each of an engine, with a ``graph``.
       seed: 0 <= seed < 2**64; the parameters are a pure function of it and the sizes.
+      ops: operations that it knows, those of every task at least; None: those of the tasks.
 
     Returns:
       per task, an actor and critic with the keys of ``build_actor_critic``. All have the same parameters: the names
@@ -88,11 +89,13 @@ def build_graph_policies(
     makes none non-finite; slots or blueprints in another order give the same decisions in that order, up to rounding.
     """
     key = rng.fold_in(rng.key(seed), _STREAM)
+    ops = ops or max((task.codec.ops for task in tasks), key=len)
     with torch.random.fork_rng(devices=[]):  # constructors draw; what they draw is overwritten
-        encoder, heads, value = GraphEncoder(config.features), GraphHeads(config), ValueHead(config)
+        encoder, heads, value = GraphEncoder(config.features), GraphHeads(config, ops), ValueHead(config)
         lstm, norm = nn.LSTM(config.features, config.lstm, batch_first=True), nn.LayerNorm(config.lstm)
     initialise(nn.ModuleList((encoder, lstm, norm, heads, value)), key)
-    for last in (heads.op[-1], heads.slot.out, heads.seed.out, heads.blend[-1]):
+    asked = [heads.target[-1]] if heads.target else []
+    for last in (heads.op[-1], heads.slot.out, heads.seed.out, heads.blend[-1], *asked):
         rescale(last, ACTION_GAIN)
     rescale(value.head[-1], VALUE_GAIN)
 

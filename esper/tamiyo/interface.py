@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from esper.leyline.actions import NONE, Action, Blend, Codec, build_codec
+from esper.leyline.actions import NONE, Action, Blend, Codec, Op, build_codec
 from esper.tamiyo.host_graph import HostGraph
 
 
@@ -101,7 +101,8 @@ def common(interfaces: Sequence[Interface]) -> Interface:
         for slot in range(slots)
     )
     blends = tuple(sorted({Blend(action.blend) for action, name in meanings if name is not None}))
-    return Interface(columns, build_codec(offers, blends, names))
+    retarget = any(action.op is Op.RETARGET for action, _ in meanings)
+    return Interface(columns, build_codec(offers, blends, names, retarget))
 
 
 def meanings_of(codec: Codec) -> list[tuple[Action, str | None]]:
@@ -134,12 +135,18 @@ def translate(policy: Interface, task: Interface) -> Translation:
 
 def to_table(interface: Interface) -> dict[str, list[object]]:
     """An interface as JSON-able lists."""
-    actions: list[object] = [list(map(int, action)) for action in interface.codec.actions]
+    actions: list[object] = [_entry(action) for action in interface.codec.actions]
     return {
         "columns": list(interface.columns),
         "actions": actions,
         "blueprints": list(interface.codec.blueprint_names),
     }
+
+
+def _entry(action: Action) -> list[int]:
+    """An action as numbers; a target only of those that have one, as tables were before there was any."""
+    numbers = list(map(int, action))
+    return numbers if action.target != NONE else numbers[:-1]
 
 
 def from_table(table: dict[str, list[object]]) -> Interface:
@@ -153,4 +160,5 @@ def from_table(table: dict[str, list[object]]) -> Interface:
         for slot in range(slots)
     )
     blends = tuple(sorted({Blend(action.blend) for action in placed if action.blend != NONE}))
-    return Interface(tuple(map(str, table["columns"])), build_codec(offers, blends, names))
+    retarget = any(action.op == Op.RETARGET for action in actions)
+    return Interface(tuple(map(str, table["columns"])), build_codec(offers, blends, names, retarget))

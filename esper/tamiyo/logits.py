@@ -9,19 +9,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from esper.leyline.actions import NONE, Codec, Op
+from esper.leyline.actions import NONE, TARGETS, Blend, Codec
 
 
 class HeadLogits(NamedTuple):
-    """Unnormalised preferences, any finite numbers; the heads of a policy. S and K are at least 1.
+    """Unnormalised preferences, any finite numbers; the heads of a policy. S and K are at least 1; N operations, those
+    of ``Codec.ops``.
 
     The slot's scores differ by operation, so that culling a slot and germinating there can be told apart.
     """
 
-    op: Tensor  # [..., 6]; Op
-    slot: Tensor  # [..., 6, S]; Op, slot
+    op: Tensor  # [..., N]; Op
+    slot: Tensor  # [..., N, S]; Op, slot
     blueprint: Tensor  # [..., K]
     blend: Tensor  # [..., 4]; Blend
+    target: Tensor | None = None  # [..., 5]; of TARGETS, where RETARGET is one of the operations
 
 
 def num_slots(codec: Codec) -> int:
@@ -51,7 +53,7 @@ def joint_logits(codec: Codec, op: Tensor, arguments: Tensor, mask: Tensor) -> T
 
     Args:
       codec: actions, op-major.
-      op: [..., 6]; scores of operations.
+      op: [..., N]; scores of operations, those of the codec at least.
       arguments: [..., A]; scores within an operation.
       mask: bool [..., A]; legal actions.
 
@@ -59,7 +61,7 @@ def joint_logits(codec: Codec, op: Tensor, arguments: Tensor, mask: Tensor) -> T
       [..., A] in the scores' dtype; the laws of ``factored_logits``.
     """
     illegal = torch.finfo(op.dtype).min / 4
-    sizes = [sum(action.op == each for action in codec.actions) for each in Op]
+    sizes = [sum(action.op == each for action in codec.actions) for each in range(op.shape[-1])]
     groups = torch.where(mask, arguments, illegal).split(sizes, dim=-1)
     legal = torch.stack([group.any(-1) for group in mask.split(sizes, dim=-1)], dim=-1)
     log_op = torch.log_softmax(torch.where(legal, op, illegal), dim=-1)
@@ -70,17 +72,22 @@ def joint_logits(codec: Codec, op: Tensor, arguments: Tensor, mask: Tensor) -> T
 def uniform_logits(codec: Codec, mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Log-probabilities of drawing a legal op uniformly, then legal arguments uniformly; see ``factored_logits``."""
     zero = torch.zeros(mask.shape[:-1], dtype=dtype, device=mask.device).unsqueeze(-1)
-    slots, kinds = max(num_slots(codec), 1), len(codec.blueprint_names)
-    op = zero.expand(*zero.shape[:-1], len(Op))
-    slot = zero.unsqueeze(-1).expand(*zero.shape[:-1], len(Op), slots)
-    return factored_logits(codec, HeadLogits(op, slot, zero.expand(*zero.shape[:-1], max(kinds, 1)), op), mask)
+    slots = max(num_slots(codec), 1)
+
+    def alike(*shape: int) -> Tensor:
+        return zero.reshape(*zero.shape[:-1], *(1 for _ in shape)).expand(*zero.shape[:-1], *shape)
+
+    ops, kinds = len(codec.ops), max(len(codec.blueprint_names), 1)
+    scores = HeadLogits(alike(ops), alike(ops, slots), alike(kinds), alike(len(Blend)), alike(len(TARGETS)))
+    return factored_logits(codec, scores, mask)
 
 
 def _argument_scores(codec: Codec, scores: HeadLogits) -> Tensor:
     """Sum of the scores of each action's arguments, [..., A]; 0 where it takes none."""
     op, slot, blueprint, blend = codec.op, codec.slot, codec.blueprint, codec.blend
     placed = torch.where(slot == NONE, NONE, op * scores.slot.shape[-1] + slot)
-    return _pick(scores.slot.flatten(-2), placed) + _pick(scores.blueprint, blueprint) + _pick(scores.blend, blend)
+    own = _pick(scores.slot.flatten(-2), placed) + _pick(scores.blueprint, blueprint) + _pick(scores.blend, blend)
+    return own if scores.target is None else own + _pick(scores.target, codec.target)
 
 
 def _pick(scores: Tensor, index: Tensor) -> Tensor:

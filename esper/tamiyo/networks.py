@@ -4,13 +4,18 @@ from collections.abc import Sequence
 
 from torchrl.modules import ActorValueOperator
 
+from esper.leyline.actions import Op
 from esper.tamiyo.actor_critic import ActorCriticConfig, build_actor_critic
 from esper.tamiyo.graph_policy import build_graph_policies
 from esper.tamiyo.interface import Interface, PolicyNetwork
 
 
 def build_policies(
-    network: PolicyNetwork, config: ActorCriticConfig, interfaces: Sequence[Interface], seed: int
+    network: PolicyNetwork,
+    config: ActorCriticConfig,
+    interfaces: Sequence[Interface],
+    seed: int,
+    ops: Sequence[Op] | None = None,
 ) -> tuple[ActorValueOperator, ...]:
     """One policy as it plays through each of several interfaces, with the same parameters in all.
 
@@ -19,11 +24,12 @@ def build_policies(
       config: sizes.
       interfaces: per task, at least one; of a recurrent policy one and the same.
       seed: of the parameters.
+      ops: operations that a graph policy knows; None: those of the interfaces.
 
     Returns:
       per interface, an actor and critic; see ``build_actor_critic``.
     """
     if network is PolicyNetwork.GRAPH:
-        return build_graph_policies(config, interfaces, seed)
+        return build_graph_policies(config, interfaces, seed, ops)
     shared = interfaces[0]
     return (build_actor_critic(config, shared.codec, len(shared.columns), seed),) * len(interfaces)

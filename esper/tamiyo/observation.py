@@ -190,6 +190,13 @@ def _scaled(name: str, unit: str, value: Callable[[View], Tensor]) -> Column:
 
 PER_SLOT: tuple[Column, ...] = (
     _slot("alpha", "1", "1", lambda s: s.alpha),
+    Column(
+        "target",
+        "1",
+        "1, -1 not asked for; where decisions may ask",
+        lambda config, blueprints: [""] * config.retarget,
+        lambda v: v.state.slots.target.unsqueeze(2)[..., : int(v.config.retarget)],
+    ),
     Column("age", "epochs", "/ horizon", _one, lambda v: v.state.slots.age / v.config.horizon),
     _scaled("stage_age", "epochs", lambda v: v.state.slots.stage_age / v.unit.stage_age),
     _slot("measured", "1", "flag", lambda s: s.measured.float()),

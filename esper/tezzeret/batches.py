@@ -69,8 +69,8 @@ class Batches(NamedTuple):
 def batch_at(structure: Structure, batches: Batches, step: int) -> Batch:
     """One minibatch; shared samples are expanded, not copied.
 
-    Cropped and mirrored images are each environment's own: they depend on its key, the epoch, the step and the place
-    in the minibatch.
+    Augmented samples are each environment's own: they depend on its key, the epoch, the step and the place in the
+    minibatch. They are cropped and mirrored before the task's own augmentation gets them.
     """
     config, count = structure.config, batches.key.shape[0]
     picks = batches.order[..., step, :]
@@ -80,5 +80,8 @@ def batch_at(structure: Structure, batches: Batches, step: int) -> Batch:
     if config.crop_padding or config.mirror:
         key = rng.fold_in(batches.key, int(Stream.AUGMENT), batches.epoch, step)
         inputs = crop_and_flip(key, inputs, config.crop_padding, flip=config.mirror)
+    if structure.augment is not None:
+        key = rng.fold_in(batches.key, int(Stream.OWN_AUGMENT), batches.epoch, step)
+        inputs = structure.augment(key, inputs)
     drawn = rng.fold_in(batches.key, int(Stream.MODULES), batches.epoch, step) if structure.draws else None
     return Batch(inputs, batches.targets_at(step), drawn)

@@ -1,7 +1,8 @@
 """The contract of datasets: three parts, whole tensors on the device, split once and for all.
 
-A dataset is small enough to live on the device in full, so a training step gathers its minibatches by index and no
-loader, worker or host copy takes part. The split is part of the dataset: it never depends on a seed.
+A dataset lives on the device in full, so a training step gathers its minibatches by index and no loader, worker or
+host copy takes part; or its training and test inputs stay in files (``esper.tolaria.mapped``), and an epoch's samples
+are read by index before it begins. The split is part of the dataset: it never depends on a seed.
 
 What trains, what decides and what is reported are different samples. Minibatches come from ``train``. ``validation``
 is what gates, rewards, observations and policies see, epoch by epoch. ``test`` is read by ``Engine.test`` alone: at the
@@ -12,12 +13,14 @@ Builders (``digits``, ``synthetic``, ``characters``, ``markov``, and those of ``
 back as one line.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from esper.leyline.contexts import FIXED, Variation
+from esper.tolaria.mapped import MappedInputs, Scale
 
 
 class DatasetError(ValueError):
@@ -28,12 +31,22 @@ class Part(NamedTuple):
     """Samples of one part of a dataset.
 
     Attributes:
-      inputs: floating [N, *shape]; tokens: int64 [N, T] in ``[0, num_classes)``.
+      inputs: floating [N, *shape], in memory or in a file; tokens: int64 [N, T] in ``[0, num_classes)``.
       targets: int64 [N], class indices in ``[0, num_classes)``; with tokens [N, T].
     """
 
-    inputs: Tensor
+    inputs: Tensor | MappedInputs
     targets: Tensor
+
+    @property
+    def held(self) -> Tensor:
+        """The inputs in memory; those in a file are read, all of them."""
+        return self.inputs if isinstance(self.inputs, Tensor) else self.inputs[:]
+
+    @property
+    def samples(self) -> tuple[Tensor, Tensor]:
+        """Inputs, in memory, and targets."""
+        return self.held, self.targets
 
     @property
     def size(self) -> int:
@@ -60,6 +73,7 @@ class Dataset(NamedTuple):
       split: where the three parts come from, for records.
       variation: how environments differ in what they are given.
       at_levels: the training part once for every level of input noise, level after level; None without such noise.
+      scale: what pixels were standardised by, ``(pixel - mean) / std`` in float32; None: they were not.
     """
 
     name: str
@@ -70,6 +84,7 @@ class Dataset(NamedTuple):
     split: str = "as given"
     variation: Variation = FIXED
     at_levels: Part | None = None
+    scale: Scale | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -92,10 +107,10 @@ class Dataset(NamedTuple):
         return {name: part.size for name, part in self.parts.items()}
 
     def record(self) -> dict[str, object]:
-        """Name, sizes, split and variation, JSON-able: what the figures of a run were measured on."""
-        varied = self.variation.record()
+        """Name, sizes, split, variation and pixels' scale, JSON-able: what the figures of a run were measured on."""
         found: dict[str, object] = {"name": self.name, "samples": self.sizes, "split": self.split}
-        return found | ({"variation": varied} if varied else {})
+        further = {"variation": self.variation.record(), "pixels": self.scale and self.scale._asdict()}
+        return found | {name: value for name, value in further.items() if value}
 
     def describe(self) -> str:
         """A line: name, sizes, and where the parts come from."""
@@ -107,8 +122,9 @@ class Dataset(NamedTuple):
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "Dataset":
         """Return the dataset on ``device`` with floating inputs as ``dtype``; tokens and targets stay int64.
 
-        Samples come to lie one after the other, whatever view they were: kernels read them in place. Values are not
-        looked at: after a cast that can overflow (float16), ``validate`` tells.
+        Samples come to lie one after the other, whatever view they were: kernels read them in place. Those of training
+        and test that stay in files are read to there later; validation comes to lie in memory. Values are not looked
+        at: after a cast that can overflow (float16), ``validate`` tells.
 
         Raises:
           DatasetError: ``dtype`` is not a floating type.
@@ -120,7 +136,8 @@ class Dataset(NamedTuple):
         def moved(part: Part) -> Part:
             return Part(part.inputs.to(device, kind).contiguous(), part.targets.to(device))
 
-        return self._replace(train=moved(self.train), validation=moved(self.validation), test=moved(self.test))
+        validation = Part(*self.validation.samples)
+        return self._replace(train=moved(self.train), validation=moved(validation), test=moved(self.test))
 
 
 PARTS = ("train", "validation", "test")
@@ -162,16 +179,17 @@ def validate(dataset: Dataset, input_shape: tuple[int, ...] | None = None) -> Da
         raise dataset_error(name, "train.inputs", f"sample shape {dataset.input_shape}", f"{tuple(input_shape)}")
     for field, part in dataset.parts.items():
         if dataset.has_tokens:
-            _check_range(name, f"{field}.inputs", part.inputs, num_classes, "token")
+            _check_range(name, f"{field}.inputs", part.held, num_classes, "token")
         else:
-            _check_finite(name, f"{field}.inputs", part.inputs)
+            for first, inputs in _in_turn(part.inputs):
+                _check_finite(name, f"{field}.inputs", inputs, first)
         _check_range(name, f"{field}.targets", part.targets, num_classes, "label")
     return dataset
 
 
-def _check_inputs(name: str, field: str, inputs: Tensor) -> None:
+def _check_inputs(name: str, field: str, inputs: Tensor | MappedInputs) -> None:
     """Raise unless ``inputs`` is a floating tensor [N, *shape] or tokens [N, T], with samples in it."""
-    if not isinstance(inputs, Tensor):
+    if not isinstance(inputs, Tensor | MappedInputs):
         raise dataset_error(name, field, type(inputs).__name__, "a torch.Tensor")
     shape = tuple(inputs.shape)
     if inputs.ndim < 2:
@@ -188,7 +206,7 @@ def _check_inputs(name: str, field: str, inputs: Tensor) -> None:
         )
 
 
-def _check_targets(name: str, field: str, targets: Tensor, inputs: Tensor) -> None:
+def _check_targets(name: str, field: str, targets: Tensor, inputs: Tensor | MappedInputs) -> None:
     """Raise unless ``targets`` is an int64 tensor [samples], or one of the shape of tokens."""
     if not isinstance(targets, Tensor):
         raise dataset_error(name, field, type(targets).__name__, "a torch.Tensor")
@@ -211,19 +229,32 @@ def _check_alike(name: str, field: str, part: Part, train: Part) -> None:
         raise dataset_error(name, f"{field}.inputs", found, f"{shape} as in train.inputs")
     if part.inputs.dtype != dtype:
         raise dataset_error(name, f"{field}.inputs", f"dtype {part.inputs.dtype}", f"{dtype} as in train.inputs")
-    for which, tensor in part._asdict().items():
+    for which, tensor in (("inputs", part.inputs), ("targets", part.targets)):
         if tensor.device != device:
             raise dataset_error(name, f"{field}.{which}", f"device {tensor.device}", f"{device} as train.inputs")
 
 
-def _check_finite(name: str, field: str, inputs: Tensor) -> None:
-    """Raise if ``inputs`` [N, *shape] holds NaN or infinity, naming how many values and the first sample."""
+def _in_turn(inputs: Tensor | MappedInputs) -> Iterator[tuple[int, Tensor]]:
+    """All numbers, with the place of the first sample; those of a file some at a time, and no pixels."""
+    if isinstance(inputs, Tensor):
+        yield 0, inputs
+    elif inputs.scale is None:
+        first = 0
+        for block in inputs.blocks():
+            yield first, torch.from_numpy(block)
+            first += len(block)
+
+
+def _check_finite(name: str, field: str, inputs: Tensor, before: int = 0) -> None:
+    """Raise if ``inputs`` [N, *shape] holds NaN or infinity, naming how many values and the first sample, of which
+    there are so many ``before``.
+    """
     if bool(torch.isfinite(inputs.sum(dtype=torch.float64))):  # then every one is; the masks below are as large again
         return
     bad = ~torch.isfinite(inputs)
     count = int(bad.sum())
     if count:
-        first = int(bad.flatten(1).any(1).nonzero()[0])
+        first = before + int(bad.flatten(1).any(1).nonzero()[0])
         found = f"{count} non-finite value(s), the first in sample {first}"
         raise dataset_error(name, field, found, "finite values only")
 

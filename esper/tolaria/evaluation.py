@@ -1,5 +1,6 @@
 """Validation: loss, accuracy, accuracy per class, and what every slot contributes. And the test, at the end of all."""
 
+from collections.abc import Iterator
 from math import factorial, log
 
 import torch
@@ -36,7 +37,7 @@ def evaluate(
       that slot's alpha at 0; the prospect of a slot in TRAINING is the accuracy with its alpha at the target minus
       the accuracy as it is; same samples, standard error of the paired difference.
     """
-    wanted, samples, num_envs = single_changes(table), data.validation, state.key.shape[0]
+    wanted, samples, num_envs = single_changes(table), data.validation.samples, state.key.shape[0]
     found = backend.evaluate(hypers, plan, learners_of(state), state.slots.alpha, samples, wanted)
     own = found.scores[:num_envs]
     effect = own.new_zeros(table.stage.shape)
@@ -77,9 +78,23 @@ def measure(backend: Backend, hypers: HyperParams, state: State, part: Part) -> 
     """
     table = take_table(state.slots)
     plan = backend.plan(table, state.key.device)
-    wanted = no_changes(table.stage.shape[1])
-    found = backend.evaluate(hypers, plan, learners_of(state), state.slots.alpha, part, wanted)
-    return Performance(by_row(_mean, found.losses), 100 * by_row(_mean, found.scores))
+    wanted, learners, whole = no_changes(table.stage.shape[1]), learners_of(state), list[Performance]()
+    for samples in _in_turn(part):
+        found = backend.evaluate(hypers, plan, learners, state.slots.alpha, samples, wanted)
+        share = len(samples[1]) / part.size
+        whole.append(Performance(share * by_row(_mean, found.losses), 100 * share * by_row(_mean, found.scores)))
+    return Performance(*(torch.stack(parts).sum(0) for parts in zip(*whole, strict=True)))
+
+
+def _in_turn(part: Part) -> Iterator[tuple[Tensor, Tensor]]:
+    """All samples in memory, or some at a time of those that stay in a file."""
+    if isinstance(part.inputs, Tensor):
+        return iter([part.samples])
+    return zip(part.inputs.split(STREAMED), part.targets.split(STREAMED), strict=True)
+
+
+STREAMED = 512
+"""Samples that are read from a file at a time where all of them are."""
 
 
 def _mean(rows: Tensor) -> Tensor:
@@ -126,7 +141,7 @@ def shapley_values(
     if num_slots > MAX_SHAPLEY_SLOTS:
         raise ValueError(f"shapley_values: {num_slots} slots; expected at most {MAX_SHAPLEY_SLOTS}")
     wanted, off = coalitions(table)
-    samples = data.validation
+    samples = data.validation.samples
     scores = backend.evaluate(hypers, plan, learners_of(state), state.slots.alpha, samples, wanted).scores
     accuracy = 100 * scores.mean(1)
     value = torch.cat((accuracy[:num_envs].unsqueeze(1), scores.new_zeros(num_envs, 2**num_slots - 1)), dim=1)

@@ -12,6 +12,7 @@ from esper.leyline.streams import Stream
 from esper.tezzeret.backend import Backend, Plan
 from esper.tezzeret.batches import Batches
 from esper.tolaria.data import Dataset
+from esper.tolaria.mapped import MappedInputs
 from esper.tolaria.variations import vary
 from esper.utils import rng
 
@@ -41,8 +42,17 @@ def sample_indices(config: Config, state: State, num_samples: int) -> Tensor:
 def draw_batches(config: Config, state: State, data: Dataset) -> Batches:
     """The minibatches of the epoch that a state is about to begin."""
     order = sample_indices(config, state, data.train.size)
-    shared = Batches(data.train.inputs, data.train.targets, order, state.key, state.epoch)
-    return vary(data, state.context, shared, config.horizon)
+    inputs, targets = data.train
+    if isinstance(inputs, Tensor):
+        return vary(data, state.context, Batches(inputs, targets, order, state.key, state.epoch), config.horizon)
+    batches = Batches(inputs[:0], targets, order, state.key, state.epoch)
+    return fetched(inputs, vary(data, state.context, batches, config.horizon))
+
+
+def fetched(inputs: MappedInputs, batches: Batches) -> Batches:
+    """The same minibatches, whose samples have been read from their file, each once; in the order of the file."""
+    places, order = batches.order.unique(return_inverse=True)
+    return batches._replace(inputs=inputs[places], targets=batches.targets[places], order=order)
 
 
 def train_epoch(

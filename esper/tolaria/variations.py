@@ -12,7 +12,7 @@ from esper.leyline.hypers import HyperParams
 from esper.leyline.state import lock
 from esper.leyline.streams import Stream
 from esper.tezzeret.batches import Batches
-from esper.tolaria.data import Dataset, Part
+from esper.tolaria.data import Dataset, Part, dataset_error
 from esper.utils import rng
 
 NOISE_KEY = 0x4015E
@@ -40,10 +40,16 @@ def with_levels(dataset: Dataset) -> Dataset:
 
     Of a level x, features carry normal noise of standard deviation x, and tokens are with probability x any of the
     vocabulary. It is the same noise at all levels, more or less of it, and the same for all environments.
+
+    Raises:
+      DatasetError: it has, and the training inputs stay in a file.
     """
     levels, train = dataset.variation.noise_levels, dataset.train
     if not levels:
         return dataset
+    if not isinstance(train.inputs, Tensor):
+        expected = "samples in memory, for copies of them with noise"
+        raise dataset_error(dataset.name, "train.inputs", "samples that stay in a file", expected)
     key, shape = rng.key(NOISE_KEY).to(train.inputs.device), tuple(train.inputs.shape)
     if dataset.has_tokens:
         u, other = rng.uniform(rng.fold_in(key, 0), shape), rng.bits(rng.fold_in(key, 1), shape) % dataset.num_classes
@@ -147,5 +153,5 @@ def vary(data: Dataset, context: EnvContext, batches: Batches, horizon: int) -> 
         levels = context.input_noise.new_tensor(data.variation.noise_levels)
         level = (context.input_noise.unsqueeze(1) == levels).long().argmax(1)
         order = order + (level * data.train.size).reshape(-1, 1, 1)
-        batches = batches._replace(inputs=data.at_levels.inputs, targets=data.at_levels.targets)
+        batches = batches._replace(inputs=data.at_levels.held, targets=data.at_levels.targets)
     return batches._replace(order=order)

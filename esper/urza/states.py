@@ -7,11 +7,15 @@ import torch
 from tensordict import TypedTensorDict
 from torch import Tensor
 
+from esper.leyline.actions import NONE
 from esper.leyline.state import State, lock
 from esper.urza import checkpoint
 from esper.urza.checkpoint import CheckpointError
 
 KIND = "state"
+
+LATER = {"slots.target": ("slots.alpha", float(NONE))}
+"""Fields that states of older versions do not have: of what shape and type they are, and what they hold then."""
 
 
 def save_state(path: Path | str, state: State) -> None:
@@ -68,6 +72,9 @@ def state_of(tensors: dict[str, Tensor], batches: dict[str, list[int]]) -> State
       KeyError: "without ..." a field that there should be, or "with ..." one that there should not be.
     """
     left = dict(tensors)
+    for name, (like, value) in LATER.items():
+        if name not in left and like in left:
+            left[name] = torch.full_like(left[like], value)
     try:
         state: State = _built(State, left, "", batches)
     except KeyError as error:

@@ -7,7 +7,7 @@ compares every field, and the verdict on every action, after every step.
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import cache
@@ -96,6 +96,7 @@ class ModelSlot:
     gradient_ratio: float = 0.0
     healthy: bool = True
     in_snapshot: bool = False
+    target: float = -1.0
 
     def enter(self, stage: int, accuracy: float) -> None:
         self.stage, self.stage_age, self.evaluations = stage, 0, 0
@@ -127,18 +128,24 @@ class ModelEnv:
         elif stage in (5, 6, 7):
             seed.alpha = self.numbers["alpha_target"]
 
-    def judge(self, op: int, slot: int, blueprint: int, blend: int) -> tuple[int, int]:
+    def goal(self, seed: ModelSlot) -> float:
+        """Where a seed's alpha goes."""
+        return self.numbers["alpha_target"] if seed.target < 0 else seed.target
+
+    def judge(self, op: int, slot: int, blueprint: int, blend: int, target: int) -> tuple[int, int]:
         """Refusal and failed checks of an action."""
         if op == Op.WAIT:
             return Refusal.NONE, 0
         seed = self.slots[slot]
-        allowed = {Op.GERMINATE: (1,), Op.ADVANCE: (3, 4, 5), Op.FOSSILIZE: (6,)}.get(op, LIVE)
+        allowed = {Op.GERMINATE: (1,), Op.ADVANCE: (3, 4, 5), Op.FOSSILIZE: (6,), Op.RETARGET: (4, 5, 6)}.get(op, LIVE)
         if seed.stage not in allowed:
             named = {1: Refusal.EMPTY, 7: Refusal.PERMANENT} | dict.fromkeys(BLOCKED, Refusal.BLOCKED)
             other = Refusal.OCCUPIED if op == Op.GERMINATE else Refusal.WRONG_STAGE
             return named.get(seed.stage, other), 0
         if op == Op.CHANGE_BLUEPRINT and seed.blueprint == blueprint:
             return Refusal.SAME_BLUEPRINT, 0
+        if op == Op.RETARGET and self.goal(seed) == target / 4:
+            return Refusal.SAME_TARGET, 0
         failed = 0
         if op in (Op.GERMINATE, Op.CHANGE_BLUEPRINT):
             others = [(i, s) for i, s in enumerate(self.slots) if i != slot and s.blueprint >= 0]
@@ -161,12 +168,12 @@ class ModelEnv:
             failed |= (not seed.healthy) * Check.UNHEALTHY
             return failed | (not (gained and seed.evaluations > 0)) * Check.NO_IMPROVEMENT
         if seed.stage == 4:
-            near = numbers["alpha_complete"] * numbers["alpha_target"]
+            near = numbers["alpha_complete"] * self.goal(seed)
             young = seed.stage_age < numbers["min_blending_epochs"]
             return young * Check.TOO_YOUNG | (seed.alpha < near) * Check.LOW_ALPHA
         return (seed.evaluations < numbers["shadowing_epochs"]) * Check.NOT_MEASURED
 
-    def decide(self, op: int, slot: int, blueprint: int, blend: int, accuracy: float) -> None:
+    def decide(self, op: int, slot: int, blueprint: int, blend: int, target: int, accuracy: float) -> None:
         """Carry out a legal action."""
         seed = self.slots[slot]
         if op in (Op.GERMINATE, Op.CHANGE_BLUEPRINT):
@@ -179,18 +186,21 @@ class ModelEnv:
             seed.clear(8)
         elif op == Op.FOSSILIZE:
             seed.enter(7, accuracy)
+        elif op == Op.RETARGET:
+            seed.target = target / 4
+            seed.alpha = min(seed.alpha, seed.target) if seed.stage == 4 else seed.target
 
     def climb(self, seed: ModelSlot) -> None:
         seed.ramp += 1
         total, steepness = int(self.numbers["blend_epochs"]), self.numbers["sigmoid_steepness"]
-        seed.alpha = self.numbers["alpha_target"] * progress(seed.blend, seed.ramp, total, steepness)
+        seed.alpha = max(seed.alpha, self.goal(seed) * progress(seed.blend, seed.ramp, total, steepness))
 
     def advance(self, seed: ModelSlot, accuracy: float) -> None:
         seed.enter(seed.stage + 1, accuracy)
         if seed.stage == 4:
             self.climb(seed)
         if seed.stage == 5:
-            seed.alpha = self.numbers["alpha_target"]
+            seed.alpha = self.goal(seed)
             if self.numbers["shadowing_epochs"] == 0:
                 seed.enter(6, accuracy)
 
@@ -223,7 +233,7 @@ EDGES = {
     (source, target): {c for e in TRANSITIONS if (e.source, e.target) == (source, target) for c in e.causes}
     for source, target in itertools.product(Stage, Stage)
 }
-CAUSES = {op: Cause[op.name] for op in Op if op != Op.WAIT}
+CAUSES = {op: Cause[op.name] for op in Op if op not in (Op.WAIT, Op.RETARGET)}
 PLACES = tuple(itertools.product(range(ENVS), range(SLOTS)))
 PLANTS = st.tuples(
     st.sampled_from((1, 2, 3, 4, 5, 6, 7, 8, 9, 10)), st.integers(0, 2), st.integers(0, 3), st.integers(0, 3)
@@ -256,8 +266,11 @@ ANY = {
 
 
 @cache
-def network(auto_advance: bool = True, horizon: int = 25, precision: Precision = Precision.FLOAT32) -> Structure:
-    config = Config(ENVS, (0, 1, 2), tuple(Blend), auto_advance=auto_advance, horizon=horizon, precision=precision)
+def network(
+    auto_advance: bool = True, horizon: int = 25, precision: Precision = Precision.FLOAT32, retarget: bool = True
+) -> Structure:
+    settings = {"auto_advance": auto_advance, "horizon": horizon, "precision": precision, "retarget": retarget}
+    config = Config(ENVS, (0, 1, 2), tuple(Blend), **settings)
     host = cnn_host((1, 4, 4), 2, num_blocks=3, base_channels=CHANNELS[0], pool_blocks=0)
     return build_structure(config, host, (NORM, ATTENTION, CONV_SMALL), cross_entropy(), CPU)
 
@@ -283,6 +296,7 @@ def unwritten(slots: Slots, *others: Tensor) -> Iterator[None]:
 class Lifecycle(RuleBasedStateMachine):
     @initialize(
         auto_advance=st.booleans(),
+        retarget=st.booleans(),
         horizon=st.sampled_from((25, 60)),
         precision=st.sampled_from(Precision),
         numbers=st.fixed_dictionaries(
@@ -296,12 +310,13 @@ class Lifecycle(RuleBasedStateMachine):
     def build(
         self,
         auto_advance: bool,
+        retarget: bool,
         horizon: int,
         precision: Precision,
         numbers: dict[str, float | list[float]],
         plants: list[tuple[int, int, int, int]],
     ) -> None:
-        self.structure = network(auto_advance, horizon, precision)
+        self.structure = network(auto_advance, horizon, precision, retarget)
         self.dtype = precision.dtype
         self.hypers = build_hypers(numbers, ENVS, self.dtype, CPU)
         self.slots = lifecycle.empty_slots(ENVS, SLOTS, self.dtype, CPU)
@@ -317,20 +332,26 @@ class Lifecycle(RuleBasedStateMachine):
     def tensor(self, numbers: list[float]) -> Tensor:
         return torch.tensor(numbers, dtype=self.dtype)
 
-    def arrive(self, slots: Slots, causes: dict[tuple[int, int], Cause]) -> None:
+    def arrive(
+        self, slots: Slots, causes: dict[tuple[int, int], Cause], weighed: Set[tuple[int, int]] = frozenset()
+    ) -> None:
         """Take over new slots after checking what every stage change owes to the table."""
         self.before, old = bits(self.slots), self.slots.stage.tolist()
         new, now = slots.stage.tolist(), bits(slots)
         for env, slot in PLACES:
             place, source, target = (env, slot), old[env][slot], new[env][slot]
-            if source == Stage.FOSSILIZED or place not in causes:
+            if place in weighed:
+                assert source == target
+                for name in set(slots.keys()) - {"alpha", "target"}:
+                    assert bool((slots[name] == self.slots[name])[place] | slots[name].isnan()[place]), name
+            elif source == Stage.FOSSILIZED or place not in causes:
                 assert now[place] == self.before[place]
             elif source != target:
                 path = [(source, target)]
                 if path == [(4, 6)] and self.model[env].numbers["shadowing_epochs"] == 0:
                     path = [(4, 5), (5, 6)]
                 assert all(causes[place] in EDGES[edge] for edge in path), (source, target, causes[place])
-            if source == target == Stage.BLENDING:
+            if source == target == Stage.BLENDING and place not in weighed:
                 assert slots.alpha[env, slot] >= self.slots.alpha[env, slot]
             if target == Stage.CULLED != source:
                 self.blocked[place] = max(int(self.model[env].numbers["embargo_epochs"]), 1) + 2
@@ -354,7 +375,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     @rule(choices=choices, accuracy=ACCURACY)
     def decide(self, choices: list[tuple[str, int]], accuracy: list[float]) -> None:
-        codec, causes, results = self.structure.codec, {}, []
+        codec, causes, results, weighed = self.structure.codec, {}, [], set()
         indices = [self.choose(env, *choice) for env, choice in enumerate(choices)]
         for env, index in enumerate(indices):
             action, verdict = Action(Op.WAIT), (int(Refusal.OUT_OF_RANGE), 0)
@@ -362,14 +383,16 @@ class Lifecycle(RuleBasedStateMachine):
                 verdict = self.model[env].judge(*codec.actions[index])
                 action = codec.actions[index] if verdict[0] == 0 else action
             self.model[env].decide(*action, accuracy[env])
-            if action.op != Op.WAIT:
+            if action.op in CAUSES:
                 causes[env, action.slot] = CAUSES[action.op]
+            elif action.op == Op.RETARGET:
+                weighed.add((env, action.slot))
             results.append((index, int(action.op), action.slot, *verdict))
         requested, val = torch.tensor(indices), self.tensor(accuracy)
         with unwritten(self.slots, requested, val, *self.hypers.values()):
             slots, result = lifecycle.apply_action(self.structure, self.hypers, self.slots, requested, val)
         assert list(zip(*(column.tolist() for column in result), strict=True)) == results
-        self.arrive(slots, causes)
+        self.arrive(slots, causes, weighed)
 
     @rule(accuracy=ACCURACY)
     def tick(self, accuracy: list[float]) -> None:
@@ -446,7 +469,7 @@ class Lifecycle(RuleBasedStateMachine):
     def alpha_is_exact_at_its_ends(self) -> None:
         for env, slot in PLACES:
             alpha, stage = self.slots.alpha[env, slot].item(), self.slots.stage[env, slot].item()
-            target = self.model[env].numbers["alpha_target"]
+            target = self.model[env].goal(self.model[env].slots[slot])
             assert 0 <= alpha <= target
             if stage in (Stage.SHADOWING, Stage.PROBATIONARY, Stage.FOSSILIZED):
                 assert alpha == target

@@ -63,6 +63,7 @@ CHANGES = {
     "isolation": Isolation.NONE,
     "deterministic": Determinism.STRICT,
     "auto_advance": False,
+    "retarget": True,
     "precision": Precision.FLOAT64,
     "crop_padding": 2,
     "mirror": True,
@@ -111,6 +112,7 @@ def test_counts_are_checked(name: str, least: int) -> None:
         ("deterministic", "strict", "Determinism.ORDINARY or Determinism.STRICT"),
         ("isolation", "none", "Isolation.STRAIGHT_THROUGH or Isolation.OBJECTIVE or Isolation.NONE"),
         ("mirror", "yes", "True or False"),
+        ("retarget", 1, "True or False"),
         ("precision", torch.float32, "Precision.FLOAT32 or Precision.FLOAT64"),
         ("auto_advance", 1, "True or False"),
     ],
@@ -267,7 +269,7 @@ def test_make_refuses_an_unknown_task_with_the_known_ones(task: object) -> None:
         esper.make(task, 2)
     presets = "digits, digits_v1, digits_impaired, digits_deep, chars, synthetic, synthetic_tokens, digits_varied"
     presets += ", chars_varied"
-    sources = "cifar10:PATH, idx:PATH, npz:PATH, text:PATH, fashion_varied:PATH, py:module:name"
+    sources = "cifar10:PATH, idx:PATH, npz:PATH, npy:PATH, text:PATH, fashion_varied:PATH, py:module:name"
     expected = f"task {task!r}: expected one of {presets}, {sources}"
     assert message(error) == expected + ("; did you mean 'digits'?" if task == "digit" else "")
 

@@ -25,7 +25,7 @@ class Told:
 
 
 def test_risks_are_the_table():
-    words = {Op.WAIT: "1 green", Op.GERMINATE: "2 yellow", Op.ADVANCE: "2 yellow"}
+    words = {Op.WAIT: "1 green", Op.GERMINATE: "2 yellow", Op.ADVANCE: "2 yellow", Op.RETARGET: "2 yellow"}
     words |= dict.fromkeys((Op.CULL, Op.CHANGE_BLUEPRINT, Op.FOSSILIZE), "3 orange")
     assert {op: f"{risk} {risk.name.lower()}" for op, risk in RISKS.items()} == words
     for op in Op:

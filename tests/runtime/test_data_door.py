@@ -186,9 +186,9 @@ def test_a_folder_can_be_given_to_environments_that_differ(tmp_path):
 
 def test_only_kinds_that_can_be_told_take_classes(tmp_path):
     path = text(tmp_path / "a.txt", "ab" * 400)
-    with pytest.raises(ConfigError, match="#classes is for idx and npz"):
+    with pytest.raises(ConfigError, match="#classes is for idx and npz and npy"):
         named(f"text:{path}#classes=3")
-    assert set(SOURCES) == {"cifar10", "idx", "npz", "text", "fashion_varied"}
+    assert set(SOURCES) == {"cifar10", "idx", "npz", "npy", "text", "fashion_varied"}
 
 
 @pytest.mark.parametrize("task", ["synthetic_tokens", "chars"])

@@ -158,7 +158,7 @@ def test_the_table_shows_the_report(asked, report):
     learned = report["policies"]["learned"]
     mix = next(line for line in text.splitlines() if line.startswith("learned") and "±" not in line).split()[1:]
     assert [int(word) for word in mix[:18]] == [
-        round(100 * third[op.name]) for op in Op for third in learned["operations_by_third"]
+        round(100 * third[op.name]) for op in list(Op)[:6] for third in learned["operations_by_third"]
     ]
     assert f"has slope {learned['calibration']['slope']:.2f} and" in text
     for words in ("paired differences, learned minus", "seeds germinated: %"):

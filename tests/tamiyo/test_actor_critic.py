@@ -13,7 +13,7 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
 import esper
-from esper.leyline.actions import Blend, Op, build_codec
+from esper.leyline.actions import Blend, build_codec
 from esper.tamiyo.actor_critic import ActorCriticConfig, build_actor_critic, initialise, orthogonal
 from esper.utils import rng
 
@@ -227,8 +227,8 @@ def test_the_first_policy_is_fair_to_ops(small_task):
     data["action_mask"][0, 1:] = False
     with torch.random.fork_rng(devices=[]):
         probability = policy(data)["logits"].exp()
-    mass = torch.zeros(200, len(Op)).index_add(1, engine.codec.op, probability)
-    legal = torch.zeros(200, len(Op)).index_add(1, engine.codec.op, data["action_mask"].float()) > 0
+    mass = torch.zeros(200, len(engine.codec.ops)).index_add(1, engine.codec.op, probability)
+    legal = torch.zeros(200, len(engine.codec.ops)).index_add(1, engine.codec.op, data["action_mask"].float()) > 0
     fair = legal / legal.sum(1, keepdim=True)
     assert (mass - fair).abs().max() < 0.02
 
@@ -257,7 +257,7 @@ def test_a_codec_without_slots():
 def test_the_codec_moves_with_the_heads():
     policy = build_actor_critic(SIZES, CODEC, COLUMNS, seed=0)
     columns = [buffer for name, buffer in policy.to("meta").named_buffers() if name.endswith("_column")]
-    assert len(columns) == 4 and all(column.is_meta for column in columns)
+    assert len(columns) == 5 and all(column.is_meta for column in columns)
     assert not any(name.endswith("_column") for name in policy.state_dict())
 
 

@@ -14,6 +14,7 @@ from esper.tamiyo.logits import HeadLogits, factored_logits, num_slots, uniform_
 
 CODECS = {
     "usual": build_codec(((0, 1, 2), (0, 2), (1,)), (Blend.SIGMOID, Blend.COSINE), ("a", "b", "c")),
+    "retarget": build_codec(((0, 1), (0,)), (Blend.SIGMOID,), ("a", "b"), retarget=True),
     "small": build_codec(((0,),), (Blend.LINEAR,), ("a",)),
     "none": build_codec((), (Blend.LINEAR,), ("a",)),
 }
@@ -27,13 +28,14 @@ def random_mask(codec, rows, generator, density=0.3):
 
 
 def random_scores(codec, rows, generator, scale=2.0, dtype=torch.float64):
-    shapes = ((6,), (6, max(num_slots(codec), 1)), (len(codec.blueprint_names),), (4,))
+    ops = len(codec.ops)
+    shapes = ((ops,), (ops, max(num_slots(codec), 1)), (len(codec.blueprint_names),), (4,), (5,))
     return HeadLogits(*(scale * torch.randn(rows, *shape, generator=generator, dtype=dtype) for shape in shapes))
 
 
 def brute_force(codec, scores, mask):
     """Log-probabilities of one row: {index: log p}, from the definition, without any max-shift or tensor."""
-    op, slot, blueprint, blend = (part.tolist() for part in scores)
+    op, slot, blueprint, blend, target = (part.tolist() for part in scores)
     legal = [index for index in range(codec.size) if mask[index]]
     ops = {codec.actions[index].op for index in legal}
     op_total = sum(math.exp(op[each]) for each in ops)
@@ -42,6 +44,8 @@ def brute_force(codec, scores, mask):
         total = slot[action.op][action.slot] if action.slot >= 0 else 0.0
         if action.blueprint >= 0:
             total += blueprint[action.blueprint] + blend[action.blend]
+        if action.target >= 0:
+            total += target[action.target]
         return math.exp(total)
 
     result = {}
@@ -164,6 +168,6 @@ def test_compiles_to_one_graph():
 def test_of_a_real_engine(small_task):
     engine = esper.make(small_task, num_envs=2)
     logits = uniform_logits(engine.codec, engine.mask(engine.init(0)))
-    probability = torch.zeros(2, len(Op)).index_add(1, engine.codec.op, logits.exp())
+    probability = torch.zeros(2, len(engine.codec.ops)).index_add(1, engine.codec.op, logits.exp())
     expected = torch.tensor([0.5, 0.5, 0.0, 0.0, 0.0, 0.0]).expand(2, -1)
     assert torch.allclose(probability, expected, atol=1e-6), "fresh slots: WAIT or GERMINATE, equally likely"

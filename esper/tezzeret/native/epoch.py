@@ -133,7 +133,7 @@ def _minibatches(structure: Structure, batches: Batches) -> Iterator[tuple[int, 
     Where samples are read as they are, all minibatches by their places in the dataset; else one after the other.
     """
     config = structure.config
-    if config.crop_padding or config.mirror:
+    if config.crop_padding or config.mirror or structure.augment is not None:
         for step in range(batches.length):
             batch = batch_at(structure, batches, step)
             yield step, batch.inputs, batch.targets.unsqueeze(0)

@@ -11,9 +11,11 @@ import numpy as np
 from esper.tolaria.formats.cifar10 import holds_cifar10, read_cifar10
 from esper.tolaria.formats.files import as_path, broken
 from esper.tolaria.formats.idx import holds_idx, read_idx_dataset
+from esper.tolaria.formats.npy_folder import holds_npy, npy, ranges
 from esper.tolaria.formats.npz import holds_npz, read_npz
 from esper.tolaria.formats.source import Source, StoredPart, build
 from esper.tolaria.formats.text import read_text
+from esper.tolaria.mapped import MappedInputs
 
 
 @dataclass(frozen=True)
@@ -107,10 +109,25 @@ def _report(name: str, part: StoredPart, num_classes: int) -> PartReport:
     return PartReport(name, len(inputs), inputs.shape[1:], str(inputs.dtype), low, high, tuple(counts.tolist()))
 
 
+def _examine_folder(path: Path, num_classes: int | None) -> DatasetReport:
+    made = npy(path, num_classes)
+    reports = []
+    for name, part in made.parts.items():
+        inputs = part.inputs
+        assert isinstance(inputs, MappedInputs)
+        low, high = zip(*ranges(inputs), strict=True)
+        counts = tuple(np.bincount(part.targets.numpy(), minlength=made.num_classes).tolist())
+        shape, dtype = tuple(inputs.shape[1:]), str(inputs.file.dtype)
+        reports.append(PartReport(name, part.size, shape, dtype, min(low), max(high), counts))
+    used = dict.fromkeys(part.inputs.file.path.name for part in made.parts.values())  # type: ignore[union-attr]
+    return DatasetReport("npy", made.num_classes, (), tuple(used), made.split, tuple(reports))
+
+
 FORMATS = (
     Format("cifar10", "a folder with data_batch_1.bin", holds_cifar10, _examine_with(read_cifar10)),
     Format("idx", "a folder with train-images-idx3-ubyte", holds_idx, _examine_with(read_idx_dataset)),
     Format("npz", "an .npz file", holds_npz, _examine_with(read_npz)),
+    Format("npy", "a folder with train_inputs.npy", holds_npy, _examine_folder),
 )
 """Formats that are recognised by names or first bytes. At most one of them may fit a path."""
 

@@ -98,6 +98,29 @@ def read_npz(path: Path, num_classes: int | None = None) -> Source:
         naming = _naming(path, members)
         arrays = {part: [_read(path, archive, members[name]) for name in names] for part, names in naming.items()}
         declared = _read(path, archive, members[NUM_CLASSES]) if NUM_CLASSES in members else None
+    source = source_of(path, naming, arrays, declared, num_classes)
+    return source._replace(format="npz", used=source.used + (NUM_CLASSES,) * (declared is not None))
+
+
+def source_of(
+    path: Path,
+    naming: dict[str, tuple[str, str]],
+    arrays: dict[str, list[np.ndarray]],
+    declared: np.ndarray | None,
+    num_classes: int | None,
+) -> Source:
+    """Arrays as a source in three parts.
+
+    Args:
+      path: what errors name.
+      naming: names of inputs and targets by part, train and at least one other.
+      arrays: inputs and targets by part.
+      declared: the number of classes as it is stored, if it is.
+      num_classes: as asked for; None = as declared, else by the largest of the training targets.
+
+    Raises:
+      DatasetError: as for ``npz``.
+    """
     dtype = arrays["train"][0].dtype
     for part, (inputs, _) in arrays.items():
         if inputs.dtype != dtype:
@@ -118,9 +141,9 @@ def read_npz(path: Path, num_classes: int | None = None) -> Source:
     for part, names in naming.items():
         for name, values in zip(names, stored[part], strict=True):
             _check_values(path, name, values, num_classes)
-    used = [name for names in naming.values() for name in names] + [NUM_CLASSES] * (declared is not None)
+    used = tuple(name for names in naming.values() for name in names)
     train, validation, test, split = _three(path, naming, stored)
-    return Source("npz", path, train, validation, test, num_classes, (), tuple(used), split + said)
+    return Source("arrays", path, train, validation, test, num_classes, (), used, split + said)
 
 
 def _channels_are_last(inputs: list[np.ndarray]) -> bool:

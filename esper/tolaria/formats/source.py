@@ -1,5 +1,6 @@
 """What the files of a dataset hold, as they hold it, and how it becomes a ``esper.tolaria.data.Dataset``."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from esper.tolaria import split
 from esper.tolaria.data import Dataset, Part, validate
 from esper.tolaria.formats.files import broken
+from esper.tolaria.mapped import Scale, standardise
 
 LEVELS = 256
 """Values of a pixel."""
@@ -53,13 +55,6 @@ class Source(NamedTuple):
     class_names: tuple[str, ...]
     used: tuple[str, ...]
     split: str
-
-
-class Scale(NamedTuple):
-    """Mean and standard deviation of each channel's pixels, float64 ``[C]``, in units of a pixel value (0 to 255)."""
-
-    mean: np.ndarray
-    std: np.ndarray
 
 
 def take_tenth(path: Path, place: str, train: StoredPart) -> tuple[StoredPart, StoredPart]:
@@ -112,37 +107,45 @@ def build(source: Source) -> Dataset:
     scale = None
     if source.train.inputs.dtype == np.uint8:
         scale = pixel_scale(source.train.inputs)
-        if (scale.std == 0).any():
-            channel = int(np.flatnonzero(scale.std == 0)[0])
+        if 0 in scale.std:
+            channel = scale.std.index(0)
             place, found = f"training inputs, channel {channel}", f"only the pixel value {scale.mean[channel]:.0f}"
             raise broken(source.path, place, found, "pixels that vary")
 
     def part(stored: StoredPart) -> Part:
-        inputs = torch.from_numpy(stored.inputs) if scale is None else standardise(stored.inputs, scale)
+        inputs = torch.from_numpy(stored.inputs) if scale is None else pixels_of(stored.inputs, scale)
         return Part(inputs, torch.from_numpy(stored.targets))
 
     train, validation, test = map(part, (source.train, source.validation, source.test))
-    return validate(Dataset(str(source.path), train, validation, test, source.num_classes, source.split))
+    made = Dataset(str(source.path), train, validation, test, source.num_classes, source.split, scale=scale)
+    return validate(made)
 
 
 def pixel_scale(pixels: np.ndarray) -> Scale:
-    """The scale of uint8 ``[N, C, H, W]``, N >= 1: the population's, from exact sums, so alike on every machine."""
-    value = np.arange(LEVELS)
+    """The scale of uint8 ``[N, C, H, W]``, N >= 1."""
+    return scale_of(pixels[start : start + _BLOCK] for start in range(0, len(pixels), _BLOCK))
+
+
+def scale_of(blocks: Iterable[np.ndarray]) -> Scale:
+    """The scale of pixels uint8 ``[n, C, H, W]``, some at a time: the population's, from exact sums, so alike on every
+    machine.
+    """
+    value, tallies = np.arange(LEVELS), np.zeros((), dtype=np.int64)
+    for block in blocks:
+        channels = np.moveaxis(block, 1, 0)
+        tallies = tallies + np.stack([np.bincount(each.ravel(), minlength=LEVELS) for each in channels])
     mean, std = [], []
-    for channel in range(pixels.shape[1]):
-        blocks = (pixels[start : start + _BLOCK, channel].ravel() for start in range(0, len(pixels), _BLOCK))
-        tally = np.sum([np.bincount(block, minlength=LEVELS) for block in blocks], axis=0)
+    for tally in tallies:
         count, total, squares = int(tally.sum()), int(tally @ value), int(tally @ value**2)
         mean.append(total / count)
         std.append((count * squares - total**2) ** 0.5 / count)
-    return Scale(np.array(mean), np.array(std))
+    return Scale(tuple(mean), tuple(std))
 
 
-def standardise(pixels: np.ndarray, scale: Scale) -> Tensor:
-    """``(pixel - mean) / std`` per channel: uint8 ``[N, C, H, W]`` to float32 of that shape.
+def pixels_of(pixels: np.ndarray, scale: Scale) -> Tensor:
+    """``standardise``, from an array.
 
     With the training part's own scale it has mean 0 and variance 1 there. In units of 255 the scale of MNIST is
     0.1307 and 0.3081, that of CIFAR-10 (0.4914, 0.4822, 0.4465) and (0.2470, 0.2435, 0.2616).
     """
-    mean, std = (torch.from_numpy(moment).float()[:, None, None] for moment in scale)
-    return torch.from_numpy(pixels).to(torch.float32, memory_format=torch.contiguous_format).sub_(mean).div_(std)
+    return standardise(torch.from_numpy(pixels), scale)

@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import pytest
 
 from esper.tolaria.data import DatasetError
@@ -15,10 +16,15 @@ def paths(sound, tmp_path):
     """A sound dataset of each format, by name."""
     sound.write(tmp_path / "text", {"a.txt": "zwei Wörter\n".encode()})
     sound.write(tmp_path / "npz", {"a.npz": sound.packed(sound.npz_members())})
+    for part, count in (("train", 6), ("test", 3)):
+        (tmp_path / "npy").mkdir(exist_ok=True)
+        np.save(tmp_path / "npy" / f"{part}_inputs.npy", np.arange(count * 4, dtype=np.uint8).reshape(count, 2, 2))
+        np.save(tmp_path / "npy" / f"{part}_targets.npy", np.arange(count) % 2)
     return {
         "cifar10": sound.write(tmp_path / "cifar10", sound.cifar10()),
         "idx": sound.write(tmp_path / "idx", sound.idx(gz=True)),
         "npz": tmp_path / "npz" / "a.npz",
+        "npy": tmp_path / "npy",
         "text": tmp_path / "text" / "a.txt",
     }
 

@@ -1,13 +1,11 @@
 """What must hold of a body and what its networks have learned, before an operation and behind it."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 from torch.func import grad
 
 from esper.tezzeret.native.graph import Graph
-from esper.tezzeret.surgery.anatomy import Anatomy, Impossible, Learned, before
+from esper.tezzeret.surgery.anatomy import Anatomy, Impossible, Learned, before, part
 from esper.tezzeret.surgery.forward import Computed, Forward
 from esper.tezzeret.surgery.measure import losses
 from esper.tezzeret.surgery.orders import Operand
@@ -53,20 +51,19 @@ def _check_tensors(graph: Graph, learned: Learned, body: Anatomy) -> None:
                 )
 
 
-def check_fake(body: Anatomy, learned: Learned, inputs: Tensor) -> None:
-    """A forward pass without numbers: every node gives what the graph says.
+def check_fake(body: Anatomy, learned: Learned) -> None:
+    """A forward pass of one network and one made-up sample: every node gives what the graph says.
 
     Raises:
       Impossible: shapes that do not fit.
     """
+    one = part(learned, torch.arange(1, device=learned.steps.device))
+    like = next(iter(one.params.values()))
+    x = like.new_zeros(1, 1, *body.input_shape, dtype=torch.int64 if body.takes_tokens else None)
     try:
-        Forward(body.graph)(_without_numbers(learned.params), _without_numbers(learned.buffers), inputs.to("meta"))
-    except Exception as error:  # whatever operations say of shapes
+        Forward(body.graph)(one.params, one.buffers, x)
+    except RuntimeError as error:  # torch's word for shapes
         raise Impossible(f"shapes: {' '.join(str(error).split())[:200]}") from error
-
-
-def _without_numbers(table: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.to("meta") for name, value in table.items()}
 
 
 def check_outputs(body: Anatomy, learned: Learned, inputs: Tensor) -> Computed:

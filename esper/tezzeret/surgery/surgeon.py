@@ -115,7 +115,7 @@ class _Table:
         self.enter("structure")
         checks.check_structure(body, learned)
         self.enter("fake")
-        checks.check_fake(body, learned, case.inputs)
+        checks.check_fake(body, learned)
         self.enter("outputs")
         new = checks.check_outputs(body, learned, case.inputs).output
         self.moved = checks.check_kept(old, new, preserves)

@@ -28,10 +28,12 @@ class End(NamedTuple):
     Attributes:
       node: whose features leave it.
       site: what a slot behind it sees.
+      block: its number in the host that was read.
     """
 
     node: int
     site: Site
+    block: int
 
 
 class Anatomy(NamedTuple):

@@ -44,7 +44,7 @@ def anatomy_of(host: Host) -> Anatomy:
         if block.site is not None and index + 1 < len(host.blocks):
             marks.append((output, index))
     whole = rewritten(_with_biases(nodes), output, tuple(buffers))
-    ends = tuple(End(whole.places[number], host.sites[index]) for number, index in marks)
+    ends = tuple(End(whole.places[number], host.sites[index], index) for number, index in marks)
     return Anatomy(host.name, whole.graph, ends, host.input_shape, host.num_outputs, host.takes_tokens)
 
 

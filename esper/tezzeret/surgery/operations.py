@@ -9,7 +9,16 @@ from torch import Tensor
 from esper.tezzeret.surgery.anatomy import Anatomy, Impossible, users_of
 from esper.tezzeret.surgery.edit import Edit, expect, eye, fitted, source_of
 from esper.tezzeret.surgery.layers import Layer, layer, unnamed
-from esper.tezzeret.surgery.orders import AddSkip, Altered, InsertLayer, ModifyLayer, Operand, RemoveLayer, Rewire
+from esper.tezzeret.surgery.orders import (
+    AddSkip,
+    Altered,
+    InsertLayer,
+    ModifyLayer,
+    Operand,
+    RemoveFossil,
+    RemoveLayer,
+    Rewire,
+)
 from esper.tezzeret.surgery.projection import brought, projected
 from esper.tezzeret.surgery.sizes import modify
 
@@ -141,6 +150,13 @@ def rewire(case: Operand, op: Rewire) -> Altered:
     return Altered(body, fitted(case.learned, body, {}), False)
 
 
+def fossil(case: Operand, op: RemoveFossil) -> Altered:
+    """``RemoveFossil``."""
+    raise Impossible(
+        f"slot {op.slot}: a fossil lies in a state, not in a host; expected esper.tolaria.operating.excise"
+    )
+
+
 class Kind(NamedTuple):
     """What there is to say of an operation.
 
@@ -164,5 +180,6 @@ OPERATIONS: dict[type, Kind] = {
     ModifyLayer: Kind(modify, "modify_layer", "widths"),
     AddSkip: Kind(skip, "add_skip", "topology"),
     Rewire: Kind(rewire, "rewire", "topology"),
+    RemoveFossil: Kind(fossil, "remove_fossil", "topology", removed=1),
 }
 """All operations."""

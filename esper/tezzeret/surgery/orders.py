@@ -76,7 +76,17 @@ class Rewire(NamedTuple):
     source: str
 
 
-Operation = InsertLayer | RemoveLayer | ModifyLayer | AddSkip | Rewire
+class RemoveFossil(NamedTuple):
+    """A fossilized seed goes, and its slot is empty again. It lies in a state: see ``esper.tolaria.operating.excise``.
+
+    Attributes:
+      slot: its number.
+    """
+
+    slot: int
+
+
+Operation = InsertLayer | RemoveLayer | ModifyLayer | AddSkip | Rewire | RemoveFossil
 
 
 class Samples(NamedTuple):

@@ -134,6 +134,12 @@ BEFORE: tuple[Callable[[Question], str | None], ...] = (
 """Asked before anything is done; each says which constraint stands against it, if it does."""
 
 
+def against(rules: SurgeryRules, body: Anatomy, op: Operation, log: Log, epoch: int) -> str | None:
+    """Which constraint stands against an operation, if one does; asked before anything is done."""
+    asked = Question(rules, body, op, log, epoch)
+    return next((reason for rule in BEFORE if (reason := rule(asked)) is not None), None)
+
+
 def expect_growth(rules: SurgeryRules, before: tuple[int, int], after: tuple[int, int]) -> str | None:
     """Which constraint stands against a new body; (parameters of a network, bytes of all) before and after."""
     (old, held), (new, holds) = before, after

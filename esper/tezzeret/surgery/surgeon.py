@@ -12,7 +12,7 @@ from esper.tezzeret.surgery.measure import Effect, effect
 from esper.tezzeret.surgery.operations import OPERATIONS
 from esper.tezzeret.surgery.orders import Operand, Operation, Samples
 from esper.tezzeret.surgery.reports import Log, Report
-from esper.tezzeret.surgery.rules import BEFORE, Question, SurgeryRules, expect_growth
+from esper.tezzeret.surgery.rules import SurgeryRules, against, expect_growth
 from esper.utils import rng
 
 
@@ -80,14 +80,16 @@ class _Table:
         """Begin a stage."""
         self.stage = stage
 
+    def expect_none(self, reason: str | None) -> None:
+        """Raise ``Impossible`` for a reason."""
+        if reason is not None:
+            raise Impossible(reason)
+
     def operate(self, rules: SurgeryRules, log: Log, epoch: int) -> Operated:
         """All stages."""
         self.enter("rules")
         kind = OPERATIONS[type(self.op)]
-        asked = Question(rules, self.body, self.op, log, epoch)
-        against = next((reason for rule in BEFORE if (reason := rule(asked)) is not None), None)
-        if against is not None:
-            raise Impossible(against)
+        self.expect_none(against(rules, self.body, self.op, log, epoch))
         self.enter("before")
         checks.check_structure(self.body, self.learned)
         key = rng.fold_in(rng.key(0), epoch, len(log.reports), torch.arange(len(self.learned.steps)))
@@ -98,9 +100,8 @@ class _Table:
         self.enter("operation")
         result = kind.run(case, self.op)
         self.params = self.body.num_params, result.body.num_params
-        against = expect_growth(rules, self._size(self.body, self.learned), self._size(result.body, result.learned))
-        if against is not None:
-            raise Impossible(against)
+        sizes = self._size(self.body, self.learned), self._size(result.body, result.learned)
+        self.expect_none(expect_growth(rules, *sizes))
         self._check(case, result.body, result.learned, old, result.preserves)
         lost = 0.0
         if self.effects[0] is not None and self.effects[1] is not None:

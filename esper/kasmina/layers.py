@@ -23,6 +23,7 @@ __all__ = [
     "dropout",
     "embed",
     "group_norm",
+    "largest",
     "layer_norm",
     "linear",
     "max_pool2",
@@ -111,6 +112,12 @@ def max_pool2(x: Tensor) -> Tensor:
     height, width = x.shape[-2] // 2 * 2, x.shape[-1] // 2 * 2
     rows = torch.maximum(x[..., 0:height:2, :width], x[..., 1:height:2, :width])
     return torch.maximum(rows[..., 0::2], rows[..., 1::2])
+
+
+@layer
+def largest(x: Tensor) -> Tensor:
+    """The largest number of the last dimension, which goes; the first of equals has the gradient."""
+    return x.max(-1).values
 
 
 @layer

@@ -284,3 +284,8 @@ def cull_live(slots: Slots, mask: Tensor) -> tuple[Slots, Tensor]:
     ((target, stages),) = routes(Cause.GOVERNOR).items()
     removed = is_in(slots.stage, stages) & mask.unsqueeze(1)
     return _clear(slots, removed, int(target)), removed
+
+
+def vacate(slots: Slots, mask: Tensor) -> Slots:
+    """Slots, empty where ``mask`` [E, S], whatever sat there: by surgery, which is no edge of the life cycle."""
+    return _clear(slots, mask, EMPTY)

@@ -250,6 +250,12 @@ def max_pool2(o: Observer, seen: Seen, x: Tensor) -> None:
     tell(o, seen.result, Value(o.draft.add("pool", (value.node,), (channels, height // 2, width // 2)), value.lead))
 
 
+def largest(o: Observer, seen: Seen, x: Tensor) -> None:
+    """Over the last dimension."""
+    value = o.value(x)
+    tell(o, seen.result, a.over(o, "largest", value, [len(o.node(value).shape) - 1], first=True))
+
+
 def tanh_mix(o: Observer, seen: Seen, x: Tensor, y: Tensor, openness: Tensor) -> None:
     """A way between equal shapes."""
     value, other = o.value(x), o.value(y)
@@ -267,6 +273,7 @@ OWN: dict[str, Rule] = {
     "apply_batch_norm": apply_batch_norm,
     "track": track,
     "max_pool2": max_pool2,
+    "largest": largest,
     "tanh_mix": tanh_mix,
 }
 """By the name of a function of ``esper.kasmina.layers``."""

@@ -1,0 +1,65 @@
+"""Surgery: a host's layers change while it trains; nothing is written to, and nothing is raised.
+
+```
+anatomy_of(host), learned_of(host, learners)      in: a host as one graph, its networks as named numbers
+surgery(body, learned, op, samples, ...)       -> (body', learned', report)
+host_of(body), learners(...)                   out: a host again, on every backend that takes it
+```
+
+| operation | does | outputs stay |
+|---|---|---|
+| ``InsertLayer(name, after)`` | a new layer that passes on what it sees | yes |
+| ``RemoveLayer(name)`` | it goes, with norm and activation; where channels differ a 1x1 projection bridges them | no |
+| ``ModifyLayer(name, width=, start=)`` | more or fewer units, through whatever lies behind | more: yes |
+| ``ModifyLayer(name, kernel=)`` | another side of the kernel | larger: yes |
+| ``AddSkip(source, target, start=)`` | a way around, through a 1x1 projection where shapes differ | with start "zero" |
+| ``Rewire(name, source)`` | it reads what another layer gives | no |
+
+More units are kept apart only by norms over them (layer norm, group norm): there outputs move, and the report says so.
+New units start as ``STARTS`` says: "zero", "net2net" or "gradmax". Old parameters keep their moments.
+
+| file | what |
+|---|---|
+| ``anatomy``, ``forward`` | the value that is operated on; what it computes |
+| ``convert`` | from a host, and to one |
+| ``layers`` | layers by name |
+| ``orders``, ``operations`` | what can be asked for; what it does |
+| ``units``, ``relations``, ``takes``, ``resize`` | which numbers belong to the units of a layer |
+| ``sizes``, ``starts``, ``gradmax`` | widths and kernels; how new units begin |
+| ``edit``, ``projection`` | writing into a copy of a graph |
+| ``rules``, ``checks``, ``measure``, ``reports``, ``surgeon`` | constraints, checks, effects, log; all in order |
+"""
+
+from esper.tezzeret.surgery.anatomy import Anatomy, Impossible, Learned, part
+from esper.tezzeret.surgery.convert import anatomy_of, host_of, learned_of, learners
+from esper.tezzeret.surgery.layers import layers_of
+from esper.tezzeret.surgery.orders import AddSkip, InsertLayer, ModifyLayer, Operation, RemoveLayer, Rewire, Samples
+from esper.tezzeret.surgery.reports import Log, Report
+from esper.tezzeret.surgery.rules import SurgeryRules
+from esper.tezzeret.surgery.starts import STARTS
+from esper.tezzeret.surgery.surgeon import Operated, surgery
+
+__all__ = [
+    "STARTS",
+    "AddSkip",
+    "Anatomy",
+    "Impossible",
+    "InsertLayer",
+    "Learned",
+    "Log",
+    "ModifyLayer",
+    "Operated",
+    "Operation",
+    "RemoveLayer",
+    "Report",
+    "Rewire",
+    "Samples",
+    "SurgeryRules",
+    "anatomy_of",
+    "host_of",
+    "layers_of",
+    "learned_of",
+    "learners",
+    "part",
+    "surgery",
+]

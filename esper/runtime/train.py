@@ -17,12 +17,13 @@ from esper.nissa.sinks import METRICS, read_rows, require_tensorboard
 from esper.runtime.build import find_device
 from esper.runtime.collect import Begun, Track, make_track, play
 from esper.runtime.compare import compare
+from esper.runtime.demonstrations import demonstrate, scripts_of
 from esper.runtime.fingerprints import fingerprints
 from esper.runtime.interrupt import Stopped, Watch, interruptible, watched
 from esper.runtime.machine import moved
 from esper.runtime.outlets import Outlets
 from esper.runtime.policies import policies_of
-from esper.runtime.policy_checkpoint import load_run
+from esper.runtime.policy_checkpoint import learner_tensors, load_run
 from esper.runtime.report import Findings, write_report
 from esper.runtime.resume import again
 from esper.runtime.runs import Run, abandon, close_run, open_run, pause, places, record, release, settle
@@ -43,6 +44,9 @@ from esper.utils.resilience.causes import Nature, cause_of
 from esper.utils.settings import SettingsError
 from esper.utils.stats import FEWEST
 from esper.utils.terminal import output
+
+ROUNDS = 1_000_003
+"""Rounds of a run that have environments of their own; demonstrations have the last ones of seed 0, in every run."""
 
 HELD_OUT = 1
 """Seed of the evaluation at the end: odd, as ``evaluate``'s default; training uses even ones."""
@@ -68,7 +72,9 @@ def train(settings: TrainSettings, out: TextIO | None = None) -> Learner:
     folder, source = places(settings)
     device = find_device(settings.device, "--device")
     scenes = [build_scene(rules, settings.num_envs, settings.backend, device) for rules in settings.rules()]
-    for scene in scenes:  # what the evaluation will ask for must not fail then
+    for scene in scenes:  # what will be asked for must not fail then
+        if settings.demonstrations:
+            scripts_of(scene.task)
         policies_of(scene, None, greedy=False)
         expect_numbers_for(scene, settings.eval_envs, "--eval-envs")
     interface = _interface(settings, scenes)
@@ -123,6 +129,9 @@ def _work(
     progress = make_progress(settings.progress, "round", out)
     findings, stopped = Findings(), None
     try:
+        if settings.demonstrations and not learner.done and not run.begun:
+            out.write(_demonstrate(settings, scenes, tracks, learner, watch))
+            run.tensors = learner_tensors(learner)
         _learn(settings, tracks, learner, run, (progress, watch))
         settle(run)
         rows = read_rows(run.folder / METRICS)
@@ -189,6 +198,15 @@ def _learn(
         progress.close()
 
 
+def _demonstrate(
+    settings: TrainSettings, scenes: Sequence[Scene], tracks: Sequence[Track], learner: Learner, watch: Watch
+) -> str:
+    """Show the learner what the tasks' scripts do, in environments that no round has and all runs share; a line."""
+    seeds = [round_seed(0, ROUNDS - number) for number in range(1, settings.demonstrations + 1)]
+    plays = [(track.env, scene.task) for track, scene in zip(tracks, scenes, strict=True)]
+    return demonstrate(plays, learner, seeds, settings.lstm, watch.check)
+
+
 def _collect(tracks: Sequence[Track], seed: int, run: Run) -> list[TensorDictBase]:
     """One episode of every environment of every task; those that were begun before are gone on with."""
     begun, batches = list(run.begun), list[TensorDictBase]()
@@ -243,7 +261,7 @@ def _round(
 
 def round_seed(seed: int, number: int) -> int:
     """Seed of a round's environments and draws; training uses even numbers, held-out evaluation odd ones."""
-    return 2 * (seed * 1_000_003 + number)
+    return 2 * (seed * ROUNDS + number)
 
 
 def _evaluate(

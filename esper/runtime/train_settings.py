@@ -30,6 +30,9 @@ class TrainSettings:
         low=1,
         high=10**9,
     )
+    demonstrations: int = setting(
+        0, "rounds of every script of the task that the policy is shown, and imitates, before its first", 0, 1000
+    )
     horizon: int = setting(0, "decisions per episode; 0 = the preset's", low=0, high=100_000)
     seed: int = setting(0, "seed of policy and environments", low=0, high=2**31)
     engine: Mapping[str, Entry] = setting({}, "numbers of the engine by name, such as host_lr and steps_per_epoch")

@@ -160,15 +160,32 @@ class _Run:
         x, weight, bias, mean, variance, is_training, momentum, epsilon = given[:8]
         if not is_training and mean is not None:
             return by_statistics(x, weight, bias, mean, variance, epsilon)
-        dims, shape = (0, *range(2, x.dim())), (1, -1, *(1,) * (x.dim() - 2))
-        own_mean = x.mean(dims)
-        own = (x - own_mean.reshape(shape)).square().mean(dims)
-        samples = x.numel() // x.shape[1]
-        for place, statistic in ((3, own_mean), (4, own * (samples / (samples - 1)))):
+        out, *statistics = by_batch(x, weight, bias, epsilon)
+        for place, statistic in zip((3, 4), statistics, strict=True):
             name = self.part.traced.names.get(node.args[place])  # type: ignore[arg-type]
             if name is not None:
-                self.tensors[name] = torch.lerp(self.tensors[name], statistic, momentum)
-        return _normalise(x, weight, bias, own_mean, own, epsilon)
+                self.tensors[name] = tracked(self.tensors[name], statistic, momentum)
+        return out
+
+
+@layer
+def by_batch(x: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalise the channels of one network, x [B, C, ...], over samples and positions.
+
+    Returns:
+      like x; the batch's mean [C]; its unbiased variance [C].
+    """
+    dims, shape = (0, *range(2, x.dim())), (1, -1, *(1,) * (x.dim() - 2))
+    mean = x.mean(dims)
+    variance = (x - mean.reshape(shape)).square().mean(dims)
+    samples = x.numel() // x.shape[1]
+    return _normalise(x, weight, bias, mean, variance, epsilon), mean, variance * (samples / (samples - 1))
+
+
+@layer
+def tracked(running: Tensor, statistic: Tensor, momentum: float) -> Tensor:
+    """The running average of a statistic of one network, both [C]."""
+    return torch.lerp(running, statistic, momentum)
 
 
 @layer

@@ -4,7 +4,8 @@ It runs twice, with other numbers of networks and samples: a graph that depends 
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from esper.kasmina.layout import Layout
 from esper.tezzeret.native.graph import Graph, Shape
 from esper.tezzeret.native.layer_rules import OWN, TORCH
-from esper.tezzeret.native.observe import NotCaptured, Observer, Value
+from esper.tezzeret.native.observe import NotCaptured, Observer, Rule, Value
 from esper.tezzeret.native.rules import ARITHMETIC
 
 SIZES = ((2, 3), (3, 5))
@@ -23,7 +24,12 @@ RULES = ARITHMETIC | TORCH
 
 
 def capture(
-    function: Callable[..., Any], shape: Shape, layout: Layout, buffers: Layout | None = None, vocabulary: int = 0
+    function: Callable[..., Any],
+    shape: Shape,
+    layout: Layout,
+    buffers: Layout | None = None,
+    vocabulary: int = 0,
+    further: Mapping[str, Rule] = MappingProxyType({}),
 ) -> Graph:
     """Write down a module.
 
@@ -33,12 +39,14 @@ def capture(
       layout: its row of parameters.
       buffers: its row of buffers.
       vocabulary: x is int64 tokens, so many; 0: it is features.
+      further: rules beside ``RULES``.
 
     Raises:
       NotCaptured: it does what no operation of a graph can say.
     """
     first, second = (
-        _watch(Observer(sizes, RULES, OWN, vocabulary), function, shape, layout, buffers) for sizes in SIZES
+        _watch(Observer(sizes, RULES | dict(further), OWN, vocabulary), function, shape, layout, buffers)
+        for sizes in SIZES
     )
     if first != second:
         raise NotCaptured("operations that depend on the number of networks or samples")

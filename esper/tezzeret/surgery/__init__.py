@@ -1,10 +1,14 @@
 """Surgery: a host's layers change while it trains; nothing is written to, and nothing is raised.
 
 ```
-anatomy_of(host), learned_of(host, learners)      in: a host as one graph, its networks as named numbers
+anatomy_of(host), learned_of(host, learners)   in: a host as one graph, its networks as named numbers
 surgery(body, learned, op, samples, ...)       -> (body', learned', report)
 host_of(body), learners(...)                   out: a host again, on every backend that takes it
 ```
+
+An operation gives all networks of ``learned`` the new structure; ``part`` takes some out first, and the others keep
+their bits. Between two steps of a run ``esper.runtime.operate`` does all of this to an engine and its state, and
+removes fossils; ``esper.tolaria.triggers`` decides when.
 
 | operation | does | outputs stay |
 |---|---|---|
@@ -15,7 +19,8 @@ host_of(body), learners(...)                   out: a host again, on every backe
 | ``AddSkip(source, target, start=)`` | a way around, through a 1x1 projection where shapes differ | with start "zero" |
 | ``Rewire(name, source)`` | it reads what another layer gives | no |
 
-More units are kept apart only by norms over them (layer norm, group norm): there outputs move, and the report says so.
+Where a norm goes over the units (layer norm, group norm), outputs move even if they become more; the report says by how
+much. A network is at its old outputs again by keeping the old value.
 New units start as ``STARTS`` says: "zero", "net2net" or "gradmax". Old parameters keep their moments.
 
 | file | what |

@@ -46,8 +46,8 @@ class Forward:
         """
         run = Computing(self, {"parameter": params, "buffer": buffers}, x)
         for number, node in enumerate(self.graph.nodes):
-            lead = (1,) if node.op == "constant" else x.shape[: 1 + node.by_sample]
             value = run.leaf(node) if node.op in LEAVES else RULES[node.op](run, number, node)
+            lead = x.shape[:2] if node.by_sample else value.shape[:1]  # of constants, 1
             run.values[number] = value.reshape(*lead, *node.shape)
         new = {self._held(number): run.values[number] for number in self.graph.buffers}
         return Computed(run.values[self.graph.output], new, run.values)
@@ -95,7 +95,7 @@ def _input(run: Computing, number: int, node: Node) -> Tensor:
 def _constant(run: Computing, number: int, node: Node) -> Tensor:
     like = next((value for value in run.values.values() if value.is_floating_point()), run.x)
     dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
-    return run.tables[number].to(run.x.device, dtype)
+    return run.tables[number].to(run.x.device, dtype).unsqueeze(0)
 
 
 def _reshape(run: Computing, number: int, node: Node) -> Tensor:
@@ -103,13 +103,14 @@ def _reshape(run: Computing, number: int, node: Node) -> Tensor:
 
 
 def _take(run: Computing, number: int, node: Node) -> Tensor:
-    lead = run.x.shape[: 1 + node.by_sample]
     parts = [run.flat(source, node.by_sample) for source in node.inputs]
+    lead = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
     joined = torch.cat([part.expand(*lead, -1) for part in parts], dim=-1) if len(parts) > 1 else parts[0]
     index = run.tables[number].to(run.x.device)
-    found = joined[..., index.clamp(min=0)]
-    found = found.masked_fill(index < 0, 0) if -1 in node.row("index") else found
-    return found.expand(*lead, -1)
+    if -1 in node.row("index"):  # one more number, which is 0
+        index = torch.where(index < 0, joined.shape[-1], index)
+        joined = F.pad(joined, (0, 1))
+    return joined[..., index]
 
 
 def _mapped(function: Callable[[Tensor], Tensor]) -> "Rule":

@@ -3,7 +3,7 @@
 from difflib import get_close_matches
 from typing import NamedTuple
 
-from esper.tezzeret.native.graph import Graph, Node
+from esper.tezzeret.native.graph import Graph
 from esper.tezzeret.surgery.anatomy import Anatomy, Impossible, before, name_of, users_of
 from esper.tezzeret.surgery.relations import UNARY
 
@@ -90,8 +90,3 @@ def unnamed(body: Anatomy, name: str) -> None:
     taken = [each for each in names if each == name or each.startswith(f"{name}.")]
     if taken:
         raise Impossible(f"{name!r}: there is {taken[0]!r} already; expected a new name")
-
-
-def node_of(body: Anatomy, number: int) -> Node:
-    """A node of the body."""
-    return body.graph.nodes[number]

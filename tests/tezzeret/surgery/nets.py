@@ -47,6 +47,24 @@ class Branches(nn.Module):
         return self.head(torch.flatten(F.max_pool2d(h, 2), 1))
 
 
+class Residual(nn.Module):
+    """A stem and a residual block that halves the map, with batch norms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
+        self.conv1, self.norm1 = nn.Conv2d(4, 6, 3, 2, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.conv2, self.norm2 = nn.Conv2d(6, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.around = nn.Sequential(nn.Conv2d(4, 6, 1, 2, bias=False), nn.BatchNorm2d(6))
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        h = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        h += self.around(x)
+        return self.head(torch.flatten(F.adaptive_avg_pool2d(F.relu(h), 1), 1))
+
+
 def drawn(make, seed: int = 0) -> nn.Module:
     """A network in double precision, drawn by a seed."""
     with torch.random.fork_rng(devices=[]):
@@ -88,7 +106,8 @@ IMAGE = rng.normal(rng.key(5), (4, 1, 4, 4), F64)
 HOSTS = {
     "mlp": lambda: esper.host(drawn(Perceptron), IMAGE, ("relu", "relu_1")),
     "branches": lambda: esper.host(drawn(Branches), IMAGE, ("relu",)),
+    "residual": lambda: esper.host(drawn(Residual), IMAGE, ("stem",)),
     "cnn": lambda: cnn_host((1, 4, 4), 4, 2, 4, pool_blocks=1),
     "transformer": lambda: transformer_host(7, 5, 2, 2, 8),
 }
-"""A perceptron, two convolutional networks (one with batch norm), and a transformer with a tied head."""
+"""A perceptron, three convolutional networks (two with batch norm), and a transformer with a tied head."""

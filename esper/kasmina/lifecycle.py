@@ -176,7 +176,10 @@ def refusals(structure: Structure, hypers: HyperParams, slots: Slots) -> tuple[T
 
 def _asked(codec: Codec, slots: Slots) -> Tensor:
     """The weight that each action asks for, [A]; -1 where it asks for none."""
-    return slots.alpha.new_tensor((*TARGETS, float(NONE)))[codec.target]
+    asked = torch.full_like(codec.target, NONE, dtype=slots.alpha.dtype)  # filled in on the device: nothing is uploaded
+    for number, target in enumerate(TARGETS):
+        asked = asked.masked_fill(codec.target == number, target)
+    return asked
 
 
 def _retarget(slots: Slots, mask: Tensor, target: Tensor) -> Slots:

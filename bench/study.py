@@ -139,7 +139,8 @@ def study(asked: StudySettings) -> dict[str, Any]:
     scenes = [build_scene(Rules(task=asked.task), envs, asked.backend) for envs in (asked.envs, asked.choosing)]
     setup = {"data": scenes[0].engine.data.record(), "envs": asked.envs, "choosing": asked.choosing}
     book = Book(folder / "book.json", json_ready(setup | {"quick": asked.quick}))
-    trial = Trial(*scenes, training.rounds * training.num_envs, book, folder, asked.backend, asked.quick)
+    rounds = training.rounds + training.demonstrations * (1 + len(scenes[0].task.scripts))
+    trial = Trial(*scenes, rounds * training.num_envs, book, folder, asked.backend, asked.quick)
     if not trial.held.task.scripts:
         raise SettingsError(f"--task {asked.task}: names no scripts; expected a task whose environments differ")
     variation = trial.held.engine.data.variation

@@ -1,16 +1,21 @@
 """Sinks: where a run's numbers go, under the same names everywhere."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from esper.utils.documents import as_number, cause, to_json
-from esper.utils.files import append_line, replace_file, sync_file
+from esper.utils.files import append_line, read_file, replace_file, sync_file
 
 METRICS = "metrics.jsonl"
+
+LARGEST = 1 << 32
+"""Bytes that are read of a metrics file."""
 
 logger = logging.getLogger("esper")
 
@@ -19,28 +24,63 @@ class SinkError(ValueError):
     """A sink that cannot be opened or read; one line with the place and what is expected."""
 
 
-def digest_of(path: Path, rows: int) -> str:
-    """sha256 of the first ``rows`` lines of a file, of all there are if they are fewer; of nothing if it is absent."""
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    return hashlib.sha256(b"".join(line + b"\n" for line in lines[:rows])).hexdigest()
+def lines_until(path: Path, done: int) -> bytes:
+    """The lines of a metrics file from its first round up to round ``done``; nothing if it is absent.
+
+    They end where the next round does not follow: what a run wrote beyond a checkpoint, or what a crash of the machine
+    left there, is never looked at.
+
+    Raises:
+      SinkError: no ordinary file.
+    """
+    kept, last = list[bytes](), 0
+    for line in _content(path).split(b"\n")[:-1]:
+        row = _row(line)
+        number = row["round"] if row is not None else 0
+        if not 0 < number <= done or (kept and number != last + 1):
+            break
+        kept.append(line + b"\n")
+        last = number
+    return b"".join(kept)
+
+
+def digest_of(path: Path, done: int) -> str:
+    """sha256 of what ``lines_until`` gives."""
+    return hashlib.sha256(lines_until(path, done)).hexdigest()
+
+
+def _content(path: Path) -> bytes:
+    """What a metrics file holds; nothing if it is absent."""
+    try:
+        return read_file(path, LARGEST)
+    except FileNotFoundError:
+        return b""
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno != errno.ELOOP:
+            raise
+        raise SinkError(f"{path}: {cause(error)}; expected an ordinary file") from None
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """The round of a line; None if it holds none."""
+    try:
+        row = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and type(row.get("round")) is int else None
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics file, in order; a last line that was cut off is left out.
 
     Raises:
-      SinkError: another line is not a round; the file and the line's number.
+      SinkError: no ordinary file, or another line is not a round; the file and the line's number.
     """
-    if not path.exists():
-        return []
-    lines, rows = path.read_text(encoding="utf-8").split("\n"), []
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict) or not isinstance(row.get("round"), int):
-            raise SinkError(f"{path}: line {number}: found {line[:40]!r}; expected a JSON object with a round")
+    rows = []
+    for number, line in enumerate(_content(path).split(b"\n")[:-1], start=1):
+        if (row := _row(line)) is None:
+            found = line[:40].decode(errors="backslashreplace")
+            raise SinkError(f"{path}: line {number}: found {found!r}; expected a JSON object with a round")
         rows.append({name: as_number(value) for name, value in row.items()})
     return rows
 
@@ -57,18 +97,19 @@ def write_text(path: Path, text: str) -> None:
 class Metrics:
     """The sinks of a run: ``metrics.jsonl``, and TensorBoard's events if asked for."""
 
-    def __init__(self, folder: Path, tensorboard: bool, done: int) -> None:
+    def __init__(self, folder: Path, tensorboard: bool, done: int, fence: Callable[[], object] = lambda: None) -> None:
         """Open the sinks.
 
         Args:
           folder: run directory; its metrics hold the first ``done`` rounds.
           tensorboard: also write events, into the folder ``tensorboard``.
           done: rounds so far; later ones that are there already are taken back.
+          fence: called before a line is added; what it raises keeps the line out of the file.
 
         Raises:
           SinkError: tensorboard is asked for and not installed.
         """
-        self.path = folder / METRICS
+        self.path, self._fence = folder / METRICS, fence
         self.events = _event_writer(folder / "tensorboard", done + 1) if tensorboard else None
         self.digest = hashlib.sha256(self.path.read_bytes() if self.path.exists() else b"")
         self._waiting: list[str] = []
@@ -107,6 +148,8 @@ class Metrics:
             sync_file(self.path)
 
     def _append(self) -> None:
+        if self._waiting:
+            self._fence()
         while self._waiting:
             append_line(self.path, self._waiting[0])
             del self._waiting[0]

@@ -9,7 +9,12 @@ from pathlib import Path
 
 import torch
 
+from esper.utils.files import read_file
+
 VERSIONS = "versions.json"
+
+LARGEST = 1 << 20
+"""Bytes that are read of it."""
 
 
 def machine(device: torch.device, backends: Sequence[str]) -> dict[str, str]:
@@ -41,8 +46,8 @@ def moved(folder: Path, device: torch.device, backends: Sequence[str]) -> list[s
     A run goes on to the same bits only where all of it is as it was. What the record lacks or cannot tell is left out.
     """
     try:
-        before = json.loads((folder / VERSIONS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        before = json.loads(read_file(folder / VERSIONS, LARGEST))
+    except (OSError, ValueError, RecursionError):
         return []
     if not isinstance(before, dict):
         return []

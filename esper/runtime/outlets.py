@@ -29,14 +29,22 @@ class Outlets:
       letters: the queue of what could not be written; None where there is none.
     """
 
-    def __init__(self, folder: Path, service: Service | None = None, warn: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        service: Service | None = None,
+        warn: Callable[[str], None] | None = None,
+        fence: Callable[[], object] = lambda: None,
+    ) -> None:
         """Open the run's queue of dead letters and take room for it.
 
         Args:
           folder: the run directory.
           service: through which files are written; None = "files".
           warn: told a line for everything that cannot be written, once; None = the log.
+          fence: called before a file is written; what it raises, other than OSError, ends that.
         """
+        self._fence = fence
         self.folder, self._warn, self._service = folder, warn or self._log, service or Service("files")
         self._told: set[str] = set()
         self.letters: DeadLetters | None = None
@@ -49,6 +57,7 @@ class Outlets:
     def write(self, path: Path, text: str) -> None:
         """Write a file of the run directory in one step, or keep its text as a letter; it takes the place of both."""
         try:
+            self._fence()
             self._service.call(lambda: write_text(path, text))
         except OSError as error:
             self._keep(path, text, error)

@@ -21,6 +21,8 @@ from esper.tamiyo.networks import build_policies
 from esper.tamiyo.policies import Policy, learned_policy
 from esper.urza import series
 from esper.urza.checkpoint import Checkpoint, CheckpointError, load
+from esper.urza.series import Moment
+from esper.utils.documents import shown
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -33,6 +35,12 @@ ARCHIVES = {"latest": "checkpoint.npz", "best": "best.npz"}
 WHICH = tuple(ARCHIVES)
 
 BEST_PART = "best."
+
+KINDS = {"settings": dict, "done": int, "interface": dict}
+"""What the table of a training run's checkpoint holds at least, and of what kind that is."""
+
+FURTHER = {"begun": list, "returns": list, "best": int | float | None, "best_round": int, "beside": dict}
+"""What it holds since format 2."""
 
 logger = logging.getLogger("esper")
 
@@ -89,8 +97,7 @@ def load_run(path: Path, which: str = "latest") -> Checkpoint:
       CheckpointError: not readable, or a checkpoint of something else.
     """
     path, loaded = _find(path, which)
-    if not {"settings", "done", "interface"} <= loaded.table.keys():
-        raise CheckpointError(f"checkpoint {path}: holds {', '.join(loaded.table)}; expected one of a training run")
+    _expect_run(path, loaded)
     best = loaded.table.get("best_round", loaded.table["done"])
     if which == "latest" or best == loaded.table["done"]:
         return loaded
@@ -98,9 +105,25 @@ def load_run(path: Path, which: str = "latest") -> Checkpoint:
     return Checkpoint(part, loaded.table | {"done": best})
 
 
+def _expect_run(path: Path, loaded: Checkpoint) -> None:
+    """Raise unless a checkpoint is one of a training run."""
+    if not KINDS.keys() <= loaded.table.keys():
+        raise CheckpointError(f"checkpoint {path}: holds {', '.join(loaded.table)}; expected one of a training run")
+    for name, kind in (KINDS | FURTHER).items():
+        if name in loaded.table and not isinstance(loaded.table[name], kind):
+            found = shown(loaded.table[name])
+            raise CheckpointError(f"checkpoint {path}: {name} is {found}; expected one of a training run")
+
+
 def _find(path: Path, which: str) -> tuple[Path, Checkpoint]:
+    def check(moment: Moment, loaded: Checkpoint) -> None:
+        place = series.member(path / SERIES, moment)
+        _expect_run(place, loaded)
+        if loaded.table["done"] != moment.rounds:
+            raise CheckpointError(f"checkpoint {place}: of {loaded.table['done']} rounds; expected what its name says")
+
     if (path / SERIES).is_dir():
-        found = series.newest(path / SERIES, logger.warning)
+        found = series.newest(path / SERIES, logger.warning, check)
         if found is not None:
             return found
     old = path / ARCHIVES[which]

@@ -8,7 +8,6 @@ it, on the test part. Of these only the checkpoints are read when a run goes on,
 hold.
 """
 
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esper.nissa.sinks import METRICS, Metrics, read_rows
+from esper.nissa.sinks import METRICS, Metrics, lines_until, read_rows
 from esper.runtime.best_rounds import Best, best_of
 from esper.runtime.collect import Begun, from_tensors, to_tensors
 from esper.runtime.policy_checkpoint import BEST_PART, SERIES, learner_tensors, load_run, restore_learner
@@ -141,7 +140,7 @@ def open_run(
         series.take_back(folder / SERIES, moment)
         saver = Saver(folder / SERIES, lock, settings.save_every, settings.keep)
         table = {"settings": identity_of(settings), "beside": beside_of(settings), "interface": to_table(interface)}
-        metrics = Metrics(folder, settings.tensorboard, learner.done)
+        metrics = Metrics(folder, settings.tensorboard, learner.done, lock.check)
         tensors = learner_tensors(learner)
         run = Run(folder, table, metrics, saver, best_of(learner, loaded, best), learner.done, tensors, begun)
         if moment not in series.moments(folder / SERIES):
@@ -181,9 +180,9 @@ def _hold(folder: Path) -> Lock:
 def _rounds(folder: Path, loaded: Checkpoint) -> bytes:
     """The lines of the rounds that a checkpoint has behind it."""
     path = folder / METRICS
-    read_rows(path)  # whatever is no round is told
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    return b"".join(line + b"\n" for line in lines if json.loads(line)["round"] <= loaded.table["done"])
+    if "metrics" not in loaded.table:  # no digest tells whether they are all there
+        read_rows(path)
+    return lines_until(path, loaded.table["done"])
 
 
 def abandon(run: Run) -> None:
@@ -229,19 +228,20 @@ def pause(run: Run, begun: Sequence[Begun]) -> None:
 
 
 def _offer(run: Run, begun: Sequence[Begun]) -> None:
-    """Let the saver have what may be the next checkpoint: nothing of it is written to until it has the one after."""
-    best, inside = run.best, tuple(begun)
+    """Let the saver have what may be the next checkpoint: all of it of this moment, whatever comes before the saver
+    writes it, a round that is half recorded among that.
+    """
+    best, inside, learned = run.best, tuple(begun), run.tensors
+    table = run.table | {"done": run.done, "returns": best.returns, "best": best.mean, "best_round": best.number}
+    table |= {"metrics": run.metrics.digest.hexdigest()}
+    further = best.tensors if best.number != run.done else {}
 
     def contents() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        table = {"done": run.done, "returns": best.returns, "best": best.mean, "best_round": best.number}
-        tensors = dict(run.tensors)
-        if best.number != run.done:
-            tensors |= {f"{BEST_PART}{name}": value for name, value in best.tensors.items()}
+        tensors = learned | {f"{BEST_PART}{name}": value for name, value in further.items()}
         parts = [to_tensors(part, _prefix(place)) for place, part in enumerate(inside)]
         for named, _ in parts:
             tensors |= named
-        table |= {"metrics": run.metrics.digest.hexdigest(), "begun": [facts for _, facts in parts]}
-        return tensors, run.table | table
+        return tensors, table | {"begun": [facts for _, facts in parts]}
 
     run.saver.offer(Moment(run.done, _steps(inside)), contents)
 

@@ -89,7 +89,7 @@ def train(settings: TrainSettings, out: TextIO | None = None) -> Learner:
     out.write("".join(moved(source.folder, device, backends) if source is not None else ()))
     run = open_run((folder, source), settings, scenes, interface, learner)
     try:
-        with watched() as watch, closing(Outlets(run.folder)) as outlets:
+        with watched() as watch, closing(Outlets(run.folder, fence=run.saver.lock.check)) as outlets:
             _work(settings, scenes, learner, (run, outlets), (watch, out))
     except (LockError, CheckpointError):
         raise

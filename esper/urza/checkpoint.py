@@ -102,6 +102,8 @@ def _read_folder(folder: Path) -> Checkpoint:
     entry.pop("sha256", None)
     if _sealed(entry) != text:
         raise ValueError(f"{MANIFEST} does not match its checksum")
+    if not isinstance(entry["table"], dict):
+        raise ValueError(f"{MANIFEST} holds no table")
     found = entry["files"][TENSORS]
     data = read_file(folder / TENSORS, found["bytes"])
     if len(data) != found["bytes"] or hashlib.sha256(data).hexdigest() != found["sha256"]:

@@ -46,10 +46,12 @@ class Lock:
         """Nothing, where the folder is still this writer's.
 
         Raises:
-          LockError: another one opened it since.
+          LockError: another one opened it since, or it is not there any more.
           OSError: it cannot be told, for want of a handle, say.
         """
         found = _owner(self.folder)
+        if not found:
+            raise LockError(f"{self.folder}: moved, removed or taken over; nothing more is written here")
         if found.get("epoch") != self.epoch:
             raise LockError(f"{self.folder}: taken over by {_named(found)}; nothing more is written here")
 
@@ -92,7 +94,7 @@ def _owner(folder: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads(read_file(folder / OWNER, LARGEST_OWNER))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from esper.urza.checkpoint import Checkpoint, CheckpointError, load
 from esper.utils.files import remove_folder
 
-NAME = re.compile(r"round-(\d{6,})(?:-step-(\d{4,}))?")
+NAME = re.compile(r"round-([0-9]{6,})(?:-step-([0-9]{4,}))?")
 
 
 class Moment(NamedTuple):
@@ -33,12 +33,17 @@ def moments(folder: Path) -> list[Moment]:
     return sorted(Moment(int(found[1]), int(found[2] or 0)) for found in names if found is not None)
 
 
-def newest(folder: Path, warn: Callable[[str], object]) -> tuple[Path, Checkpoint] | None:
+def newest(
+    folder: Path,
+    warn: Callable[[str], object],
+    check: Callable[[Moment, Checkpoint], object] = lambda moment, loaded: None,
+) -> tuple[Path, Checkpoint] | None:
     """The newest checkpoint that can be read; None where there is none at all.
 
     Args:
       folder: of the series.
       warn: takes a line for each newer one that is passed over, with the reason.
+      check: raises ``CheckpointError`` for one that is not of its moment, or of another kind.
 
     Raises:
       CheckpointError: there are some, and none can be read.
@@ -47,7 +52,9 @@ def newest(folder: Path, warn: Callable[[str], object]) -> tuple[Path, Checkpoin
     for moment in reversed(found):
         path = member(folder, moment)
         try:
-            return path, load(path)
+            loaded = load(path)
+            check(moment, loaded)
+            return path, loaded
         except CheckpointError as error:
             first = first if str(first) else error
             warn(f"{error}; an older one is taken")

@@ -172,24 +172,30 @@ def read_file(path: Path, most: int) -> bytes:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder; one that is only half removed has no name that it could be taken for.
+    """Remove a folder, or what has its name; one that is only half removed has no name that it could be taken for.
 
     Raises:
       OSError: it could not be removed; where there was no handle to look into it with, it keeps its name.
     """
     reach("remove")
-    names = [] if folder.is_symlink() else os.listdir(folder)
+    names = os.listdir(folder) if folder.is_dir() and not folder.is_symlink() else []
     aside = _beside(folder)
     os.rename(folder, aside)
     _discard(aside, names)
     if os.path.lexists(aside):
-        shutil.rmtree(aside)
+        _remove(aside)
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what was being written when a process ended. Nobody else may be writing in the folder."""
     for path in folder.glob(f"*{BESIDE}*"):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder with all that is in it, or a file, a pipe or a link itself."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

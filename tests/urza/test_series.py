@@ -1,6 +1,8 @@
 """A series: the newest that can be read counts, and what is removed is never the last that can."""
 
 import errno
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,3 +53,14 @@ def test_pruning_keeps_the_newest(tmp_path):
     assert series.moments(tmp_path / "runs") == [(1, 0), (1, 5), (2, 0), (2, 5)]
     series.take_back(tmp_path / "runs", Moment(1, 5))
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["round-000001", "round-000001-step-0005"]
+
+
+@pytest.mark.parametrize("make", [Path.touch, os.mkfifo, lambda path: path.symlink_to("nowhere"), Path.mkdir])
+def test_what_has_the_name_of_a_moment_and_is_none_goes(tmp_path, make):
+    """A file, a pipe, a link to nothing, an empty folder; digits of other scripts name no moment."""
+    write(tmp_path / "runs", (1, 0))
+    make(series.member(tmp_path / "runs", Moment(7)))
+    (tmp_path / "runs" / "round-\N{ARABIC-INDIC DIGIT ONE}00000").mkdir()
+    assert series.moments(tmp_path / "runs") in ([(1, 0)], [(1, 0), (7, 0)])
+    series.take_back(tmp_path / "runs", Moment(1))
+    assert len(list(tmp_path.joinpath("runs").iterdir())) == 2 and series.moments(tmp_path / "runs") == [(1, 0)]

@@ -26,9 +26,11 @@ def save_state(path: Path | str, state: State) -> None:
       state: from ``engine.init`` or ``engine.step``, on any device.
 
     Raises:
-      CheckpointError: something is there.
+      CheckpointError: something is there, or it is no state.
       OSError: it could not be written; nothing is there then.
     """
+    if not isinstance(state, State):
+        raise CheckpointError(f"checkpoint {path}: got {type(state).__name__}; expected a State")
     checkpoint.save(Path(path), tensors_of(state), {"kind": KIND, "batch": batches_of(state)})
 
 

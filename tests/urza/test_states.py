@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from tensordict import TensorDict
 
 import esper
 from esper.urza.checkpoint import CheckpointError, load, save
@@ -56,3 +57,10 @@ def test_what_is_no_state_is_refused_in_one_line(engine, tmp_path):
     save(tmp_path / "less", tensors, table)
     with pytest.raises(CheckpointError, match=r"less: a state without slots.alpha, of another version$"):
         esper.load(tmp_path / "less")
+
+
+def test_what_is_no_state_is_not_written(tmp_path):
+    """A table of tensors has no fields that are known: nothing of it would be kept."""
+    with pytest.raises(CheckpointError, match="got TensorDict; expected a State"):
+        esper.save(tmp_path / "kept", TensorDict({"x": torch.ones(2)}, [2]))
+    assert not list(tmp_path.iterdir())

@@ -12,7 +12,7 @@ from esper.runtime.arm_files import keep_statistics, recall_statistics
 from esper.runtime.compare import compare
 from esper.runtime.own_trials import own_policy
 from esper.runtime.policies import NAMED, USUAL, bandit_of, gradient_of, names_of, policies_of
-from esper.runtime.policy_checkpoint import load_policy, load_run
+from esper.runtime.policy_checkpoint import load_policy, load_run_to_play
 from esper.runtime.rollout import Outcome
 from esper.runtime.scene import Scene, SceneSettings, build_scene
 from esper.runtime.table import table
@@ -98,7 +98,7 @@ def further_runs(runs: str, which: str, scene: Scene, greedy: bool) -> list[Poli
     if len(set(folders)) < len(folders):
         raise SettingsError(f"--runs = {runs!r}: expected different directories with commas between")
     interface = scene.engine.interface
-    loaded = [load_run(user_path(folder), which) for folder in folders]
+    loaded = [load_run_to_play(user_path(folder), which) for folder in folders]
     made = [load_policy(each, interface, greedy) for each in loaded]
     return [policy._replace(name=f"{LEARNED} {folder}") for policy, folder in zip(made, folders, strict=True)]
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchrl.modules import ActorValueOperator
 
 from esper.leyline.actions import Op
+from esper.nissa.sinks import METRICS, digest_of
 from esper.simic.adam import place_of
 from esper.simic.ppo import Learner
 from esper.tamiyo.actor_critic import ActorCriticConfig
@@ -103,6 +104,23 @@ def load_run(path: Path, which: str = "latest") -> Checkpoint:
         return loaded
     part = {name.removeprefix(BEST_PART): value for name, value in loaded.tensors.items() if name.startswith(BEST_PART)}
     return Checkpoint(part, loaded.table | {"done": best})
+
+
+def load_run_to_play(path: Path, which: str = "latest") -> Checkpoint:
+    """Like ``load_run``; that rounds and checkpoint of a run directory are not those of one run is said in a line.
+
+    Raises:
+      CheckpointError: as ``load_run``.
+    """
+    table, rounds = load_run(path).table, path / METRICS
+    recorded, done = table.get("metrics"), table["done"]
+    if recorded is not None and rounds.exists() and digest_of(rounds, done) != recorded:
+        logger.warning(
+            "%s: not the %d rounds of the newest checkpoint beside it: altered, or the checkpoint is another run's",
+            rounds,
+            done,
+        )
+    return load_run(path, which)
 
 
 def _expect_run(path: Path, loaded: Checkpoint) -> None:

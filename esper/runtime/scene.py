@@ -14,7 +14,7 @@ from esper.leyline.hypers import numbers
 from esper.runtime.build import DEVICES, find_device, make
 from esper.runtime.own import is_own, load, recorded
 from esper.runtime.own_trials import check_task, own_reward, try_step
-from esper.runtime.policy_checkpoint import WHICH, load_run
+from esper.runtime.policy_checkpoint import WHICH, load_run_to_play
 from esper.runtime.tasks import Task, begins_task, named, takes_path
 from esper.simic.rewards import DEFAULT_REWARD, OwnReward, RewardMode, RewardParams, build_reward_params
 from esper.tamiyo.observation import build_scales
@@ -220,7 +220,7 @@ class SceneSettings:
         Raises:
           CheckpointError: it cannot be read.
         """
-        return load_run(user_path(self.run), self.checkpoint) if self.run else None
+        return load_run_to_play(user_path(self.run), self.checkpoint) if self.run else None
 
     def rules(self, loaded: Checkpoint | None) -> Rules:
         """The run's rules, or the defaults, with what was asked for in their place.

@@ -158,3 +158,16 @@ def test_pipes_and_depths_in_its_files_neither_hang_nor_fail_it(copied, capsys, 
     status = esper.__main__.main(words(copied, ROUNDS + 1))
     assert status == (2 if name == METRICS else 0)
     assert (METRICS in capsys.readouterr().err) == (name == METRICS)
+
+
+def test_a_checkpoint_of_another_run_is_told_when_it_is_played(copied, tmp_path, caplog):
+    """Of other initial weights; the run's own is played without a word."""
+    command = ["evaluate", "--run", str(copied), "--num-envs", "6"]
+    assert esper.__main__.main(command) == 0
+    assert "another run" not in caplog.text
+    assert esper.__main__.main([*words(tmp_path / "other", ROUNDS), "--seed", "7"]) == 0
+    shutil.rmtree(copied / SERIES)
+    shutil.copytree(tmp_path / "other" / SERIES, copied / SERIES)
+    assert esper.__main__.main(command) == 0
+    (line,) = [line for line in caplog.messages if "another run" in line]
+    assert line.startswith(f"{copied / METRICS}: not the {ROUNDS} rounds of the newest checkpoint")

@@ -85,7 +85,7 @@ def check_decisions(engine, trace, t, before, event, counts):
         legal = bool(engine.mask(before)[env, int(trace.action[t, env])])
         done = asked if legal else Action(Op.WAIT)
         found = (trace.op[t, env], trace.slot[t, env], trace.kind[t, env], trace.blend[t, env])
-        assert tuple(map(int, found)) == tuple(map(int, done))
+        assert Action(*map(int, found)) == done
         assert (int(trace.refusal[t, env]) == int(Refusal.NONE)) is legal
         counts["refused"][env] += not legal
         counts["germinated"][env] += done.op in (Op.GERMINATE, Op.CHANGE_BLUEPRINT)

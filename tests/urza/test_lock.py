@@ -82,7 +82,7 @@ def test_who_was_overtaken_is_told(tmp_path):
     with pytest.raises(LockError, match=f"taken over by process {os.getpid()}; nothing more is written here"):
         first.check()
     (tmp_path / "owner.json").write_text("{")
-    with pytest.raises(LockError, match="taken over by another process"):
+    with pytest.raises(LockError, match="moved, removed or taken over; nothing more is written here"):
         second.check()
     second.release()
 

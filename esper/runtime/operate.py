@@ -5,6 +5,7 @@ engine, state, report = operate(engine, state, ModifyLayer("block0.conv", width=
 ```
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from esper.tezzeret.backend import BackendError
 from esper.tezzeret.choose import build_backend
 from esper.tezzeret.surgery import Log, Operation, Report, Samples, SurgeryRules, learned_of
 from esper.tezzeret.surgery.orders import RemoveFossil
+from esper.tezzeret.surgery.reports import reason_of
 from esper.tolaria import operating
 from esper.tolaria.evaluation import measure
 from esper.tolaria.triggers import Trigger, Watched, planned
@@ -70,7 +72,12 @@ def operate(
       engine, state and report; with a reason in the report, the first two are the arguments. It never raises.
     """
     if isinstance(op, RemoveFossil):
-        return _excise(engine, state, op, rules, log)
+        began = time.perf_counter()
+        try:
+            return _excise(engine, state, op, rules, log)
+        except Exception as error:  # a training loop goes on, whatever happened
+            epoch, count = int(state.epoch.max()), len(state.key)
+            return Continued(engine, state, operating.refused(op, epoch, count, reason_of(error), began))
     found = operating.operate(engine.structure, state, op, samples_of(engine), rules, log)
     if not found.report.done:
         return Continued(engine, state, found.report)
@@ -80,8 +87,8 @@ def operate(
     except BackendError:  # what the old structure's backend cannot take, another can
         backend = build_backend("auto", found.structure, device)
     except Exception as error:  # a training loop goes on, whatever happened
-        words = " ".join(str(error).split())[:300]
-        return Continued(engine, state, found.report._replace(reason=words, stage="structure", added=0, removed=0))
+        report = found.report._replace(reason=reason_of(error), stage="structure", added=0, removed=0)
+        return Continued(engine, state, report)
     return Continued(replace(engine, structure=found.structure, backend=backend), found.state, found.report)
 
 

@@ -112,15 +112,15 @@ def load_run_to_play(path: Path, which: str = "latest") -> Checkpoint:
     Raises:
       CheckpointError: as ``load_run``.
     """
-    table, rounds = load_run(path).table, path / METRICS
-    recorded, done = table.get("metrics"), table["done"]
+    newest, rounds = load_run(path), path / METRICS
+    recorded, done = newest.table.get("metrics"), newest.table["done"]
     if recorded is not None and rounds.exists() and digest_of(rounds, done) != recorded:
         logger.warning(
             "%s: not the %d rounds of the newest checkpoint beside it: altered, or the checkpoint is another run's",
             rounds,
             done,
         )
-    return load_run(path, which)
+    return newest if which == "latest" else load_run(path, which)
 
 
 def _expect_run(path: Path, loaded: Checkpoint) -> None:

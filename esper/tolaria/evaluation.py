@@ -18,6 +18,9 @@ from esper.tolaria.data import Dataset, Part
 from esper.utils.numerics import by_row
 from esper.utils.upload import upload
 
+STREAMED = 512
+"""Samples that are read from a file at a time where all of them are."""
+
 
 def evaluate(
     backend: Backend, hypers: HyperParams, state: State, table: SlotTable, plan: Plan, data: Dataset
@@ -91,10 +94,6 @@ def _in_turn(part: Part) -> Iterator[tuple[Tensor, Tensor]]:
     if isinstance(part.inputs, Tensor):
         return iter([part.samples])
     return zip(part.inputs.split(STREAMED), part.targets.split(STREAMED), strict=True)
-
-
-STREAMED = 512
-"""Samples that are read from a file at a time where all of them are."""
 
 
 def _mean(rows: Tensor) -> Tensor:

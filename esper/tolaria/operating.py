@@ -37,7 +37,9 @@ from esper.tezzeret.surgery import (
     surgery,
 )
 from esper.tezzeret.surgery.measure import Effect
+from esper.tezzeret.surgery.operations import OPERATIONS
 from esper.tezzeret.surgery.orders import RemoveFossil
+from esper.tezzeret.surgery.reports import reason_of
 from esper.tezzeret.surgery.rules import against
 
 
@@ -100,14 +102,16 @@ def operate(
         other = _structure(structure, outcome.body, state)
         return Reshaped(other, _state(structure, other, state, outcome), outcome.report)
     except Exception as error:  # a training loop goes on, whatever happened
-        words = " ".join(str(error).split())[:300]
-        return Reshaped(structure, state, outcome.report._replace(reason=words, stage="structure", added=0, removed=0))
+        report = outcome.report._replace(reason=reason_of(error), stage="structure", added=0, removed=0)
+        return Reshaped(structure, state, report)
 
 
 def refused(op: Operation, epoch: int, networks: int, reason: str, began: float) -> Report:
     """The report of what was not even begun."""
     seconds = time.perf_counter() - began
-    return Report(op, type(op).__name__, epoch, networks, reason, "before", 0, 0, (0, 0), None, None, None, seconds)
+    return Report(
+        op, OPERATIONS[type(op)].name, epoch, networks, reason, "before", 0, 0, (0, 0), None, None, None, seconds
+    )
 
 
 def _structure(old: Structure, body: Anatomy, state: State) -> Structure:
@@ -192,7 +196,10 @@ def excise(
       log: reports of earlier operations.
 
     Returns:
-      the same structure, the state with the slot empty in these environments, and the report. It never raises.
+      the same structure, the state with the slot empty in these environments, and the report.
+
+    Raises:
+      Impossible: the host cannot be read as a graph.
     """
     began, epoch, count = time.perf_counter(), int(state.epoch.max()), int(rows.sum())
     reason = against(rules, anatomy(structure), op, log, epoch)
@@ -206,13 +213,12 @@ def excise(
     if reason is None and lost > rules.accuracy_loss:
         reason = f"accuracy_loss = {rules.accuracy_loss:g}, {lost:.1f} points lost"
     if reason is not None:
-        return Reshaped(structure, state, refused(op, epoch, count, reason, began)._replace(name="remove_fossil"))
+        return Reshaped(structure, state, refused(op, epoch, count, reason, began))
     mask = torch.zeros_like(state.slots.stage, dtype=torch.bool)
     mask[:, op.slot] = rows
     sizes = structure.host.num_params + structure.sizes[op.slot, state.slots.blueprint[rows, op.slot]].max()
     params = int(sizes), structure.host.num_params
     report = refused(op, epoch, count, "", began)._replace(
-        name="remove_fossil",
         reason=None,
         stage="done",
         removed=1,

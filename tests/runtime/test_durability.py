@@ -17,7 +17,6 @@ from runtime_forks import (
     branched,
     ended,
     expect_intact,
-    known,
     one_life,
     result,
     start,
@@ -39,20 +38,16 @@ from esper.urza.series import Moment
 from esper.utils.failpoints import ERRORS, ON_FILES, POINTS, Fault, awaiting
 from esper.utils.settings import SettingsError
 
+pytestmark = pytest.mark.usefixtures("tiny_task")
+
 ROUNDS = 2
 
 EVERY = pytest.param(0, marks=pytest.mark.large)
 """Of cases: all there are."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def tiny_task():
-    with known():
-        yield
-
-
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(tiny_task, tmp_path_factory):
     """The undisturbed run, what it left, and the fault points that it came by."""
     place = tmp_path_factory.mktemp("runs")
     points = branched(place, words("run", ROUNDS), [], None)

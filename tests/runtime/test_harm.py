@@ -26,7 +26,6 @@ from runtime_forks import (
     ended,
     expect_intact,
     killed_after,
-    known,
     renewed,
     result,
     start,
@@ -45,6 +44,8 @@ from esper.urza.checkpoint import MANIFEST, TENSORS
 from esper.urza.dead_letters import FILE
 from esper.utils.failpoints import ERRORS, ON_FILES, POINTS, Chaos
 from esper.utils.resilience.world import World
+
+pytestmark = pytest.mark.usefixtures("tiny_task")
 
 ROUNDS, REST = 2, 0.8
 """Rounds of a run, and about how many seconds one takes."""
@@ -308,12 +309,6 @@ LEFT = {
     "no queue of dead letters": damaged_queue,
 }
 """What befalls the directory of a run that was killed; each gives what mends it, should it be refused."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tiny_task():
-    with known():
-        yield
 
 
 class Tally:

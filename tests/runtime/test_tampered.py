@@ -6,7 +6,7 @@ import shutil
 import signal
 
 import pytest
-from runtime_forks import known, one_life, result, words
+from runtime_forks import one_life, result, words
 
 import esper.__main__
 from esper.nissa import sinks
@@ -19,17 +19,13 @@ from esper.urza.lock import LOCK, OWNER
 from esper.urza.series import Moment
 from esper.utils.failpoints import Fault, awaiting
 
+pytestmark = pytest.mark.usefixtures("tiny_task")
+
 ROUNDS = 3
 
 
-@pytest.fixture(scope="module", autouse=True)
-def tiny_task():
-    with known():
-        yield
-
-
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(tiny_task, tmp_path_factory):
     """A run of ``ROUNDS`` rounds with two checkpoints, and what it left."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     assert esper.__main__.main(words(folder, ROUNDS)) == 0

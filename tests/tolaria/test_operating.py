@@ -178,3 +178,22 @@ def test_what_cannot_be_read_is_a_report():
     engine, state = made("perceptron")
     found = operate(engine, state, RemoveLayer("tow"), OPEN)
     assert found.engine is engine and found.state is state and "did you mean 'two'" in found.report.reason
+
+
+class Dropping(Perceptron):
+    def forward(self, x):
+        return self.head(F.dropout(F.relu(self.one(x.flatten(1))), 0.5, self.training))
+
+
+@pytest.mark.parametrize("op", [RemoveLayer("one"), RemoveFossil(0)])
+def test_a_host_that_no_graph_can_say_is_a_report_whatever_is_asked(op):
+    with torch.random.fork_rng(devices=[]):
+        module = Dropping().double()
+    host = esper.host(module, torch.zeros(2, 1, 4, 4, dtype=F64), ())
+    data = synthetic((1, 4, 4), num_classes=4, num_train=32, num_val=24, num_test=16)
+    settings = {"slots": ("input",), "batch_size": 8, "steps_per_epoch": 1, "precision": "float64"}
+    engine = esper.make(esper.Task("own", host, CONV_BLUEPRINTS, data, settings), 2, backend="eager")
+    state = engine.init(0)
+    kept = operate(engine, state, op, OPEN)
+    assert kept.engine is engine and kept.state is state and not kept.report.done
+    assert "draws random numbers" in kept.report.reason

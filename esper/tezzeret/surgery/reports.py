@@ -2,8 +2,10 @@
 
 from typing import NamedTuple
 
+from esper.tezzeret.surgery.anatomy import Impossible
 from esper.tezzeret.surgery.measure import Effect
 from esper.tezzeret.surgery.orders import Operation
+from esper.utils.documents import cause
 
 
 class Report(NamedTuple):
@@ -53,6 +55,11 @@ class Report(NamedTuple):
             f"epoch {self.epoch}: {self.op}: {sizes[0]} to {sizes[1]} parameters, "
             f"loss {old.loss:.4f} to {new.loss:.4f}, accuracy {old.accuracy:.1f} to {new.accuracy:.1f} %"
         )
+
+
+def reason_of(error: Exception) -> str:
+    """Why an operation was not done, one line: what was impossible, or what went wrong."""
+    return str(error) if isinstance(error, Impossible) else cause(error, 300)
 
 
 class Log(NamedTuple):

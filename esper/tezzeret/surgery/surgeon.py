@@ -11,7 +11,7 @@ from esper.tezzeret.surgery.anatomy import Anatomy, Impossible, Learned
 from esper.tezzeret.surgery.measure import Effect, effect
 from esper.tezzeret.surgery.operations import OPERATIONS
 from esper.tezzeret.surgery.orders import Operand, Operation, Samples
-from esper.tezzeret.surgery.reports import Log, Report
+from esper.tezzeret.surgery.reports import Log, Report, reason_of
 from esper.tezzeret.surgery.rules import SurgeryRules, against, expect_growth
 from esper.utils import rng
 
@@ -61,9 +61,7 @@ def surgery(
     try:
         return table.operate(rules, log, epoch)
     except Exception as error:  # a training loop goes on, whatever happened
-        words = " ".join(str(error).split())[:300] or "no message"
-        reason = words if isinstance(error, Impossible) else f"{type(error).__name__}: {words}"
-        return Operated(body, learned, table.report(epoch, reason))
+        return Operated(body, learned, table.report(epoch, reason_of(error)))
 
 
 class _Table:

@@ -114,6 +114,7 @@ def test_what_was_begun_is_waited_for(
     [
         (["-m", "train", "--task", "digits"], True),
         (["/usr/bin/esper", "evaluate"], True),
+        (["-m", "export", "--run", "runs/digits"], True),
         (["-m", "train", "--help"], False),
         (["-m", "tasks"], False),
         (["-m"], False),

@@ -59,7 +59,9 @@ class Report(NamedTuple):
 
 def reason_of(error: Exception) -> str:
     """Why an operation was not done, one line: what was impossible, or what went wrong."""
-    return str(error) if isinstance(error, Impossible) else cause(error, 300)
+    if isinstance(error, Impossible):
+        return str(error)
+    return cause(error, 300) if str(error) else f"{type(error).__name__}: no message"
 
 
 class Log(NamedTuple):

@@ -87,18 +87,19 @@ def train(settings: TrainSettings, out: TextIO | None = None) -> Learner:
         return learner
     backends = [scene.engine.backend.name for scene in scenes]
     out.write("".join(moved(source.folder, device, backends) if source is not None else ()))
-    run = open_run((folder, source), settings, scenes, interface, learner)
-    try:
-        with watched() as watch, closing(Outlets(run.folder, fence=run.saver.lock.check)) as outlets:
-            _work(settings, scenes, learner, (run, outlets), (watch, out))
-    except (LockError, CheckpointError):
-        raise
-    except Exception as error:
-        if source is None and learner.done == 0 and _leaves_nothing(error, run):
-            abandon(run)
-        raise
-    finally:
-        release(run)
+    with watched() as watch:  # before there is a checkpoint, from which a run that is stopped goes on
+        run = open_run((folder, source), settings, scenes, interface, learner)
+        try:
+            with closing(Outlets(run.folder, fence=run.saver.lock.check)) as outlets:
+                _work(settings, scenes, learner, (run, outlets), (watch, out))
+        except (LockError, CheckpointError):
+            raise
+        except Exception as error:
+            if source is None and learner.done == 0 and _leaves_nothing(error, run):
+                abandon(run)
+            raise
+        finally:
+            release(run)
     return learner
 
 

@@ -1,4 +1,4 @@
-"""Random orders of which only the beginning is wanted: by the native library where it is at hand, with the same bits."""
+"""The beginning of random orders: by the native library where it is at hand, with the same bits as the whole."""
 
 import torch
 from torch import Tensor

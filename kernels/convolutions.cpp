@@ -47,8 +47,7 @@ inline void convolve_tile(const Source& s, i64 h, i64 first, Vec* y) {
                 for (int t = 0; t < T; ++t) {
                     const i64 col = first - PAD + t + kx;
                     const bool within = INSIDE || (t + kx >= PAD && t + kx < T + PAD) || (col >= 0 && col < width);
-                    v[t] = within ? row[t + kx] : zero();
-                    hold(v[t]);
+                    v[t] = held(within ? row[t + kx] : zero());
                 }
                 for (int o = 0; o < C; ++o)
                     for (int t = 0; t < T; ++t) sum[o][t] += w[o] * v[t];

@@ -36,20 +36,19 @@ typedef float Octet __attribute__((vector_size(32)));
 typedef float Sixteen __attribute__((vector_size(64)));
 typedef float LooseQuad __attribute__((vector_size(16), aligned(4)));
 
-// Keep a number in a register. Compilers would rather read it anew for every product that it takes part in, and reads,
-// not products, are then what takes the time.
-inline void hold(Vec& v) {
+// The same number, kept in a register. Compilers would rather read it anew for every product that it takes part in, and
+// reads, not products, are then what takes the time. (It is taken and given by value: an array whose elements were
+// handed over by their places would be written to memory as well.)
+inline Vec held(Vec v) {
 #if defined(ESPER_LANES)
-    (void)v;
 #elif defined(__AVX512F__)
     asm("" : "+v"(v));
 #elif defined(__SSE2__)
     asm("" : "+x"(v));
 #elif defined(__aarch64__)
     asm("" : "+w"(v));
-#else
-    (void)v;
 #endif
+    return v;
 }
 
 inline i64 packs_of(i64 batch) { return (batch + PACK - 1) / PACK; }

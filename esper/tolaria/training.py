@@ -11,6 +11,7 @@ from esper.leyline.state import State
 from esper.leyline.streams import Stream
 from esper.tezzeret.backend import Backend, Plan
 from esper.tezzeret.batches import Batches
+from esper.tezzeret.shuffle import shuffled
 from esper.tolaria.data import Dataset
 from esper.tolaria.mapped import MappedInputs
 from esper.tolaria.variations import vary
@@ -30,13 +31,15 @@ def sample_indices(config: Config, state: State, num_samples: int) -> Tensor:
       and epoch). No sample repeats before all N were used.
     """
     steps, batch = config.steps_per_epoch, config.batch_size
-    passes = -(-steps * batch // num_samples)
+    wanted = steps * batch
     shared = config.sample_order is SampleOrder.SHARED
     key = state.order_key[0] if shared else state.key
     time = state.rounds[0] if shared else state.epoch
-    orders = [rng.permutation(rng.fold_in(key, int(Stream.ORDER), time, index), num_samples) for index in range(passes)]
-    order = torch.cat(orders, dim=-1)[..., : steps * batch]
-    return order.unflatten(-1, (steps, batch))
+    orders = [
+        shuffled(rng.fold_in(key, int(Stream.ORDER), time, index), num_samples, min(wanted - begun, num_samples))
+        for index, begun in enumerate(range(0, wanted, num_samples))
+    ]
+    return torch.cat(orders, dim=-1).unflatten(-1, (steps, batch))
 
 
 def draw_batches(config: Config, state: State, data: Dataset) -> Batches:

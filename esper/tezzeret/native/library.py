@@ -20,6 +20,7 @@ FUNCTIONS = {
     "esper_train": ([ADDRESS], None),
     "esper_infer": ([ADDRESS], None),
     "esper_update": ([ADDRESS], None),
+    "esper_shuffle": ([ADDRESS, NUMBER, NUMBER, NUMBER, NUMBER, ADDRESS], None),
 }
 """Arguments and result of each."""
 
@@ -37,6 +38,11 @@ def library() -> ctypes.CDLL | None:
             function = getattr(found, name)
             function.argtypes, function.restype = arguments, result
     return found
+
+
+def at_hand() -> ctypes.CDLL | None:
+    """The library, where this process has it already; nothing is built for it."""
+    return library() if library.cache_info().currsize else None
 
 
 @functools.cache

@@ -12,7 +12,7 @@ removes fossils; ``esper.tolaria.triggers`` decides when.
 
 | operation | does | outputs stay |
 |---|---|---|
-| ``InsertLayer(name, after)`` | a new layer that passes on what it sees | yes |
+| ``InsertLayer(name, after)`` | a new layer that passes on what it sees, with a batch norm where that has one | yes |
 | ``RemoveLayer(name)`` | it goes, with norm and activation; where channels differ a 1x1 projection bridges them | no |
 | ``ModifyLayer(name, width=, start=)`` | more or fewer units, through whatever lies behind | more: yes |
 | ``ModifyLayer(name, kernel=)`` | another side of the kernel | larger: yes |

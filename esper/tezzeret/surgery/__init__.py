@@ -31,6 +31,7 @@ New units start as ``STARTS`` says: "zero", "net2net" or "gradmax". Old paramete
 | ``orders``, ``operations`` | what can be asked for; what it does |
 | ``units``, ``relations``, ``takes``, ``resize`` | which numbers belong to the units of a layer |
 | ``sizes``, ``starts``, ``gradmax`` | widths and kernels; how new units begin |
+| ``spelling``, ``places`` | operations as words; where each can be done |
 | ``edit``, ``projection`` | writing into a copy of a graph |
 | ``rules``, ``checks``, ``measure``, ``reports``, ``surgeon`` | constraints, checks, effects, log; all in order |
 """

@@ -67,18 +67,22 @@ def _about(card: Mapping[str, Any]) -> str:
     return f"{card['task']}, {origin}; layers and their units: {layers}"
 
 
+def _alike(row: Mapping[str, Any]) -> tuple[str, str]:
+    """What stands on one line: of operations between two layers, of which there are many, the first of each kind."""
+    return row["kind"], "" if row["kind"] in ("add_skip", "rewire") else row["reason"]
+
+
 def tell_list(card: Mapping[str, Any]) -> str:
     """What can be done, a line each; what cannot, by reason."""
     can, lines = [row for row in card["places"] if row["done"]], [_about(card)]
     width = max((len(row["op"]) for row in can), default=0)
     lines += [f"  {row['op']:{width}}  {_change(row, 'samples')}" for row in can]
-    cannot = sorted((row for row in card["places"] if not row["done"]), key=lambda row: (row["kind"], row["reason"]))
-    if cannot:
-        lines.append("refused:")
-    for (_kind, reason), rows in groupby(cannot, key=lambda row: (row["kind"], row["reason"])):
+    cannot = sorted((row for row in card["places"] if not row["done"]), key=_alike)
+    lines += ["refused:"] if cannot else []
+    for _, rows in groupby(cannot, key=_alike):
         found = list(rows)
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-        lines.append(f"  {found[0]['op']}{more}: {reason}")
+        lines.append(f"  {found[0]['op']}{more}: {found[0]['reason']}")
     return "\n".join(lines) + "\n"
 
 

@@ -56,7 +56,8 @@ def _filled(place: str, form: type[Any], words: list[str]) -> Operation:
         name, equals, value = (part.strip() for part in word.partition("="))
         if not equals:
             name, value = (fields[number] if number < len(fields) else ""), name
-        if name not in fields or name in values or (not equals and len(values) < number):
+        is_late = not equals and any("=" in before for before in words[:number])
+        if name not in fields or name in values or is_late:
             raise ConfigError(f"{place}: {shown(word)}; expected {', '.join(fields)}, each once")
         values[name] = _value(place, name, value, hints[name])
     missing = [name for name in fields if name not in values and name not in form._field_defaults]

@@ -2,6 +2,7 @@
 
 import re
 from difflib import get_close_matches
+from inspect import signature
 from typing import Any, get_type_hints
 
 from esper.leyline.config import ConfigError
@@ -15,10 +16,15 @@ FORMS: dict[str, type[Any]] = {kind.name: form for form, kind in OPERATIONS.item
 
 def spelled(op: Operation) -> str:
     """The words of an operation. Law: ``read_operation`` gives it again."""
-    defaults = type(op)._field_defaults
+    defaults = _defaults(type(op))
     words = [str(value) for name, value in op._asdict().items() if name not in defaults]
     words += [f"{name}={value}" for name, value in op._asdict().items() if value != defaults.get(name, value)]
     return f"{OPERATIONS[type(op)].name}({', '.join(words)})"
+
+
+def _defaults(form: type[Any]) -> dict[str, Any]:
+    fields = signature(form).parameters.values()
+    return {field.name: field.default for field in fields if field.default is not field.empty}
 
 
 def read_operations(text: str) -> list[Operation]:
@@ -60,7 +66,7 @@ def _filled(place: str, form: type[Any], words: list[str]) -> Operation:
         if name not in fields or name in values or is_late:
             raise ConfigError(f"{place}: {shown(word)}; expected {', '.join(fields)}, each once")
         values[name] = _value(place, name, value, hints[name])
-    missing = [name for name in fields if name not in values and name not in form._field_defaults]
+    missing = [name for name in fields if name not in values and name not in _defaults(form)]
     if missing:
         raise ConfigError(f"{place}: no {missing[0]}; expected {', '.join(fields)}")
     op: Operation = form(**values)

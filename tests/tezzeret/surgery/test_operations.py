@@ -67,6 +67,7 @@ CASES = {
     "wider through a flatten": ("branches", ModifyLayer("left", width=7, start="zero"), True),
     "wider, conv, gradmax": ("branches", ModifyLayer("first", width=6, start="gradmax"), True),
     "wider inside a residual block": ("residual", ModifyLayer("conv1", width=9), True),
+    "wider through a residual sum": ("residual", ModifyLayer("conv2", width=9), True),
     "wider before strides": ("residual", ModifyLayer("stem.0", width=8, start="zero"), True),
     "narrower, strided": ("residual", ModifyLayer("conv1", width=3), False),
     "remove inside a residual block": ("residual", RemoveLayer("conv2"), False),

@@ -81,8 +81,6 @@ def test_ten_steps_are_those_of_the_modules_own_loop(name):
 
 
 class NormedPerceptron(nn.Sequential):
-    """A batch norm of vectors."""
-
     def __init__(self):
         super().__init__(nn.Flatten(), nn.Linear(64, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 10))
 

@@ -19,7 +19,6 @@ from esper.tezzeret.surgery import (
     layers_of,
     surgery,
 )
-from esper.tezzeret.surgery.convert import inference
 from esper.tezzeret.surgery.forward import Forward
 from esper.tezzeret.surgery.measure import losses
 
@@ -195,36 +194,6 @@ def test_removing_what_was_inserted_gives_the_old_value_again():
         assert body == old.body
         for table, before in zip(learned[:3], old.learned[:3], strict=True):
             assert table.keys() == before.keys() and all(torch.equal(table[key], before[key]) for key in table)
-
-
-def test_a_layer_that_comes_with_a_norm_is_the_plain_one_and_passes_every_input_in_inference():
-    old, (body, learned, _) = patient("cnn"), operate("cnn", InsertLayer("new", "block1.conv"))
-    assert set(body.params) - set(old.body.params) == {"new.weight", "new.norm.weight", "new.norm.bias"}
-    assert set(body.buffers) - set(old.body.buffers) == {"new.norm.mean", "new.norm.variance"}
-    for x in (old.samples.inputs, 3 * old.samples.inputs[:2] + 1):  # the second were not among the samples
-        x = x.expand(3, *x.shape)
-        before = Forward(inference(old.body.graph))(old.learned.params, old.learned.buffers, x).output
-        after = Forward(inference(body.graph))(learned.params, learned.buffers, x).output
-        torch.testing.assert_close(after, before, rtol=0, atol=1e-9)
-
-    row, held = ({name: value[1] for name, value in table.items()} for table in (learned.params, learned.buffers))
-    mean, variance = held["new.norm.mean"].clone(), held["new.norm.variance"].clone()
-    h = old.samples.inputs
-    for number, pool in ((0, 2), (1, 1)):
-        norm = row[f"block{number}.norm.weight"], row[f"block{number}.norm.bias"]
-        h = F.conv2d(h, row[f"block{number}.conv"], padding=1)
-        h = F.max_pool2d(F.relu(F.batch_norm(h, None, None, *norm, training=True)), pool)
-    kernel = row["new.weight"] + 0.1  # no longer passes on what it sees
-    h = F.conv2d(h, kernel, padding=1)
-    h = F.relu(F.batch_norm(h, mean, variance, row["new.norm.weight"], row["new.norm.bias"], training=True))
-    wanted = F.linear(h.mean((2, 3)), row["block2.weight"], row["block2.bias"])
-    x = old.samples.inputs.expand(3, *old.samples.inputs.shape)
-    found = Forward(body.graph)(
-        {**learned.params, "new.weight": learned.params["new.weight"] + 0.1}, learned.buffers, x
-    )
-    torch.testing.assert_close(found.output[1], wanted, rtol=0, atol=1e-9)
-    torch.testing.assert_close(found.buffers["new.norm.mean"][1], mean, rtol=0, atol=1e-12)
-    torch.testing.assert_close(found.buffers["new.norm.variance"][1], variance, rtol=0, atol=1e-12)
 
 
 def test_net2net_copies_share_out_what_reads_them():

@@ -2,7 +2,8 @@
 
 Run from the repository's root: ``python -m bench.surgery [--envs 16] [--epochs 30]``. It prints a line per case: the
 digits, convolutional hosts of two blocks with batch norm, SGD at the rate named, mean over environments of the test
-accuracy at the end with the half-width of its 95 % interval, and what was done.
+accuracy at the end with the half-width of its 95 % interval, the same of what the same environments gain over no
+operation, and what was done.
 """
 
 import sys
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 import esper
 from esper.kasmina.cnn import cnn_host
@@ -49,9 +51,13 @@ class Surgeries(NamedTuple):
     plan: Callable[[int, dict[str, int]], Operation] | None = None
 
 
-def come_and_go(times: int, widths: dict[str, int]) -> Operation:
+def come_and_go(norm: str) -> Callable[[int, dict[str, int]], Operation]:
     """A layer comes, and at the next time goes."""
-    return RemoveLayer("extra") if times % 2 else InsertLayer("extra", "block1.conv")
+
+    def plan(times: int, widths: dict[str, int]) -> Operation:
+        return RemoveLayer("extra") if times % 2 else InsertLayer("extra", "block1.conv", norm=norm)
+
+    return plan
 
 
 def breathe(times: int, widths: dict[str, int]) -> Operation:
@@ -69,13 +75,19 @@ def widen(start: str) -> Callable[[int, dict[str, int]], Operation]:
     return plan
 
 
-CASES = (
-    *(Surgeries(8, rate, "none") for rate in (0.1, 0.03)),
-    *(Surgeries(8, rate, "a width, to and fro", breathe) for rate in (0.1, 0.03)),
-    *(Surgeries(8, rate, "a layer comes and goes", come_and_go) for rate in (0.1, 0.03)),
-    Surgeries(2, 0.1, "none"),
-    *(Surgeries(2, 0.1, f"widths doubled, {start}", widen(start)) for start in ("net2net", "zero")),
+LACKING_NOTHING = (
+    ("none", None),
+    ("a width, to and fro", breathe),
+    ("a layer comes and goes", come_and_go("same")),
+    ("the same, without a norm", come_and_go("none")),
 )
+STARVED = (("none", None), *((f"widths doubled, {start}", widen(start)) for start in ("net2net", "zero")))
+
+CASES = (
+    *(Surgeries(8, rate, *case) for rate in (0.1, 0.06, 0.03) for case in LACKING_NOTHING),
+    *(Surgeries(2, 0.1, *case) for case in STARVED),
+)
+"""Each behind the one of its host and rate without operations."""
 
 
 def play(case: Surgeries, envs: int, epochs: int) -> tuple[Performance, Log, int]:
@@ -102,15 +114,20 @@ def main(words: list[str]) -> None:
     except SettingsError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
+    without = torch.zeros(settings.envs)
     for case in CASES:
         found, log, params = play(case, settings.envs, settings.epochs)
-        mean = float(found.accuracy.mean())
-        half = 1.96 * float(found.accuracy.std()) / settings.envs**0.5
+        without = found.accuracy if case.plan is None else without
         print(
-            f"cnn {case.host}-{2 * case.host}, rate {case.rate:g}, {case.name:24}: test {mean:.1f} ± {half:.1f} %, "
-            f"{params:,} parameters; {log.counters}",
+            f"cnn {case.host}-{2 * case.host}, rate {case.rate:g}, {case.name:24}: test {_interval(found.accuracy)} %, "
+            f"gained {_interval(found.accuracy - without)}, {params:,} parameters; {log.counters}",
             flush=True,
         )
+
+
+def _interval(values: Tensor) -> str:
+    """The mean, and the half-width of its 95 % interval."""
+    return f"{float(values.mean()):.1f} ± {1.96 * float(values.std()) / len(values) ** 0.5:.1f}"
 
 
 if __name__ == "__main__":

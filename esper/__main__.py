@@ -1,4 +1,4 @@
-"""Commands of ``python -m esper``: train, evaluate, inspect, export, demo, tasks, doctor, data, dlq, supervise."""
+"""Commands of ``python -m esper``: train, evaluate, inspect, export, surgery, demo, tasks, doctor, data and others."""
 
 import os
 import sys
@@ -23,6 +23,7 @@ with ending_on_interrupt(__name__ == "__main__" or is_command()):
     from esper.runtime.own import expect_nothing_imported
     from esper.runtime.resume import settings_before
     from esper.runtime.supervise import follow_supervisor, supervise
+    from esper.runtime.surgery import SurgerySettings, perform
     from esper.runtime.train import train
     from esper.runtime.train_settings import TrainSettings
     from esper.tolaria.data import DatasetError
@@ -39,6 +40,7 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any, TextIO | None], object]]] = 
     "evaluate": (EvaluateSettings, evaluate),
     "inspect": (InspectSettings, inspect),
     "export": (ExportSettings, export),
+    "surgery": (SurgerySettings, perform),
     "demo": (DemoSettings, demonstrate),
     "tasks": (TasksSettings, show_tasks),
     "doctor": (DoctorSettings, diagnose),

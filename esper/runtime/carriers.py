@@ -52,11 +52,19 @@ def _write_source(path: Path, export: Export, card: Mapping[str, Any]) -> list[P
     return [path, source]
 
 
-def _read_source(path: Path) -> Run:
+def read_network(path: Path) -> nn.Module:
+    """The network of weights and of the source beside them, which is run.
+
+    Args:
+      path: of a ``*.safetensors`` that was written here.
+    """
     tensors = load_tensors(path.read_bytes())
     source = path.with_suffix(".py").read_text(encoding="utf-8")
-    network = load(source, {name: Entry(value, Role.BUFFER) for name, value in tensors.items()}).eval()
-    return _without_gradient(network)
+    return load(source, {name: Entry(value, Role.BUFFER) for name, value in tensors.items()})
+
+
+def _read_source(path: Path) -> Run:
+    return _without_gradient(read_network(path).eval())
 
 
 def _without_gradient(network: Callable[[Tensor], Tensor]) -> Run:

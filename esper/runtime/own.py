@@ -92,5 +92,7 @@ def recorded(place: str, name: str, source: str = "the run") -> str:
 
 def expect_nothing_imported(values: Mapping[str, Any], path: str) -> None:
     """Raise ``ConfigError`` if a file of settings, which may be a stranger's, asks for a module."""
+    if values.get("network"):
+        raise ConfigError(f"--network: {path} names {values['network']!r}, whose source is run; expected it as a flag")
     for name in NAMES:
         recorded(f"--{name.replace('_', '-')}", str(values.get(name, "")), path)

@@ -16,7 +16,6 @@ from esper.leyline.state import State
 from esper.tezzeret.surgery import (
     AddSkip,
     Anatomy,
-    InsertLayer,
     Learned,
     Log,
     ModifyLayer,
@@ -29,10 +28,10 @@ from esper.tezzeret.surgery import (
     surgery,
 )
 from esper.tezzeret.surgery.forward import Forward
-from esper.tezzeret.surgery.layers import Layer
+from esper.tezzeret.surgery.layers import Layer, width_of
 from esper.tezzeret.surgery.measure import hits, losses, paired
-from esper.tezzeret.surgery.operations import NOT_NEGATIVE
 from esper.tezzeret.surgery.orders import RemoveFossil
+from esper.tezzeret.surgery.places import inserted
 
 
 class Watched(NamedTuple):
@@ -87,17 +86,11 @@ class Trigger(Protocol):
 
 
 def _width(body: Anatomy, name: str) -> int:
-    node = body.graph.nodes[layers_of(body)[name].node]
-    return node.shape[0 if node.op == "convolve" else -1]
-
-
-def _inserted(body: Anatomy, decision: SurgeryDecision) -> Operation:
-    before = body.graph.nodes[layers_of(body)[decision.layer].end].op
-    return InsertLayer(decision.other, decision.layer, "relu" if before in NOT_NEGATIVE else "none")
+    return width_of(body, layers_of(body)[name])
 
 
 DECISIONS: dict[str, Callable[[Anatomy, SurgeryDecision], Operation]] = {
-    "add_layer": _inserted,
+    "add_layer": lambda body, decision: inserted(body, decision.layer, decision.other),
     "remove_layer": lambda body, decision: RemoveLayer(decision.layer),
     "add_neurons": lambda body, decision: ModifyLayer(decision.layer, width=2 * _width(body, decision.layer)),
     "remove_neurons": lambda body, decision: ModifyLayer(decision.layer, width=_width(body, decision.layer) // 2),

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from esper.__main__ import main
-from esper.runtime import export
+from esper.runtime import written
 from esper.runtime.tasks import named
 
 SMALL = ["--horizon", "9", "--seed", "3", "--env", "1", "--engine", "steps_per_epoch=4,blend_epochs=1"]
@@ -105,7 +105,7 @@ def test_a_place_that_cannot_be_written_is_one_line(to, capsys, tmp_path, monkey
 
 
 def test_what_onnx_needs_is_named_where_it_is_missing(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(written.importlib.util, "find_spec", lambda name: None)
     assert main(["export", "--to", str(tmp_path / "net.onnx")]) == 2
     assert "needs onnx, onnxscript, onnxruntime; expected the extra: pip install esper-growth[onnx]" in (
         capsys.readouterr().err

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from esper.kasmina import layers
+
 
 def layer_norm(
     x: Tensor,
@@ -51,16 +53,39 @@ def as_is(x: Tensor, *rest: Any) -> Tensor:
     return x
 
 
+def new_zeros(x: Tensor, shape: Sequence[int], **rest: Any) -> Tensor:
+    """Zeros like a tensor's numbers; of these nothing is read."""
+    del rest
+    return torch.zeros(*shape, dtype=x.dtype, device=x.device)
+
+
+def index(x: Tensor, places: Sequence[Tensor | None]) -> Tensor:
+    """Numbers at places along some axes."""
+    return x[tuple(slice(None) if place is None else place for place in places)]
+
+
+def largest(x: Tensor, *rest: Any) -> Any:
+    """The largest of the last dimension, of which only the numbers are read; otherwise as torch has it."""
+    if len(rest) == 1 and isinstance(rest[0], int) and rest[0] in (-1, x.dim() - 1):
+        return layers.largest(x), None
+    return torch.max(x, *rest)
+
+
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "layer_norm": layer_norm,
+    "new_zeros": new_zeros,
+    "index": index,
+    "max": largest,
     "scaled_dot_product_attention": attention,
     **dict.fromkeys(("dropout", "feature_dropout"), as_is),
     **dict.fromkeys(("view", "reshape", "_unsafe_view"), torch.reshape),
     "expand": torch.Tensor.expand,
+    "unflatten": torch.Tensor.unflatten,
+    "view_as": torch.Tensor.view_as,
     **{name: getattr(F, name) for name in ("linear", "gelu", "silu", "conv2d", "max_pool2d", "adaptive_avg_pool2d")},
     **{
         name: getattr(torch, name)
-        for name in ["add", "sub", "mul", "div", "relu", "tanh", "sigmoid", "softmax", "matmul", "cat", "mean"]
+        for name in ["add", "sub", "mul", "div", "lerp", "relu", "tanh", "sigmoid", "softmax", "matmul", "cat", "mean"]
     },
     **{name: getattr(torch, name) for name in ["flatten", "transpose", "permute", "unsqueeze", "select"]},
 }

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from esper.tezzeret.modules.cuts import module_paths
+from esper.tezzeret.modules.lone_axis import without_lone_axes
 from esper.tezzeret.modules.trace import Traced, is_tensor, operation, writes
 from esper.tezzeret.modules.tree import SITES, Entry, Role
 
@@ -32,6 +33,7 @@ def own_graph(traced: Traced, form: str) -> tuple[Graph, Tensors]:
         if node.op == "call_function":
             nodes[node] = graph.node_copy(node, lambda before: nodes[before])
     graph.output(nodes[traced.output])
+    graph = without_lone_axes(graph)
     for node in _calls(graph):
         _mark_site(graph, node)
     tidy(graph)

@@ -195,7 +195,8 @@ class Grown(nn.Module):
         """Statistics after a batch."""
         for name, value in new.items():
             buffer = tensors[names.buffers[name]]
-            buffer.copy_(value.detach().reshape(buffer.shape))
+            value = value.detach() if value.requires_grad else value
+            buffer.copy_(value.reshape(buffer.shape))
 
     def _slot(self, number: int, tensors: Params, h: Tensor, points: dict[int, Tensor]) -> Tensor:
         seed, slot = self.seeds.get(number), self.structure.slots[number]

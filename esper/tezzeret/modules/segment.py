@@ -162,9 +162,13 @@ class _Run:
             return by_statistics(x, weight, bias, mean, variance, epsilon)
         out, *statistics = by_batch(x, weight, bias, epsilon)
         for place, statistic in zip((3, 4), statistics, strict=True):
-            name = self.part.traced.names.get(node.args[place])  # type: ignore[arg-type]
+            held: Any = node.args[place]
+            name = self.part.traced.names.get(held)
             if name is not None:
                 self.tensors[name] = tracked(self.tensors[name], statistic, momentum)
+            elif held is not None:  # made on the way, as where the batch's own statistics are asked for
+                value = self.values[held]
+                self.values[held] = statistic if momentum == 1.0 else torch.lerp(value, statistic, momentum)
         return out
 
 

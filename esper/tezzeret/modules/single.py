@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from esper.kasmina import layers
-from esper.tezzeret.modules.segment import by_statistics
+from esper.tezzeret.modules.segment import by_batch, by_statistics
 
 
 def _conv2d(x: Tensor, weight: Tensor) -> Tensor:
@@ -30,10 +30,28 @@ def _apply_batch_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var
     return F.batch_norm(x[0], *statistics, training=False, eps=layers.EPSILON).unsqueeze(0)
 
 
+def _by_batch(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float = layers.EPSILON
+) -> tuple[Tensor, Tensor, Tensor]:
+    """With momentum 1 the running statistics of ``torch.nn.functional`` are those of the batch."""
+    mean, variance = x.new_zeros(x.shape[1]), x.new_zeros(x.shape[1])
+    y = F.batch_norm(x, mean, variance, weight, bias, training=True, momentum=1.0, eps=epsilon)
+    return y, mean, variance
+
+
+def _batch_norm(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+    return tuple(each.unsqueeze(0) for each in _by_batch(x[0], weight[0], bias[0]))
+
+
 def _by_statistics(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, epsilon: float
 ) -> Tensor:
     return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=epsilon)
+
+
+def _max_pool2(x: Tensor) -> Tensor:
+    """Where entries tie, the gradient goes to the first: the same for whatever made them equal."""
+    return F.max_pool2d(x[0], 2).unsqueeze(0)
 
 
 def _dropout(x: Tensor, key: Tensor | None, share: float, whole: bool = False) -> Tensor:
@@ -48,6 +66,9 @@ RULES: dict[Callable[..., Any], Callable[..., Any]] = {
     layers.embed: _embed,
     layers.apply_batch_norm: _apply_batch_norm,
     layers.dropout: _dropout,
+    layers.max_pool2: _max_pool2,
+    layers.batch_norm: _batch_norm,
+    by_batch: _by_batch,
     by_statistics: _by_statistics,
 }
 """A layer of ``esper.kasmina.layers`` -> the same for rows of one network; the others are run as they are."""

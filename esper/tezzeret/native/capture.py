@@ -4,8 +4,7 @@ It runs twice, with other numbers of networks and samples: a graph that depends 
 """
 
 import warnings
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,13 +13,14 @@ from torch import Tensor
 from esper.kasmina.layout import Layout
 from esper.tezzeret.native.graph import Graph, Shape
 from esper.tezzeret.native.layer_rules import OWN, TORCH
-from esper.tezzeret.native.observe import NotCaptured, Observer, Rule, Value
+from esper.tezzeret.native.module_norms import NORMS
+from esper.tezzeret.native.observe import NotCaptured, Observer, Value
 from esper.tezzeret.native.rules import ARITHMETIC
 
 SIZES = ((2, 3), (3, 5))
 """Networks and samples of the two runs."""
 
-RULES = ARITHMETIC | TORCH
+RULES = ARITHMETIC | TORCH | NORMS
 
 
 def capture(
@@ -29,7 +29,6 @@ def capture(
     layout: Layout,
     buffers: Layout | None = None,
     vocabulary: int = 0,
-    further: Mapping[str, Rule] = MappingProxyType({}),
 ) -> Graph:
     """Write down a module.
 
@@ -39,14 +38,12 @@ def capture(
       layout: its row of parameters.
       buffers: its row of buffers.
       vocabulary: x is int64 tokens, so many; 0: it is features.
-      further: rules beside ``RULES``.
 
     Raises:
       NotCaptured: it does what no operation of a graph can say.
     """
     first, second = (
-        _watch(Observer(sizes, RULES | dict(further), OWN, vocabulary), function, shape, layout, buffers)
-        for sizes in SIZES
+        _watch(Observer(sizes, RULES, OWN, vocabulary), function, shape, layout, buffers) for sizes in SIZES
     )
     if first != second:
         raise NotCaptured("operations that depend on the number of networks or samples")

@@ -12,7 +12,7 @@ removes fossils; ``esper.tolaria.triggers`` decides when.
 
 | operation | does | outputs stay |
 |---|---|---|
-| ``InsertLayer(name, after)`` | a new layer that passes on what it sees | yes |
+| ``InsertLayer(name, after)`` | a new layer that passes on what it sees, with a batch norm where that has one | yes |
 | ``RemoveLayer(name)`` | it goes, with norm and activation; where channels differ a 1x1 projection bridges them | no |
 | ``ModifyLayer(name, width=, start=)`` | more or fewer units, through whatever lies behind | more: yes |
 | ``ModifyLayer(name, kernel=)`` | another side of the kernel | larger: yes |
@@ -31,6 +31,7 @@ New units start as ``STARTS`` says: "zero", "net2net" or "gradmax". Old paramete
 | ``orders``, ``operations`` | what can be asked for; what it does |
 | ``units``, ``relations``, ``takes``, ``resize`` | which numbers belong to the units of a layer |
 | ``sizes``, ``starts``, ``gradmax`` | widths and kernels; how new units begin |
+| ``spelling``, ``places`` | operations as words; where each can be done |
 | ``edit``, ``projection`` | writing into a copy of a graph |
 | ``rules``, ``checks``, ``measure``, ``reports``, ``surgeon`` | constraints, checks, effects, log; all in order |
 """

@@ -25,7 +25,6 @@ from esper.tezzeret.surgery.anatomy import (
     with_attributes,
 )
 from esper.tezzeret.surgery.forward import Forward
-from esper.tezzeret.surgery.norms import NORMS
 
 
 def anatomy_of(host: Host) -> Anatomy:
@@ -56,8 +55,8 @@ def _captured(host: Host, index: int, shape: tuple[int, ...]) -> Graph:
         raise Impossible(f"{place}: draws random numbers; expected a block without dropout")
     layouts, vocabulary = (block.reads, block.buffer_layout), host.num_outputs * (host.takes_tokens and index == 0)
     try:
-        graph = capture(lambda p, b, x: block.train(p, b, x, None), shape, *layouts, vocabulary, NORMS)
-        inferred = capture(block.infer, shape, *layouts, vocabulary, NORMS)
+        graph = capture(lambda p, b, x: block.train(p, b, x, None), shape, *layouts, vocabulary)
+        inferred = capture(block.infer, shape, *layouts, vocabulary)
     except NotCaptured as reason:
         raise Impossible(f"{place}: {reason}; expected operations that a graph can say") from None
     if inference(graph) != rewritten(inferred.nodes, inferred.output, ()).graph:

@@ -32,6 +32,21 @@ class Edit:
         """Write a trained tensor."""
         return self.add("parameter", (), shape, False, name=name, place=len(self.nodes))
 
+    def buffer(self, name: str, shape: Shape) -> int:
+        """Write a running statistic."""
+        return self.add("buffer", (), shape, False, name=name, place=len(self.nodes))
+
+    def batch_norm(self, x: int, name: str) -> int:
+        """Write a batch norm over the first axis, its tensors behind a name, with running averages."""
+        channels = self.nodes[x].shape[:1]
+        rows = (self.parameter(f"{name}.weight", channels), self.parameter(f"{name}.bias", channels))
+        norm = self.add("batch_norm", (x, *rows), self.nodes[x].shape)
+        for op, held in zip(STATISTICS, ("mean", "variance"), strict=True):
+            statistic = self.add(op, (norm,), channels, False)
+            running = self.add("running", (self.buffer(f"{name}.{held}", channels), statistic), channels, False)
+            self.buffers = (*self.buffers, running)
+        return norm
+
     def convolve(self, x: int, weight: int, bias: int | None, kernel: int = 1) -> int:
         """Write a layer of another number of channels, for maps [C, ...] and vectors."""
         inputs = (x, weight) if bias is None else (x, weight, bias)
@@ -98,11 +113,11 @@ def fitted(learned: Learned, body: Anatomy, new: Mapping[str, Tensor]) -> Learne
     slots = next(iter(learned.moments.values())).shape[1]
     params, moments = dict(learned.params), dict(learned.moments)
     for name, value in new.items():
-        shape = body.params[name].shape
+        shape = (body.params | body.buffers)[name].shape
         params[name] = value.to(like).expand(count, *shape).clone()
         if name not in moments or moments[name].shape[2:] != shape:
             moments[name] = like.new_zeros(count, slots, *shape)
-    buffers = {name: learned.buffers[name] for name in body.buffers}
+    buffers = {name: params[name] if name in new else learned.buffers[name] for name in body.buffers}
     params, moments = ({name: table[name] for name in body.params} for table in (params, moments))
     return Learned(params, moments, buffers, learned.steps)
 

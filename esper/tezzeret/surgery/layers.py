@@ -84,6 +84,12 @@ def layer(body: Anatomy, name: str) -> Layer:
     return found[name]
 
 
+def width_of(body: Anatomy, found: Layer) -> int:
+    """Units of a layer."""
+    node = body.graph.nodes[found.node]
+    return node.shape[0 if node.op == "convolve" else -1]
+
+
 def unnamed(body: Anatomy, name: str) -> None:
     """Raise ``Impossible`` if there is a tensor of a name, or of one behind it."""
     names = [*body.params, *body.buffers]

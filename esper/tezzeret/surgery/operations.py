@@ -21,8 +21,10 @@ from esper.tezzeret.surgery.orders import (
 )
 from esper.tezzeret.surgery.projection import brought, projected
 from esper.tezzeret.surgery.sizes import modify
+from esper.tezzeret.surgery.starts import undone
 
 ACTIVATIONS = ("relu", "none")
+NORMS = ("same", "batch", "none")
 NOT_NEGATIVE = ("relu", "sigmoid", "softplus", "exp", "abs")
 """Operations behind which relu changes nothing."""
 
@@ -40,13 +42,32 @@ def insert(case: Operand, op: InsertLayer) -> Altered:
     channels, side = before.shape[-1 if is_sequence else 0], op.kernel if len(before.shape) == 3 else 1
     weight = eye(channels, channels, side)
     weight = weight if len(before.shape) == 3 else weight[..., 0, 0]
-    names = f"{op.name}.weight", f"{op.name}.bias"
-    given = edit.parameter(names[0], tuple(weight.shape)), edit.parameter(names[1], (channels,))
+    numbers = {f"{op.name}.weight": weight}
+    has_norm = _has_norm(case.body, where, op)
+    bias = None if has_norm else edit.parameter(f"{op.name}.bias", (channels,))
+    given = edit.parameter(f"{op.name}.weight", tuple(weight.shape)), bias
     new = edit.linear(where.end, *given) if is_sequence else edit.convolve(where.end, *given, side)
+    if has_norm:
+        new = edit.batch_norm(new, f"{op.name}.norm")
+        numbers |= undone(case, where.end, f"{op.name}.norm")
+    else:
+        numbers[f"{op.name}.bias"] = torch.zeros(channels)
     new = edit.add("relu", (new,), before.shape) if op.activation == "relu" else new
     edit.redirect(where.end, new)
     body = edit.done()
-    return Altered(body, fitted(case.learned, body, {names[0]: weight, names[1]: torch.zeros(channels)}), True)
+    return Altered(body, fitted(case.learned, body, numbers), True)
+
+
+def _has_norm(body: Anatomy, where: Layer, op: InsertLayer) -> bool:
+    """Whether a new layer gets a batch norm."""
+    expect(op.norm in NORMS, f"norm {op.norm!r}; expected {' or '.join(NORMS)}")
+    is_sequence, number, found = len(body.graph.nodes[where.end].shape) == 2, where.end, False
+    if op.norm == "batch" and is_sequence:
+        raise Impossible(f"a batch norm behind {op.after!r}, which gives a sequence; expected maps or vectors")
+    while op.norm == "same" and number != where.node and not found:
+        node = body.graph.nodes[number]
+        number, found = node.inputs[0], node.op == "batch_norm"
+    return found or op.norm == "batch"
 
 
 def remove(case: Operand, op: RemoveLayer) -> Altered:

@@ -15,12 +15,16 @@ class InsertLayer(NamedTuple):
       after: the layer behind whose norm and activation it comes.
       activation: "relu" (behind features that are not negative) or "none".
       kernel: odd side, where features are maps.
+      norm: "batch": a batch norm behind it, in place of its bias, with what samples show as its statistics, undone by
+        its weights, so that it passes on what it sees, too; "none"; "same": whatever the layer before it has. Where a
+        host's layers have norms, it trains at rates that a layer without one does not stand.
     """
 
     name: str
     after: str
     activation: str = "relu"
     kernel: int = 3
+    norm: str = "same"
 
 
 class RemoveLayer(NamedTuple):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from esper.tezzeret.surgery.anatomy import Anatomy
-from esper.tezzeret.surgery.layers import layers_of
+from esper.tezzeret.surgery.layers import layers_of, width_of
 from esper.tezzeret.surgery.operations import OPERATIONS
 from esper.tezzeret.surgery.orders import AddSkip, ModifyLayer, Operation
 from esper.tezzeret.surgery.reports import Log
@@ -102,8 +102,7 @@ def _width(asked: Question) -> str | None:
     found = layers_of(asked.body).get(asked.op.name)
     if found is None:
         return None
-    node = asked.body.graph.nodes[found.node]
-    old, new = node.shape[0 if node.op == "convolve" else -1], asked.op.width
+    old, new = width_of(asked.body, found), asked.op.width
     factor, least = asked.rules.width_factor, asked.rules.smallest_width
     if new < least:
         return f"smallest_width = {least}, {new} asked for"

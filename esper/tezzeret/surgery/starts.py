@@ -6,8 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from esper.kasmina.layers import EPSILON, moments
 from esper.tezzeret.native.graph import Graph
 from esper.tezzeret.surgery.anatomy import Anatomy, Learned
+from esper.tezzeret.surgery.forward import Forward
 from esper.tezzeret.surgery.gradmax import gradmax
 from esper.tezzeret.surgery.layers import Layer
 from esper.tezzeret.surgery.orders import Operand
@@ -118,6 +120,24 @@ def steepest(case: Operand, found: Layer, reach: Reach, body: Anatomy, more: int
     new: Mapping[str, Tensor]
     new, learned = gradmax(case, found, reach, more, silent)
     return widths(learned, reach, body, everyone(reach, len(case.key)), new, more)
+
+
+def undone(case: Operand, source: int, name: str) -> dict[str, Tensor]:
+    """A batch norm that passes on what it sees: name -> [E, C].
+
+    Its statistics are those of the samples, and weight and bias are their deviation and mean: in inference every input
+    passes, in training these samples; other ones are off by what their batch's statistics differ.
+
+    Args:
+      case: what lies on the table.
+      source: the node that it reads, in the old body; channels are the first axis.
+      name: of the norm.
+    """
+    computed = Forward(case.body.graph)(case.learned.params, case.learned.buffers, case.inputs)
+    x = computed.values[source]
+    mean, variance = (each.flatten(1) for each in moments(x, (1, *range(3, x.dim()))))
+    tensors = {"weight": (variance + EPSILON).sqrt(), "bias": mean, "mean": mean, "variance": variance}
+    return {f"{name}.{each}": value for each, value in tensors.items()}
 
 
 STARTS: dict[str, Start] = {

@@ -24,12 +24,14 @@ from esper.tezzeret import eager
 from esper.tezzeret.batches import batch_at
 from esper.tezzeret.modules.cuts import choose
 from esper.tezzeret.modules.trace import trace
+from esper.tezzeret.native.library import library
 from esper.tolaria.digits import digits
 from esper.tolaria.synthetic import synthetic
 from esper.tolaria.training import draw_batches
 from esper.utils import rng
 
 F64 = torch.float64
+NEEDS_NATIVE = pytest.mark.skipif(library() is None, reason="needs the native library")
 KINDS = {"conv": CONV_BLUEPRINTS, "vector": VECTOR_BLUEPRINTS, "token": TOKEN_BLUEPRINTS}
 EXAMPLE = rng.normal(rng.key(5), (4, 1, 8, 8))
 
@@ -76,6 +78,58 @@ def test_ten_steps_are_those_of_the_modules_own_loop(name):
     for row, layouts in ((learners.host.params, lambda b: b.params), (learners.buffers, lambda b: b.buffers)):
         torch.testing.assert_close(row[0], row_of(host, named, layouts), rtol=0, atol=1e-9)
         torch.testing.assert_close(row[1], row[0], rtol=0, atol=1e-9)
+
+
+class NormedPerceptron(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(64, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 10))
+
+
+NATIVE = {"resnet": (ResNet20, "stem"), "residuals": (Residuals, "1"), "vectors": (NormedPerceptron, "3")}
+
+
+@NEEDS_NATIVE
+@pytest.mark.parametrize("name", NATIVE)
+def test_ten_steps_in_the_native_library_are_those_of_the_modules_own_loop_statistics_too(name):
+    """In single precision, which the library has; the module's loop in double."""
+    module = drawn(NATIVE[name][0])
+    engine = engine_of(esper.host(module, EXAMPLE, NATIVE[name][1]), backend="native", host_lr=0.1)
+    start = engine.init(0)
+    batches = draw_batches(engine.config, start, engine.data)
+    pairs = [batch_at(engine.structure, batches, step) for step in range(10)]
+    state, _ = engine.step(start, torch.zeros(2, dtype=torch.int64))
+    plain = copy.deepcopy(module).double().train()
+    own = [(batch.inputs[0].double(), batch.targets[0]) for batch in pairs]
+    descend(plain, [list(plain.parameters())], own, numbers(engine))
+    named = dict(plain.named_parameters()) | dict(plain.named_buffers())
+    host = engine.structure.host
+    assert sum(param.size for block in host.blocks for param in block.buffers) == len(state.buffers[0]) > 0
+    for row, layouts in ((state.host.params, lambda b: b.params), (state.buffers, lambda b: b.buffers)):
+        torch.testing.assert_close(row[0].double(), row_of(host, named, layouts), rtol=1e-5, atol=1e-5)
+    test, plain = engine.data.test, plain.eval()
+    hits = (plain(test.inputs.double()).argmax(1) == test.targets).double().mean()
+    assert float(engine.test(state).accuracy[0]) == pytest.approx(100 * float(hits), abs=1e-4)
+
+
+BY_HAND = {
+    "momentum": (lambda: nn.BatchNorm2d(2, momentum=0.3), "operation batch_norm with momentum = 0.3"),
+    "epsilon": (lambda: nn.BatchNorm2d(2, eps=1e-3), "operation batch_norm with eps = 0.001"),
+    "weights": (lambda: nn.BatchNorm2d(2, affine=False), "a batch norm without weight or bias"),
+}
+
+
+@NEEDS_NATIVE
+@pytest.mark.parametrize("name", BY_HAND)
+def test_norms_that_the_native_library_has_not_run_eagerly_and_say_so(name):
+    norm, reason = BY_HAND[name]
+
+    def make():
+        return nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), norm(), nn.ReLU(), nn.Flatten(), nn.Linear(128, 10))
+
+    host = esper.host(drawn(make), EXAMPLE, "2")
+    with pytest.raises(ConfigError, match=reason):
+        engine_of(host, backend="native")
+    assert engine_of(host, backend="auto").describe()[0].startswith("eager")
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -113,6 +113,7 @@ def test_what_onnx_needs_is_named_where_it_is_missing(capsys, tmp_path, monkeypa
 
 
 @pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="the extra onnx is not installed")
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec:FutureWarning")  # of torch.onnx itself
 def test_onnx_gives_the_same_outputs_at_every_size_of_batch(folder, capsys):
     """The command itself compares at 1, 2, 7 and 64 samples."""
     assert main(["export", "--to", str(folder / "net.onnx"), "--json", "true", *GROWING, *SMALL]) == 0

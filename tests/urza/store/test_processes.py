@@ -135,6 +135,25 @@ def test_after_redis_was_away_memory_is_empty_and_invalidations_arrive_again(ope
     assert time.monotonic() - began < 1.0 and there.metrics()["redis"]["heard"] == 1
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="stops a process")
+def test_a_redis_that_says_nothing_empties_memory_and_costs_no_answer(opened, redis_server, soon):
+    store = opened("redis")
+    id = store.put(b"abc", GOOD)
+    soon(lambda: store.metrics()["redis"].get("subscriptions") == 1)
+    store.ready.put("callable", 1)
+    redis_server.process.send_signal(signal.SIGSTOP)
+    try:
+        soon(lambda: store.ready.peek("callable") is None, 5.0)
+        began = time.monotonic()
+        for number in range(30):
+            store.ready.drop()
+            assert store.get(id).data == b"abc" and store.put(str(number).encode(), GOOD)
+        assert time.monotonic() - began < 15 and store.metrics()["redis"]["degradations"] >= 30
+    finally:
+        redis_server.process.send_signal(signal.SIGCONT)
+    soon(lambda: store.metrics()["redis"]["subscriptions"] >= 2)
+
+
 @FORKS
 @pytest.mark.parametrize("processes", [8])
 def test_processes_make_each_key_once(opened, settings_of, processes):

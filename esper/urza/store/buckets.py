@@ -1,4 +1,4 @@
-"""Objects in a bucket of S3 or its kin, through ``obstore``.
+"""Objects in a bucket (``s3://`` and its kin), through ``obstore``.
 
 Nothing rests on conditional writes, which servers of this kind take differently: of two writers of one key both write
 the same bytes. The mode is set all the same, so that it does not depend on a version's default. A forked child has no

@@ -28,7 +28,7 @@ from esper.urza.store.requests import (
     request_rows,
     write_request,
 )
-from esper.urza.store.watched import Watched
+from esper.urza.store.watched import ServiceWatch
 from esper.utils.documents import cause, one_line, shown
 
 LEASE = 120.0
@@ -64,7 +64,7 @@ class CompileQueue:
     def __init__(
         self,
         connections: Connections,
-        watched: Watched,
+        watched: ServiceWatch,
         postponed: Postponed,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:

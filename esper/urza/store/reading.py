@@ -6,7 +6,7 @@ from esper.urza.store.copies import Copy, decode, encode
 from esper.urza.store.entries import Entries, Record
 from esper.urza.store.objects import Objects
 from esper.urza.store.postponed import Postponed
-from esper.urza.store.watched import Watched
+from esper.urza.store.watched import ServiceWatch
 from esper.utils.documents import cause
 
 READS = 2
@@ -25,7 +25,7 @@ class Reader:
     """The second, third and fourth tier, and what waits in the outbox."""
 
     def __init__(
-        self, watched: Watched, entries: Entries, objects: Objects, cache: RedisCache | None, postponed: Postponed
+        self, watched: ServiceWatch, entries: Entries, objects: Objects, cache: RedisCache | None, postponed: Postponed
     ) -> None:
         self._watched, self._entries, self._objects = watched, entries, objects
         self._cache, self._postponed = cache, postponed

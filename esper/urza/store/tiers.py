@@ -36,7 +36,7 @@ from esper.urza.store.outbox import Operation, Outbox
 from esper.urza.store.postponed import Postponed, invalidation
 from esper.urza.store.reading import Missing, Reader
 from esper.urza.store.ready import ReadyCache
-from esper.urza.store.watched import Watched
+from esper.urza.store.watched import ServiceWatch
 from esper.utils.failpoints import reach
 from esper.utils.resilience.world import REAL, World
 
@@ -76,7 +76,7 @@ class Tiers:
           cache: the second tier; None = there is none.
           world: time and chance.
         """
-        self.entries, self.objects, self.flights, self.watched = entries, objects, flights, Watched(world)
+        self.entries, self.objects, self.flights, self.watched = entries, objects, flights, ServiceWatch(world)
         self.ready: ReadyCache[Any] = ReadyCache(fresh=self._refresh)
         self.postponed = Postponed(outbox, self._replay, self.watched.counts["outbox"], world)
         self.queue = CompileQueue(entries.connections, self.watched, self.postponed)

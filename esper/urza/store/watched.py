@@ -13,7 +13,7 @@ TIERS = ("redis", "database", "objects")
 """Services of a store; the first tier is memory."""
 
 
-class Watched:
+class ServiceWatch:
     """Services of a store.
 
     Attributes:

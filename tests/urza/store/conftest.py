@@ -46,6 +46,21 @@ def expect_services():
         (pytest.fail if DEMANDED else pytest.skip)(f"real services: lacks {', '.join(missing)}")
 
 
+SERVED = {"redis", "postgres", "shared", "all"}
+"""Kinds of stores that need services."""
+
+
+def pytest_runtest_setup(item):
+    """Skip from one place, so that all that is skipped is one line of the summary."""
+    values = list(item.callspec.params.values()) if hasattr(item, "callspec") else []
+    if any(value in SERVED for value in values if isinstance(value, str)) or {
+        "redis_server",
+        "postgres_server",
+        "bucket_server",
+    } & set(item.fixturenames):
+        expect_services()
+
+
 def await_true(asked, seconds=15.0):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -237,6 +252,8 @@ def settings_of(request, tmp_path):
         folder = folder or tmp_path / uuid.uuid4().hex[:8]
         folder.mkdir(parents=True, exist_ok=True)
         found = {"folder": str(folder)}
+        if kind in SERVED:
+            expect_services()
         if kind == "sqlite":
             pytest.importorskip("sqlalchemy")
             found["sql"] = f"sqlite:///{folder}/by_address.sqlite"

@@ -22,6 +22,7 @@ with ending_on_interrupt(__name__ == "__main__" or is_command()):
     from esper.runtime.interrupt import Stopped
     from esper.runtime.own import expect_nothing_imported
     from esper.runtime.resume import settings_before
+    from esper.runtime.store import artefact_store
     from esper.runtime.supervise import follow_supervisor, supervise
     from esper.runtime.surgery import SurgerySettings, perform
     from esper.runtime.train import train
@@ -30,6 +31,7 @@ with ending_on_interrupt(__name__ == "__main__" or is_command()):
     from esper.urza.checkpoint import CheckpointError
     from esper.urza.dead_letters import DeadLetterError
     from esper.urza.lock import LockError
+    from esper.urza.store.contract import StoreError
     from esper.utils.documents import cause, one_line
     from esper.utils.resilience.causes import Nature, cause_of
     from esper.utils.settings import Base, SettingsError, read_settings
@@ -53,6 +55,7 @@ BASES: dict[str, Base] = {"train": settings_before}
 WORDS: dict[str, tuple[str, Callable[[Sequence[str]], int | None]]] = {
     "data": ("What a dataset's folder or file holds, and whether it loads: data check PATH", data_check),
     "dlq": ("Writes of runs that failed: dlq ls | retry | drop [DIRECTORY]", dead_letters),
+    "store": ("Artefacts and where they are kept: store ls | get | verify | gc | invalidate", artefact_store),
     "supervise": (
         "A training run that is started again when it dies: supervise [--restarts N] -- train ...",
         supervise,
@@ -60,7 +63,7 @@ WORDS: dict[str, tuple[str, Callable[[Sequence[str]], int | None]]] = {
 }
 """Commands that take words: a line on each, and what runs; it may give an exit status."""
 
-ERRORS = (SettingsError, ConfigError, DatasetError, CheckpointError, DeadLetterError, LockError, SinkError)
+ERRORS = (SettingsError, ConfigError, DatasetError, CheckpointError, DeadLetterError, LockError, SinkError, StoreError)
 """What a command says in one line."""
 
 

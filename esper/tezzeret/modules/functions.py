@@ -87,6 +87,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
         name: getattr(torch, name)
         for name in ["add", "sub", "mul", "div", "lerp", "relu", "tanh", "sigmoid", "softmax", "matmul", "cat", "mean"]
     },
-    **{name: getattr(torch, name) for name in ["flatten", "transpose", "permute", "unsqueeze", "select"]},
+    **{name: getattr(torch, name) for name in ["flatten", "transpose", "permute", "unsqueeze", "squeeze", "select"]},
+    **{name: getattr(torch, name) for name in ["square", "sqrt", "rsqrt", "reciprocal", "exp", "log", "abs", "neg"]},
 }
 """By the operation's name."""

@@ -49,9 +49,17 @@ class _Rewriting:
             self.inner[node] = self.whole(first)
             return True
         rule = RULES.get(kind)
+        if rule is _elementwise:
+            first = next((each for each in node.args if isinstance(each, Node) and each in self.inner), first)
         if rule is None or first not in self.inner or str(node.target).partition(".")[0].endswith("_"):
             return False
         return rule(self, node, first)
+
+    def dropped(self, node: Node) -> Node:
+        """A node without its first axis, of size 1."""
+        new = self.new.call_function(ATEN.select.int, (self.whole(node), 0, 0))
+        new.meta = dict(node.meta)
+        return new
 
     def write(self, node: Node, *args: Any, keeps: bool = True) -> bool:
         """Write a node of other arguments; whether its result lacks the axis."""
@@ -65,14 +73,22 @@ def _elementwise(run: _Rewriting, node: Node, first: Node) -> bool:
     rank = first.meta["val"].dim()
 
     def fits(other: Any) -> bool:
-        return not isinstance(other, Node) or other in run.inner or other.meta["val"].dim() < rank
+        return not isinstance(other, Node) or other in run.inner or _is_of_one(other, rank)
 
     def brought(other: Any) -> Any:
-        return run.inner.get(other, run.plain.get(other)) if isinstance(other, Node) else other
+        if not isinstance(other, Node) or other in run.inner:
+            return run.inner.get(other, other)
+        return run.plain[other] if other.meta["val"].dim() < rank else run.dropped(other)
 
     nodes = [other for other in node.args if isinstance(other, Node)]
     same = all(other.meta["val"].dim() == rank for other in nodes if other in run.inner)
     return same and all(map(fits, node.args)) and not _sized(node) and run.write(node, *map(brought, node.args))
+
+
+def _is_of_one(other: Node, rank: int) -> bool:
+    """Whether it stands for every network: it lacks the axis, or has it with size 1."""
+    value = other.meta["val"]
+    return value.dim() < rank or (value.dim() == rank and isinstance(value.shape[0], int) and value.shape[0] == 1)
 
 
 def _sized(node: Node) -> bool:
@@ -150,7 +166,7 @@ RULES: dict[str, Callable[[_Rewriting, Node, Node], bool]] = {
     "select": _select,
     "flatten": _flatten,
     "mean": _mean,
-    **dict.fromkeys(("unflatten", "softmax", "max"), _axis),
+    **dict.fromkeys(("unflatten", "softmax", "max", "squeeze"), _axis),
     **dict.fromkeys(("constant_pad_nd", "pad", "layer_norm", "<built-in function getitem>"), _same),
     "index": _index,
 }

@@ -16,6 +16,8 @@ from esper.runtime.tasks import TASKS
 from esper.tezzeret import eager, modules
 from esper.tezzeret.batches import batch_at
 from esper.tezzeret.score import infer
+from esper.tezzeret.surgery import anatomy_of, learned_of
+from esper.tezzeret.surgery.forward import Forward
 from esper.tolaria.training import draw_batches
 from esper.utils import rng
 
@@ -198,3 +200,21 @@ def test_no_such_environment_is_an_error():
     engine, state = case("digits")
     with pytest.raises(IndexError, match="env = 2: expected 0 to 1"):
         engine.network_of(state, 2)
+
+
+@pytest.mark.parametrize("kind", [blueprint.name for blueprint in TASKS["digits"]().blueprints])
+def test_what_grew_is_a_host_whose_layers_can_change(kind):
+    """Fossils of every kind leave as operations that a graph can say; its outputs are the environment's."""
+    task = TASKS["digits"]()
+    is_bypass = next(each.is_bypass for each in task.blueprints if each.name == kind)
+    engine = engine_of(task, (BESIDE if is_bypass else 0,))
+    state, x = grown(engine, 3, (F,), (kind,)), engine.data.test.inputs[:4]
+    network = modules.export(engine.structure, state, 1).whole.module
+    host = esper.host(copy.deepcopy(network), x)
+    body = anatomy_of(host)
+    learners = learners_of(engine_of(task._replace(host=host), ()).init(0))
+    named = learned_of(host, learners)
+    with torch.no_grad():
+        found = Forward(body.graph)(named.params, named.buffers, x.expand(2, *x.shape)).output[1]
+        wanted = network.train()(x)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-9)

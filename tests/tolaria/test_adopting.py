@@ -1,4 +1,4 @@
-"""A further blueprint between two steps: no number of a state is lost or changed, and who never plants it never sees it.
+"""A further blueprint between two steps: no number of a state is lost, nor the future of who never plants it changed.
 
 The columns of the arenas are reckoned here from the layouts of the blueprints alone, not from the slots' own columns.
 """
@@ -109,5 +109,7 @@ def test_what_cannot_be_adopted(small_task):
     state = engine.init(0)
     with pytest.raises(esper.ConfigError, match=r"^blueprint 'norm': known already; expected another name than norm$"):
         adopt(engine, state, NORM)
-    with pytest.raises(esper.ConfigError, match=r"^blueprint 'conv8x2': fits no slot; expected one for block0 \(conv 2x4x4\)"):
+    with pytest.raises(
+        esper.ConfigError, match=r"^blueprint 'conv8x2': fits no slot; expected one for block0 \(conv 2x4x4\)"
+    ):
         adopt(engine, state, CONV8X2)

@@ -33,6 +33,7 @@ from esper.runtime.resume import (
     source_of,
     taken_up,
 )
+from esper.runtime.run_blueprints import FOLDER, RECORD, document_id
 from esper.runtime.run_facts import FACTS, write_facts
 from esper.runtime.saver import Saver
 from esper.runtime.scene import Scene
@@ -46,6 +47,9 @@ from esper.urza.series import Moment
 from esper.utils.files import remove_folder, remove_leftovers, replace_file
 from esper.utils.resilience.causes import is_want
 from esper.utils.settings import SettingsError
+
+IN_FORCE = ("interface", "blueprints")
+"""What of a checkpoint's table may have changed since the run began."""
 
 logger = logging.getLogger("esper")
 
@@ -139,7 +143,13 @@ def open_run(
         moment = Moment(learner.done, _steps(begun))
         series.take_back(folder / SERIES, moment)
         saver = Saver(folder / SERIES, lock, settings.save_every, settings.keep)
-        table = {"settings": identity_of(settings), "beside": beside_of(settings), "interface": to_table(interface)}
+        table: dict[str, Any] = {
+            "settings": identity_of(settings),
+            "beside": beside_of(settings),
+            "interface": to_table(interface),
+        }
+        table |= {"blueprints": [document_id(document) for document in scenes[0].rules.documents]}
+        table |= {} if loaded is None else {name: loaded.table[name] for name in IN_FORCE if name in loaded.table}
         metrics = Metrics(folder, settings.tensorboard, learner.done, lock.check)
         tensors = learner_tensors(learner)
         run = Run(folder, table, metrics, saver, best_of(learner, loaded, best), learner.done, tensors, begun)
@@ -189,9 +199,10 @@ def abandon(run: Run) -> None:
     """Take back a run of no round, which holds nothing and would stand in the way of the next start."""
     for moment in series.moments(run.saver.folder):
         remove_folder(series.member(run.saver.folder, moment))
-    for name in (METRICS, *FACTS, OWNER, LOCK):
-        (run.folder / name).unlink(missing_ok=True)
-    for folder in (run.saver.folder, run.folder):
+    names = [run.folder / name for name in (METRICS, *FACTS, RECORD, OWNER, LOCK)]
+    for path in (*(run.folder / FOLDER).glob("*.json"), *names):
+        path.unlink(missing_ok=True)
+    for folder in (run.saver.folder, run.folder / FOLDER, run.folder):
         with suppress(OSError):  # it may hold what is others'
             folder.rmdir()
 

@@ -23,6 +23,10 @@ class TrainSettings:
         "preset, KIND:PATH (esper tasks lists them) or py:module:name; several, with commas between, share one policy",
     )
     room_for: str = setting("", "further tasks that the policy shall be able to play, with commas between")
+    blueprints: str = setting("", "files with blueprint documents, with commas between: further kinds of seed")
+    spare_blueprints: int = setting(
+        0, "places that the policy keeps for blueprints that come while it trains (esper blueprint add)", 0, 64
+    )
     num_envs: int = setting(32, "environments per round and task", low=2, high=65536)
     rounds: int = setting(
         24,

@@ -6,7 +6,7 @@ is the process's own since it began, and what it holds now is taken to be the sa
 
 import ctypes
 import gc
-import resource
+import os
 import sys
 from pathlib import Path
 
@@ -18,6 +18,13 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 def _field(name: str) -> int:
     lines = STATUS.read_text(encoding="utf-8", errors="replace").splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def resident(device: torch.device) -> int:
+    """Bytes held now, as they are; elsewhere than on Linux, at most so far."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return _field("VmRSS") if STATUS.is_file() else peak(device)
 
 
 def held(device: torch.device) -> int:
@@ -37,6 +44,10 @@ def peak(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     if STATUS.is_file():
         return _field("VmHWM")
+    if os.name != "posix":  # nothing of the standard library tells
+        return 0
+    import resource
+
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else 1024 * most
 

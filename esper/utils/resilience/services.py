@@ -23,10 +23,23 @@ SERVICES = {
         Limits(failures=3, recovery=45.0, successes=2, timeout=300.0),
         RetryPolicy(attempts=3, base=0.5, cap=5.0, deadline=60.0),
     ),
+    "store redis": Terms(
+        Limits(failures=3, recovery=2.0, successes=1, timeout=2.0),
+        RetryPolicy(attempts=2, base=0.01, cap=0.05, deadline=0.5),
+    ),
+    "store database": Terms(
+        Limits(failures=3, recovery=2.0, successes=1, timeout=10.0),
+        RetryPolicy(attempts=4, base=0.02, cap=0.2, deadline=1.0),
+    ),
+    "store objects": Terms(
+        Limits(failures=3, recovery=2.0, successes=1, timeout=60.0),
+        RetryPolicy(attempts=3, base=0.05, cap=0.5, deadline=2.0),
+    ),
     "files": Terms(policy=RetryPolicy(attempts=3, base=0.05, cap=0.5, deadline=2.0)),
 }
 """By name; a service that is not among them has the defaults of ``Terms``. A compiler may take minutes for one call;
-a training run waits for its files no longer than a step."""
+a training run waits for its files no longer than a step. A store goes on without a service at once, and tries it again
+soon."""
 
 
 class Service:

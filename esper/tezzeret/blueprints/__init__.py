@@ -1,0 +1,22 @@
+"""Blueprints as data: documents that say what a kind of seed is, checked before anything is allocated."""
+
+from esper.tezzeret.blueprints.catalogue import shipped
+from esper.tezzeret.blueprints.costs import Costs, NodeCost, infer
+from esper.tezzeret.blueprints.document import Document, canonical
+from esper.tezzeret.blueprints.eager_form import blueprint_of
+from esper.tezzeret.blueprints.reading import parse
+from esper.tezzeret.blueprints.refusals import LIMITS, DocumentError, Limits
+
+__all__ = [
+    "LIMITS",
+    "Costs",
+    "Document",
+    "DocumentError",
+    "Limits",
+    "NodeCost",
+    "blueprint_of",
+    "canonical",
+    "infer",
+    "parse",
+    "shipped",
+]

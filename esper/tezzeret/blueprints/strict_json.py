@@ -1,0 +1,79 @@
+"""JSON read strictly: what other readers round, drop, or fall over is refused, and said in one line."""
+
+import json
+import math
+import re
+from typing import Any, NoReturn
+
+from esper.tezzeret.blueprints.refusals import PARSE, DocumentError, Limits
+from esper.utils.documents import shown
+
+STRING = re.compile(r'"(?:[^"\\]|\\.)*"?', re.DOTALL)
+
+
+def read_json(data: bytes, place: str, limits: Limits) -> Any:
+    """The value of a text.
+
+    Args:
+      data: UTF-8.
+      place: what messages call it.
+      limits: of bytes, depth and digits.
+
+    Raises:
+      DocumentError: too large, too deep, no JSON, a name that stands twice in one object, NaN or an infinity, a number
+        with too many digits.
+    """
+
+    def refuse(found: str, expected: str, node: str = "") -> NoReturn:
+        raise DocumentError(place, PARSE, node, found, expected)
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            owner = next((value for name, value in pairs if name == "name" and isinstance(value, str)), "")
+            refuse(f"{shown(twice)} stands twice in one object", "once", owner)
+        return table
+
+    def whole(word: str) -> int:
+        if len(word.lstrip("-")) > limits.digits:
+            refuse(f"a number of {len(word.lstrip('-'))} digits", f"at most {limits.digits}")
+        return int(word)
+
+    def real(word: str) -> float:
+        if len(word) > limits.digits:
+            refuse(f"a number of {len(word)} letters", f"at most {limits.digits}")
+        if not math.isfinite(value := float(word)):
+            refuse(f"{word}, which is infinite", "a finite number")
+        return value
+
+    if len(data) > limits.bytes:
+        refuse(f"{len(data)} bytes", f"at most {limits.bytes}")
+    try:
+        text = data.decode("utf-8")
+        if (depth := _depth(text)) > limits.depth:
+            refuse(f"objects and lists nested {depth} deep", f"at most {limits.depth}")
+        return json.loads(
+            text,
+            object_pairs_hook=once,
+            parse_int=whole,
+            parse_float=real,
+            parse_constant=lambda word: refuse(word, "a finite number"),
+        )
+    except UnicodeDecodeError as error:
+        refuse(f"byte {error.start}, which is no UTF-8", "JSON in UTF-8")
+    except json.JSONDecodeError as error:
+        refuse(f"line {error.lineno}, column {error.colno}: {error.msg}", "JSON")
+
+
+def _depth(text: str) -> int:
+    """How deep objects and lists are nested; brackets within strings do not count."""
+    depth = most = 0
+    for letter in STRING.sub("", text):
+        if letter in "[{":
+            depth += 1
+            most = max(most, depth)
+        elif letter in "]}":
+            depth -= 1
+    return most

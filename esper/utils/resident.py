@@ -27,9 +27,10 @@ def resident(device: torch.device) -> int:
     return _field("VmRSS") if STATUS.is_file() else peak(device)
 
 
-def held(device: torch.device) -> int:
-    """Bytes held now, after giving back what is free."""
-    gc.collect()
+def held(device: torch.device, collect: bool = True) -> int:
+    """Bytes held now, after giving back what is free; ``collect``: and what only circles of references hold."""
+    if collect:
+        gc.collect()
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     if not STATUS.is_file():
@@ -52,10 +53,10 @@ def peak(device: torch.device) -> int:
     return most if sys.platform == "darwin" else 1024 * most
 
 
-def restart_peak(device: torch.device) -> None:
-    """Let ``peak`` start from what is held now, where that is possible."""
+def restart_peak(device: torch.device, collect: bool = True) -> None:
+    """Let ``peak`` start from what is held now, where that is possible; see ``held``."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif CLEAR.exists():
-        held(device)
+        held(device, collect)
         CLEAR.write_text("5", encoding="utf-8")

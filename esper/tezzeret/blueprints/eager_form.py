@@ -5,7 +5,6 @@ axes and type say the source, the axes of parameters what the document asks of t
 """
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 

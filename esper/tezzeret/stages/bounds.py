@@ -5,7 +5,7 @@ from collections.abc import Callable
 from statistics import median
 from typing import NamedTuple
 
-from esper.tezzeret.stages.forms import Form, Subject
+from esper.tezzeret.stages.forms import BlueprintForm, Subject
 from esper.tezzeret.stages.inputs import BATCHES, Numbers, batch_of, goal_of
 from esper.tezzeret.stages.refusal import require
 from esper.utils.resident import held, resident
@@ -29,7 +29,7 @@ TURNS, AGAIN = 3, 3
 """Turns of a measurement of time, and how often it is taken anew where it says too slow: other processes disturb it."""
 
 
-def _run(form: Form, subject: Subject, numbers: Numbers) -> Callable[[], object]:
+def _run(form: BlueprintForm, subject: Subject, numbers: Numbers) -> Callable[[], object]:
     """Inference and training of the largest batch."""
     batch = batch_of(subject, "normal", BATCHES[-1], numbers.params.shape[0], numbers.params)
     row = (numbers.params, numbers.buffers, batch.x)
@@ -37,7 +37,9 @@ def _run(form: Form, subject: Subject, numbers: Numbers) -> Callable[[], object]
     return lambda: (form.infer(*row), form.train(*row, goal))
 
 
-def check_time(form: Form, reference: Form, subject: Subject, numbers: Numbers, bounds: Bounds) -> float:
+def check_time(
+    form: BlueprintForm, reference: BlueprintForm, subject: Subject, numbers: Numbers, bounds: Bounds
+) -> float:
     """How many times the eager form's seconds a form takes, for inference and training of a batch.
 
     Raises:
@@ -62,7 +64,7 @@ def _seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
-def check_leak(form: Form, subject: Subject, numbers: Numbers, bounds: Bounds) -> int:
+def check_leak(form: BlueprintForm, subject: Subject, numbers: Numbers, bounds: Bounds) -> int:
     """Bytes that stay after many calls.
 
     Raises:

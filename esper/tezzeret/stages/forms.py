@@ -14,37 +14,45 @@ from torch.nn import functional as F
 from esper.kasmina.blueprint import Blueprint
 from esper.kasmina.layout import Layout, Params
 from esper.kasmina.site import Site
+from esper.utils import rng
 
 
 class Subject(NamedTuple):
-    """A blueprint between two sites.
+    """A blueprint between two sites; see ``subject_of``.
 
     Attributes:
       blueprint: the kind of seed.
       source: where it reads.
       target: where it acts; equal to ``source`` at one point.
       is_bypass: whether the two are different points.
+      layout: the row of its trained tensors.
+      buffer_layout: the row of its buffers.
     """
 
     blueprint: Blueprint
     source: Site
     target: Site
-    is_bypass: bool = False
-
-    @property
-    def layout(self) -> Layout:
-        """The row of its trained tensors."""
-        return self.blueprint.layout(self.source, self.target)
-
-    @property
-    def buffer_layout(self) -> Layout:
-        """The row of its buffers."""
-        return self.blueprint.buffer_layout(self.source, self.target)
+    is_bypass: bool
+    layout: Layout
+    buffer_layout: Layout
 
     @property
     def vocabulary(self) -> int:
         """How many tokens there are; 0: it reads features."""
         return self.target.channels if self.source.kind == "tokens" else 0
+
+    def keys(self, like: Tensor) -> Tensor | None:
+        """Keys of as many networks as there are rows, where training draws random numbers; int64 [n, 2]."""
+        if not self.blueprint.draws:
+            return None
+        return rng.fold_in(rng.key(7), torch.arange(like.shape[0])).to(like.device)
+
+
+def subject_of(blueprint: Blueprint, source: Site, target: Site | None = None) -> Subject:
+    """A blueprint at a site, or as a bypass between two."""
+    acts = source if target is None else target
+    rows = (blueprint.layout(source, acts), blueprint.buffer_layout(source, acts))
+    return Subject(blueprint, source, acts, target is not None, *rows)
 
 
 class Goal(NamedTuple):
@@ -75,7 +83,7 @@ class Trained(NamedTuple):
     buffers: Tensor
 
 
-class Form(NamedTuple):
+class BlueprintForm(NamedTuple):
     """A blueprint between two sites, ready to run.
 
     Attributes:
@@ -105,7 +113,7 @@ def flat(layout: Layout, named: Params, like: Tensor) -> Tensor:
     return torch.cat(parts, dim=1) if parts else like[:, :0]
 
 
-def eager_form(subject: Subject) -> Form:
+def eager_form(subject: Subject) -> BlueprintForm:
     """The definition, operation by operation."""
     blueprint, layout, held = subject.blueprint, subject.layout, subject.buffer_layout
 
@@ -113,8 +121,10 @@ def eager_form(subject: Subject) -> Form:
         return blueprint.infer(layout.views(params), held.views(buffers), x)
 
     def train(params: Tensor, buffers: Tensor, x: Tensor, goal: Goal) -> Trained:
+        keys = subject.keys(params)
+
         def run(row: Tensor, features: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-            y, new = blueprint.train(layout.views(row), held.views(buffers), features, None)
+            y, new = blueprint.train(layout.views(row), held.views(buffers), features, keys)
             losses = losses_of(y, goal)
             return losses.mean(1).sum(), (losses, flat(held, new, row))
 
@@ -122,4 +132,4 @@ def eager_form(subject: Subject) -> Form:
         grads, (losses, new) = torch.func.grad(run, argnums=places, has_aux=True)(params, x)
         return Trained(losses, grads[0], grads[1] if len(grads) > 1 else None, new)
 
-    return Form("eager", infer, train, {"operations": "one by one"})
+    return BlueprintForm("eager", infer, train, {"operations": "one by one"})

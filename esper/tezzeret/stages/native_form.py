@@ -22,14 +22,14 @@ from esper.tezzeret.native.library import as_numbers, library, pack
 from esper.tezzeret.native.lower import Input, lower, lower_blueprint
 from esper.tezzeret.native.programs import BlockProgram, Code, Instruction, NetworkProgram, Op, Program
 from esper.tezzeret.native.run import Lanes
-from esper.tezzeret.stages.forms import Form, Goal, Subject, Trained
+from esper.tezzeret.stages.forms import BlueprintForm, Goal, Subject, Trained
 from esper.tezzeret.toolchain import check_isa
 
 ISA = {"x86_64": {4: "sse", 8: "avx2", 16: "avx512"}, "aarch64": {4: "neon"}, "arm64": {4: "neon"}}
 """What instruction sets are called, by machine and by how many numbers a vector holds."""
 
 
-def native_form(subject: Subject) -> Form:
+def native_form(subject: Subject) -> BlueprintForm:
     """A blueprint as the native library runs it.
 
     Raises:
@@ -47,7 +47,7 @@ def native_form(subject: Subject) -> Form:
     return form_of_code(subject, lowered.train.emitted, lowered.infer.emitted)
 
 
-def form_of_code(subject: Subject, train: Emitted, infer: Emitted) -> Form:
+def form_of_code(subject: Subject, train: Emitted, infer: Emitted) -> BlueprintForm:
     """A blueprint's form from its programs, in training and in inference."""
     code, facts = to_bytes(train, infer), {"instructions": len(train.code.instructions), "lanes": pack()}
     trained, inferred = Program(train.code), Program(infer.code)
@@ -58,7 +58,7 @@ def form_of_code(subject: Subject, train: Emitted, infer: Emitted) -> Form:
     def run_infer(params: Tensor, buffers: Tensor, x: Tensor) -> Tensor:
         return _infer(inferred, params, buffers, as_numbers(x)).reshape(*x.shape[:2], *subject.target.shape)
 
-    return Form("native", run_infer, run_train, facts, code)
+    return BlueprintForm("native", run_infer, run_train, facts, code)
 
 
 def _infer(program: Program, params: Tensor, buffers: Tensor, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from esper.tezzeret.stages.forms import Form, Goal, Subject
+from esper.tezzeret.stages.forms import BlueprintForm, Goal, Subject
 from esper.tezzeret.stages.inputs import batch_of, goal_of, numbers_of
 from esper.tezzeret.stages.plain import PlainModule
 from esper.utils.resident import held, peak, restart_peak
@@ -43,7 +43,7 @@ class Timing(NamedTuple):
 
 
 def profile(
-    form: Form,
+    form: BlueprintForm,
     subject: Subject,
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
@@ -106,8 +106,8 @@ def _wait(device: torch.device) -> None:
 
 
 def _peak(run: Callable[[], object], device: torch.device) -> int:
-    before = held(device)
-    restart_peak(device)
+    before = held(device, collect=False)
+    restart_peak(device, collect=False)
     run()
     return max(0, peak(device) - before)
 

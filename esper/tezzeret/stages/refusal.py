@@ -13,6 +13,7 @@ REASONS = (
     "slow",
     "leak",
     "failing",
+    "contract",
 )
 """One for everything that is looked at."""
 

@@ -1,12 +1,12 @@
 """Reports of the stages a blueprint goes through: what each found, how long it took, and where it failed."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from esper.leyline.config import ConfigError
-from esper.utils.documents import json_ready, one_line
+from esper.utils.documents import cause, json_ready, one_line
 
 STAGES = (
     "parse and validate",
@@ -80,35 +80,44 @@ class Log:
       reports: so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, told: Callable[[str], None] = lambda name: None) -> None:
+        """Nothing has run; ``told``: hears the name of every stage that begins."""
         self.reports: list[StageReport] = []
+        self.told = told
 
     @contextmanager
     def stage(self, name: str) -> Iterator[dict[str, Any]]:
         """A stage; what the block puts into the dict are its facts.
 
         Raises:
-          StageFailed: the block raised ``ConfigError`` or ran out of memory.
+          StageFailed: the block raised anything: what a stranger's document makes torch do is told like what it says.
         """
         facts: dict[str, Any] = {}
         begun = time.perf_counter()
+        self.told(name)
         try:
             yield facts
         except StageFailed:
             raise
-        except (ConfigError, MemoryError, RecursionError) as error:
+        except Exception as error:
             report = failed(name, error, time.perf_counter() - begun)
-            self.reports.append(report)
+            self.add(report)
             raise StageFailed(report) from error
-        self.reports.append(StageReport(name, True, time.perf_counter() - begun, facts))
+        self.add(StageReport(name, True, time.perf_counter() - begun, facts))
+
+    def add(self, report: StageReport) -> None:
+        """Note a report."""
+        self.reports.append(report)
 
 
 def failed(stage: str, error: BaseException, seconds: float) -> StageReport:
     """The report of a stage that an error ended; its attributes ``node``, ``expected``, ``reason`` are taken over."""
     own = {name: str(getattr(error, name, "") or "") for name in ("node", "expected", "reason")}
-    named = getattr(error, "stage", None)
-    found = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
-    return StageReport(named if named in NAMES else stage, False, seconds, {}, found=found, **own)
+    return StageReport(stage, False, seconds, {}, found=str(getattr(error, "found", "") or _words(error)), **own)
+
+
+def _words(error: BaseException) -> str:
+    return str(error) if isinstance(error, ConfigError) else cause(error)
 
 
 def as_table(reports: tuple[StageReport, ...]) -> list[dict[str, Any]]:

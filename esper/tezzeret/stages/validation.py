@@ -15,7 +15,7 @@ from torch import Tensor
 
 from esper.leyline.config import ConfigError
 from esper.tezzeret.stages.bounds import Bounds, check_leak, check_time
-from esper.tezzeret.stages.forms import Form, Subject, Trained, eager_form
+from esper.tezzeret.stages.forms import BlueprintForm, Subject, Trained, eager_form
 from esper.tezzeret.stages.inputs import BATCHES, DRAWS, NETWORKS, DrawnBatch, Numbers, batch_of, goal_of, numbers_of
 from esper.tezzeret.stages.refusal import ArtefactRefused, require
 from esper.utils import rng
@@ -44,13 +44,13 @@ class Setting(NamedTuple):
       subject: the blueprint and its sites.
     """
 
-    form: Form
-    reference: Form
+    form: BlueprintForm
+    reference: BlueprintForm
     subject: Subject
 
 
 def validate(
-    form: Form,
+    form: BlueprintForm,
     subject: Subject,
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
@@ -158,7 +158,7 @@ def _expect_flow(subject: Subject, gave: Trained, right: Trained, batch: DrawnBa
 
 
 class _Nudged:
-    """Differences, against the tolerance and, where that is not enough, against what rounding does to the eager form."""
+    """Differences, against the tolerance and, where it is not enough, against what rounding does to the eager form."""
 
     def __init__(self, setting: Setting, numbers: Numbers, batch: DrawnBatch) -> None:
         self.setting, self.numbers, self.batch = setting, numbers, batch
@@ -207,7 +207,7 @@ def _moved(values: Tensor, key: Tensor) -> Tensor:
 
 def _check_rows(setting: Setting, dtype: torch.dtype, device: torch.device) -> None:
     """Rows alone give what they give together."""
-    form, reference, subject = setting
+    form, _, subject = setting
     numbers = numbers_of(subject, ALONE, dtype, device)
     batch = batch_of(subject, "normal", BATCHES[1], ALONE, numbers.params)
     row = (numbers.params, numbers.buffers, batch.x)
@@ -218,8 +218,9 @@ def _check_rows(setting: Setting, dtype: torch.dtype, device: torch.device) -> N
         own = slice(number, number + 1)
         mine = tuple(part[own] for part in row)
         alone = form.train(*mine, goal._replace(targets=goal.targets[own]))
-        pairs = [("outputs", form.infer(*mine), y[own]), ("losses", alone.losses, together.losses[own])]
-        pairs.append(("gradients", alone.params, together.params[own]))
+        pairs = [("outputs", form.infer(*mine), y[own])]
+        if not subject.blueprint.draws:  # whose keys are rows' own
+            pairs += [("losses", alone.losses, together.losses[own]), ("gradients", alone.params, together.params[own])]
         for what, one, many in pairs:
             most = float((one - many).abs().max())
             near = most <= 10 * TOLERANCE * max(1.0, _most(many))

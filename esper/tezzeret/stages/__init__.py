@@ -1,6 +1,8 @@
 """The seven stages of a blueprint document: parsed, costed, compiled, proven, measured, packaged and stored."""
 
+from esper.tezzeret.stages.admission import admit, document_of
 from esper.tezzeret.stages.building import check_contract, form_of
+from esper.tezzeret.stages.fetching import ReadyBlueprint, fetch
 from esper.tezzeret.stages.forms import BlueprintForm, Subject, eager_form, subject_of
 from esper.tezzeret.stages.isolation import CompilerChild, Confines
 from esper.tezzeret.stages.package import BlueprintPackage, PackageError, unpack
@@ -25,11 +27,15 @@ __all__ = [
     "CompilerChild",
     "Confines",
     "PackageError",
+    "ReadyBlueprint",
     "StageReport",
     "Subject",
+    "admit",
     "check_contract",
     "compile_document",
+    "document_of",
     "eager_form",
+    "fetch",
     "form_of",
     "subject_of",
     "unpack",

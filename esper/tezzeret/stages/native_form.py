@@ -83,12 +83,13 @@ def _train(
     (params, buffers), (count, samples), size = rows, x.shape[:2], params_of(program)
     head = _head(subject.target.shape, goal.weight.shape[0])
     given = goal.weight.flatten().expand(count, -1)
-    if subject.vocabulary:
-        programs, numbers, inputs, first = (program, head), (params, given), as_numbers(x), 0
-    else:
-        programs, numbers = (_table(subject.source.shape, samples), program, head), (x.flatten(1), params, given)
+    programs: tuple[Program, ...] = (program, head)
+    numbers: tuple[Tensor, ...] = (params, given)
+    inputs, first = as_numbers(x), 0
+    if not subject.vocabulary:
+        programs, numbers = (_table(subject.source.shape, samples), *programs), (x.flatten(1), *numbers)
         inputs = torch.arange(samples, dtype=torch.float32).reshape(1, samples, 1).expand(count, -1, -1)
-        first = x.flatten(1).shape[1]
+        first = numbers[0].shape[1]
     blocks, begin = list[BlockProgram](), 0
     for each, part in zip(programs, numbers, strict=True):
         blocks.append(BlockProgram(each, begin, 0, 0))
@@ -164,6 +165,7 @@ def _emitted_from(code: list[Any], shape: list[int], tracked: list[int]) -> Emit
 def _code_from(
     registers: list[Any], instructions: list[Any], output: int, params: int, buffers: int, tables: list[int], setup: Any
 ) -> Code:
-    listed = tuple(Instruction(Op(op), *rest[:7], bool(rest[7]), rest[8]) for op, *rest in instructions)
+    rectify = Instruction._fields.index("rectify")
+    listed = tuple(Instruction(*each)._replace(op=Op(each[0]), rectify=bool(each[rectify])) for each in instructions)
     shapes = tuple((channels, height, width) for channels, height, width in registers)
     return Code(shapes, listed, output, params, buffers, tuple(tables), None if setup is None else _code_from(*setup))

@@ -216,7 +216,7 @@ def _check_rows(setting: Setting, dtype: torch.dtype, device: torch.device) -> N
     together = form.train(*row, goal)
     for number in range(ALONE):
         own = slice(number, number + 1)
-        mine = tuple(part[own] for part in row)
+        mine = (row[0][own], row[1][own], row[2][own])
         alone = form.train(*mine, goal._replace(targets=goal.targets[own]))
         pairs = [("outputs", form.infer(*mine), y[own])]
         if not subject.blueprint.draws:  # whose keys are rows' own

@@ -10,7 +10,7 @@ from esper.kasmina.site import Site
 from esper.kasmina.structure import Structure
 from esper.leyline.config import ConfigError
 from esper.tezzeret.blueprints import Document
-from esper.tezzeret.stages.building import check_contract, form_of
+from esper.tezzeret.stages.building import ALONE, check_contract, form_of
 from esper.tezzeret.stages.forms import Subject, subject_of
 from esper.tezzeret.stages.refusal import ArtefactRefused
 from esper.tezzeret.stages.validation import validate
@@ -52,9 +52,10 @@ def admit(structure: Structure, backend: str, device: torch.device) -> None:
                 continue
             subject = subject_of(blueprint, slot.reads, slot.acts if slot.is_bypass else None)
             try:
-                check_contract(subject)
-                if backend in ("native", "eager"):
-                    validate(form_of(backend, subject, dtype, device), subject, dtype, device)
+                with ALONE:
+                    check_contract(subject)
+                    if backend in ("native", "eager"):
+                        validate(form_of(backend, subject, dtype, device), subject, dtype, device)
             except ArtefactRefused as error:
                 raise ConfigError(f"blueprint {blueprint.name!r} in slot {number}: {error}") from None
             note_valid(document, subject, backend, dtype, device)

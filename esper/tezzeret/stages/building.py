@@ -2,6 +2,7 @@
 
 import datetime
 import hashlib
+import threading
 import time
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from esper.tezzeret.stages.native_form import native_form
 from esper.tezzeret.stages.package import describe, pack
 from esper.tezzeret.stages.profile import Effort, profile
 from esper.tezzeret.stages.refusal import ArtefactRefused
-from esper.tezzeret.stages.reports import STAGES, VALIDATION, Log, StageFailed
+from esper.tezzeret.stages.reports import STAGES, VALIDATION, ReportLog, StageFailed
 from esper.tezzeret.stages.request import DTYPES, FORMAT, CompileRequest, device_facts, versions
 from esper.tezzeret.stages.sites import sites_of
 from esper.tezzeret.stages.validation import validate
@@ -25,6 +26,10 @@ from esper.tezzeret.stages.variants import Variant, optimize, variants
 
 FLAGS = {"native": ["-O3", "-ffp-contract=fast", "float32"], "inductor": ["fullgraph", "static batch"], "eager": []}
 """What metadata say of how each backend compiles."""
+
+
+ALONE = threading.RLock()
+"""Held by the thread that builds or validates: time and memory of others in this process would be taken for its own."""
 
 
 class Work(NamedTuple):
@@ -72,8 +77,8 @@ def work_of(request: CompileRequest, document: Document, key: str) -> Work:
     return Work(request, document, subject_of(blueprint_of(document), *sites_of(request.site)), key)
 
 
-def build(work: Work, log: Log) -> Built:
-    """Run stages 3 to 6.
+def build(work: Work, log: ReportLog) -> Built:
+    """Run stages 3 to 6; one thread of a process at a time.
 
     Args:
       work: what is to be built.
@@ -82,6 +87,11 @@ def build(work: Work, log: Log) -> Built:
     Raises:
       StageFailed: the stage that did not pass; its report is the log's last.
     """
+    with ALONE:
+        return _build(work, log)
+
+
+def _build(work: Work, log: ReportLog) -> Built:
     form, choices, checked = _compiled(work, log)
     with log.stage(STAGES[4]) as facts:
         facts |= profile(form, work.subject, work.dtype, work.device, work.effort)
@@ -93,7 +103,7 @@ def build(work: Work, log: Log) -> Built:
     return Built(package, form.code)
 
 
-def _compiled(work: Work, log: Log) -> tuple[BlueprintForm, tuple[Variant, ...], dict[str, float]]:
+def _compiled(work: Work, log: ReportLog) -> tuple[BlueprintForm, tuple[Variant, ...], dict[str, float]]:
     """The first backend's form that is compiled and valid; ``auto`` passes over what cannot be compiled, or is slow."""
     begun, passed_over = len(log.reports), dict[str, str]()
     *others, last = work.request.backends
@@ -110,7 +120,7 @@ def _compiled(work: Work, log: Log) -> tuple[BlueprintForm, tuple[Variant, ...],
 
 
 def _compiled_by(
-    backend: str, work: Work, log: Log, passed_over: dict[str, str]
+    backend: str, work: Work, log: ReportLog, passed_over: dict[str, str]
 ) -> tuple[BlueprintForm, tuple[Variant, ...], dict[str, float]]:
     with log.stage(STAGES[2]) as facts:
         form = form_of(backend, work.subject, work.dtype, work.device)

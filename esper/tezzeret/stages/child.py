@@ -16,7 +16,7 @@ import torch
 from esper.tezzeret.blueprints import parse
 from esper.tezzeret.stages.building import Built, build, work_of
 from esper.tezzeret.stages.frames import LENGTH, join
-from esper.tezzeret.stages.reports import STAGES, Log, StageFailed, as_table, failed
+from esper.tezzeret.stages.reports import STAGES, ReportLog, StageFailed, as_table, failed
 from esper.tezzeret.stages.request import CompileRequest
 
 MEMORY = "ESPER_CHILD_MEMORY"
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def _answer(request: CompileRequest, key: str, pipe: Any) -> None:
-    log, built = Log(lambda stage: _say(pipe, {"kind": "stage", "stage": stage})), Built(b"", b"")
+    log, built = ReportLog(lambda stage: _say(pipe, {"kind": "stage", "stage": stage})), Built(b"", b"")
     try:
         built = build(work_of(request, parse(request.document, request.place), key), log)
     except StageFailed:

@@ -1,4 +1,4 @@
-"""From an id in a store to a blueprint that is ready to grow: the package is checked, and compiled or taken as compiled.
+"""From an id in a store to a blueprint that is ready to grow: a checked package, compiled again or found compiled.
 
 Compiled code is taken only from this store, where its row stands in the index, its bytes match their hash, and it was
 made for the same document, site, versions, build and processor; otherwise the document is compiled again here, and
@@ -14,7 +14,7 @@ from esper.leyline.config import ConfigError
 from esper.tezzeret.backend import BackendError
 from esper.tezzeret.blueprints import canonical
 from esper.tezzeret.stages.admission import note_valid
-from esper.tezzeret.stages.building import form_of
+from esper.tezzeret.stages.building import ALONE, form_of
 from esper.tezzeret.stages.forms import BlueprintForm, Subject
 from esper.tezzeret.stages.native_form import form_of_code, from_bytes
 from esper.tezzeret.stages.package import CODE, KIND, BlueprintPackage, PackageError, unpack
@@ -139,6 +139,7 @@ def _compiled(subject: Subject, facts: dict[str, Any]) -> BlueprintForm:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise BackendError("compiled for CUDA; expected a machine that has it")
     dtype = DTYPES[facts["dtype"]]
-    form = form_of(facts["backend"], subject, dtype, device)
-    validate(form, subject, dtype, device)
+    with ALONE:
+        form = form_of(facts["backend"], subject, dtype, device)
+        validate(form, subject, dtype, device)
     return form

@@ -8,7 +8,7 @@ from esper.tezzeret.blueprints import Costs, Document, DocumentError, canonical,
 from esper.tezzeret.stages.building import Built, build, work_of
 from esper.tezzeret.stages.isolation import CompilerChild
 from esper.tezzeret.stages.package import CODE, KIND, unpack
-from esper.tezzeret.stages.reports import NAMES, STAGES, Log, StageFailed, StageReport
+from esper.tezzeret.stages.reports import NAMES, STAGES, ReportLog, StageFailed, StageReport
 from esper.tezzeret.stages.request import CompileRequest, key_text
 from esper.tezzeret.stages.sites import FORMS, USUAL, site_text, sites_of
 from esper.urza.store import Artefact, Tiers, id_of
@@ -48,7 +48,7 @@ def compile_document(
         return None, tuple(log.reports)
 
 
-class _ToldLog(Log):
+class _ToldLog(ReportLog):
     """A log whose reports are told when they are there."""
 
     def __init__(self, told: Callable[[StageReport], None]) -> None:
@@ -60,7 +60,7 @@ class _ToldLog(Log):
         self.hears(report)
 
 
-def examine(request: CompileRequest, log: Log) -> tuple[Document, CompileRequest, str]:
+def examine(request: CompileRequest, log: ReportLog) -> tuple[Document, CompileRequest, str]:
     """Stages 1 and 2: the document, the request with the site that was found, and its key.
 
     Raises:
@@ -96,7 +96,7 @@ def _costs(document: Document, site: str) -> tuple[Site, Site | None, Costs]:
     raise DocumentError(document.name, "graph", "", found, FORMS)
 
 
-def _built(request: CompileRequest, document: Document, key: str, log: Log, child: CompilerChild | None) -> Built:
+def _built(request: CompileRequest, document: Document, key: str, log: ReportLog, child: CompilerChild | None) -> Built:
     """Stages 3 to 6, here or in a child."""
     if child is None:
         return build(work_of(request, document, key), log)
@@ -121,7 +121,7 @@ def find(store: Tiers, key: str) -> Artefact | None:
 
 
 def _once(
-    request: CompileRequest, document: Document, key: str, log: Log, store: Tiers, child: CompilerChild | None
+    request: CompileRequest, document: Document, key: str, log: ReportLog, store: Tiers, child: CompilerChild | None
 ) -> str:
     made = list[str]()
 

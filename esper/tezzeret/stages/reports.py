@@ -73,7 +73,7 @@ class StageFailed(ConfigError):
         self.report = report
 
 
-class Log:
+class ReportLog:
     """Reports in the order in which stages ran.
 
     Attributes:

@@ -31,7 +31,7 @@ LEAST = 1e-3
 NUDGE, NUDGES = 1e-6, 8
 """Relative size of a change that rounding might have made, and how many are tried."""
 
-ALONE = 3
+ROWS = 3
 """Rows that must not depend on each other."""
 
 
@@ -208,13 +208,13 @@ def _moved(values: Tensor, key: Tensor) -> Tensor:
 def _check_rows(setting: Setting, dtype: torch.dtype, device: torch.device) -> None:
     """Rows alone give what they give together."""
     form, _, subject = setting
-    numbers = numbers_of(subject, ALONE, dtype, device)
-    batch = batch_of(subject, "normal", BATCHES[1], ALONE, numbers.params)
+    numbers = numbers_of(subject, ROWS, dtype, device)
+    batch = batch_of(subject, "normal", BATCHES[1], ROWS, numbers.params)
     row = (numbers.params, numbers.buffers, batch.x)
     y = form.infer(*row)
     goal = goal_of(subject, y, batch.targets)
     together = form.train(*row, goal)
-    for number in range(ALONE):
+    for number in range(ROWS):
         own = slice(number, number + 1)
         mine = (row[0][own], row[1][own], row[2][own])
         alone = form.train(*mine, goal._replace(targets=goal.targets[own]))

@@ -5,7 +5,6 @@ axes and type say the source, the axes of parameters what the document asks of t
 """
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -55,10 +54,6 @@ def blueprint_of(document: Document) -> Blueprint:
         case, names = found
         return tuple(Resolver(document.name, names, LIMITS).param(row) for row in getattr(case, name))
 
-    def train(params: Params, buffers: Params, x: Tensor, key: Tensor | None) -> tuple[Tensor, Params]:
-        y, new = apply_graph(find(params, x).train, params, buffers, x, key)
-        return y, new or buffers
-
     def inference(params: Params, buffers: Params, x: Tensor) -> Tensor:
         return apply_graph(find(params, x).infer, params, buffers, x, None)[0]
 
@@ -66,7 +61,7 @@ def blueprint_of(document: Document) -> Blueprint:
         name=document.name,
         fits=fits,
         params=partial(rows, "parameters"),
-        train=train,
+        train=TrainDocument(document, find),
         infer=inference,
         flops=lambda source, target: infer(document, source, target).flops,
         identity_bound=bound,
@@ -74,6 +69,22 @@ def blueprint_of(document: Document) -> Blueprint:
         draws=document.draws,
         is_bypass=document.bypass,
     )
+
+
+class TrainDocument:
+    """The training form of a document's blueprint.
+
+    Attributes:
+      document: what it is.
+    """
+
+    def __init__(self, document: Document, find: "_Finder") -> None:
+        self.document, self._find = document, find
+
+    def __call__(self, params: Params, buffers: Params, x: Tensor, key: Tensor | None) -> tuple[Tensor, Params]:
+        """As ``Blueprint.train``."""
+        y, new = apply_graph(self._find(params, x).train, params, buffers, x, key)
+        return y, new or buffers
 
 
 class _Finder:

@@ -1,5 +1,6 @@
 """A store of artefacts: content-addressed, in four tiers, of which none needs a service."""
 
+from esper.urza.store.compile_queue import CompileQueue
 from esper.urza.store.contract import (
     FORMAT,
     REASONS,
@@ -14,12 +15,19 @@ from esper.urza.store.contract import (
 from esper.urza.store.flights import Flights
 from esper.urza.store.opening import StoreSettings, from_environment, memory_store, open_store
 from esper.urza.store.ready import ReadyCache
+from esper.urza.store.requests import BlueprintStatus, CompileRequest
 from esper.urza.store.tiers import Tiers
+from esper.urza.store.upkeep import Collected, Damage, collect, verify
 
 __all__ = [
     "FORMAT",
     "REASONS",
     "Artefact",
+    "BlueprintStatus",
+    "Collected",
+    "CompileQueue",
+    "CompileRequest",
+    "Damage",
     "Failure",
     "Flights",
     "ReadyCache",
@@ -28,9 +36,11 @@ __all__ = [
     "StoreError",
     "StoreSettings",
     "Tiers",
+    "collect",
     "from_environment",
     "id_of",
     "key_of",
     "memory_store",
     "open_store",
+    "verify",
 ]

@@ -1,9 +1,9 @@
 """Connections to the databases that a store may use: one SQL text for all, whatever carries it there.
 
 Without a URL that is the standard library's SQLite; with one it is SQLAlchemy Core, for SQLite and PostgreSQL alike.
-Both give the same two kinds of transaction. ``reading`` sees one state. ``writing`` runs alone: it takes the
-database's one lock for writers when it begins, so that what it reads is still so when it commits, and nothing that
-waits for the lock has read anything yet.
+Both give the same two kinds of transaction. In ``reading`` each statement sees one state. ``writing`` runs alone: it
+takes the database's one lock for writers when it begins, so that what it reads is still so when it commits, and nothing
+that waits for the lock has read anything yet.
 """
 
 import os
@@ -45,7 +45,7 @@ class Connections(Protocol):
     """Transactions of a database; both raise OSError where it is lost."""
 
     def reading(self) -> Any:
-        """A context whose value is an ``Execute`` that sees one state."""
+        """A context whose value is an ``Execute`` for statements that change nothing."""
 
     def writing(self) -> Any:
         """A context whose value is an ``Execute``: all of the block, on the disk when it ends, or nothing."""

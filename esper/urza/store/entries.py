@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from esper.urza.store.connections import Connections, Execute
+from esper.urza.store.connections import Connections, Execute, Rows
 from esper.urza.store.contract import FORMAT, Failure, StoreEntry, facts_text, matches
 from esper.utils.documents import shown
 
@@ -20,10 +20,11 @@ SCHEMA = (
     "CREATE TABLE IF NOT EXISTS facts (id VARCHAR(64) NOT NULL, name VARCHAR(200) NOT NULL, "
     "value VARCHAR(500) NOT NULL, PRIMARY KEY (id, name))",
     "CREATE INDEX IF NOT EXISTS facts_by_value ON facts (name, value)",
-    "CREATE TABLE IF NOT EXISTS removals (number BIGINT PRIMARY KEY, id VARCHAR(64) NOT NULL, moment BIGINT NOT NULL)",
-    "CREATE INDEX IF NOT EXISTS removals_by_id ON removals (id)",
+    "CREATE TABLE IF NOT EXISTS changes (number BIGINT PRIMARY KEY, id VARCHAR(64) NOT NULL, moment BIGINT NOT NULL)",
+    "CREATE INDEX IF NOT EXISTS changes_by_id ON changes (id)",
 )
-"""Tables; SQLite and PostgreSQL take the same text."""
+"""Tables; SQLite and PostgreSQL take the same text. ``changes`` tells what memories must drop: rows that were removed, at
+which moment, and rows whose facts were replaced, which is no removal (moment 0)."""
 
 COLUMNS = "id, format, size, written, facts, seal"
 
@@ -63,19 +64,31 @@ def sealed(row: Sequence[Any]) -> Record | Failure:
     return record if record.seal == seal else Failure("damaged", f"{shown(id)}: its entry does not match its seal")
 
 
+class Added(NamedTuple):
+    """What became of a put.
+
+    Attributes:
+      record: the row that is there now.
+      replaced: whether another one was there, with other facts.
+    """
+
+    record: Record
+    replaced: bool
+
+
 class Entries:
-    """Rows of artefacts and of removals; every method raises OSError where the database is lost."""
+    """Rows of artefacts and of changes; every method raises OSError where the database is lost."""
 
     def __init__(self, connections: Connections, clock: Callable[[], int] = time.time_ns) -> None:
-        self._connections, self._clock = connections, clock
+        self.connections, self._clock = connections, clock
 
     def get(self, id: str) -> Record | Failure | None:
         """A row; None where there is none."""
-        with self._connections.reading() as execute:
-            rows = execute(f"SELECT {COLUMNS} FROM artefacts WHERE id = :id", id=id)
+        with self.connections.reading() as execute:
+            rows = self._rows(execute, id)
         return sealed(rows[0]) if rows else None
 
-    def add(self, record: Record, present: Callable[[], bool], replay: bool = False) -> Record | None:
+    def add(self, record: Record, present: Callable[[], bool], replay: bool = False) -> Added | None:
         """Commit a row in place of the one of its id.
 
         Args:
@@ -86,17 +99,16 @@ class Entries:
         Returns:
           the row that is there now; None where the object is not, and nothing was committed.
         """
-        with self._connections.writing() as execute:
-            last = self._last(execute, record.id)
+        with self.connections.writing() as execute:
+            last, rows = self._last(execute, record.id), self._rows(execute, record.id)
             if replay and last >= record.written:
-                rows = execute(f"SELECT {COLUMNS} FROM artefacts WHERE id = :id", id=record.id)
                 found = sealed(rows[0]) if rows else record
-                return found if isinstance(found, Record) else record
+                return Added(found if isinstance(found, Record) else record, False)
             if not present():
                 return None
             record = record._replace(written=max(record.written, last + 1))
-            execute("DELETE FROM artefacts WHERE id = :id", id=record.id)
-            execute("DELETE FROM facts WHERE id = :id", id=record.id)
+            replaced = bool(rows) and rows[0][4] != record.facts
+            self._forget(execute, record.id)
             execute(
                 f"INSERT INTO artefacts ({COLUMNS}) VALUES (:id, :format, :size, :written, :facts, :seal)",
                 **record._asdict(),
@@ -104,7 +116,9 @@ class Entries:
             )
             for name, value in _indexed(json.loads(record.facts)):
                 execute("INSERT INTO facts VALUES (:id, :name, :value)", id=record.id, name=name, value=value)
-        return record
+            if replaced:
+                self._note(execute, record.id, 0)
+        return Added(record, replaced)
 
     def remove(self, ids: Iterable[str], moment: int | None = None) -> tuple[str, ...]:
         """Remove rows, and note that.
@@ -117,24 +131,20 @@ class Entries:
           those that were there.
         """
         gone = []
-        with self._connections.writing() as execute:
-            ((number,),) = execute("SELECT COALESCE(MAX(number), 0) FROM removals")
+        with self.connections.writing() as execute:
             for id in ids:
                 last = self._last(execute, id)
                 if moment is not None and last > moment:
                     continue
-                if execute("SELECT 1 FROM artefacts WHERE id = :id", id=id):
+                if self._rows(execute, id):
                     gone.append(id)
-                number += 1
-                execute("DELETE FROM artefacts WHERE id = :id", id=id)
-                execute("DELETE FROM facts WHERE id = :id", id=id)
-                when = max(self._clock() if moment is None else moment, last + 1 if moment is None else 0)
-                execute("INSERT INTO removals VALUES (:number, :id, :moment)", number=number, id=id, moment=when)
+                self._forget(execute, id)
+                self._note(execute, id, max(self._clock(), last + 1) if moment is None else moment)
         return tuple(gone)
 
     def unless_kept(self, id: str, remove: Callable[[], None]) -> bool:
         """Call a function if there is no row of an id, while none can be added; whether it was called."""
-        with self._connections.writing() as execute:
+        with self.connections.writing() as execute:
             if execute("SELECT 1 FROM artefacts WHERE id = :id", id=id):
                 return False
             remove()
@@ -148,7 +158,7 @@ class Entries:
             found.append(f"id IN (SELECT id FROM facts WHERE name = :name{number} AND value = :value{number})")
             values |= {f"name{number}": name, f"value{number}": value}
         where = f" WHERE {' AND '.join(found)}" if found else ""
-        with self._connections.reading() as execute:
+        with self.connections.reading() as execute:
             rows = execute(f"SELECT {COLUMNS} FROM artefacts{where} ORDER BY written, id", **values)
         records = [record for row in rows if isinstance(record := sealed(row), Record)]
         return tuple(record for record in records if _has(json.loads(record.facts), wanted))
@@ -160,38 +170,51 @@ class Entries:
 
     def ids(self) -> frozenset[str]:
         """Ids of all rows, damaged ones too."""
-        with self._connections.reading() as execute:
+        with self.connections.reading() as execute:
             return frozenset(str(id) for (id,) in execute("SELECT id FROM artefacts"))
 
-    def latest_removal(self) -> int:
+    def latest_change(self) -> int:
         """Its number; 0 = none yet."""
-        with self._connections.reading() as execute:
-            ((number,),) = execute("SELECT COALESCE(MAX(number), 0) FROM removals")
+        with self.connections.reading() as execute:
+            ((number,),) = execute("SELECT COALESCE(MAX(number), 0) FROM changes")
         return int(number)
 
-    def removed_since(self, number: int) -> tuple[int, tuple[str, ...]]:
-        """The number of the latest removal, and the ids of those after ``number``."""
-        with self._connections.reading() as execute:
-            rows = execute("SELECT number, id FROM removals WHERE number > :number ORDER BY number", number=number)
+    def changed_since(self, number: int) -> tuple[int, tuple[str, ...]]:
+        """The number of the latest change, and the ids of those after ``number``."""
+        with self.connections.reading() as execute:
+            rows = execute("SELECT number, id FROM changes WHERE number > :number ORDER BY number", number=number)
         return (int(rows[-1][0]) if rows else number), tuple(str(id) for _, id in rows)
 
-    def forget_removals(self, before: int) -> None:
-        """Drop notes of removals before a time; the latest stays, so that numbers go on."""
-        with self._connections.writing() as execute:
-            execute(
-                "DELETE FROM removals WHERE moment < :before AND number < (SELECT MAX(number) FROM removals)",
-                before=before,
-            )
+    def forget_changes(self, before: int) -> None:
+        """Drop notes of what changed before a time; the latest stays, so that numbers go on."""
+        with self.connections.writing() as execute:
+            rows = execute("SELECT MAX(number) FROM changes WHERE moment > 0 AND moment < :before", before=before)
+            if rows[0][0] is not None:
+                execute(
+                    "DELETE FROM changes WHERE number <= :number AND number < (SELECT MAX(number) FROM changes)",
+                    number=rows[0][0],
+                )
 
     def close(self) -> None:
         """Close the database."""
-        self._connections.close()
+        self.connections.close()
 
     def _last(self, execute: Execute, id: str) -> int:
         """When something happened to an id the last time; 0 = never."""
         ((written,),) = execute("SELECT COALESCE(MAX(written), 0) FROM artefacts WHERE id = :id", id=id)
-        ((moment,),) = execute("SELECT COALESCE(MAX(moment), 0) FROM removals WHERE id = :id", id=id)
+        ((moment,),) = execute("SELECT COALESCE(MAX(moment), 0) FROM changes WHERE id = :id", id=id)
         return max(int(written), int(moment))
+
+    def _rows(self, execute: Execute, id: str) -> Rows:
+        return execute(f"SELECT {COLUMNS} FROM artefacts WHERE id = :id", id=id)
+
+    def _forget(self, execute: Execute, id: str) -> None:
+        execute("DELETE FROM artefacts WHERE id = :id", id=id)
+        execute("DELETE FROM facts WHERE id = :id", id=id)
+
+    def _note(self, execute: Execute, id: str, moment: int) -> None:
+        ((number,),) = execute("SELECT COALESCE(MAX(number), 0) FROM changes")
+        execute("INSERT INTO changes VALUES (:number, :id, :moment)", number=number + 1, id=id, moment=moment)
 
 
 def _indexed(facts: dict[str, Any]) -> list[tuple[str, str]]:

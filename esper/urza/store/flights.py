@@ -25,7 +25,7 @@ class Flights:
     """Locks by key.
 
     Attributes:
-      counts: found, made, waits (that ended in time), impatient.
+      counts: found, made, unlocked (made without a lock).
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -54,28 +54,27 @@ class Flights:
         if found is not None or self._folder is None:
             self.counts.add("made" if found is None else "found")
             return make() if found is None else found
-        lock = self._lock(key)
+        lock = self._held(key, patience)
         try:
-            if lock is not None:
-                lock.acquire(timeout=patience)
             found = find()
             self.counts.add("made" if found is None else "found")
             return make() if found is None else found
-        except Timeout:
-            self.counts.add("impatient")
-            return make()
         finally:
-            if lock is not None and lock.is_locked:
+            if lock is not None:
                 lock.release()
 
-    def _lock(self, key: str) -> FileLock | None:
+    def _held(self, key: str, patience: float) -> FileLock | None:
+        """The lock of a key, held; None where it cannot be had."""
         assert self._folder is not None
+        name = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
+            lock = FileLock(self._folder / name, is_singleton=False, thread_local=False)
+            lock.acquire(timeout=patience)
+        except (OSError, NotImplementedError):  # too late, a folder that is read only, a file system without locks
+            self.counts.add("unlocked")
             return None
-        name = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
-        return FileLock(self._folder / name, is_singleton=False, thread_local=False)
+        return lock
 
     def sweep(self, before: float) -> int:
         """Remove lock files that nobody holds and that were taken last before a time (seconds since 1970)."""

@@ -2,12 +2,17 @@
 
 import os
 from dataclasses import dataclass, fields
+from pathlib import Path
 
-from esper.urza.store.connections import SqliteConnections
+from esper.urza.store import entries, requests
+from esper.urza.store.alchemy import AlchemyConnections
+from esper.urza.store.buckets import BucketObjects
+from esper.urza.store.cache import RedisCache
+from esper.urza.store.connections import Connections, SqliteConnections
 from esper.urza.store.contract import StoreError
-from esper.urza.store.entries import SCHEMA, Entries
+from esper.urza.store.entries import Entries
 from esper.urza.store.flights import Flights
-from esper.urza.store.objects import DirectoryObjects, MemoryObjects
+from esper.urza.store.objects import DirectoryObjects, MemoryObjects, Objects
 from esper.urza.store.outbox import Outbox
 from esper.urza.store.tiers import Tiers
 from esper.utils.documents import cause
@@ -16,6 +21,8 @@ from esper.utils.settings import setting
 
 FILE = "store.sqlite"
 """The database of a store that names no other."""
+
+SCHEMA = (*entries.SCHEMA, *requests.SCHEMA)
 
 PREFIX = "ESPER_STORE_"
 """How variables of the environment begin that hold settings; addresses with passwords belong there."""
@@ -28,7 +35,7 @@ class StoreSettings:
     folder: str = setting("", "folder of the store; empty = a cache folder of this user's")
     redis: str = setting("", "address of a Redis server, such as redis://host:6379/0; empty = none")
     sql: str = setting("", "address of a database, such as postgresql://user@host/name; empty = SQLite in the folder")
-    objects: str = setting("", "address of a bucket, such as s3://name?endpoint=...; empty = a directory in the folder")
+    objects: str = setting("", "address of a bucket, such as s3://name?region=...; empty = a directory in the folder")
 
 
 def from_environment() -> StoreSettings:
@@ -44,19 +51,26 @@ def open_store(settings: StoreSettings | None = None) -> Tiers:
       settings: None = those of the environment.
 
     Raises:
-      StoreError: a setting that is not allowed, a package that is not installed, or a folder that cannot be made; a
-        service that does not answer is none.
+      StoreError: a setting that is not allowed, a package that is not installed, or a folder that cannot be made; one
+        line. A service that does not answer is no error.
     """
     settings = from_environment() if settings is None else settings
+    connections = AlchemyConnections(settings.sql, SCHEMA) if settings.sql else None
+    bucket = BucketObjects(settings.objects) if settings.objects else None
+    cache = RedisCache(settings.redis) if settings.redis else None
+    folder, objects = _prepared(settings.folder, bucket)
+    database: Connections = SqliteConnections(folder / FILE, SCHEMA) if connections is None else connections
+    return Tiers(Entries(database), objects, Outbox(folder), Flights(folder / "flights"), cache)
+
+
+def _prepared(name: str, bucket: Objects | None) -> tuple[Path, Objects]:
+    """The folder, and where objects lie."""
     try:
-        folder = user_path(settings.folder) if settings.folder else cache_folder("store")
+        folder = user_path(name) if name else cache_folder("store")
         folder.mkdir(parents=True, exist_ok=True)
-        objects = DirectoryObjects(folder / "objects")
-    except OSError as error:
-        raise StoreError(f"{settings.folder or 'store'}: {cause(error)}; expected a folder to write into") from None
-    return Tiers(
-        Entries(SqliteConnections(folder / FILE, SCHEMA)), objects, Outbox(folder), Flights(folder / "flights")
-    )
+        return folder, DirectoryObjects(folder / "objects") if bucket is None else bucket
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{name or 'store'}: {cause(error)}; expected a folder to write into") from None
 
 
 def memory_store() -> Tiers:

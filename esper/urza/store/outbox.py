@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from esper.urza.store.connections import SqliteConnections
-from esper.urza.store.contract import id_of
+from esper.urza.store.contract import id_of, is_id
 from esper.urza.store.objects import DirectoryObjects
 from esper.utils.documents import cause
 
@@ -26,10 +26,10 @@ class Operation(NamedTuple):
     """What is to be done.
 
     Attributes:
-      target: an id; of an invalidation its prefix and version with a line's end between them.
-      action: put, delete or invalidate.
+      target: an id; of an invalidation its prefix and version, a list of JSON; of a request what it begins with.
+      action: put, delete, invalidate or request.
       written: when it was asked for, nanoseconds since 1970.
-      size, facts: of what is put.
+      size, facts: of what is put; of a request its facts.
       attempts: how often it failed.
       error: how it failed the last time, one line.
     """
@@ -122,7 +122,7 @@ class Outbox:
             execute(
                 "DELETE FROM operations WHERE target = :target AND written <= :written", target=target, written=written
             )
-            if not execute("SELECT 1 FROM operations WHERE target = :target", target=target) and "\n" not in target:
+            if not execute("SELECT 1 FROM operations WHERE target = :target", target=target) and is_id(target):
                 self._objects().remove(target)
 
     def close(self) -> None:

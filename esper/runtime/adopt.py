@@ -43,8 +43,14 @@ def adopt(engine: Engine, state: State, blueprint: Blueprint) -> Adopted:
       see ``esper.tolaria.adopting.adopt`` for its laws; ``engine.codec`` has other numbers than before.
 
     Raises:
-      ConfigError: no slot takes it, its name is taken, or the engine's backend cannot run it (``BackendError``).
+      ConfigError: no slot takes it, its name is taken, the engine's backend cannot run it (``BackendError``), or it is
+        of a document whose form there is not valid.
     """
     structure, wider = adopting.adopt(engine.structure, state, blueprint)
-    backend = build_backend(engine.backend.name, structure, structure.sizes.device)
+    device = structure.sizes.device
+    backend = build_backend(engine.backend.name, structure, device)
+    if hasattr(blueprint.train, "document"):
+        from esper.tezzeret.stages.admission import admit  # nothing else needs what it imports
+
+        admit(structure, backend.name, device)
     return Adopted(replace(engine, structure=structure, backend=backend), wider)

@@ -12,8 +12,8 @@ from esper.tezzeret.blueprints.catalogue import names, shipped_bytes
 from esper.tezzeret.stages import (
     BACKENDS,
     DTYPES,
-    CompileRequest,
     CompilerChild,
+    CompileRequest,
     Confines,
     StageReport,
     compile_document,

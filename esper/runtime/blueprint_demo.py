@@ -22,7 +22,7 @@ from esper.runtime.rollout import rollout
 from esper.runtime.tasks import named
 from esper.tamiyo.policies import from_mask
 from esper.tamiyo.scripted import grow
-from esper.tezzeret.stages import CompileRequest, CompilerChild, ReadyBlueprint, compile_document, fetch
+from esper.tezzeret.stages import CompilerChild, CompileRequest, ReadyBlueprint, compile_document, fetch
 from esper.tezzeret.stages.inputs import batch_of, numbers_of
 from esper.tezzeret.stages.sites import site_text
 from esper.urza.store import StoreSettings, open_store

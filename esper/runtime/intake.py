@@ -10,11 +10,9 @@ from esper.runtime import requests
 from esper.runtime.players import Players
 from esper.runtime.resume import Origin
 from esper.runtime.run_blueprints import (
-    REFUSALS,
     RunBlueprint,
     came_later,
     document_id,
-    expect_sound,
     keep,
     kept,
     named_documents,
@@ -81,23 +79,23 @@ def _changed(entry: RunBlueprint) -> list[str]:
 
 
 def expect_used(documents: Sequence[Document], scenes: Sequence[Scene]) -> tuple[str, ...]:
-    """Check documents at the slots that they are for; a line on each.
+    """A line on each document: where it can grow, and what runs it.
 
     Raises:
-      SettingsError: one is refused, or no slot is for it.
+      SettingsError: no slot is for one.
     """
     said = []
     for document in documents:
-        try:
-            used = [scene for scene in scenes if expect_sound(document, scene.engine.structure)]
-        except REFUSALS as error:
-            raise SettingsError(f"--blueprints: {error}") from None
-        if not used:
+        found = _backends(document.name, scenes)
+        if not found:
             tasks = ", ".join(scene.rules.task for scene in scenes)
             raise SettingsError(f"--blueprints: {document.name!r} fits no slot of {tasks}; expected one that does")
-        where = ", ".join(f"{scene.rules.task} on {scene.engine.backend.name}" for scene in used)
-        said.append(f"blueprint {document.name} {document_id(document)[:12]}: {where}\n")
+        said.append(f"blueprint {document.name} {document_id(document)[:12]}: {_where(found)}\n")
     return tuple(said)
+
+
+def _where(backends: Sequence[tuple[str, str]]) -> str:
+    return ", ".join(f"{task} on {backend}" for task, backend in backends)
 
 
 def _backends(name: str, scenes: Sequence[Scene]) -> tuple[tuple[str, str], ...]:
@@ -181,7 +179,7 @@ class Intake:
         self.entries.append(entry)
         players.take(ready)
         requests.done_with(request)
-        where = ", ".join(f"{task} on {backend}" for task, backend in entry.backends)
+        where = _where(entry.backends)
         logger.info("blueprint %s %s: taken after round %d: %s", name, entry.id, round, where)
         note(f"blueprint {name} {entry.id[:12]}: taken after round {round}: {where}")
 

@@ -12,7 +12,7 @@ from esper.leyline.config import ConfigError
 from esper.runtime.adopt import Adopted, adopt
 from esper.runtime.collect import Track, make_track
 from esper.runtime.interrupt import Watch
-from esper.runtime.run_blueprints import document_id, expect_sound
+from esper.runtime.run_blueprints import blueprint_from, document_id, is_for
 from esper.runtime.scene import Rules, Scene, build_scene, tasks_of
 from esper.runtime.train_settings import TrainSettings
 from esper.simic.ppo import Learner
@@ -104,7 +104,6 @@ class Players:
 
         Raises:
           ConfigError: no slot takes it, no place is free for it, its name is taken, or a backend cannot run it.
-          BlueprintError: it breaks a blueprint's contract.
         """
         free, graph = free_places(self.interface), is_graph(self.settings)
         if not (free or graph):
@@ -131,8 +130,9 @@ class Players:
     def _adopted(self, place: int, document: Document) -> Adopted | None:
         """A task's engine with a document, and the state of its environments; None where no slot is for it."""
         engine = self.scenes[place].engine
-        blueprint = expect_sound(document, engine.structure)
-        return None if blueprint is None else adopt(engine, self.tracks[place].env.state, blueprint)
+        if not is_for(document, engine.structure):
+            return None
+        return adopt(engine, self.tracks[place].env.state, blueprint_from(document))
 
     def _play_on(self, found: Sequence[Adopted | None]) -> None:
         """Collectors for engines that are new, and the policy as it plays there, with the same weights."""

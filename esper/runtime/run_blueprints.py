@@ -1,4 +1,4 @@
-"""Blueprints that a run has from documents: read, checked at the slots they are for, and kept in the run directory.
+"""Blueprints that a run has from documents: read, and kept in the run directory.
 
 ``blueprints/ID.json`` are their canonical bytes, by their SHA-256; a file that the run was begun with may change or go
 away. ``blueprints.json`` says which there are: those that it began with, those that came later, with the round after
@@ -7,14 +7,14 @@ which they did, and those that were refused. Going on with a run takes all of it
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from esper.kasmina.blueprint import Blueprint
-from esper.kasmina.checks import BlueprintError, check_blueprint
 from esper.kasmina.structure import Structure
 from esper.runtime.policy_checkpoint import SERIES
-from esper.tezzeret.blueprints import LIMITS, Document, DocumentError, blueprint_of, canonical, infer, parse
+from esper.tezzeret.blueprints import LIMITS, Document, blueprint_of, canonical, parse
 from esper.urza.checkpoint import CheckpointError
 from esper.urza.store import id_of
 from esper.utils.documents import one_line, shown, to_json
@@ -158,28 +158,13 @@ def came_later(entries: Iterable[RunBlueprint]) -> list[tuple[int, str]]:
     return [(entry.round, entry.id) for entry in entries if entry.round is not None and not entry.reason]
 
 
-def expect_sound(document: Document, structure: Structure) -> Blueprint | None:
-    """Check a document at every slot that it is for, on the values that it computes as it is written.
-
-    Args:
-      document: parsed.
-      structure: whose slots.
-
-    Returns:
-      its blueprint; None where no slot is for it.
-
-    Raises:
-      DocumentError: shapes do not fit, or it exceeds a limit.
-      BlueprintError: it breaks a blueprint's contract.
-    """
-    blueprint = blueprint_of(document)
-    sites = {(slot.reads, slot.acts, slot.is_bypass) for slot in structure.slots}
-    fitting = [pair for pair in sites if blueprint.suits(*pair)]
-    for reads, acts, is_bypass in fitting:
-        infer(document, reads, acts)
-        check_blueprint(blueprint, reads, acts if is_bypass else None)
-    return blueprint if fitting else None
+@cache
+def blueprint_from(document: Document) -> Blueprint:
+    """The blueprint of a document; one and the same for all engines of a process, which share what they make of it."""
+    return blueprint_of(document)
 
 
-REFUSALS = (DocumentError, BlueprintError)
-"""What ``expect_sound`` raises."""
+def is_for(document: Document, structure: Structure) -> bool:
+    """Whether a slot is for a document's seeds."""
+    blueprint = blueprint_from(document)
+    return any(blueprint.suits(slot.reads, slot.acts, slot.is_bypass) for slot in structure.slots)

@@ -15,11 +15,11 @@ from esper.runtime.build import DEVICES, find_device, make
 from esper.runtime.own import is_own, load, recorded
 from esper.runtime.own_trials import check_task, own_reward, try_step
 from esper.runtime.policy_checkpoint import WHICH, load_run_to_play
-from esper.runtime.run_blueprints import kept_of
+from esper.runtime.run_blueprints import blueprint_from, kept_of
 from esper.runtime.tasks import Task, begins_task, named, takes_path
 from esper.simic.rewards import DEFAULT_REWARD, OwnReward, RewardMode, RewardParams, build_reward_params
 from esper.tamiyo.observation import build_scales
-from esper.tezzeret.blueprints import Document, DocumentError, blueprint_of
+from esper.tezzeret.blueprints import Document, DocumentError
 from esper.urza.checkpoint import Checkpoint
 from esper.utils.paths import user_path
 from esper.utils.settings import Entry, SettingsError, Table, from_record, setting
@@ -153,7 +153,7 @@ def build_scene(rules: Rules, num_envs: int, backend: str, device: str | torch.d
 
 def _with_documents(task: Task, documents: Sequence[Document], build: Callable[[Task], Engine]) -> tuple[Task, Engine]:
     """A task with further blueprints behind its own, those that a slot is for, and its engine."""
-    kinds = tuple(blueprint_of(document) for document in documents)
+    kinds = tuple(blueprint_from(document) for document in documents)
     engine = build(task._replace(blueprints=(*task.blueprints, *kinds)))
     offered = {kind for slot in engine.structure.slots for kind in slot.offers}
     own = len(task.blueprints)

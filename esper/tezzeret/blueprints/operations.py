@@ -42,7 +42,7 @@ class Operation(NamedTuple):
 
     inputs: range
     shape: ShapeRule
-    attributes: Mapping[str, Attribute] = {}  # noqa: RUF012 (a default that nobody writes to)
+    attributes: Mapping[str, Attribute] = {}
     flops: FlopsRule = shapes.free
     forms: tuple[bool, ...] = (True, False)
 

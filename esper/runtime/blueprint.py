@@ -130,6 +130,20 @@ def _check(words: Sequence[str], out: TextIO) -> None:
         out.write(f"    {node.name:<24}{node.op:<16}{shape:<14}{node.flops:>14,}\n")
 
 
+def _add(words: Sequence[str], out: TextIO) -> None:
+    """For a run that goes on."""
+    from esper.runtime.blueprint_requests import add
+
+    add(words, out)
+
+
+def _requests(words: Sequence[str], out: TextIO) -> None:
+    """Of a run."""
+    from esper.runtime.blueprint_requests import show
+
+    show(words, out)
+
+
 def _put(data: bytes, to: str, out: TextIO) -> None:
     if to:
         _written(user_path(to), data)
@@ -154,5 +168,7 @@ SUBCOMMANDS: dict[str, tuple[str, Command]] = {
     "export": ("one of them as a document: export NAME [--to FILE]", _export),
     "check": ("shapes and costs of a document: check FILE [--site conv:8x8x8[->logits:10]] [--json]", _check),
     "schema": ("the JSON Schema of documents: schema [--to FILE]", _schema),
+    "add": ("hand a document to a training run: add RUN FILE", _add),
+    "requests": ("what became of a run's documents: requests RUN [--json]", _requests),
 }
 """A line on each, and what runs."""

@@ -2,14 +2,16 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from esper.runtime import requests
+from esper.runtime.compile_orders import CompileOrders
 from esper.runtime.players import Players
 from esper.runtime.resume import Origin
 from esper.runtime.run_blueprints import (
+    RECORD,
     RunBlueprint,
     came_later,
     document_id,
@@ -111,10 +113,14 @@ class Intake:
     Attributes:
       folder: the run directory.
       entries: the record.
+      orders: of documents that a worker compiles before they are taken; None: they are taken as they are.
+      waiting: ids of those that were ordered and have not arrived.
     """
 
     folder: Path
     entries: list[RunBlueprint]
+    orders: CompileOrders | None = None
+    waiting: list[str] = field(default_factory=list)
 
     def begin(self, found: Founding, scenes: Sequence[Scene], source: Origin | None) -> None:
         """Keep what the run begins with, and of a run that goes on in another directory what it has kept.
@@ -162,6 +168,8 @@ class Intake:
         try:
             document = requests.read(request)
             name = document.name
+            if self._waits_for(document, players):
+                return
             ready = players.prepared(document)
         except Exception as error:  # whatever a stranger's document leads to, the run goes on
             if is_want(error):
@@ -172,12 +180,14 @@ class Intake:
         entry = RunBlueprint(name, request.id, REQUEST, round, "", ready.backends)
         try:
             keep(self.folder, document)
-            write_record(self.folder, [*self.entries, entry])
+            write_record(self.folder, [*self.entries, entry], self.waiting)
         except OSError as error:
             logger.warning("blueprint %s: not recorded (%s); the run goes on without it for now", name, cause(error))
             return
         self.entries.append(entry)
         players.take(ready)
+        if self.orders is not None:
+            self.orders.taken(entry.id)
         requests.done_with(request)
         where = _where(entry.backends)
         logger.info("blueprint %s %s: taken after round %d: %s", name, entry.id, round, where)
@@ -186,8 +196,25 @@ class Intake:
     def _refuse(self, request: requests.Request, entry: RunBlueprint) -> None:
         logger.warning("blueprint %s %s: refused: %s", entry.name, entry.id[:12], entry.reason)
         self.entries.append(entry)
-        try:
-            write_record(self.folder, self.entries)
-        except OSError as error:
-            logger.warning("blueprint %s: not recorded (%s)", entry.name, cause(error))
+        self.waiting = [id for id in self.waiting if id != entry.id]
+        self._try_to_write()
         requests.done_with(request)
+
+    def _waits_for(self, document: Document, players: Players) -> bool:
+        """Whether a worker has to compile a document first, and has not."""
+        id = document_id(document)
+        waits = self.orders is not None and not self.orders.arrived(document, players.scenes)
+        if waits and id not in self.waiting:
+            logger.info("blueprint %s %s: ordered after round %d", document.name, id, players.learner.done)
+            self.waiting.append(id)
+            self._try_to_write()
+        elif not waits:
+            self.waiting = [each for each in self.waiting if each != id]
+        return waits
+
+    def _try_to_write(self) -> None:
+        """Write the record, or say that it cannot be: what it says besides is for people."""
+        try:
+            write_record(self.folder, self.entries, self.waiting)
+        except OSError as error:
+            logger.warning("%s: not written (%s)", self.folder / RECORD, cause(error))

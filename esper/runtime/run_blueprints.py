@@ -16,13 +16,16 @@ from esper.kasmina.structure import Structure
 from esper.runtime.policy_checkpoint import SERIES
 from esper.tezzeret.blueprints import LIMITS, Document, blueprint_of, canonical, parse
 from esper.urza.checkpoint import CheckpointError
-from esper.urza.store import id_of
+from esper.urza.store import Failure, StoreError, id_of, open_store
 from esper.utils.documents import one_line, shown, to_json
 from esper.utils.files import read_file, replace_file
 from esper.utils.paths import user_path
 from esper.utils.settings import SettingsError
 
 RECORD, FOLDER = "blueprints.json", "blueprints"
+
+STORE = "store:"
+"""How the name of a package in the store begins."""
 
 LARGEST_RECORD = 1 << 24
 
@@ -63,12 +66,14 @@ def named_documents(names: str, place: str = "--blueprints") -> list[tuple[str, 
 
 
 def read_blueprint(name: str, place: str) -> Document:
-    """The document in a file.
+    """The document in a file, or in the store's package ``store:ID``.
 
     Raises:
       SettingsError: it cannot be read.
       DocumentError: it is refused.
     """
+    if name.startswith(STORE):
+        return _stored(name.removeprefix(STORE), f"{place} {name}")
     path = user_path(name)
     try:
         data = read_file(path, LIMITS.bytes)
@@ -76,6 +81,20 @@ def read_blueprint(name: str, place: str) -> Document:
         why = error.strerror if isinstance(error, OSError) else error
         raise SettingsError(one_line(f"{place} {name}: {why}; expected a file with a blueprint document")) from None
     return parse(data, name)
+
+
+def _stored(id: str, place: str) -> Document:
+    """The document of a validated package in the store that the environment names."""
+    from esper.tezzeret.stages.package import KIND, PackageError, unpack  # nothing else needs what it imports
+
+    try:
+        with open_store() as store:
+            found = store.get(id, KIND)
+        if isinstance(found, Failure):
+            raise SettingsError(one_line(f"{place}: {found.reason}: {found.detail}"))
+        return unpack(found.data, place).document
+    except (StoreError, PackageError) as error:
+        raise SettingsError(one_line(f"{place}: {error}")) from None
 
 
 def document_id(document: Document) -> str:
@@ -125,14 +144,14 @@ def kept_of(place: Path, table: dict[str, Any]) -> tuple[Document, ...]:
     return kept(place if place.is_dir() else place.parent, ids)
 
 
-def write_record(folder: Path, entries: Sequence[RunBlueprint]) -> None:
-    """Write down which blueprints a run has and which it refused.
+def write_record(folder: Path, entries: Sequence[RunBlueprint], pending: Sequence[str] = ()) -> None:
+    """Write down which blueprints a run has and which it refused, and the ids of those that it waits for.
 
     Raises:
       OSError: it cannot be written.
     """
     rows = [entry._asdict() | {"backends": dict(entry.backends)} for entry in entries]
-    replace_file(folder / RECORD, (to_json({"blueprints": rows}, indent=2) + "\n").encode())
+    replace_file(folder / RECORD, (to_json({"blueprints": rows, "pending": pending}, indent=2) + "\n").encode())
 
 
 def read_record(folder: Path) -> list[RunBlueprint]:

@@ -18,6 +18,7 @@ from esper.nissa.sinks import METRICS, read_rows, require_tensorboard
 from esper.runtime.build import find_device
 from esper.runtime.collect import Begun, Track, play
 from esper.runtime.compare import compare
+from esper.runtime.compile_orders import ordering
 from esper.runtime.demonstrations import demonstrate, scripts_of
 from esper.runtime.fingerprints import fingerprints
 from esper.runtime.intake import Intake, expect_used, founding
@@ -94,10 +95,11 @@ def train(settings: TrainSettings, out: TextIO | None = None) -> Learner:
     with watched() as watch:  # before there is a checkpoint, from which a run that is stopped goes on
         run = open_run((folder, source), settings, scenes, interface, learner)
         try:
-            intake = Intake(run.folder, found.entries)
-            intake.begin(found, scenes, source)
             players = Players(settings, learner, watch, scenes, interface)
-            with closing(Outlets(run.folder, fence=run.saver.lock.check)) as outlets:
+            outlets = Outlets(run.folder, fence=run.saver.lock.check)
+            with closing(outlets), ordering(settings.compile_requests) as orders:
+                intake = Intake(run.folder, found.entries, orders)
+                intake.begin(found, scenes, source)
                 _work(players, intake, (run, outlets), out)
         except (LockError, CheckpointError):
             raise

@@ -21,7 +21,9 @@ from esper.runtime.train_settings import TrainSettings
 from esper.tezzeret.blueprints import blueprint_of, parse
 from esper.tezzeret.native import run as native_run
 from esper.tezzeret.native.library import library
+from esper.tezzeret.stages import CompileRequest, compile_document
 from esper.urza import series
+from esper.urza.store import open_store
 from esper.utils.settings import SettingsError
 
 pytestmark = pytest.mark.usefixtures("tiny_task")
@@ -167,6 +169,68 @@ def test_a_graph_policy_needs_no_free_place(tmp_path):
     place = series.member(tmp_path / "run" / "checkpoints", series.moments(tmp_path / "run" / "checkpoints")[1])
     train(settings(tmp_path / "other", policy_network="graph", rounds=3, resume=str(place)), io.StringIO())
     expect_same_end(tmp_path / "other", tmp_path / "run")
+
+
+class Working(io.StringIO):
+    """Output beside which somebody asks, and later a worker works: between rounds, as their lines are said."""
+
+    def __init__(self, folder, documents):
+        super().__init__()
+        self.folder, self.documents, self.ids = folder, documents, []
+
+    def write(self, text):
+        if "  1/" in text:
+            self.ids = [ask(self.folder, data, "mine.json") for data in self.documents]
+        if "  2/" in text:
+            assert json.loads((self.folder / "blueprints.json").read_text()) == {"blueprints": [], "pending": self.ids}
+            assert [request.id for request in pending(self.folder)] == self.ids
+            with open_store() as store:
+                while (taken := store.queue.claim("a worker")) is not None:
+                    job = CompileRequest(taken.document, "mine.json", **taken.facts)
+                    assert job.site == "conv:2x2x2" and job.backend == "native"
+                    id, reports = compile_document(job, store, None)
+                    store.queue.complete(taken, id) if id else store.queue.fail(taken, reports[-1].line)
+        return super().write(text)
+
+
+@pytest.mark.skipif(library() is None, reason="no C++ compiler")
+def test_what_a_worker_compiles_first_is_pending_until_it_has_arrived(tmp_path, monkeypatch):
+    monkeypatch.setenv("ESPER_STORE_FOLDER", str(tmp_path / "store"))
+    folder, asked = tmp_path / "run", [document(), document("far", scale=0.5)]
+    out = Working(folder, asked)
+    train(settings(folder, spare_blueprints=2, compile_requests=True), out)
+    good, bad = record(folder)
+    assert (good["name"], good["round"], good["reason"]) == ("mixed", 2, "")
+    assert (bad["name"], bad["round"]) == ("far", 2) and bad["reason"].startswith("failed: ")
+    with open_store() as store:
+        assert store.queue.counters() | {"deployed": 1, "failed": 1} == store.queue.counters()
+        (package,) = store.list(kind="blueprint")
+    source = tmp_path / "stored"
+    train(settings(source, blueprints=f"store:{package.id}", rounds=1), io.StringIO())
+    assert record(source)[0]["id"] == good["id"] and record(source)[0]["source"] == f"store:{package.id}"
+    with pytest.raises(SettingsError, match=r"^--blueprints store:0+: unknown: 0+: not in this store$"):
+        train(settings(tmp_path / "none", blueprints=f"store:{'0' * 64}"), io.StringIO())
+
+
+def test_the_commands_hand_over_and_tell(tmp_path, capsys):
+    folder, file = tmp_path / "run", tmp_path / "mine.json"
+    train(settings(folder, spare_blueprints=1, rounds=1), io.StringIO())
+    file.write_bytes(document())
+    capsys.readouterr()
+    assert esper.__main__.main(["blueprint", "add", str(folder), str(file)]) == 0
+    said = capsys.readouterr().out
+    (request,) = pending(folder)
+    assert said.startswith(f"blueprint mixed {request.id}: asked for; ")
+    assert esper.__main__.main(["blueprint", "requests", str(folder)]) == 0
+    assert capsys.readouterr().out == f"{request.id[:12]}  pending\n"
+    assert esper.__main__.main(["train", "--resume", str(folder), "--rounds", "2", "--progress", "off"]) == 0
+    capsys.readouterr()
+    assert esper.__main__.main(["blueprint", "requests", str(folder)]) == 0
+    assert capsys.readouterr().out.startswith(f"{request.id[:12]}  mixed  after round 1: {NAME} on ")
+    assert esper.__main__.main(["blueprint", "requests", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"blueprints": record(folder), "pending": []}
+    assert esper.__main__.main(["blueprint", "add", str(tmp_path), str(file)]) == 2
+    assert capsys.readouterr().err.endswith("holds no run; expected a run directory\n")
 
 
 def test_what_is_refused_is_said_and_the_run_goes_on(tmp_path, caplog, capsys):

@@ -174,7 +174,7 @@ def _hold(folder: Path) -> Lock:
     try:
         (folder / SERIES).mkdir(parents=True, exist_ok=True)
         lock = hold(folder)
-        for place in (folder, folder / SERIES):
+        for place in (folder, folder / SERIES, folder / FOLDER):
             remove_leftovers(place)
     except OSError as error:
         if is_want(error):

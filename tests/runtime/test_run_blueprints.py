@@ -3,11 +3,14 @@
 import io
 import json
 import logging
+import shutil
+import signal
+import traceback
 from pathlib import Path
 
 import pytest
 import torch
-from runtime_forks import NAME, tiny
+from runtime_forks import NAME, one_life, result, tiny, words
 
 import esper
 import esper.__main__
@@ -169,6 +172,39 @@ def test_a_graph_policy_needs_no_free_place(tmp_path):
     place = series.member(tmp_path / "run" / "checkpoints", series.moments(tmp_path / "run" / "checkpoints")[1])
     train(settings(tmp_path / "other", policy_network="graph", rounds=3, resume=str(place)), io.StringIO())
     expect_same_end(tmp_path / "other", tmp_path / "run")
+
+
+class WhileTaking:
+    """Ends the process at the n-th operation on files while a request is decided on."""
+
+    def __init__(self, number):
+        self.left = number
+
+    def met(self, point, arrival):
+        del arrival
+        if not any(frame.name == "_decide" for frame in traceback.extract_stack()):
+            return None
+        self.left -= 1
+        return "kill" if self.left == 0 else None
+
+
+@pytest.mark.parametrize("deaths", [(1, 6, 10), pytest.param(range(1, 13), marks=pytest.mark.large)])
+def test_a_death_while_a_document_is_taken_changes_nothing(tmp_path, deaths):
+    """Of the ten operations with which it is recorded; the eleventh is none, and such a run lives."""
+    begun, flags = tmp_path / "begun", ["--spare-blueprints", "1"]
+    assert esper.__main__.main([*words(begun, 1), *flags]) == 0
+    ask(begun, document(), "mine.json")
+    shutil.copytree(begun, tmp_path / "whole")
+    assert esper.__main__.main([*words(tmp_path / "whole", 3), *flags]) == 0
+    for number in deaths:
+        folder = tmp_path / f"death{number}"
+        shutil.copytree(begun, folder)
+        status = one_life([*words(folder, 3), *flags], tmp_path / "log", WhileTaking(number))
+        assert status == (-signal.SIGKILL if number <= 10 else 0)
+        assert esper.__main__.main([*words(folder, 3), *flags]) == 0
+        assert result(folder) == result(tmp_path / "whole") and record(folder) == record(tmp_path / "whole")
+        assert len(list((folder / "blueprints").iterdir())) == 1 and pending(folder) == []
+    assert record(tmp_path / "whole")[0]["round"] == 1
 
 
 class Working(io.StringIO):

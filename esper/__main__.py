@@ -1,4 +1,4 @@
-"""Commands of ``python -m esper``: train, evaluate, inspect, export, demo, tasks, doctor, blueprint, data, dlq, supervise."""
+"""Commands of ``python -m esper``: train, evaluate, inspect, export, demo, tasks, doctor, blueprint, data, dlq, ..."""
 
 import os
 import sys

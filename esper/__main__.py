@@ -1,4 +1,4 @@
-"""Commands of ``python -m esper``: train, evaluate, inspect, export, demo, tasks, doctor, data, dlq, supervise."""
+"""Commands of ``python -m esper``: train, evaluate, inspect, export, demo, tasks, doctor, blueprint, data, dlq, supervise."""
 
 import os
 import sys
@@ -11,6 +11,7 @@ from esper.version import __version__
 with ending_on_interrupt(__name__ == "__main__" or is_command()):
     from esper.leyline.config import ConfigError
     from esper.nissa.sinks import SinkError
+    from esper.runtime.blueprint import blueprints
     from esper.runtime.catalogue import TasksSettings, show_tasks
     from esper.runtime.data_check import data_check
     from esper.runtime.demo import DemoSettings, demonstrate
@@ -49,6 +50,7 @@ BASES: dict[str, Base] = {"train": settings_before}
 """Where a command's settings come from that were not asked for, if not from their defaults."""
 
 WORDS: dict[str, tuple[str, Callable[[Sequence[str]], int | None]]] = {
+    "blueprint": ("Kinds of seed as documents: blueprint list | export | check | schema", blueprints),
     "data": ("What a dataset's folder or file holds, and whether it loads: data check PATH", data_check),
     "dlq": ("Writes of runs that failed: dlq ls | retry | drop [DIRECTORY]", dead_letters),
     "supervise": (

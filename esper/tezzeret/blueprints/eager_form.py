@@ -52,7 +52,10 @@ def blueprint_of(document: Document) -> Blueprint:
         infer(document, source, target)
         assert found is not None
         case, names = found
-        return tuple(Resolver(document.name, names, LIMITS).param(row) for row in getattr(case, name))
+        made = tuple(Resolver(document.name, names, LIMITS).param(row) for row in getattr(case, name))
+        if name == "parameters":  # now, so that whatever traces the seed finds it ready
+            find.ready(source.kind, source.shape, {param.name: param.shape or (1,) for param in made})
+        return made
 
     def inference(params: Params, buffers: Params, x: Tensor) -> Tensor:
         return apply_graph(find(params, x).infer, params, buffers, x, None)[0]
@@ -97,8 +100,15 @@ class _Finder:
     def __call__(self, params: Params, x: Tensor) -> Prepared:
         kind = KINDS[x.dim() - 2, x.is_floating_point()]
         told = kind, tuple(x.shape[2:]), tuple(tuple(value.shape[1:]) for value in params.values())
+        if told in self.known:
+            return self.known[told]
+        return self.ready(kind, told[1], dict(zip(params, told[2], strict=True)))
+
+    def ready(self, kind: str, shape: Shape, shapes: dict[str, Shape]) -> Prepared:
+        """What a document is, given the shapes of tensors."""
+        told = kind, shape, tuple(shapes.values())
         if told not in self.known:
-            self.known[told] = prepare(self.document, told, tuple(params))
+            self.known[told] = prepare(self.document, told, tuple(shapes))
         return self.known[told]
 
 

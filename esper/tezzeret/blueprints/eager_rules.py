@@ -4,6 +4,7 @@ Rules of a graph's operations are those of ``esper.tezzeret.surgery.forward``, b
 these run over flattened numbers: sums in another order would have other bits.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -55,10 +56,7 @@ def apply_graph(
     run = Run(forward, {"parameter": params, "buffer": buffers}, x, key)
     nodes = forward.graph.nodes
     for number, node in enumerate(nodes):
-        if node.op in ("parameter", "buffer"):
-            value = run.leaf(node)
-        else:
-            value = EAGER[node.op](run, number, node)
+        value = run.leaf(node) if node.op in ("parameter", "buffer") else EAGER[node.op](run, number, node)
         lead = x.shape[:2] if node.by_sample else value.shape[:1]
         whole = (*lead, *node.shape)
         run.values[number] = value if value.shape == whole else value.reshape(whole)
@@ -88,11 +86,19 @@ def _normalise(run: Computing, number: int, node: Node) -> Tensor:
 
 
 def _paired(op: str, function: Callable[[Tensor, Tensor], Tensor]) -> EagerRule:
+    """Of equal shapes; or of y along the first axes of x, or along the last, by broadcasting."""
+
     def rule(run: Computing, number: int, node: Node) -> Tensor:
-        x, y = (run.nodes[source] for source in node.inputs)
-        if x.shape != y.shape:
-            return GRAPH_RULES[op](run, number, node)
+        x, y = (run.nodes[source].shape for source in node.inputs)
         values = [_among_samples(run, source, node.by_sample) for source in node.inputs]
+        repeats, rest = node.number("repeats", 1), len(x) - len(y)
+        if x != y and repeats == 1 and x[: len(y)] == y:
+            values[1] = values[1][(..., *(None,) * rest)]
+        elif x != y and repeats == math.prod(x[:rest]) and x[rest:] == y:
+            lead = values[1].dim() - len(y)
+            values[1] = values[1][(*(slice(None),) * lead, *(None,) * rest)]
+        elif x != y:
+            return GRAPH_RULES[op](run, number, node)
         return function(*values)
 
     return rule

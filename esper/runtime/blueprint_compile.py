@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -12,11 +12,12 @@ from esper.tezzeret.blueprints.catalogue import names, shipped_bytes
 from esper.tezzeret.stages import (
     BACKENDS,
     DTYPES,
+    CompileJob,
     CompilerChild,
-    CompileRequest,
     Confines,
     StageReport,
     compile_document,
+    enqueue,
 )
 from esper.tezzeret.stages.reports import as_table
 from esper.tezzeret.stages.sites import FORMS
@@ -32,7 +33,7 @@ FAILED = 1
 
 
 def compile_words(arguments: Sequence[str], out: TextIO | None = None) -> int:
-    """Run ``compile FILE [--site ...] [--backend ...] [--dtype ...] [--store FOLDER] [--trusted] [--json]``.
+    """Run ``compile FILE [--site ...] [--backend ...] [--dtype ...] [--store FOLDER] [--trusted] [--later] [--json]``.
 
     Args:
       arguments: words after ``esper blueprint compile``.
@@ -47,7 +48,7 @@ def compile_words(arguments: Sequence[str], out: TextIO | None = None) -> int:
       SystemExit: ``--help``.
     """
     out, given = output(out), _parse(arguments)
-    request = CompileRequest(read_blueprint(given.file), given.file, given.site, given.dtype, given.backend)
+    request = CompileJob(read_blueprint(given.file), given.file, given.site, given.dtype, given.backend)
     request.check()
 
     def tell(report: StageReport) -> None:
@@ -56,9 +57,13 @@ def compile_words(arguments: Sequence[str], out: TextIO | None = None) -> int:
             out.flush()
 
     confines = Confines(given.seconds, given.memory << 20)
-    with open_store(StoreSettings(folder=given.store) if given.store else None) as store:
-        with nullcontext() if given.trusted else CompilerChild(confines) as child:
-            id, reports = compile_document(request, store, child, tell)
+    with ExitStack() as stack:
+        store = stack.enter_context(open_store(StoreSettings(folder=given.store) if given.store else None))
+        if given.later:
+            out.write(f"{enqueue(store, request)}\n")
+            return 0
+        child = None if given.trusted else stack.enter_context(CompilerChild(confines))
+        id, reports = compile_document(request, store, child, tell)
     if given.json:
         out.write(to_json({"id": id, "stages": as_table(reports)}) + "\n")
     return 0 if id is not None else FAILED
@@ -76,8 +81,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--memory", type=int, default=Confines().memory >> 20, help="megabytes for the child, at most")
     trusted = "compile in this process: for documents of your own"
     parser.add_argument("--trusted", type=boolean, default=False, metavar="true|false", help=trusted)
+    later = "put it into the queue of a worker, and print the request's id"
+    parser.add_argument("--later", type=boolean, default=False, metavar="true|false", help=later)
     parser.add_argument("--json", type=boolean, default=False, metavar="true|false", help="one JSON object")
-    found: Any = parser.parse_args(spell(arguments, ("trusted", "json"), positionals=True))
+    found: Any = parser.parse_args(spell(arguments, ("trusted", "later", "json"), positionals=True))
     if not 0 < found.seconds < 1e6 or not 0 < found.memory < 1 << 24:
         raise ConfigError("--seconds, --memory: expected numbers above 0")
     return found

@@ -22,7 +22,7 @@ from esper.runtime.rollout import rollout
 from esper.runtime.tasks import named
 from esper.tamiyo.policies import from_mask
 from esper.tamiyo.scripted import grow
-from esper.tezzeret.stages import CompilerChild, CompileRequest, ReadyBlueprint, compile_document, fetch
+from esper.tezzeret.stages import CompileJob, CompilerChild, ReadyBlueprint, compile_document, fetch
 from esper.tezzeret.stages.inputs import batch_of, numbers_of
 from esper.tezzeret.stages.sites import site_text
 from esper.urza.store import StoreSettings, open_store
@@ -108,7 +108,7 @@ def _stored(folder: str, out: TextIO) -> tuple[str, str]:
     """The document's id in a store, and the digest of what it computes."""
     document = json.dumps(DOCUMENT).encode()
     with open_store(StoreSettings(folder=folder)) as store, CompilerChild() as child:
-        request = CompileRequest(document, NAME, _site())
+        request = CompileJob(document, NAME, _site())
         id, reports = compile_document(request, store, child, lambda report: _tell(report.line, out))
         if id is None:
             raise ConfigError(f"blueprint demo: {reports[-1].line}")

@@ -9,8 +9,9 @@ from esper.tezzeret.stages.package import BlueprintPackage, PackageError, unpack
 from esper.tezzeret.stages.pipeline import compile_document
 from esper.tezzeret.stages.refusal import REASONS, ArtefactRefused
 from esper.tezzeret.stages.reports import NAMES, STAGES, VALIDATION, StageReport
-from esper.tezzeret.stages.request import BACKENDS, DTYPES, CompileRequest
+from esper.tezzeret.stages.request import BACKENDS, DTYPES, CompileJob
 from esper.tezzeret.stages.validation import TOLERANCE, validate
+from esper.tezzeret.stages.worker import CompileWorker, Finished, enqueue
 
 __all__ = [
     "BACKENDS",
@@ -23,9 +24,11 @@ __all__ = [
     "ArtefactRefused",
     "BlueprintForm",
     "BlueprintPackage",
-    "CompileRequest",
+    "CompileJob",
+    "CompileWorker",
     "CompilerChild",
     "Confines",
+    "Finished",
     "PackageError",
     "ReadyBlueprint",
     "StageReport",
@@ -35,6 +38,7 @@ __all__ = [
     "compile_document",
     "document_of",
     "eager_form",
+    "enqueue",
     "fetch",
     "form_of",
     "subject_of",

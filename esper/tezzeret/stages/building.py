@@ -19,7 +19,7 @@ from esper.tezzeret.stages.package import describe, pack
 from esper.tezzeret.stages.profile import Effort, profile
 from esper.tezzeret.stages.refusal import ArtefactRefused
 from esper.tezzeret.stages.reports import STAGES, VALIDATION, ReportLog, StageFailed
-from esper.tezzeret.stages.request import DTYPES, FORMAT, CompileRequest, device_facts, versions
+from esper.tezzeret.stages.request import DTYPES, FORMAT, CompileJob, device_facts, versions
 from esper.tezzeret.stages.sites import sites_of
 from esper.tezzeret.stages.validation import validate
 from esper.tezzeret.stages.variants import Variant, optimize, variants
@@ -43,7 +43,7 @@ class Work(NamedTuple):
       effort: of the profile.
     """
 
-    request: CompileRequest
+    request: CompileJob
     document: Document
     subject: Subject
     key: str
@@ -72,7 +72,7 @@ class Built(NamedTuple):
     code: bytes
 
 
-def work_of(request: CompileRequest, document: Document, key: str) -> Work:
+def work_of(request: CompileJob, document: Document, key: str) -> Work:
     """The work on a request whose site is known."""
     return Work(request, document, subject_of(blueprint_of(document), *sites_of(request.site)), key)
 

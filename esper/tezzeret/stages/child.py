@@ -17,7 +17,7 @@ from esper.tezzeret.blueprints import parse
 from esper.tezzeret.stages.building import Built, build, work_of
 from esper.tezzeret.stages.frames import LENGTH, join
 from esper.tezzeret.stages.reports import STAGES, ReportLog, StageFailed, as_table, failed
-from esper.tezzeret.stages.request import CompileRequest
+from esper.tezzeret.stages.request import CompileJob
 
 MEMORY = "ESPER_CHILD_MEMORY"
 """The environment variable with the bytes that may be reserved beside those that imports have."""
@@ -33,11 +33,11 @@ def main() -> None:
         asked = json.loads(line)
         torch.set_num_threads(int(asked.pop("threads")))
         key = asked.pop("key")
-        request = CompileRequest(**asked | {"document": base64.b64decode(asked["document"])})
+        request = CompileJob(**asked | {"document": base64.b64decode(asked["document"])})
         _answer(request, key, pipe)
 
 
-def _answer(request: CompileRequest, key: str, pipe: Any) -> None:
+def _answer(request: CompileJob, key: str, pipe: Any) -> None:
     log, built = ReportLog(lambda stage: _say(pipe, {"kind": "stage", "stage": stage})), Built(b"", b"")
     try:
         built = build(work_of(request, parse(request.document, request.place), key), log)

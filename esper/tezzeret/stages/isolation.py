@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -22,8 +23,8 @@ from typing import IO, Any, NamedTuple
 import torch
 
 from esper.tezzeret.stages.frames import LENGTH, split
-from esper.tezzeret.stages.reports import STAGES, StageReport, failed, from_table
-from esper.tezzeret.stages.request import CompileRequest
+from esper.tezzeret.stages.reports import NAMES, STAGES, StageReport, failed, from_table
+from esper.tezzeret.stages.request import CompileJob
 from esper.utils.documents import one_line
 
 PARTS = (1 << 20, 1 << 29, 1 << 28)
@@ -63,7 +64,12 @@ class Answer(NamedTuple):
 
 
 class CompilerChild:
-    """A child that compiles one document after the other; it is started when it is needed, and anew after a kill."""
+    """A child that compiles one document after the other; it is started when it is needed, and anew after a kill.
+
+    Attributes:
+      confines: what it may use.
+      stopping: asked again and again whether it shall be ended.
+    """
 
     def __init__(self, confines: Confines | None = None, command: tuple[str, ...] = ()) -> None:
         """Nothing is started.
@@ -74,27 +80,29 @@ class CompilerChild:
         """
         self.confines = confines or Confines()
         self.command = command or (sys.executable, "-m", "esper.tezzeret.stages.child")
+        self.stopping: Callable[[], bool] = lambda: False
         self._process: subprocess.Popen[bytes] | None = None
         self._heard: queue.Queue[bytes | None] = queue.Queue()
         self._words: IO[bytes] | None = None
         self._base, self._lock = 0, threading.Lock()
 
-    def ask(self, request: CompileRequest, key: str) -> Answer:
+    def ask(self, request: CompileJob, key: str, begun: Callable[[str], None] = lambda stage: None) -> Answer:
         """Have a document compiled; one at a time.
 
         Args:
           request: with its site.
           key: of it.
+          begun: hears of every stage that begins.
         """
         with self._lock:
-            begun, stage = time.monotonic(), STAGES[2]
+            started, stage = time.monotonic(), STAGES[2]
             try:
                 self._begin()
                 self._send(request, key)
-                return self._listen(time.monotonic() + self.confines.seconds)
+                return self._listen(time.monotonic() + self.confines.seconds, begun)
             except _Gone as gone:
                 self._kill()
-                report = failed(gone.stage or stage, gone, time.monotonic() - begun)
+                report = failed(gone.stage if gone.stage in NAMES else stage, gone, time.monotonic() - started)
                 return Answer((), report)
             except BaseException:
                 self._kill()
@@ -132,7 +140,7 @@ class CompilerChild:
             raise _Gone("died", "an answer before it was asked", "that it is ready")
         self._base = used(self._process.pid)
 
-    def _send(self, request: CompileRequest, key: str) -> None:
+    def _send(self, request: CompileJob, key: str) -> None:
         asked = request._asdict() | {"document": base64.b64encode(request.document).decode(), "key": key}
         line = json.dumps(asked | {"threads": torch.get_num_threads()}).encode() + b"\n"
         assert self._process is not None and self._process.stdin is not None
@@ -142,13 +150,14 @@ class CompilerChild:
         except OSError:
             raise _Gone("died", f"the child died: {self._last_words()}", "a package") from None
 
-    def _listen(self, deadline: float) -> Answer:
+    def _listen(self, deadline: float, begun: Callable[[str], None]) -> Answer:
         stage = ""
         while True:
             try:
                 said, package, code = self._next(deadline, f"{self.confines.seconds:g} s", watched=True)
                 if said.get("kind") == "stage":
                     stage = str(said.get("stage"))
+                    begun(stage)
                     continue
                 reports = from_table(said["reports"])
             except _Gone as gone:
@@ -167,6 +176,8 @@ class CompilerChild:
         """
         assert self._process is not None
         while True:
+            if self.stopping():
+                raise _Gone("stopped", "asked to stop", "another worker")
             if time.monotonic() > deadline:
                 raise _Gone("deadline", f"not done after {limit}", "less")
             with suppress(queue.Empty):
@@ -212,7 +223,7 @@ class CompilerChild:
 
 
 class _Gone(Exception):
-    """A child that gives nothing any more; ``reason``: "deadline", "memory" or "died"."""
+    """A child that gives nothing any more; ``reason``: "deadline", "memory", "died" or "stopped"."""
 
     def __init__(self, reason: str, found: str, expected: str) -> None:
         super().__init__(found)

@@ -9,7 +9,7 @@ from esper.tezzeret.stages.building import Built, build, work_of
 from esper.tezzeret.stages.isolation import CompilerChild
 from esper.tezzeret.stages.package import CODE, KIND, unpack
 from esper.tezzeret.stages.reports import NAMES, STAGES, ReportLog, StageFailed, StageReport
-from esper.tezzeret.stages.request import CompileRequest, key_text
+from esper.tezzeret.stages.request import CompileJob, key_text
 from esper.tezzeret.stages.sites import FORMS, USUAL, site_text, sites_of
 from esper.urza.store import Artefact, Tiers, id_of
 from esper.version import __version__
@@ -18,10 +18,11 @@ Result = tuple[str | None, tuple[StageReport, ...]]
 
 
 def compile_document(
-    request: CompileRequest,
+    request: CompileJob,
     store: Tiers | None,
     child: CompilerChild | None = None,
     told: Callable[[StageReport], None] = lambda report: None,
+    begun: Callable[[str], None] = lambda stage: None,
 ) -> Result:
     """Take a document through the seven stages; or find that this was done before.
 
@@ -30,12 +31,13 @@ def compile_document(
       store: where it is kept, and looked for; None: stage 7 is left out, and so is the search.
       child: the process in which a stranger's document is compiled; None: in this one.
       told: hears every report as soon as there is one.
+      begun: hears of every stage that begins, of a child's too.
 
     Returns:
       its id in the store, None where a stage failed or there is no store; and the reports in order. Equal requests
       that come at the same time, from this process or others, are compiled once.
     """
-    log = _ToldLog(told)
+    log = _ToldLog(told, begun)
     try:
         document, request, key = examine(request, log)
         if store is None:
@@ -51,8 +53,8 @@ def compile_document(
 class _ToldLog(ReportLog):
     """A log whose reports are told when they are there."""
 
-    def __init__(self, told: Callable[[StageReport], None]) -> None:
-        super().__init__()
+    def __init__(self, told: Callable[[StageReport], None], begun: Callable[[str], None]) -> None:
+        super().__init__(begun)
         self.hears = told
 
     def add(self, report: StageReport) -> None:
@@ -60,7 +62,7 @@ class _ToldLog(ReportLog):
         self.hears(report)
 
 
-def examine(request: CompileRequest, log: ReportLog) -> tuple[Document, CompileRequest, str]:
+def examine(request: CompileJob, log: ReportLog) -> tuple[Document, CompileJob, str]:
     """Stages 1 and 2: the document, the request with the site that was found, and its key.
 
     Raises:
@@ -71,15 +73,19 @@ def examine(request: CompileRequest, log: ReportLog) -> tuple[Document, CompileR
         document = parse(request.document, request.place)
         facts |= {"name": document.name, "bytes": len(request.document), "cases": len(document.cases)}
     with log.stage(STAGES[1]) as facts:
-        source, target, costs = _costs(document, request.site)
+        source, target, costs = costs_of(document, request.site)
         facts |= {"site": site_text(source, target), "nodes": len(costs.nodes), "parameters": costs.params}
         facts |= {"buffers": costs.buffers, "flops": costs.flops, "bytes": costs.bytes}
     found = request._replace(site=site_text(source, target))
     return document, found, key_text(found, canonical(document), source, target)
 
 
-def _costs(document: Document, site: str) -> tuple[Site, Site | None, Costs]:
-    """The sites and the costs there."""
+def costs_of(document: Document, site: str) -> tuple[Site, Site | None, Costs]:
+    """The sites that a document is compiled for, and its costs there.
+
+    Raises:
+      DocumentError, ConfigError: there are none, or it does not fit there.
+    """
     first: DocumentError | None = None
     for text in (site,) if site else USUAL:
         source, target = sites_of(text)
@@ -96,11 +102,11 @@ def _costs(document: Document, site: str) -> tuple[Site, Site | None, Costs]:
     raise DocumentError(document.name, "graph", "", found, FORMS)
 
 
-def _built(request: CompileRequest, document: Document, key: str, log: ReportLog, child: CompilerChild | None) -> Built:
+def _built(request: CompileJob, document: Document, key: str, log: ReportLog, child: CompilerChild | None) -> Built:
     """Stages 3 to 6, here or in a child."""
     if child is None:
         return build(work_of(request, document, key), log)
-    answer = child.ask(request, key)
+    answer = child.ask(request, key, log.told)
     for report in answer.reports:
         log.add(report)
     if answer.failed is not None:
@@ -121,7 +127,7 @@ def find(store: Tiers, key: str) -> Artefact | None:
 
 
 def _once(
-    request: CompileRequest, document: Document, key: str, log: ReportLog, store: Tiers, child: CompilerChild | None
+    request: CompileJob, document: Document, key: str, log: ReportLog, store: Tiers, child: CompilerChild | None
 ) -> str:
     made = list[str]()
 

@@ -28,7 +28,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 BACKENDS = ("auto", "native", "inductor", "eager")
 
 
-class CompileRequest(NamedTuple):
+class CompileJob(NamedTuple):
     """What is to be compiled, for what.
 
     Attributes:
@@ -71,7 +71,7 @@ class CompileRequest(NamedTuple):
         return AUTO.get((torch.device(self.device).type, DTYPES[self.dtype]), ("eager",))
 
 
-def key_text(request: CompileRequest, canonical: bytes, source: Site, target: Site | None) -> str:
+def key_text(request: CompileJob, canonical: bytes, source: Site, target: Site | None) -> str:
     """The key of a request: 64 hexadecimal digits; equal where the same would be compiled, here.
 
     Args:

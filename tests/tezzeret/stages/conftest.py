@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from esper.tezzeret.blueprints import canonical, shipped
-from esper.tezzeret.stages import CompilerChild, CompileRequest
+from esper.tezzeret.stages import CompilerChild, CompileJob
 from esper.urza.store import StoreSettings, Tiers, open_store
 
 
@@ -26,7 +26,7 @@ def child() -> Iterator[CompilerChild]:
 def request_of():
     """Makes a request for a shipped document."""
 
-    def make(name: str, **fields: str) -> CompileRequest:
-        return CompileRequest(canonical(shipped()[name]), name, **({"backend": "native"} | fields))
+    def make(name: str, **fields: str) -> CompileJob:
+        return CompileJob(canonical(shipped()[name]), name, **({"backend": "native"} | fields))
 
     return make

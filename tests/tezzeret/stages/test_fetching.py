@@ -13,7 +13,7 @@ import esper
 from esper.kasmina.conv_blueprints import CONV_LIGHT
 from esper.tezzeret.blueprints import blueprint_of, canonical, parse, shipped
 from esper.tezzeret.stages import (
-    CompileRequest,
+    CompileJob,
     ReadyBlueprint,
     admission,
     compile_document,
@@ -137,4 +137,4 @@ def test_what_was_admitted_is_not_validated_again(small_task, monkeypatch: pytes
 def test_ids_are_digests(store: Tiers, request_of) -> None:
     id, _ = compile_document(request_of("probe"), store)
     assert id == hashlib.sha256(store.get(str(id)).data).hexdigest()
-    assert isinstance(request_of("probe"), CompileRequest)
+    assert isinstance(request_of("probe"), CompileJob)

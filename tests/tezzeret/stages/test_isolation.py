@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from esper.tezzeret.stages import NAMES, STAGES, CompilerChild, CompileRequest, Confines, compile_document
+from esper.tezzeret.stages import NAMES, STAGES, CompilerChild, CompileJob, Confines, compile_document
 from esper.tezzeret.stages.isolation import used
 from esper.urza.store import Tiers
 
@@ -92,7 +92,7 @@ def test_a_stage_is_named_in_which_it_was_ended(store: Tiers, request_of) -> Non
 
 
 def test_a_document_is_compiled_in_it_as_it_is_here(
-    store: Tiers, child: CompilerChild, request_of: Callable[..., CompileRequest]
+    store: Tiers, child: CompilerChild, request_of: Callable[..., CompileJob]
 ) -> None:
     id, reports = compile_document(request_of("conv_light"), store, child)
     assert id is not None and [report.stage for report in reports] == list(NAMES)

@@ -13,7 +13,7 @@ from esper.tezzeret.stages import (
     NAMES,
     STAGES,
     VALIDATION,
-    CompileRequest,
+    CompileJob,
     StageReport,
     building,
     compile_document,
@@ -25,7 +25,7 @@ from esper.tezzeret.stages.sites import USUAL, sites_of
 from esper.tezzeret.stages.variants import VARIANTS, Variant, optimize
 from esper.urza.store import Tiers
 
-Request = Callable[..., CompileRequest]
+Request = Callable[..., CompileJob]
 
 
 def test_the_stages_by_their_names_and_in_their_order(store: Tiers, request_of: Request) -> None:
@@ -66,7 +66,7 @@ def test_what_was_compiled_is_found_again(store: Tiers, request_of: Request, mon
     assert again == id and [report.stage for report in reports] == list(NAMES)
     assert all(report.facts == {"cached": id[:16]} for report in reports[2:])
     spaced = json.dumps(json.loads(canonical(shipped()["lora"])), indent=3).encode()
-    assert compile_document(CompileRequest(spaced, backend="native"), store)[0] == id, "one document in two spellings"
+    assert compile_document(CompileJob(spaced, backend="native"), store)[0] == id, "one document in two spellings"
 
 
 FAILING: dict[str, tuple[str, dict[str, str]]] = {
@@ -93,7 +93,7 @@ def test_a_node_is_named(store: Tiers, request_of: Request) -> None:
     table = json.loads(canonical(shipped()["conv_light"]))
     table["cases"][0]["train"]["nodes"][0]["inputs"] = ["x", "norm.weight"]
     mixed = table["cases"][0]["train"]["nodes"][0]["name"]
-    id, reports = compile_document(CompileRequest(json.dumps(table).encode(), backend="native"), store)
+    id, reports = compile_document(CompileJob(json.dumps(table).encode(), backend="native"), store)
     assert id is None and reports[-1].node == mixed and f"node {mixed!r}: " in reports[-1].line
     assert store.list() == ()
 

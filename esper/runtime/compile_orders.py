@@ -8,7 +8,8 @@ from esper.runtime.run_blueprints import blueprint_from, document_id
 from esper.runtime.scene import Scene
 from esper.tezzeret.blueprints import Document, canonical
 from esper.tezzeret.blueprints.site_words import words_of
-from esper.urza.store import Failure, Tiers, open_store
+from esper.urza.store import Failure, StoreError, Tiers, open_store
+from esper.utils.settings import SettingsError
 
 
 class CompileOrders:
@@ -74,10 +75,14 @@ def ordering(wanted: bool) -> Iterator[CompileOrders | None]:
     """A context with the orders of a run, in the store that the environment names; with none unless they are wanted.
 
     Raises:
-      StoreError: the store cannot be opened.
+      SettingsError: the store cannot be opened.
     """
     if not wanted:
         yield None
         return
-    with open_store() as store:
+    try:
+        store = open_store()
+    except StoreError as error:
+        raise SettingsError(f"--compile-requests: {error}") from None
+    with store:
         yield CompileOrders(store)

@@ -47,7 +47,7 @@ def sizes_of(settings: TrainSettings) -> ActorCriticConfig:
     return ActorCriticConfig(settings.features, settings.lstm, settings.head, settings.value_scale)
 
 
-class Prepared(NamedTuple):
+class Adoptable(NamedTuple):
     """A further blueprint that can be taken.
 
     Attributes:
@@ -99,7 +99,7 @@ class Players:
         """Ids of all documents in force, in order."""
         return [document_id(document) for document in self.scenes[0].rules.documents]
 
-    def prepared(self, document: Document) -> Prepared:
+    def prepared(self, document: Document) -> Adoptable:
         """All that can fail of taking a further blueprint, in every task that has a slot for it; nothing changes yet.
 
         Raises:
@@ -115,9 +115,9 @@ class Players:
         pairs = zip(self.scenes, found, strict=True)
         backends = tuple((scene.rules.task, adopted.engine.backend.name) for scene, adopted in pairs if adopted)
         interface = self.interface if graph else filled(self.interface, free[0], document.name)
-        return Prepared(document, interface, found, backends)
+        return Adoptable(document, interface, found, backends)
 
-    def take(self, ready: Prepared) -> None:
+    def take(self, ready: Adoptable) -> None:
         """Take what was prepared; in the graph policy's own way, or at a free place of the shared interface."""
         document, self.interface, found, _ = ready
         for place, (scene, adopted) in enumerate(zip(self.scenes, found, strict=True)):

@@ -9,7 +9,6 @@ hold.
 """
 
 import logging
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from esper.runtime.resume import (
     Origin,
     again,
     beside_of,
+    expect_room,
     holds_run,
     identity_of,
     run_folder,
@@ -95,17 +95,6 @@ def places(settings: TrainSettings) -> tuple[Path, Origin | None]:
             raise SettingsError(f"--out {folder}: holds a run already; expected an unused directory, or that run's own")
     expect_room(folder)
     return folder, source
-
-
-def expect_room(folder: Path) -> None:
-    """Raise ``SettingsError`` unless the directory of ``--out`` is there and can be written, or can be made."""
-    place = folder.absolute()
-    while not os.path.exists(place):  # unlike Path.exists, False for every name that no file can have
-        place = place.parent
-    if not place.is_dir():
-        raise SettingsError(f"--out {folder}: {place} is no directory; expected a place for one")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise SettingsError(f"--out {folder}: {place} cannot be written; expected a place for a directory")
 
 
 def open_run(

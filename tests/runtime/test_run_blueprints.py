@@ -6,6 +6,7 @@ import logging
 import shutil
 import signal
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ from runtime_forks import NAME, one_life, result, tiny, words
 
 import esper
 import esper.__main__
+from esper.kasmina.bypass_blueprints import CONV4X2
 from esper.leyline.actions import NONE, Blend, Op
 from esper.leyline.stages import Stage
 from esper.nissa.sinks import read_rows
+from esper.runtime import tasks
 from esper.runtime.policy_checkpoint import load_run
 from esper.runtime.requests import ask, pending
 from esper.runtime.train import train
@@ -24,7 +27,7 @@ from esper.runtime.train_settings import TrainSettings
 from esper.tezzeret.blueprints import blueprint_of, parse
 from esper.tezzeret.native import run as native_run
 from esper.tezzeret.native.library import library
-from esper.tezzeret.stages import CompileRequest, compile_document
+from esper.tezzeret.stages import CompileJob, compile_document
 from esper.urza import series
 from esper.urza.store import open_store
 from esper.utils.settings import SettingsError
@@ -174,6 +177,29 @@ def test_a_graph_policy_needs_no_free_place(tmp_path):
     expect_same_end(tmp_path / "other", tmp_path / "run")
 
 
+def test_of_several_tasks_those_take_it_that_have_a_slot_for_it(tmp_path, monkeypatch):
+    """The other one goes on as it is, and all of it goes on from the middle."""
+    beside = {"slots": ("input:logits",), "blends": (Blend.LINEAR,)}
+    other = tiny()._replace(name="beside", blueprints=(CONV4X2,), settings=tiny().settings | beside)
+    monkeypatch.setitem(tasks.TASKS, "beside", lambda: other)
+    both = settings(tmp_path / "run", spare_blueprints=1, rounds=3)
+    both = replace(both, task=f"{NAME},beside")
+    out = Asking("  1/", tmp_path / "run", [document()])
+    train(both, out)
+    (entry,) = record(tmp_path / "run")
+    assert (entry["round"], list(entry["backends"])) == (1, [NAME])
+    moments = series.moments(tmp_path / "run" / "checkpoints")
+    middle = min(moment for moment in moments if moment.rounds == 1 and moment.steps > 4)
+    place = series.member(tmp_path / "run" / "checkpoints", middle)
+    train(replace(both, out=str(tmp_path / "other"), resume=str(place)), io.StringIO())
+    expect_same_end(tmp_path / "other", tmp_path / "run")
+    both = replace(both, out=str(tmp_path / "third"), blueprints=str(tmp_path / "mine.json"), rounds=1)
+    (tmp_path / "mine.json").write_bytes(document())
+    train(both, io.StringIO())
+    names = json.loads((tmp_path / "third" / "resolved.json").read_text())
+    assert names[NAME]["blueprints"][-1] == "mixed" and names["beside"]["blueprints"] == ["conv4x2"]
+
+
 class WhileTaking:
     """Ends the process at the n-th operation on files while a request is decided on."""
 
@@ -222,7 +248,7 @@ class Working(io.StringIO):
             assert [request.id for request in pending(self.folder)] == self.ids
             with open_store() as store:
                 while (taken := store.queue.claim("a worker")) is not None:
-                    job = CompileRequest(taken.document, "mine.json", **taken.facts)
+                    job = CompileJob(taken.document, "mine.json", **taken.facts)
                     assert job.site == "conv:2x2x2" and job.backend == "native"
                     id, reports = compile_document(job, store, None)
                     store.queue.complete(taken, id) if id else store.queue.fail(taken, reports[-1].line)

@@ -56,6 +56,12 @@ class _Reader:
     def fields(self, table: Any, node: str) -> Fields:
         return Fields(table, self.place, node, self.limits)
 
+    def named(self, table: Any, kind: str) -> Fields:
+        """An object that has a name, which messages about it say."""
+        own = self.fields(table, kind)
+        own.node = own.name() if "name" in own.table else kind
+        return own
+
     def document(self, table: Any) -> Document:
         own = self.fields(table, "")
         if own.table.get("format") != FORMAT or isinstance(own.table.get("format"), bool):
@@ -112,10 +118,9 @@ class _Reader:
         return name, own.size(own.table["value"], f"size {name!r}")
 
     def row(self, table: Any, kind: str) -> Row:
-        own = self.fields(table, kind)
+        own = self.named(table, kind)
         own.only(("name", "shape", "init"), ("scale", "values"))
-        own.node = name = own.name()
-        shape = own.shape(own.table["shape"], "shape")
+        name, shape = own.node, own.shape(own.table["shape"], "shape")
         init = own.text("init", self.limits.text, INITS if kind == "parameter" else ("constant",))
         if init in ("given", "shuffled"):
             own.only(("name", "shape", "init", "values"))
@@ -135,11 +140,10 @@ class _Reader:
         return Form(nodes, own.name("output"), pairs)
 
     def call(self, table: Any, is_training: bool) -> Call:
-        own = self.fields(table, "node")
+        own = self.named(table, "node")
         for field in ("name", "op", "inputs"):
             if field not in own.table:
                 own.refuse(f"no field {field!r}", "name, op, inputs")
-        own.node = name = own.name()
         op = own.text("op", self.limits.text, OPERATIONS)
         known = OPERATIONS[op]
         required = [field for field, attribute in known.attributes.items() if attribute.required]
@@ -150,7 +154,7 @@ class _Reader:
         inputs = own.items("inputs", most, lambda each: own.as_name(each, "input"), least)
         given = sorted((field, value) for field, value in table.items() if field in known.attributes)
         return Call(
-            name,
+            own.node,
             op,
             inputs,
             tuple((field, self.setting(own, known.attributes[field].kind, field, value)) for field, value in given),

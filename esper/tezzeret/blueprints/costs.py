@@ -3,9 +3,9 @@
 from typing import NamedTuple
 
 from esper.kasmina.site import Site
-from esper.tezzeret.blueprints.document import Case, Document
+from esper.tezzeret.blueprints.document import Document, SiteCase
 from esper.tezzeret.blueprints.operations import OPERATIONS
-from esper.tezzeret.blueprints.refusals import GRAPH, LIMITS, DocumentError, Limits
+from esper.tezzeret.blueprints.refusals import GRAPH, LIMITS, DocumentError, DocumentLimits
 from esper.tezzeret.blueprints.resolving import Resolver, case_at, case_told, graph_of
 from esper.tezzeret.native.graph import Graph, Node, Shape
 
@@ -49,7 +49,7 @@ class Costs(NamedTuple):
     bytes: int
 
 
-def infer(document: Document, source: Site, target: Site, limits: Limits = LIMITS) -> Costs:
+def infer(document: Document, source: Site, target: Site, limits: DocumentLimits = LIMITS) -> Costs:
     """Find shapes and costs.
 
     Args:
@@ -102,13 +102,13 @@ def _wanted(document: Document) -> str:
     return "; or ".join(found)
 
 
-def _check_output(resolver: Resolver, case: Case, is_training: bool, graph: Graph, target: Site) -> None:
+def _check_output(resolver: Resolver, case: SiteCase, is_training: bool, graph: Graph, target: Site) -> None:
     name, node = case.form(is_training).output, graph.nodes[graph.output]
     if node.shape != target.shape or not node.by_sample:
         resolver.refuse(name, f"the result's shape {list(node.shape)}", f"features {list(target.shape)} of the target")
 
 
-def _check_tables(resolver: Resolver, case: Case, graph: Graph, source: Site, target: Site) -> None:
+def _check_tables(resolver: Resolver, case: SiteCase, graph: Graph, source: Site, target: Site) -> None:
     """Tables have a row for every token."""
     first = len(graph.nodes) - len(case.train.nodes)
     for call, node in zip(case.train.nodes, graph.nodes[first:], strict=True):
@@ -117,7 +117,7 @@ def _check_tables(resolver: Resolver, case: Case, graph: Graph, source: Site, ta
             resolver.refuse(call.name, f"a table of {rows} rows", f"one per token, {target.channels}")
 
 
-def _node_costs(case: Case, is_training: bool, graph: Graph) -> tuple[NodeCost, ...]:
+def _node_costs(case: SiteCase, is_training: bool, graph: Graph) -> tuple[NodeCost, ...]:
     calls = case.form(is_training).nodes
     own = graph.nodes[len(graph.nodes) - len(calls) :]
     return tuple(_cost(call.name, node, graph) for call, node in zip(calls, own, strict=True))

@@ -113,7 +113,9 @@ def _source(example: Tensor) -> Site:
     shape = tuple(example.shape[1:])
     if not example.is_floating_point():
         return Site("tokens", shape, 0)
-    return {1: vector_site, 2: token_site, 3: conv_site}[len(shape)](*shape)
+    if len(shape) == 3:
+        return conv_site(*shape)
+    return vector_site(*shape) if len(shape) == 1 else token_site(*shape)
 
 
 def _target(shape: tuple[int, ...], source: Site) -> Site:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from esper.tezzeret.blueprints import canonical, shipped
-from esper.tezzeret.stages import CompilerChild, CompileJob
+from esper.tezzeret.stages import CompileJob, CompilerChild
 from esper.urza.store import StoreSettings, Tiers, open_store
 
 

@@ -4,6 +4,7 @@ from esper.tezzeret.blueprints.catalogue import shipped
 from esper.tezzeret.blueprints.costs import Costs, NodeCost, infer
 from esper.tezzeret.blueprints.document import Document, canonical
 from esper.tezzeret.blueprints.eager_form import blueprint_of
+from esper.tezzeret.blueprints.from_module import of_module
 from esper.tezzeret.blueprints.reading import parse
 from esper.tezzeret.blueprints.refusals import LIMITS, DocumentError, Limits
 
@@ -17,6 +18,7 @@ __all__ = [
     "blueprint_of",
     "canonical",
     "infer",
+    "of_module",
     "parse",
     "shipped",
 ]

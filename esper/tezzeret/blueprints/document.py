@@ -23,6 +23,7 @@ the parameters say which it is.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -253,7 +254,9 @@ def _call(call: Call) -> dict[str, Any]:
 
 def _setting(value: Setting) -> Any:
     if isinstance(value, tuple):
-        return _real(value) if value and value[0] in ("over_root", "over") else list(value)  # type: ignore[arg-type]
+        if value and value[0] in ("over_root", "over"):
+            return _real(value)  # type: ignore[arg-type]
+        return ["-inf" if each == -math.inf else each for each in value]  # of masks
     return value
 
 

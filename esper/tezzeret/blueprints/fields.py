@@ -10,7 +10,7 @@ from esper.tezzeret.blueprints.refusals import PARSE, DocumentError, Limits
 from esper.tezzeret.blueprints.sizes import Size, SizeError, expression
 from esper.utils.documents import shown
 
-NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*(?:\.[A-Za-z0-9][A-Za-z0-9_]*)*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_]*(?:\.[A-Za-z0-9][A-Za-z0-9_]*)*")
 """Of nodes, parameters and buffers: ASCII letters, digits, single underscores, and dots between parts."""
 
 LOWER = re.compile(r"[a-z][a-z0-9]*(?:_[a-z0-9]+)*")

@@ -13,7 +13,7 @@ from esper.tezzeret.blueprints.refusals import LIMITS
 
 FILE = Path(__file__).parent / "schema.json"
 
-NAME = "^[A-Za-z][A-Za-z0-9_]*([.][A-Za-z0-9][A-Za-z0-9_]*)*$"
+NAME = "^[A-Za-z0-9][A-Za-z0-9_]*([.][A-Za-z0-9][A-Za-z0-9_]*)*$"
 LOWER = "^[a-z][a-z0-9]*(_[a-z0-9]+)*$"
 SIZE = {"anyOf": [{"type": "integer"}, {"type": "string", "maxLength": 10 * LIMITS.text}]}
 SHAPE = {"type": "array", "items": {"$ref": "#/$defs/size"}, "maxItems": LIMITS.rank}
@@ -33,7 +33,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "share": {"type": "number", "minimum": 0, "exclusiveMaximum": 1},
     "flag": {"type": "boolean"},
     "index": {"type": "array", "items": {"type": "integer", "minimum": -1}},
-    "numbers": {"type": "array", "items": {"type": "number"}},
+    "numbers": {"type": "array", "items": {"anyOf": [{"type": "number"}, {"const": "-inf"}]}},
 }
 
 

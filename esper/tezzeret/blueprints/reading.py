@@ -1,5 +1,6 @@
 """Stage 1: from bytes to a document, every field checked; nothing is allocated, and no sites are known."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -169,7 +170,9 @@ class _Reader:
             share = own.number(value, field)
             return share if 0 <= share < 1 else own.refuse(f"{field} {shown(value)}", "from 0, below 1")
         if kind == "numbers":
-            return own.items(field, self.limits.activations, lambda each: own.number(each, field))
+            return own.items(
+                field, self.limits.activations, lambda each: -math.inf if each == "-inf" else own.number(each, field)
+            )
         return own.items(field, self.limits.activations, lambda each: self.index(own, each))
 
     def index(self, own: Fields, value: Any) -> int:

@@ -23,6 +23,7 @@ with ending_on_interrupt(__name__ == "__main__" or is_command()):
     from esper.runtime.interrupt import Stopped
     from esper.runtime.own import expect_nothing_imported
     from esper.runtime.resume import settings_before
+    from esper.runtime.store import artefact_store
     from esper.runtime.supervise import follow_supervisor, supervise
     from esper.runtime.train import train
     from esper.runtime.train_settings import TrainSettings
@@ -56,6 +57,7 @@ WORDS: dict[str, tuple[str, Callable[[Sequence[str]], int | None]]] = {
     "blueprint": ("Kinds of seed as documents: blueprint list | check | compile | demo | ...", blueprints),
     "data": ("What a dataset's folder or file holds, and whether it loads: data check PATH", data_check),
     "dlq": ("Writes of runs that failed: dlq ls | retry | drop [DIRECTORY]", dead_letters),
+    "store": ("Artefacts and where they are kept: store ls | get | verify | gc | invalidate", artefact_store),
     "supervise": (
         "A training run that is started again when it dies: supervise [--restarts N] -- train ...",
         supervise,

@@ -21,7 +21,10 @@ ON_FILES = ("open", "write", "sync", "rename", "sync-folder", "remove")
 """Operations on files that must last."""
 
 POINTS = (*ON_FILES, "step", "minibatch", "saved")
-"""Where: such an operation; an environment step or a minibatch about to begin; a checkpoint done."""
+"""Where in a run: such an operation; an environment step or a minibatch about to begin; a checkpoint done."""
+
+IN_STORES = ("put", "commit")
+"""Where in a store: the next part of a put about to begin (object, row, Redis, memory); a transaction about to end."""
 
 ERRORS = {"eio": errno.EIO, "enospc": errno.ENOSPC, "emfile": errno.EMFILE}
 """Faults that raise OSError."""
@@ -80,10 +83,10 @@ def parse(text: str) -> Fault:
     point, _, rest = text.partition(":")
     kind, _, count = rest.partition(":")
     lasts, digits = count.endswith("+"), count.removesuffix("+") or "1"
-    if point not in POINTS or kind not in FAULTS or not digits.isdecimal() or int(digits) < 1:
+    if point not in (*POINTS, *IN_STORES) or kind not in FAULTS or not digits.isdecimal() or int(digits) < 1:
         raise ValueError(
-            f"{VARIABLE} = {text!r}: expected POINT:FAULT[:K], K from 1 on; points are {', '.join(POINTS)}; "
-            f"faults are {', '.join(FAULTS)}"
+            f"{VARIABLE} = {text!r}: expected POINT:FAULT[:K], K from 1 on; points are "
+            f"{', '.join((*POINTS, *IN_STORES))}; faults are {', '.join(FAULTS)}"
         )
     return Fault(point, kind, int(digits), lasts)
 

@@ -9,6 +9,7 @@ from typing import Any
 from esper.urza.store.addresses import package, shown_address, told
 from esper.urza.store.connections import WAIT, DatabaseFails, Execute, Rows, ServiceLost, prepare_sqlite
 from esper.urza.store.contract import StoreError
+from esper.utils.failpoints import reach
 
 DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 """Schemes of addresses, and how SQLAlchemy calls them."""
@@ -89,6 +90,7 @@ class AlchemyConnections:
             elif writes:
                 execute("SELECT pg_advisory_xact_lock(:number)", number=WRITERS)
             yield execute
+            reach("commit")
             connection.commit()
 
     @contextmanager

@@ -1,6 +1,6 @@
 """The queue of blueprints that are to be compiled: in the store's database, taken by workers for a while (lease).
 
-    proposed -> compiling -> validating -> characterized -> deployed -> archived        each may fail before it is deployed
+    proposed -> compiling -> validating -> characterized -> deployed -> archived;   or failed
 
 A worker that dies loses its lease, and what it had is proposed again; after ``ATTEMPTS`` such ends it has failed, so
 that a document that kills its workers does not kill them all. Every change but a proposal needs the lease's token: who
@@ -11,6 +11,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from esper.urza.store.connections import Connections, Rows
@@ -170,7 +171,7 @@ class CompileQueue:
         for request in sorted(waiting, key=order) if order is not None else waiting:
             if request.status in LEASED and request.expires > self._clock():
                 continue
-            taken = self._watched.ask("database", lambda id=request.id: self._take(id, worker, token, lease))
+            taken = self._watched.ask("database", partial(self._take, request.id, worker, token, lease))
             if taken is not None:
                 return taken
         return None
@@ -186,9 +187,8 @@ class CompileQueue:
                 return None
             if request.attempts >= ATTEMPTS:
                 reason = f"{request.attempts} workers that took it were not heard of again"
-                write_request(
-                    execute, request._replace(status=BlueprintStatus.FAILED, token="", reason=reason, changed=now)
-                )
+                ended = request._replace(status=BlueprintStatus.FAILED, token="", reason=reason, changed=now)
+                write_request(execute, ended)
                 return None
             request = request._replace(
                 status=BlueprintStatus.COMPILING,

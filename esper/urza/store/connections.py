@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from esper.urza.lock import network_of
 from esper.utils.documents import cause
+from esper.utils.failpoints import reach
 
 WAIT = 5.0
 """Seconds to wait for another process that writes."""
@@ -114,6 +115,7 @@ class SqliteConnections:
             connection.execute(begin)
             try:
                 yield execute
+                reach("commit")
                 connection.execute("COMMIT")
             except BaseException:
                 if connection.in_transaction:

@@ -23,8 +23,8 @@ SCHEMA = (
     "CREATE TABLE IF NOT EXISTS changes (number BIGINT PRIMARY KEY, id VARCHAR(64) NOT NULL, moment BIGINT NOT NULL)",
     "CREATE INDEX IF NOT EXISTS changes_by_id ON changes (id)",
 )
-"""Tables; SQLite and PostgreSQL take the same text. ``changes`` tells what memories must drop: rows that were removed, at
-which moment, and rows whose facts were replaced, which is no removal (moment 0)."""
+"""Tables; SQLite and PostgreSQL take the same text. ``changes`` tells what memories must drop: rows that were removed,
+at which moment, and rows whose facts were replaced, which is no removal (moment 0)."""
 
 COLUMNS = "id, format, size, written, facts, seal"
 

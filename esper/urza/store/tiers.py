@@ -37,6 +37,7 @@ from esper.urza.store.postponed import Postponed, invalidation
 from esper.urza.store.reading import Missing, Reader
 from esper.urza.store.ready import ReadyCache
 from esper.urza.store.watched import Watched
+from esper.utils.failpoints import reach
 from esper.utils.resilience.world import REAL, World
 
 FRESH = 0.5
@@ -96,11 +97,13 @@ class Tiers:
             self.postponed.wait(Operation(record.id, "put", record.written, record.size, record.facts), error, data)
             self.ready.drop(record.id)
             return record.id
+        reach("put")
         self.postponed.settled(record.id, added.record.written)
         if added.replaced:
             self._gone((record.id,))
         copy = Copy(added.record, data)
         self._reader.promote(copy)
+        reach("put")
         self.ready.put(record.id, copy, record.size)
         return record.id
 
@@ -217,7 +220,9 @@ class Tiers:
                 return False
 
         for _ in range(ATTEMPTS):
+            reach("put")
             self.watched.ask("objects", lambda: self.objects.put(record.id, data))
+            reach("put")
             added = self.watched.ask("database", lambda: self.entries.add(record, present, replay))
             if lost:
                 raise lost[0]

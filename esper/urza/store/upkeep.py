@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 from esper.urza.store.contract import Failure, id_of
@@ -54,7 +55,7 @@ def verify(store: Tiers) -> Iterator[Damage]:
       OSError: a service is lost.
     """
     for id in sorted(store.watched.ask("database", store.entries.ids)):
-        row = store.watched.ask("database", lambda id=id: store.entries.get(id))
+        row = store.watched.ask("database", partial(store.entries.get, id))
         if isinstance(row, Failure):
             yield Damage(id, "database", row.detail, store.restore(id))
         elif isinstance(row, Record):

@@ -1,4 +1,4 @@
-"""Calls of services under watch: tried again, left alone while they fail (``esper.utils.resilience``), counted by tier."""
+"""Calls of services under watch: tried again, left alone while they fail (``utils.resilience``), counted by tier."""
 
 from collections.abc import Callable
 from typing import TypeVar

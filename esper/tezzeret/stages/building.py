@@ -143,7 +143,8 @@ def check_contract(subject: Subject) -> None:
       ArtefactRefused: it does not.
     """
     try:
-        check_blueprint(subject.blueprint, subject.source, subject.target if subject.is_bypass else None)
+        target = subject.target if subject.is_bypass else None
+        check_blueprint(subject.blueprint, subject.source, target, starts_alive=False)
     except BlueprintError as error:
         found, _, expected = str(error).partition("; expected ")
         raise ArtefactRefused("contract", found, expected or "the contract of blueprints") from None

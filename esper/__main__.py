@@ -1,4 +1,4 @@
-"""Commands of ``python -m esper``: train, evaluate, inspect, export, demo, tasks, doctor, blueprint, data, dlq, ..."""
+"""Commands of ``python -m esper``; ``COMMANDS`` and ``WORDS`` list them."""
 
 import os
 import sys
@@ -23,13 +23,16 @@ with ending_on_interrupt(__name__ == "__main__" or is_command()):
     from esper.runtime.interrupt import Stopped
     from esper.runtime.own import expect_nothing_imported
     from esper.runtime.resume import settings_before
+    from esper.runtime.store import artefact_store
     from esper.runtime.supervise import follow_supervisor, supervise
     from esper.runtime.train import train
     from esper.runtime.train_settings import TrainSettings
+    from esper.runtime.worker import WorkerSettings, serve_queue
     from esper.tolaria.data import DatasetError
     from esper.urza.checkpoint import CheckpointError
     from esper.urza.dead_letters import DeadLetterError
     from esper.urza.lock import LockError
+    from esper.urza.store.contract import StoreError
     from esper.utils.documents import cause, one_line
     from esper.utils.resilience.causes import Nature, cause_of
     from esper.utils.settings import Base, SettingsError, read_settings
@@ -43,6 +46,7 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any, TextIO | None], object]]] = 
     "demo": (DemoSettings, demonstrate),
     "tasks": (TasksSettings, show_tasks),
     "doctor": (DoctorSettings, diagnose),
+    "worker": (WorkerSettings, serve_queue),
 }
 """Commands that take settings: what they are, and what runs."""
 
@@ -50,9 +54,10 @@ BASES: dict[str, Base] = {"train": settings_before}
 """Where a command's settings come from that were not asked for, if not from their defaults."""
 
 WORDS: dict[str, tuple[str, Callable[[Sequence[str]], int | None]]] = {
-    "blueprint": ("Kinds of seed as documents: blueprint list | export | check | schema", blueprints),
+    "blueprint": ("Kinds of seed as documents: blueprint list | check | compile | demo | ...", blueprints),
     "data": ("What a dataset's folder or file holds, and whether it loads: data check PATH", data_check),
     "dlq": ("Writes of runs that failed: dlq ls | retry | drop [DIRECTORY]", dead_letters),
+    "store": ("Artefacts and where they are kept: store ls | get | verify | gc | invalidate", artefact_store),
     "supervise": (
         "A training run that is started again when it dies: supervise [--restarts N] -- train ...",
         supervise,
@@ -60,7 +65,7 @@ WORDS: dict[str, tuple[str, Callable[[Sequence[str]], int | None]]] = {
 }
 """Commands that take words: a line on each, and what runs; it may give an exit status."""
 
-ERRORS = (SettingsError, ConfigError, DatasetError, CheckpointError, DeadLetterError, LockError, SinkError)
+ERRORS = (SettingsError, ConfigError, DatasetError, CheckpointError, DeadLetterError, LockError, SinkError, StoreError)
 """What a command says in one line."""
 
 

@@ -1,4 +1,4 @@
-"""``esper blueprint list | export | check | schema``: kinds of seed as documents."""
+"""``esper blueprint list | export | check | compile | demo | schema``: kinds of seed as documents."""
 
 import argparse
 import hashlib
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
+from esper.runtime.blueprint_source import read_source
 from esper.utils.documents import cause, to_json
 from esper.utils.files import replace_file
 from esper.utils.paths import user_path
@@ -37,27 +38,6 @@ def blueprints(arguments: Sequence[str], out: TextIO | None = None) -> int | Non
     if words[0] not in SUBCOMMANDS:
         raise SettingsError(f"blueprint {words[0]!r}: expected {', '.join(SUBCOMMANDS)}")
     return SUBCOMMANDS[words[0]][1](words[1:], out)
-
-
-def read_source(text: str) -> tuple[bytes, str]:
-    """The bytes of a document, and what messages call it: a file, or else the name of one that is shipped.
-
-    Raises:
-      SettingsError: neither.
-    """
-    from esper.tezzeret.blueprints.catalogue import names, shipped_bytes
-    from esper.tezzeret.blueprints.refusals import LIMITS
-
-    path = user_path(text)
-    try:
-        if path.is_file():
-            with path.open("rb") as file:
-                return file.read(LIMITS.bytes + 1), text
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"{text}: {cause(error)}; expected a file that can be read") from None
-    if text in names():
-        return shipped_bytes(text), text
-    raise SettingsError(f"blueprint {text!r}: no such file; expected one, or the name of a shipped blueprint")
 
 
 def _list(words: Sequence[str], out: TextIO) -> None:
@@ -144,6 +124,20 @@ def _requests(words: Sequence[str], out: TextIO) -> None:
     show(words, out)
 
 
+def _compile(words: Sequence[str], out: TextIO) -> int:
+    """All seven stages."""
+    from esper.runtime.blueprint_compile import compile_words
+
+    return compile_words(words, out)
+
+
+def _demo(words: Sequence[str], out: TextIO) -> int:
+    """From a document to a network that grew it."""
+    from esper.runtime.blueprint_demo import demo_words
+
+    return demo_words(words, out)
+
+
 def _put(data: bytes, to: str, out: TextIO) -> None:
     if to:
         _written(user_path(to), data)
@@ -167,6 +161,8 @@ SUBCOMMANDS: dict[str, tuple[str, Command]] = {
     "list": ("the shipped blueprints: list", _list),
     "export": ("one of them as a document: export NAME [--to FILE]", _export),
     "check": ("shapes and costs of a document: check FILE [--site conv:8x8x8[->logits:10]] [--json]", _check),
+    "compile": ("the seven stages, and a store: compile FILE [--site ...] [--backend ...] [--store FOLDER]", _compile),
+    "demo": ("a document, its stages, the store, another process, growth: demo", _demo),
     "schema": ("the JSON Schema of documents: schema [--to FILE]", _schema),
     "add": ("hand a document to a training run: add RUN FILE", _add),
     "requests": ("what became of a run's documents: requests RUN [--json]", _requests),

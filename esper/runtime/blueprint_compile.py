@@ -3,12 +3,10 @@
 import argparse
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, TextIO
 
 from esper.leyline.config import ConfigError
-from esper.tezzeret.blueprints import LIMITS
-from esper.tezzeret.blueprints.catalogue import names, shipped_bytes
+from esper.runtime.blueprint_source import read_source
 from esper.tezzeret.stages import (
     BACKENDS,
     DTYPES,
@@ -20,11 +18,8 @@ from esper.tezzeret.stages import (
     enqueue,
 )
 from esper.tezzeret.stages.reports import as_table
-from esper.tezzeret.stages.sites import FORMS
 from esper.urza.store import StoreSettings, open_store
-from esper.utils.documents import shown, to_json
-from esper.utils.files import read_file
-from esper.utils.paths import user_path
+from esper.utils.documents import to_json
 from esper.utils.settings import Parser, boolean, spell
 from esper.utils.terminal import output
 
@@ -48,7 +43,7 @@ def compile_words(arguments: Sequence[str], out: TextIO | None = None) -> int:
       SystemExit: ``--help``.
     """
     out, given = output(out), _parse(arguments)
-    request = CompileJob(read_blueprint(given.file), given.file, given.site, given.dtype, given.backend)
+    request = CompileJob(*read_source(given.file), given.site, given.dtype, given.backend)
     request.check()
 
     def tell(report: StageReport) -> None:
@@ -73,7 +68,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     text = "Take a blueprint document through the seven stages, and store what comes of it."
     parser = Parser(prog="esper blueprint compile", description=text, allow_abbrev=False)
     parser.add_argument("file", metavar="FILE", help="a document, or the name of one that is shipped")
-    parser.add_argument("--site", default="", help=f"{FORMS}; default: the first of the usual ones that fits")
+    parser.add_argument(
+        "--site", default="", help="such as conv:8x8x8 or conv:1x8x8->logits:10; default: one that fits"
+    )
     parser.add_argument("--backend", default="auto", choices=BACKENDS)
     parser.add_argument("--dtype", default="float32", choices=tuple(DTYPES))
     parser.add_argument("--store", default="", metavar="FOLDER", help="default: the store of the environment")
@@ -88,19 +85,3 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     if not 0 < found.seconds < 1e6 or not 0 < found.memory < 1 << 24:
         raise ConfigError("--seconds, --memory: expected numbers above 0")
     return found
-
-
-def read_blueprint(file: str) -> bytes:
-    """A document's bytes: of a file, or of the shipped one of that name where there is no such file.
-
-    Raises:
-      ConfigError: neither can be read; one line.
-    """
-    path = user_path(file)
-    if not path.exists() and Path(file).name == file and file in names():
-        return shipped_bytes(file)
-    try:
-        return read_file(path, LIMITS.bytes)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(f"{shown(file)}: {reason}; expected a blueprint document, or one of {names()}") from None

@@ -22,9 +22,9 @@ from esper.runtime.rollout import rollout
 from esper.runtime.tasks import named
 from esper.tamiyo.policies import from_mask
 from esper.tamiyo.scripted import grow
+from esper.tezzeret.blueprints.site_words import words_of
 from esper.tezzeret.stages import CompileJob, CompilerChild, ReadyBlueprint, compile_document, fetch
 from esper.tezzeret.stages.inputs import batch_of, numbers_of
-from esper.tezzeret.stages.sites import site_text
 from esper.urza.store import StoreSettings, open_store
 from esper.utils.settings import Parser
 from esper.utils.terminal import output
@@ -101,7 +101,8 @@ def demo_words(arguments: Sequence[str], out: TextIO | None = None) -> int:
 def _site() -> str:
     """Where the task's first slot is."""
     host = named(TASK).host
-    return site_text(host.points["block0"])
+    site = host.points["block0"]
+    return words_of(site, site)
 
 
 def _stored(folder: str, out: TextIO) -> tuple[str, str]:

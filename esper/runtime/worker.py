@@ -1,21 +1,9 @@
-"""``esper worker``: compiles what the store's queue holds, until it is asked to stop."""
+"""``esper worker``: its settings; what it does is in ``esper.runtime.serve``, which takes its time to import."""
 
-import math
-import os
-import socket
-import threading
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TextIO
 
-from esper.runtime.interrupt import Watch, watched
-from esper.tezzeret.stages import CompilerChild, CompileWorker, Confines, Finished
-from esper.tezzeret.stages.worker import POLL
-from esper.urza.store import StoreSettings, from_environment, open_store
-from esper.urza.store.compile_queue import LEASE
-from esper.utils.documents import one_line
 from esper.utils.settings import setting
-from esper.utils.terminal import output
 
 
 @dataclass(frozen=True)
@@ -23,74 +11,15 @@ class WorkerSettings:
     """Compile, validate and publish the blueprints that are queued in a store."""
 
     store: str = setting("", "folder of the store; empty = the store of the environment (ESPER_STORE_...)")
-    poll: float = setting(POLL, "seconds between two looks at an empty queue", low=0.01, high=3600.0)
-    lease: float = setting(LEASE, "seconds after which others may take what a dead worker had", low=1.0, high=86400.0)
-    seconds: float = setting(Confines().seconds, "for one document, at most", low=1.0, high=86400.0)
-    memory: int = setting(Confines().memory >> 20, "megabytes for one document, at most", low=16, high=1 << 20)
+    poll: float = setting(2.0, "seconds between two looks at an empty queue", low=0.01, high=3600.0)
+    lease: float = setting(120.0, "seconds after which others may take what a dead worker had", low=1.0, high=86400.0)
+    seconds: float = setting(300.0, "for one document, at most", low=1.0, high=86400.0)
+    memory: int = setting(2048, "megabytes for one document, at most", low=16, high=1 << 20)
     drain: bool = setting(False, "end when the queue is empty")
 
 
-def work(settings: WorkerSettings, out: TextIO | None = None) -> CompileWorker:
-    """Serve until SIGINT or SIGTERM, or until the queue is empty.
+def serve_queue(settings: WorkerSettings, out: TextIO | None = None) -> None:
+    """See ``esper.runtime.serve.work``."""
+    from esper.runtime.serve import work
 
-    Args:
-      settings: everything.
-      out: where a line for every request goes, and counters at the end.
-
-    Returns:
-      the worker, which has stopped.
-
-    Raises:
-      StoreError: the store cannot be opened.
-      Stopped: it was asked to; what it had is in the queue again.
-    """
-    out = output(out)
-    where = StoreSettings(folder=settings.store) if settings.store else from_environment()
-    with ExitStack() as stack:
-        store = stack.enter_context(open_store(where))
-        child = stack.enter_context(CompilerChild(Confines(settings.seconds, settings.memory << 20)))
-        watch = stack.enter_context(watched())
-        name = f"{socket.gethostname()}:{os.getpid()}"
-        worker = CompileWorker(store, name, child, settings.lease, settings.poll)
-        done = threading.Event()
-        stack.callback(done.set)
-        threading.Thread(target=_look, args=(watch, worker, done), daemon=True).start()
-        out.write(f"worker {name}: {_counts(store.queue.counters())}\n")
-        out.flush()
-        worker.serve(lambda finished: _tell(finished, out), settings.drain)
-        out.write(summary(worker) + "\n")
-        out.flush()
-        watch.check()
-    return worker
-
-
-def _look(watch: Watch, worker: CompileWorker, done: threading.Event) -> None:
-    """Hand a signal on to the worker."""
-    while not done.wait(0.05):
-        if watch.number is not None:
-            worker.ask_to_stop()
-            return
-
-
-def _tell(finished: Finished, out: TextIO) -> None:
-    place = str(finished.request.facts.get("site", "")) or "its usual site"
-    what = f"as {finished.id[:16]}" if finished.id is not None else finished.report.line.strip()
-    out.write(
-        one_line(
-            f"{finished.request.id[:12]}  {finished.outcome} for {place} in {finished.seconds:.2f} s "
-            f"(predicted {finished.predicted:.2f} s)  {what}"
-        )
-        + "\n"
-    )
-    out.flush()
-
-
-def summary(worker: CompileWorker) -> str:
-    """Counters, and how well times were predicted."""
-    found, correlation = _counts(worker.counts), worker.correlation()
-    told = f"; rank correlation of predicted and measured times {correlation:.2f}" if math.isfinite(correlation) else ""
-    return f"worker {worker.name}: {found}{told}"
-
-
-def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{name} {number}" for name, number in sorted(counts.items()) if number) or "nothing"
+    work(settings, out)

@@ -85,8 +85,8 @@ def parse(text: str) -> Fault:
     lasts, digits = count.endswith("+"), count.removesuffix("+") or "1"
     if point not in (*POINTS, *IN_STORES) or kind not in FAULTS or not digits.isdecimal() or int(digits) < 1:
         raise ValueError(
-            f"{VARIABLE} = {text!r}: expected POINT:FAULT[:K], K from 1 on; points are {', '.join((*POINTS, *IN_STORES))}; "
-            f"faults are {', '.join(FAULTS)}"
+            f"{VARIABLE} = {text!r}: expected POINT:FAULT[:K], K from 1 on; points are "
+            f"{', '.join((*POINTS, *IN_STORES))}; faults are {', '.join(FAULTS)}"
         )
     return Fault(point, kind, int(digits), lasts)
 

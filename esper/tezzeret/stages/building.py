@@ -10,8 +10,8 @@ import torch
 
 from esper.kasmina.checks import BlueprintError, check_blueprint
 from esper.tezzeret.backend import BackendError
-from esper.tezzeret.blueprints import Document, blueprint_of, canonical
-from esper.tezzeret.stages.forms import BlueprintForm, Subject, eager_form, subject_of
+from esper.tezzeret.blueprints import Document, canonical
+from esper.tezzeret.stages.forms import BlueprintForm, Subject, eager_form, subject_at
 from esper.tezzeret.stages.inductor_form import inductor_form
 from esper.tezzeret.stages.inputs import BATCHES, NETWORKS, batch_of, numbers_of
 from esper.tezzeret.stages.native_form import native_form
@@ -20,7 +20,6 @@ from esper.tezzeret.stages.profile import Effort, profile
 from esper.tezzeret.stages.refusal import ArtefactRefused
 from esper.tezzeret.stages.reports import STAGES, VALIDATION, ReportLog, StageFailed
 from esper.tezzeret.stages.request import DTYPES, FORMAT, CompileJob, device_facts, versions
-from esper.tezzeret.stages.sites import sites_of
 from esper.tezzeret.stages.validation import validate
 from esper.tezzeret.stages.variants import Variant, optimize, variants
 
@@ -74,7 +73,7 @@ class Built(NamedTuple):
 
 def work_of(request: CompileJob, document: Document, key: str) -> Work:
     """The work on a request whose site is known."""
-    return Work(request, document, subject_of(blueprint_of(document), *sites_of(request.site)), key)
+    return Work(request, document, subject_at(document, request.site), key)
 
 
 def build(work: Work, log: ReportLog) -> Built:
@@ -144,7 +143,8 @@ def check_contract(subject: Subject) -> None:
       ArtefactRefused: it does not.
     """
     try:
-        check_blueprint(subject.blueprint, subject.source, subject.target if subject.is_bypass else None)
+        target = subject.target if subject.is_bypass else None
+        check_blueprint(subject.blueprint, subject.source, target, starts_alive=False)
     except BlueprintError as error:
         found, _, expected = str(error).partition("; expected ")
         raise ArtefactRefused("contract", found, expected or "the contract of blueprints") from None

@@ -41,7 +41,7 @@ def predict_job(job: CompileJob) -> float:
     try:
         job.check()
         document = parse(job.document, job.place)
-        return predict(costs_of(document, job.site)[2], job.backends[0])
+        return predict(costs_of(document, job.site)[1], job.backends[0])
     except ConfigError:
         return UNKNOWN
 

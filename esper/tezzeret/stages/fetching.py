@@ -19,7 +19,6 @@ from esper.tezzeret.stages.forms import BlueprintForm, Subject
 from esper.tezzeret.stages.native_form import form_of_code, from_bytes
 from esper.tezzeret.stages.package import CODE, KIND, BlueprintPackage, PackageError, unpack
 from esper.tezzeret.stages.request import DTYPES, CompileJob, key_text
-from esper.tezzeret.stages.sites import sites_of
 from esper.tezzeret.stages.validation import validate
 from esper.urza.store import Artefact, Failure, Tiers
 from esper.utils.documents import cause
@@ -119,7 +118,7 @@ def _key_here(package: BlueprintPackage) -> str | None:
     """The key that the package's request has on this machine, of the backends that it may have asked for."""
     facts, document = package.facts, canonical(package.document)
     asked = (CompileJob(document, "", facts["site"], facts["dtype"], backend) for backend in ("auto", "native"))
-    keys = [key_text(each, document, *sites_of(facts["site"], "site")) for each in asked]
+    keys = [key_text(each, document) for each in asked]
     return facts["key"] if facts.get("key") in keys else None
 
 

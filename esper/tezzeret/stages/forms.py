@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from esper.kasmina.blueprint import Blueprint
 from esper.kasmina.layout import Layout, Params
 from esper.kasmina.site import Site
+from esper.tezzeret.blueprints import Document, blueprint_of
+from esper.tezzeret.blueprints.site_words import pair_of
 from esper.utils import rng
 
 
@@ -53,6 +55,16 @@ def subject_of(blueprint: Blueprint, source: Site, target: Site | None = None) -
     acts = source if target is None else target
     rows = (blueprint.layout(source, acts), blueprint.buffer_layout(source, acts))
     return Subject(blueprint, source, acts, target is not None, *rows)
+
+
+def subject_at(document: Document, site: str) -> Subject:
+    """A document at a site, or between two, in words.
+
+    Raises:
+      ConfigError: no such site, or the document is not for it.
+    """
+    source, target = pair_of(site)
+    return subject_of(blueprint_of(document), source, target if document.bypass else None)
 
 
 class Goal(NamedTuple):

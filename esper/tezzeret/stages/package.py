@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from esper.leyline.config import ConfigError
-from esper.tezzeret.blueprints import LIMITS, Document, DocumentError, blueprint_of, canonical, parse
-from esper.tezzeret.stages.forms import Subject, subject_of
+from esper.tezzeret.blueprints import LIMITS, Document, DocumentError, canonical, parse
+from esper.tezzeret.blueprints.site_words import words_of
+from esper.tezzeret.stages.forms import Subject, subject_at
 from esper.tezzeret.stages.frames import join, split
-from esper.tezzeret.stages.sites import site_text, sites_of
 from esper.utils.documents import json_ready
 
 MAGIC = b"esper blueprint 1\n"
@@ -51,7 +51,7 @@ class BlueprintPackage(NamedTuple):
     @property
     def subject(self) -> Subject:
         """The blueprint at the site that it was compiled for."""
-        return subject_of(blueprint_of(self.document), *sites_of(self.facts["site"], "site"))
+        return subject_at(self.document, self.facts["site"])
 
 
 def pack(document: Document, subject: Subject, facts: dict[str, Any]) -> bytes:
@@ -102,10 +102,9 @@ def _json(facts: dict[str, Any]) -> bytes:
 
 def describe(subject: Subject) -> dict[str, Any]:
     """Metadata that follow from a blueprint and its sites."""
-    target = subject.target if subject.is_bypass else None
     return {
         "blueprint": subject.blueprint.name,
-        "site": site_text(subject.source, target),
+        "site": words_of(subject.source, subject.target),
         "input_shape": list(subject.source.shape),
         "output_shape": list(subject.target.shape),
         "parameters": subject.layout.size,

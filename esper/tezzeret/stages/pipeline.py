@@ -3,14 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-from esper.kasmina.site import Site
-from esper.tezzeret.blueprints import Costs, Document, DocumentError, canonical, infer, parse
+from esper.tezzeret.blueprints import Costs, Document, canonical, infer, parse
+from esper.tezzeret.blueprints.site_words import pair_for, pair_of, words_of
 from esper.tezzeret.stages.building import Built, build, work_of
 from esper.tezzeret.stages.isolation import CompilerChild
 from esper.tezzeret.stages.package import CODE, KIND, unpack
 from esper.tezzeret.stages.reports import NAMES, STAGES, ReportLog, StageFailed, StageReport
 from esper.tezzeret.stages.request import CompileJob, key_text
-from esper.tezzeret.stages.sites import FORMS, USUAL, site_text, sites_of
 from esper.urza.store import Artefact, Tiers, id_of
 from esper.version import __version__
 
@@ -73,33 +72,25 @@ def examine(request: CompileJob, log: ReportLog) -> tuple[Document, CompileJob, 
         document = parse(request.document, request.place)
         facts |= {"name": document.name, "bytes": len(request.document), "cases": len(document.cases)}
     with log.stage(STAGES[1]) as facts:
-        source, target, costs = costs_of(document, request.site)
-        facts |= {"site": site_text(source, target), "nodes": len(costs.nodes), "parameters": costs.params}
+        site, costs = costs_of(document, request.site)
+        facts |= {"site": site, "nodes": len(costs.nodes), "parameters": costs.params}
         facts |= {"buffers": costs.buffers, "flops": costs.flops, "bytes": costs.bytes}
-    found = request._replace(site=site_text(source, target))
-    return document, found, key_text(found, canonical(document), source, target)
+    found = request._replace(site=site)
+    return document, found, key_text(found, canonical(document))
 
 
-def costs_of(document: Document, site: str) -> tuple[Site, Site | None, Costs]:
-    """The sites that a document is compiled for, and its costs there.
+def costs_of(document: Document, site: str) -> tuple[str, Costs]:
+    """The site that a document is compiled for, in its one spelling, and its costs there.
+
+    Args:
+      document: what was parsed.
+      site: in words; empty: the first standard one that fits.
 
     Raises:
-      DocumentError, ConfigError: there are none, or it does not fit there.
+      DocumentError, ConfigError: there is none, or it does not fit there.
     """
-    first: DocumentError | None = None
-    for text in (site,) if site else USUAL:
-        source, target = sites_of(text)
-        if document.bypass is (target is not None):
-            try:
-                return source, target, infer(document, source, source if target is None else target)
-            except DocumentError as error:
-                first = first or error
-                if error.node:
-                    raise
-    if first is not None:
-        raise first
-    found = f"a site {site or 'of its own'} of another kind of seed: bypass = {document.bypass}"
-    raise DocumentError(document.name, "graph", "", found, FORMS)
+    pair = pair_of(site) if site else pair_for(document)
+    return words_of(*pair), infer(document, *pair)
 
 
 def _built(request: CompileJob, document: Document, key: str, log: ReportLog, child: CompilerChild | None) -> Built:

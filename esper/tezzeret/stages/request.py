@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from esper.kasmina.site import Site
 from esper.leyline.config import ConfigError
+from esper.tezzeret.blueprints.site_words import pair_of
 from esper.tezzeret.choose import AUTO
 from esper.tezzeret.compiler import processor
 from esper.tezzeret.native.library import library, pack
 from esper.tezzeret.stages.native_form import ISA
-from esper.tezzeret.stages.sites import site_text, sites_of
 from esper.tezzeret.toolchain import build_name
 from esper.utils.documents import shown
 from esper.version import __version__
@@ -34,7 +33,7 @@ class CompileJob(NamedTuple):
     Attributes:
       document: bytes of a blueprint document.
       place: what messages call it.
-      site: as ``sites_of`` reads it; empty: the first of the usual ones that fits.
+      site: in words (``esper.tezzeret.blueprints.site_words``); empty: the first standard one that fits.
       dtype: of ``DTYPES``.
       backend: of ``BACKENDS``.
       device: as torch has it.
@@ -57,7 +56,7 @@ class CompileJob(NamedTuple):
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} = {shown(getattr(self, name))}: expected {', '.join(known)}")
         if self.site:
-            sites_of(self.site)
+            pair_of(self.site)
         try:
             torch.device(self.device)
         except (RuntimeError, TypeError):
@@ -71,18 +70,17 @@ class CompileJob(NamedTuple):
         return AUTO.get((torch.device(self.device).type, DTYPES[self.dtype]), ("eager",))
 
 
-def key_text(request: CompileJob, canonical: bytes, source: Site, target: Site | None) -> str:
+def key_text(request: CompileJob, canonical: bytes) -> str:
     """The key of a request: 64 hexadecimal digits; equal where the same would be compiled, here.
 
     Args:
-      request: what is asked.
+      request: what is asked, with the site that was found.
       canonical: the document's canonical bytes.
-      source, target: the sites that were found.
     """
     asked = {
         "format": FORMAT,
         "document": hashlib.sha256(canonical).hexdigest(),
-        "site": site_text(source, target),
+        "site": request.site,
         "dtype": request.dtype,
         "backends": request.backends,
         "device": device_facts(request.device),

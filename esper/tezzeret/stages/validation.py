@@ -4,7 +4,9 @@ Two numbers agree where they differ by no more than ``TOLERANCE`` times the larg
 its tensor: the largest number of it, of outputs and losses 1 at the least, of gradients ``LEAST``; so inputs a hundred
 times as large are allowed a hundred times the difference where the outputs grow with them. Rounding also decides on
 which side of a relu's edge a number falls, and a derivative jumps there. So where two numbers do not agree, the eager
-form is asked again at numbers within ``NUDGE`` of the same ones; what it then differs from itself is allowed as well.
+form is asked again at numbers within ``NUDGE`` of the same ones, and in float64: what it then differs from itself is
+allowed as well, ``ROUNDING`` times its root mean square in the second case, which a norm of zeros may enlarge a
+thousandfold.
 """
 
 from collections.abc import Iterator
@@ -25,11 +27,14 @@ __all__ = ["TOLERANCE", "ArtefactRefused", "validate"]
 TOLERANCE = 1e-5
 """Relative and absolute."""
 
-LEAST = 1e-3
-"""The scale of gradients at the least."""
+LEAST = 0.1
+"""The scale of gradients at the least: cross-entropies have gradients of about 1, and rounding is of that."""
 
 NUDGE, NUDGES = 1e-6, 8
 """Relative size of a change that rounding might have made, and how many are tried."""
+
+ROUNDING = 8.0
+"""Times the eager form's own rounding error."""
 
 ROWS = 3
 """Rows that must not depend on each other."""
@@ -150,9 +155,10 @@ def _expect_flow(subject: Subject, gave: Trained, right: Trained, batch: DrawnBa
     """A gradient wherever the eager form has one."""
     require(gave.params.shape == right.params.shape, "shape", f"gradient {list(gave.params.shape)}", "one of each")
     mine, wanted = (subject.layout.views(each.params) for each in (gave, right))
-    dead = [name for name in wanted if not bool(mine[name].any()) and _most(wanted[name]) > 1e-7]
+    flows = 10 * TOLERANCE * _scale(right.params)  # less is rounding
+    dead = [name for name in wanted if not bool(mine[name].any()) and _most(wanted[name]) > flows]
     require(not dead, "blocked gradient", f"no gradient to {', '.join(dead)} ({batch.name})", "one, as in eager")
-    if right.inputs is not None and gave.inputs is not None and _most(right.inputs) > 1e-7:
+    if right.inputs is not None and gave.inputs is not None and _most(right.inputs) > 10 * TOLERANCE * LEAST:
         alive = bool(gave.inputs.any())
         require(alive, "blocked gradient", f"no gradient to the input ({batch.name})", "one, as in eager")
 
@@ -163,6 +169,7 @@ class _Nudged:
     def __init__(self, setting: Setting, numbers: Numbers, batch: DrawnBatch) -> None:
         self.setting, self.numbers, self.batch = setting, numbers, batch
         self.known: list[dict[str, Tensor]] | None = None
+        self.exact: dict[str, Tensor] = {}
 
     def differs(self, reason: str, what: str, found: Tensor, wanted: Tensor, scale: float) -> float:
         """The largest difference in units of what is allowed.
@@ -187,17 +194,30 @@ class _Nudged:
     def _spread(self, what: str, wanted: Tensor) -> Tensor:
         if self.known is None:
             self.known = [self._at(number) for number in range(NUDGES)]
-        return torch.stack([(each[what] - wanted).abs() for each in self.known]).amax(0)
+            self.exact = self._asked(*(_doubled(each) for each in self._row()))
+        rounding = (self.exact[what] - wanted).square().mean().sqrt().to(wanted.dtype)
+        return ROUNDING * rounding + torch.stack([(each[what] - wanted).abs() for each in self.known]).amax(0)
+
+    def _row(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.numbers.params, self.numbers.buffers, self.batch.x
 
     def _at(self, number: int) -> dict[str, Tensor]:
-        _, reference, subject = self.setting
+        params, buffers, x = self._row()
         key = rng.fold_in(rng.key(5), number)
-        params, x = _moved(self.numbers.params, rng.fold_in(key, 0)), self.batch.x
-        x = x if subject.vocabulary else _moved(x, rng.fold_in(key, 1))
-        row = (params, self.numbers.buffers, x)
-        y = reference.infer(self.numbers.params, self.numbers.buffers, self.batch.x)
-        trained = reference.train(*row, goal_of(subject, y, self.batch.targets))
-        return {"output": reference.infer(*row), **dict(_parts(trained))}
+        x = x if self.setting.subject.vocabulary else _moved(x, rng.fold_in(key, 1))
+        return self._asked(_moved(params, rng.fold_in(key, 0)), buffers, x)
+
+    def _asked(self, params: Tensor, buffers: Tensor, x: Tensor) -> dict[str, Tensor]:
+        """What the eager form gives of numbers near the batch's, for the goal of the batch's own."""
+        _, reference, subject = self.setting
+        goal = goal_of(subject, reference.infer(*self._row()), self.batch.targets)
+        goal = goal._replace(weight=goal.weight.to(params.dtype))
+        trained = reference.train(params, buffers, x, goal)
+        return {"output": reference.infer(params, buffers, x), **dict(_parts(trained))}
+
+
+def _doubled(values: Tensor) -> Tensor:
+    return values.double() if values.is_floating_point() else values
 
 
 def _moved(values: Tensor, key: Tensor) -> Tensor:

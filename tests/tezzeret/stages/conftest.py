@@ -1,12 +1,14 @@
-"""Stores of a test's own; and one child that all tests share, since importing takes it seconds."""
+"""Stores of a test of its own, one child for all, since importing takes it seconds; makes the generator known."""
 
+import importlib.util
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from esper.tezzeret.blueprints import canonical, shipped
-from esper.tezzeret.stages import CompilerChild, CompileJob
+from esper.tezzeret.stages import CompileJob, CompilerChild
 from esper.urza.store import StoreSettings, Tiers, open_store
 
 
@@ -30,3 +32,13 @@ def request_of():
         return CompileJob(canonical(shipped()[name]), name, **({"backend": "native"} | fields))
 
     return make
+
+
+FOLDER = Path(__file__).parents[1] / "blueprints"
+
+for _name in ("generate", "broken"):
+    if f"blueprint_{_name}" not in sys.modules:
+        _spec = importlib.util.spec_from_file_location(f"blueprint_{_name}", FOLDER / f"{_name}.py")
+        _module = importlib.util.module_from_spec(_spec)
+        sys.modules[f"blueprint_{_name}"] = _module
+        _spec.loader.exec_module(_module)

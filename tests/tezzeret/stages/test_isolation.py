@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from esper.tezzeret.stages import NAMES, STAGES, CompilerChild, CompileJob, Confines, compile_document
+from esper.tezzeret.stages import NAMES, STAGES, CompileJob, CompilerChild, Confines, compile_document
 from esper.tezzeret.stages.isolation import used
 from esper.urza.store import Tiers
 

@@ -6,23 +6,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esper.tezzeret.blueprints import blueprint_of, canonical, shipped
-from esper.tezzeret.stages import PackageError, subject_of, unpack
+from esper.tezzeret.blueprints import canonical, shipped
+from esper.tezzeret.stages import PackageError, unpack
+from esper.tezzeret.stages.forms import subject_at
 from esper.tezzeret.stages.frames import join, split
 from esper.tezzeret.stages.package import MAGIC, describe, pack
-from esper.tezzeret.stages.sites import sites_of
 
 
 def packed(name: str = "lora", site: str = "vector:8") -> bytes:
     document = shipped()[name]
-    subject = subject_of(blueprint_of(document), *sites_of(site))
+    subject = subject_at(document, site)
     digest = hashlib.sha256(canonical(document)).hexdigest()
     return pack(document, subject, describe(subject) | {"document": digest, "key": "k", "b": 1, "a": [1.5, None]})
 
 
 @pytest.mark.parametrize(
     ("name", "site"),
-    [("lora", "vector:8"), ("conv8x2", "conv:1x8x8,logits:10"), ("transformer16x1", "tokens:8,logits:8x27")],
+    [("lora", "vector:8"), ("conv8x2", "conv:1x8x8->logits:10"), ("transformer16x1", "tokens:8->logits:8x27")],
 )
 def test_what_is_packed_is_unpacked(name: str, site: str) -> None:
     data = packed(name, site)

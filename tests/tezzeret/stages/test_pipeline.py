@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from esper.tezzeret.blueprints import canonical, infer, shipped
+from esper.tezzeret.blueprints.site_words import pair_of
 from esper.tezzeret.native.programs import Op
 from esper.tezzeret.stages import (
     NAMES,
@@ -21,7 +22,6 @@ from esper.tezzeret.stages import (
 )
 from esper.tezzeret.stages.native_form import form_of_code, from_bytes, native_form
 from esper.tezzeret.stages.reports import as_table, from_table
-from esper.tezzeret.stages.sites import USUAL, sites_of
 from esper.tezzeret.stages.variants import VARIANTS, Variant, optimize
 from esper.urza.store import Tiers
 
@@ -45,7 +45,7 @@ def test_what_metadata_say(store: Tiers, request_of: Request) -> None:
     id, _ = compile_document(request_of("conv_light", site="conv:4x6x5"), store)
     assert id is not None
     found = store.get(id, "blueprint")
-    facts, (site, _) = unpack(found.data).facts, sites_of("conv:4x6x5")
+    facts, (site, _) = unpack(found.data).facts, pair_of("conv:4x6x5")
     assert facts["parameters"] == infer(document, site, site).params == 9 * 16 + 8
     assert facts["input_shape"] == facts["output_shape"] == [4, 6, 5]
     assert facts["dtype"] == "float32" and facts["backend"] == "native" and facts["format"] == 1
@@ -121,12 +121,6 @@ def test_auto_passes_over_what_cannot_run_it(store: Tiers, request_of: Request) 
     id, reports = compile_document(request_of("conv_light", backend="auto", dtype="float64"), store)
     assert id is not None and unpack(store.get(id).data).facts["backend"] == "eager"
     assert reports[2].facts["backend"] == "eager"
-
-
-def test_every_usual_site_is_one() -> None:
-    for text in USUAL:
-        source, target = sites_of(text)
-        assert source.kind == text.partition(":")[0] and (target is not None) == ("," in text)
 
 
 def test_every_shipped_document_goes_through_on_native(request_of: Request) -> None:

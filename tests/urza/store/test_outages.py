@@ -296,7 +296,8 @@ def expect_killed(settings, point, arrival, puts=2):
 
 FORKS = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
 
-STEPS = "open:1 write:1 sync:1 rename:1 sync-folder:3 put:1 put:2 commit:1 put:3 put:4 put:6".split()
+STEPS = ["open:1", "write:1", "sync:1", "rename:1", "sync-folder:3"]
+STEPS += ["put:1", "put:2", "commit:1", "put:3", "put:4", "put:6"]
 """Steps of two puts."""
 
 

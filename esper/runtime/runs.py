@@ -5,7 +5,7 @@
 and losses: no round reads the test part), ``checkpoints`` the learner after the last rounds that were written, and
 after the round that ended the best ``SMOOTHING`` rounds in a row, ``evaluation.json`` and ``report.html`` what came of
 it, on the test part. Of these only the checkpoints are read when a run goes on, and the metrics, whose digest they
-hold.
+hold; of a run with blueprints from documents also their documents, ``blueprints`` (``esper.runtime.run_blueprints``).
 """
 
 import logging

@@ -115,12 +115,14 @@ class Intake:
       entries: the record.
       orders: of documents that a worker compiles before they are taken; None: they are taken as they are.
       waiting: ids of those that were ordered and have not arrived.
+      stuck: requests that were decided on and cannot be removed.
     """
 
     folder: Path
     entries: list[RunBlueprint]
     orders: CompileOrders | None = None
     waiting: list[str] = field(default_factory=list)
+    stuck: set[str] = field(default_factory=set)
 
     def begin(self, found: Founding, scenes: Sequence[Scene], source: Origin | None) -> None:
         """Keep what the run begins with, and of a run that goes on in another directory what it has kept.
@@ -156,13 +158,14 @@ class Intake:
                 note(f"blueprint {document.name} {id[:12]}: taken after round {round}, as before")
         if all(round <= done for round, _ in taken):
             for request in requests.pending(self.folder):
-                self._decide(request, players, note)
+                if request.id not in self.stuck:
+                    self._decide(request, players, note)
         return len(players.documents()) > before
 
     def _decide(self, request: requests.Request, players: Players, note: Callable[[str], None]) -> None:
         """Take or refuse what was asked for. It is taken when that is on the disk, and no sooner."""
         if request.id in players.documents():
-            requests.done_with(request)
+            self._done_with(request)
             return
         name, round = "?", players.learner.done
         try:
@@ -188,7 +191,7 @@ class Intake:
         players.take(ready)
         if self.orders is not None:
             self.orders.taken(entry.id)
-        requests.done_with(request)
+        self._done_with(request)
         where = _where(entry.backends)
         logger.info("blueprint %s %s: taken after round %d: %s", name, entry.id, round, where)
         note(f"blueprint {name} {entry.id[:12]}: taken after round {round}: {where}")
@@ -198,7 +201,14 @@ class Intake:
         self.entries.append(entry)
         self.waiting = [id for id in self.waiting if id != entry.id]
         self._try_to_write()
-        requests.done_with(request)
+        self._done_with(request)
+
+    def _done_with(self, request: requests.Request) -> None:
+        try:
+            requests.done_with(request)
+        except OSError as error:
+            self.stuck.add(request.id)
+            logger.warning("%s: not removed (%s); it was decided on", request.path, cause(error))
 
     def _waits_for(self, document: Document, players: Players) -> bool:
         """Whether a worker has to compile a document first, and has not."""

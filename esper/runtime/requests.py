@@ -11,7 +11,8 @@ from esper.runtime.resume import holds_run
 from esper.runtime.run_blueprints import read_record
 from esper.tezzeret.blueprints import LIMITS, Document, canonical, parse
 from esper.urza.store import id_of
-from esper.utils.files import BESIDE, read_file, replace_file
+from esper.urza.store.contract import is_id
+from esper.utils.files import read_file, replace_file
 from esper.utils.settings import SettingsError
 
 REQUESTS = "requests"
@@ -62,14 +63,14 @@ def ask(run: Path, data: bytes, place: str) -> str:
 
 
 def pending(run: Path) -> list[Request]:
-    """What was handed over and not taken yet, the oldest first."""
+    """What was handed over and not taken yet, the oldest first; a file whose name is no id is none."""
     found = []
     for path in (run / REQUESTS).glob("*.json") if (run / REQUESTS).is_dir() else ():
         try:
             found.append((path.stat().st_mtime_ns, path))
         except OSError:  # taken meanwhile
             continue
-    return [Request(path.stem, path) for _, path in sorted(found) if BESIDE not in path.name]
+    return [Request(path.stem, path) for _, path in sorted(found) if is_id(path.stem)]
 
 
 def read(request: Request) -> Document:
@@ -87,5 +88,9 @@ def read(request: Request) -> Document:
 
 
 def done_with(request: Request) -> None:
-    """Remove a request."""
+    """Remove a request.
+
+    Raises:
+      OSError: it cannot be removed.
+    """
     request.path.unlink(missing_ok=True)

@@ -195,3 +195,28 @@ def test_the_commands_hand_over_and_tell(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == {"blueprints": record(folder), "pending": []}
     assert esper.__main__.main(["blueprint", "add", str(tmp_path), str(file)]) == 2
     assert capsys.readouterr().err.endswith("holds no run; expected a run directory\n")
+
+
+def test_what_no_run_could_have_been_handed_ends_nothing(tmp_path, monkeypatch, caplog):
+    """Files of other names are left alone; links, other documents than the name says and what cannot be removed are
+    refused once.
+    """
+    folder, requests = tmp_path / "run", tmp_path / "run" / "requests"
+
+    class Littering(io.StringIO):
+        def write(self, text):
+            if "  1/" in text:
+                requests.mkdir()
+                (requests / "notes.json").write_text("mine")
+                (requests / f"{'a' * 64}.json").write_bytes(document())
+                (requests / f"{'b' * 64}.json").symlink_to("/etc/hostname")
+                (requests / f"{'c' * 64}.json").mkdir()
+            return super().write(text)
+
+    train(settings(folder, spare_blueprints=1), Littering())
+    reasons = {entry["id"][0]: (entry["round"], entry["reason"]) for entry in record(folder)}
+    assert len(record(folder)) == 3 and {round for round, _ in reasons.values()} == {1}
+    assert reasons["a"][1].endswith("another document than its name says; expected its id")
+    assert "symbolic links" in reasons["b"][1] and reasons["c"][1].endswith("is no ordinary file")
+    assert sorted(path.name[0] for path in requests.iterdir()) == ["c", "n"]
+    assert sum("not removed" in line.getMessage() for line in caplog.records) == 1

@@ -3,10 +3,10 @@
 from typing import NamedTuple
 
 from esper.kasmina.site import Site
-from esper.tezzeret.blueprints.document import Document, SiteCase
+from esper.tezzeret.blueprints.document import Document, SiteCase, source_sizes, target_sizes
 from esper.tezzeret.blueprints.operations import OPERATIONS
 from esper.tezzeret.blueprints.refusals import GRAPH, LIMITS, DocumentError, DocumentLimits
-from esper.tezzeret.blueprints.resolving import Resolver, case_at, case_told, graph_of
+from esper.tezzeret.blueprints.resolving import Resolver, case_at, case_told, expect_values, graph_of
 from esper.tezzeret.native.graph import Graph, Node, Shape
 
 BYTES = 4
@@ -63,6 +63,7 @@ def infer(document: Document, source: Site, target: Site, limits: DocumentLimits
     place = document.name
     found = case_at(document, source, target)
     if found is None:
+        _expect_values(document, source, target, limits)
         raise DocumentError(place, GRAPH, "", f"no case for {_words(source, target)}", _wanted(document))
     case, names = found
     resolver = Resolver(place, names, limits)
@@ -70,6 +71,8 @@ def infer(document: Document, source: Site, target: Site, limits: DocumentLimits
     told = case_told(document, source.kind, source.shape, shapes)
     if told is None or told[0] is not case:
         resolver.refuse("", "a case that features and parameters do not tell from another", "cases of other tensors")
+    for row in (*case.parameters, *case.buffers):
+        resolver.real(row.name, row.scale)
     train, inference = (graph_of(case, form, resolver, (source.kind, source.shape)) for form in (True, False))
     for form, graph in ((True, train), (False, inference)):
         _check_output(resolver, case, form, graph, target)
@@ -86,6 +89,14 @@ def infer(document: Document, source: Site, target: Site, limits: DocumentLimits
         if value > most:
             resolver.refuse("", f"{value} {what}", f"at most {most}")
     return Costs(nodes, params, buffers, flops, BYTES * (params + buffers + activations))
+
+
+def _expect_values(document: Document, source: Site, target: Site, limits: DocumentLimits) -> None:
+    """Say why a case has no sizes, rather than that there is none."""
+    sites = source_sizes(source.kind, source.shape) | (target_sizes(target) if document.bypass else {})
+    for case in document.cases:
+        if source.kind in case.source and (not document.bypass or target.kind in case.target):
+            Resolver(document.name, {}, limits).of("case", lambda case=case: expect_values(case, sites))  # type: ignore[misc]
 
 
 def _words(source: Site, target: Site) -> str:

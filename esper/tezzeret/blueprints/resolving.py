@@ -1,7 +1,10 @@
 """A document at a site: every size a number, every form a graph, nothing allocated."""
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn, TypeVar
+
+import torch
 
 from esper.kasmina.layout import Given, Param
 from esper.kasmina.site import Site
@@ -22,13 +25,10 @@ from esper.tezzeret.blueprints.document import (
 from esper.tezzeret.blueprints.operations import BY_NETWORK, CARRIES, OPERATIONS
 from esper.tezzeret.blueprints.refusals import GRAPH, DocumentError, DocumentLimits
 from esper.tezzeret.blueprints.shapes import ShapeError
-from esper.tezzeret.blueprints.sizes import Size, SizeError, evaluate
+from esper.tezzeret.blueprints.sizes import Size, SizeError, evaluate, names_in
 from esper.tezzeret.native.graph import Attribute, Graph, Node, Shape
 
 Result = TypeVar("Result")
-
-GIVEN: dict[tuple[float, ...], Given] = {}
-"""Given numbers of documents; two parameters with the same ones are equal."""
 
 
 def sizes_between(case: SiteCase, source: Site, target: Site) -> dict[str, int] | None:
@@ -46,6 +46,19 @@ def holding(case: SiteCase, sites: Mapping[str, int]) -> dict[str, int] | None:
         return names if all(evaluate(condition, names) for condition in case.where) else None
     except SizeError:
         return None
+
+
+def expect_values(case: SiteCase, sites: Mapping[str, int]) -> None:
+    """Check that a case's sizes and conditions have values wherever the sites have what these name.
+
+    Raises:
+      SizeError: a division by 0, or too many bits.
+    """
+    names = dict(sites)
+    for name, text in (*case.sizes, *(("", condition) for condition in case.where)):
+        if names_in(text) <= set(names):
+            value = evaluate(text, names)
+            names |= {name: value} if name else {}
 
 
 def _is_kind(site: Site, kinds: tuple[str, ...]) -> bool:
@@ -159,7 +172,7 @@ class Resolver(NamedTuple):
 
     def param(self, row: TensorRow) -> Param:
         """A parameter or a buffer."""
-        given = GIVEN.setdefault(row.values, _given(row.values)) if row.init in ("given", "shuffled") else None
+        given = _given(row.values) if row.init in ("given", "shuffled") else None
         shape = self.shape(row.name, row.shape)
         return Param(row.name, shape, row.init, self.real(row.name, row.scale), given)  # type: ignore[arg-type]
 
@@ -178,9 +191,9 @@ class Resolver(NamedTuple):
         return self.real(node, given) if kind == "real" else given
 
 
+@lru_cache(maxsize=1024)
 def _given(values: tuple[float, ...]) -> Given:
-    import torch
-
+    """Given numbers; one object for the same ones, so that parameters compare."""
     return Given(torch.tensor(values, dtype=torch.float64))
 
 

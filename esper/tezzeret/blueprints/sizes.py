@@ -17,7 +17,7 @@ Nothing else can be written: no powers, no attributes, no texts. Every intermedi
 
 import re
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import lru_cache
 from typing import NamedTuple
 
 from esper.tezzeret.blueprints.refusals import LIMITS
@@ -181,7 +181,7 @@ def _words(text: str) -> list[str]:
     return found
 
 
-@cache
+@lru_cache(maxsize=4096)
 def expression(text: Size) -> Expression:
     """Read an expression.
 

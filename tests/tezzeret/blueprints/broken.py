@@ -169,6 +169,19 @@ def too_small(row: Table, draw: random.Random) -> str:
     return "an axis of"
 
 
+def no_scale(row: Table, draw: random.Random) -> str:
+    row.pop("values", None)
+    row |= {"init": "uniform", "scale": {draw.choice(("over", "over_root")): "axes - axes"}}
+    return "= axes - axes; expected at least 1"
+
+
+def huge_named_size(table: Table, draw: random.Random) -> Broken:
+    """Sizes that square each other, of which the last has too many bits; nobody reads it."""
+    squares = [{"name": f"square_{n}", "value": f"square_{n - 1} * square_{n - 1}" if n else "99"} for n in range(20)]
+    case_of(table)["sizes"] = case_of(table).get("sizes", []) + squares
+    return raw(table, "graph", "case", "bits; expected at most 48")
+
+
 def odd_init(row: Table, draw: random.Random) -> str:
     row["init"] = draw.choice(("orthogonal", "zeros", "file"))
     return f"init {row['init']!r}"
@@ -326,6 +339,8 @@ BREAKS: dict[str, Break] = {
     "unknown size": at_row(unknown_size),
     "division by zero": at_row(divided_by_zero, "graph"),
     "huge size": at_row(huge_size, "graph"),
+    "huge named size": huge_named_size,
+    "no scale": at_row(no_scale, "graph"),
     "axis below one": at_row(too_small, "graph"),
     "odd initialiser": at_row(odd_init),
     "odd scale": at_row(odd_scale),

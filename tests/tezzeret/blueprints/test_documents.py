@@ -125,3 +125,24 @@ def test_reading_and_costs_take_milliseconds() -> None:
             infer(document, *pair_for(document))
             times.append(time.perf_counter() - began)
         assert min(times) < 0.02, (name, times)
+
+
+@pytest.mark.large
+def test_a_seed_is_traced_as_one_graph_for_any_numbers_of_networks_and_samples() -> None:
+    blueprint, pair, frames = blueprint_of(shipped()["conv8x2"]), pair_of("conv:1x8x8->logits:10"), list[int]()
+    layout, held = blueprint.layout(*pair), blueprint.buffer_layout(*pair)
+
+    def seed(flat: torch.Tensor, buffers: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return blueprint.train(layout.views(flat), held.views(buffers), x, None)[0]
+
+    def count(graph: torch.fx.GraphModule, inputs: object) -> torch.fx.GraphModule:
+        frames.append(len(graph.graph.nodes))
+        return graph
+
+    traced = torch.compile(seed, fullgraph=True, dynamic=True, backend=count)
+    for networks, samples in ((3, 4), (5, 6), (7, 2)):
+        keys = rng.split(rng.key(0), networks)
+        rows = layout.init(keys, torch.float32), held.init(keys, torch.float32)
+        x = rng.normal(rng.key(1), (networks, samples, *pair[0].shape))
+        assert torch.equal(traced(*rows, x), seed(*rows, x))
+    assert len(frames) == 1

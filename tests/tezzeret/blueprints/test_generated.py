@@ -29,6 +29,7 @@ def features(made: Made) -> Tensor:
 
 
 def gap(found: Tensor, wanted: Tensor) -> float:
+    found, wanted = found.detach(), wanted.detach()
     return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1)) if wanted.numel() else 0.0
 
 
@@ -67,7 +68,7 @@ def judged(made: Made, training: bool) -> float:
         wanted = judge(own)
         slopes = gradients(wanted, own_leaves, by[network])
         rows = torch.cat([slope.flatten() for slope in slopes[: len(judge.own)]])
-        gaps += [gap(y[network].detach(), wanted.detach()), gap(found[0][network], rows)]
+        gaps += [gap(y[network], wanted), gap(found[0][network], rows)]
         gaps += [gap(found[1][network], slopes[-1])] if own.is_floating_point() else []
         gaps += [gap(value[network], judge.held[name]) for name, value in new.items()]
     return max(gaps)

@@ -240,9 +240,9 @@ def settings_of(request, tmp_path):
         if kind == "sqlite":
             pytest.importorskip("sqlalchemy")
             found["sql"] = f"sqlite:///{folder}/by_address.sqlite"
-        if kind in ("redis", "all"):
+        if kind in ("redis", "shared", "all"):
             found["redis"] = request.getfixturevalue("redis_server").url
-        if kind in ("postgres", "all"):
+        if kind in ("postgres", "shared", "all"):
             found["sql"] = request.getfixturevalue("postgres_server").database()
         if kind == "all":
             found["objects"] = request.getfixturevalue("bucket_server").address(folder.name)

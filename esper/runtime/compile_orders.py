@@ -40,6 +40,7 @@ class CompileOrders:
         if isinstance(found, Failure):
             return False
         if found.status.value in ("failed", "archived"):
+            del self.placed[id]  # whoever asks once more orders it anew
             raise ConfigError(f"{found.status.value}: {found.reason}")
         if not found.artefact:
             return False

@@ -12,7 +12,7 @@ from bench.contract import Contender
 from bench.draw import WorkloadConfig, build_engine, draw_state, export
 from bench.gate import Trajectory, compare
 from bench.gpu_setup import Empty, Figures, Row, Setup, bench_of, median_ms, repeats
-from esper.bench import gates, resident
+from esper.bench import gates
 from esper.bench.case import Trial, mixed
 from esper.bench.measure import synchronise
 from esper.bench.meter import compilations
@@ -25,7 +25,7 @@ from esper.simic.ppo import Learner, make_collector
 from esper.simic.ppo_config import PPOConfig
 from esper.tamiyo import baselines
 from esper.tamiyo.actor_critic import ActorCriticConfig, build_actor_critic
-from esper.utils import rng
+from esper.utils import resident, rng
 
 
 def waiting(engine: Engine, state: State) -> Any:

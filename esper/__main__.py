@@ -1,4 +1,4 @@
-"""Commands of ``python -m esper``: train, evaluate, inspect, export, surgery, demo, tasks, doctor, data and others."""
+"""Commands of ``python -m esper``; ``COMMANDS`` and ``WORDS`` list them."""
 
 import os
 import sys
@@ -11,6 +11,7 @@ from esper.version import __version__
 with ending_on_interrupt(__name__ == "__main__" or is_command()):
     from esper.leyline.config import ConfigError
     from esper.nissa.sinks import SinkError
+    from esper.runtime.blueprint import blueprints
     from esper.runtime.catalogue import TasksSettings, show_tasks
     from esper.runtime.data_check import data_check
     from esper.runtime.demo import DemoSettings, demonstrate
@@ -27,6 +28,7 @@ with ending_on_interrupt(__name__ == "__main__" or is_command()):
     from esper.runtime.surgery import SurgerySettings, perform
     from esper.runtime.train import train
     from esper.runtime.train_settings import TrainSettings
+    from esper.runtime.worker import WorkerSettings, serve_queue
     from esper.tolaria.data import DatasetError
     from esper.urza.checkpoint import CheckpointError
     from esper.urza.dead_letters import DeadLetterError
@@ -46,6 +48,7 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any, TextIO | None], object]]] = 
     "demo": (DemoSettings, demonstrate),
     "tasks": (TasksSettings, show_tasks),
     "doctor": (DoctorSettings, diagnose),
+    "worker": (WorkerSettings, serve_queue),
 }
 """Commands that take settings: what they are, and what runs."""
 
@@ -53,6 +56,7 @@ BASES: dict[str, Base] = {"train": settings_before}
 """Where a command's settings come from that were not asked for, if not from their defaults."""
 
 WORDS: dict[str, tuple[str, Callable[[Sequence[str]], int | None]]] = {
+    "blueprint": ("Kinds of seed as documents: blueprint list | check | compile | demo | ...", blueprints),
     "data": ("What a dataset's folder or file holds, and whether it loads: data check PATH", data_check),
     "dlq": ("Writes of runs that failed: dlq ls | retry | drop [DIRECTORY]", dead_letters),
     "store": ("Artefacts and where they are kept: store ls | get | verify | gc | invalidate", artefact_store),

@@ -160,8 +160,13 @@ inline void gather(const Call& call, const Leg& leg, i64 network, Vec* work, flo
     });
 }
 
-// Gradients of what follows from a row, added to those of the row, which they lie behind.
+// Gradients of what follows from a row, added to those of the row, which they lie behind. Where nothing does, since all
+// of it is constants, the row's would never be written.
 inline void pull_setup(const Program& program, const float* row, Vec* work, float* grad) {
+    const Program& setup = *program.setup;
+    const auto reads_row = [&](const BackwardStep& step) { return setup.instructions[step.instruction].reads(0); };
+    const auto& steps = setup.backward[1].steps;
+    if (std::none_of(steps.begin(), steps.end(), reads_row)) return;
     Pass pass = setup_of(program, row, work);
     pass.run_backward(
         program.setup->backward[1], 0, 1, false, nothing,

@@ -1,4 +1,5 @@
 import importlib.util
+import logging
 import os
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ from esper.kasmina.cnn import cnn_host
 from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
 from esper.runtime import debug
 from esper.tezzeret import choose
+from esper.tezzeret.fallback import FALLS_BACK
 from esper.tezzeret.inductor import compiled
 from esper.tolaria.synthetic import synthetic
 from esper.tolaria.training import sample_indices
@@ -124,6 +126,23 @@ def _no_global_randomness():
     before = torch.get_rng_state()
     yield
     assert torch.equal(before, torch.get_rng_state()), "torch's global generator was used"
+
+
+@pytest.fixture
+def kernels_may_fail():
+    """A test that asks for this lets kernels fail."""
+
+
+@pytest.fixture(autouse=True)
+def _no_kernel_fails_unnoticed(request):
+    """What a kernel cannot do, the definition does: a fault of it must show nevertheless."""
+    seen, handler = [], logging.Handler()
+    handler.emit = lambda record: seen.append(record.getMessage())
+    handler.addFilter(lambda record: FALLS_BACK in record.getMessage())
+    logging.getLogger("esper").addHandler(handler)
+    yield
+    logging.getLogger("esper").removeHandler(handler)
+    assert not seen or "kernels_may_fail" in request.fixturenames, seen
 
 
 SHIPPED = dict(choose.AUTO)

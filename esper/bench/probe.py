@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from esper.bench import resident
 from esper.bench.case import Bench, Case, mixed
 from esper.bench.cases import cases_of
 from esper.bench.fresh import START, Probe
@@ -16,6 +15,7 @@ from esper.bench.measure import seconds_of
 from esper.leyline.config import Precision
 from esper.leyline.stages import ACTIVE
 from esper.runtime.tasks import TASKS
+from esper.utils import resident
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esper.bench import gates, resident
+from esper.bench import gates
 from esper.bench.case import Bench, Trial, mixed
 from esper.bench.measure import seconds_of
 from esper.engine import Engine
 from esper.leyline.stages import ACTIVE, is_in
 from esper.leyline.state import Slots, State
+from esper.utils import resident
 
 ENVS = (1, 16, 64, 256, 1024)
 """Numbers of environments."""

@@ -24,6 +24,7 @@ class _Case(NamedTuple):
     source: Site
     target: Site
     is_bypass: bool
+    starts_alive: bool
 
     @property
     def takes_tokens(self) -> bool:
@@ -31,7 +32,12 @@ class _Case(NamedTuple):
 
 
 def check_blueprint(
-    blueprint: Blueprint, site: Site, target: Site | None = None, num_networks: int = 3, batch_size: int = 4
+    blueprint: Blueprint,
+    site: Site,
+    target: Site | None = None,
+    num_networks: int = 3,
+    batch_size: int = 4,
+    starts_alive: bool = True,
 ) -> None:
     """Check that a blueprint keeps its contract at a site, or between two.
 
@@ -47,11 +53,13 @@ def check_blueprint(
       target: where it acts; None: there.
       num_networks: rows n, >= 2.
       batch_size: samples B.
+      starts_alive: whether gradients must flow from the start, in every network; False: in some, away from it. A seed
+        that is 0 at first, and takes the place of the features, passes nothing on before it has learned.
 
     Raises:
       BlueprintError: the first contract that is broken, or what the blueprint raised.
     """
-    case = _Case(blueprint, site, site if target is None else target, target is not None)
+    case = _Case(blueprint, site, site if target is None else target, target is not None, starts_alive)
     with told_as(BlueprintError, "blueprint", blueprint):
         _check_all(case, num_networks, batch_size)
 
@@ -105,7 +113,7 @@ def _apply(case: _Case, flat: Tensor, x: Tensor, train: bool = False) -> Tensor:
 
 
 def _check_layout(case: _Case) -> None:
-    blueprint, source, target, _ = case
+    blueprint, source, target = case[:3]
     fits = blueprint.suits(source, target, case.is_bypass)
     _expect(case, fits, f"that it does not fit {source.kind!r} to {target.kind!r}", "a blueprint that does")
     names = [param.name for param in blueprint.params(source, target)]
@@ -155,12 +163,14 @@ def _check_gradients(case: _Case, flat: Tensor, x: Tensor) -> None:
     def weighed(rows: Tensor, features: Tensor) -> Tensor:
         return (_apply(case, rows, features, train=True) * target).sum()
 
-    found = {"parameters": torch.func.grad(weighed)(flat, x)}
+    start = flat if case.starts_alive else _trained(flat)
+    found = {"parameters": torch.func.grad(weighed)(start, x)}
     if not case.takes_tokens:  # a bypass that ends in zeros passes nothing on before it has learned
-        found["input"] = torch.func.grad(weighed, argnums=1)(_trained(flat) if case.is_bypass else flat, x)
+        found["input"] = torch.func.grad(weighed, argnums=1)(_trained(flat) if case.is_bypass else start, x)
     for name, grad in found.items():
         _expect(case, bool(torch.isfinite(grad).all()), f"a non-finite gradient to its {name}", "finite numbers")
-        alive = bool((grad.flatten(1).abs().sum(1) > 0).all())
+        flows = grad.flatten(1).abs().sum(1) > 0
+        alive = bool(flows.all() if case.starts_alive else flows.any())
         _expect(case, alive, f"a zero gradient to its {name}", "a gradient: a dead seed never learns")
     later = case.blueprint.layout(case.source, case.target).views(torch.func.grad(weighed)(_trained(flat), x))
     dead = [name for name, grad in later.items() if not bool(grad.any())]

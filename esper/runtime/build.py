@@ -94,7 +94,8 @@ def make(
       ``describe()``. Its ``data`` holds those validation samples that are used.
 
     Raises:
-      ConfigError, DatasetError: one line with the place, the value and what is allowed.
+      ConfigError, DatasetError: one line with the place, the value and what is allowed. What a blueprint that is a
+        document became on this backend is validated before anything is trained by it.
     """
     task = task if isinstance(task, Task) else named(task)
     settings = task.settings | overrides
@@ -124,6 +125,10 @@ def make(
         check_own(f"make({task.name!r}): augment", task.augment, dataset.validation.held[:TRIAL_ROWS])
     structure = build_structure(config, task.host, task.blueprints, task.objective, place, task.augment)
     runs = build_backend(backend, structure, place, differentiable)
+    if any(hasattr(blueprint.train, "document") for blueprint in task.blueprints):
+        from esper.tezzeret.stages.admission import admit  # nothing else needs what it imports
+
+        admit(structure, runs.name, place)
     return Engine(structure, runs, hypers.lock_(), dataset, build_scales(observation))
 
 

@@ -41,6 +41,7 @@ KINDS = {"settings": dict, "done": int, "interface": dict}
 """What the table of a training run's checkpoint holds at least, and of what kind that is."""
 
 FURTHER = {"begun": list, "returns": list, "best": int | float | None, "best_round": int, "beside": dict}
+FURTHER |= {"blueprints": list}
 """What it holds since format 2."""
 
 logger = logging.getLogger("esper")

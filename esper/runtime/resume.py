@@ -1,5 +1,6 @@
 """Going on with a run: which checkpoint is meant, whose settings hold, and whether its rounds are all there."""
 
+import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -22,7 +23,7 @@ CONFIG = "config.json"
 OWN = ("out", "resume", "dry_run")
 """Settings of one command, which say nothing of the run."""
 
-INCIDENTAL = (*OWN, "progress", "tensorboard", "eval_envs", "heuristic", "save_every", "keep")
+INCIDENTAL = (*OWN, "progress", "tensorboard", "eval_envs", "heuristic", "save_every", "keep", "compile_requests")
 """Settings that do not decide what a run computes."""
 
 
@@ -41,6 +42,17 @@ def run_folder(out: str, task: str) -> Path:
 def holds_run(folder: Path) -> bool:
     """Whether a folder is a run directory, with something to go on from."""
     return (folder / ARCHIVES["latest"]).exists() or bool(series.moments(folder / SERIES))
+
+
+def expect_room(folder: Path) -> None:
+    """Raise ``SettingsError`` unless the directory of ``--out`` is there and can be written, or can be made."""
+    place = folder.absolute()
+    while not os.path.exists(place):  # unlike Path.exists, False for every name that no file can have
+        place = place.parent
+    if not place.is_dir():
+        raise SettingsError(f"--out {folder}: {place} is no directory; expected a place for one")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise SettingsError(f"--out {folder}: {place} cannot be written; expected a place for a directory")
 
 
 def source_of(resume: str, out: str, task: str) -> Origin | None:

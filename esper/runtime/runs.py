@@ -5,11 +5,10 @@
 and losses: no round reads the test part), ``checkpoints`` the learner after the last rounds that were written, and
 after the round that ended the best ``SMOOTHING`` rounds in a row, ``evaluation.json`` and ``report.html`` what came of
 it, on the test part. Of these only the checkpoints are read when a run goes on, and the metrics, whose digest they
-hold.
+hold; of a run with blueprints from documents also their documents, ``blueprints`` (``esper.runtime.run_blueprints``).
 """
 
 import logging
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -27,12 +26,14 @@ from esper.runtime.resume import (
     Origin,
     again,
     beside_of,
+    expect_room,
     holds_run,
     identity_of,
     run_folder,
     source_of,
     taken_up,
 )
+from esper.runtime.run_blueprints import FOLDER, RECORD, document_id
 from esper.runtime.run_facts import FACTS, write_facts
 from esper.runtime.saver import Saver
 from esper.runtime.scene import Scene
@@ -46,6 +47,9 @@ from esper.urza.series import Moment
 from esper.utils.files import remove_folder, remove_leftovers, replace_file
 from esper.utils.resilience.causes import is_want
 from esper.utils.settings import SettingsError
+
+IN_FORCE = ("interface", "blueprints")
+"""What of a checkpoint's table may have changed since the run began."""
 
 logger = logging.getLogger("esper")
 
@@ -93,17 +97,6 @@ def places(settings: TrainSettings) -> tuple[Path, Origin | None]:
     return folder, source
 
 
-def expect_room(folder: Path) -> None:
-    """Raise ``SettingsError`` unless the directory of ``--out`` is there and can be written, or can be made."""
-    place = folder.absolute()
-    while not os.path.exists(place):  # unlike Path.exists, False for every name that no file can have
-        place = place.parent
-    if not place.is_dir():
-        raise SettingsError(f"--out {folder}: {place} is no directory; expected a place for one")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise SettingsError(f"--out {folder}: {place} cannot be written; expected a place for a directory")
-
-
 def open_run(
     places: tuple[Path, Origin | None],
     settings: TrainSettings,
@@ -139,7 +132,13 @@ def open_run(
         moment = Moment(learner.done, _steps(begun))
         series.take_back(folder / SERIES, moment)
         saver = Saver(folder / SERIES, lock, settings.save_every, settings.keep)
-        table = {"settings": identity_of(settings), "beside": beside_of(settings), "interface": to_table(interface)}
+        table: dict[str, Any] = {
+            "settings": identity_of(settings),
+            "beside": beside_of(settings),
+            "interface": to_table(interface),
+        }
+        table |= {"blueprints": [document_id(document) for document in scenes[0].rules.documents]}
+        table |= {} if loaded is None else {name: loaded.table[name] for name in IN_FORCE if name in loaded.table}
         metrics = Metrics(folder, settings.tensorboard, learner.done, lock.check)
         tensors = learner_tensors(learner)
         run = Run(folder, table, metrics, saver, best_of(learner, loaded, best), learner.done, tensors, begun)
@@ -164,7 +163,7 @@ def _hold(folder: Path) -> Lock:
     try:
         (folder / SERIES).mkdir(parents=True, exist_ok=True)
         lock = hold(folder)
-        for place in (folder, folder / SERIES):
+        for place in (folder, folder / SERIES, folder / FOLDER):
             remove_leftovers(place)
     except OSError as error:
         if is_want(error):
@@ -189,9 +188,10 @@ def abandon(run: Run) -> None:
     """Take back a run of no round, which holds nothing and would stand in the way of the next start."""
     for moment in series.moments(run.saver.folder):
         remove_folder(series.member(run.saver.folder, moment))
-    for name in (METRICS, *FACTS, OWNER, LOCK):
-        (run.folder / name).unlink(missing_ok=True)
-    for folder in (run.saver.folder, run.folder):
+    names = [run.folder / name for name in (METRICS, *FACTS, RECORD, OWNER, LOCK)]
+    for path in (*(run.folder / FOLDER).glob("*.json"), *names):
+        path.unlink(missing_ok=True)
+    for folder in (run.saver.folder, run.folder / FOLDER, run.folder):
         with suppress(OSError):  # it may hold what is others'
             folder.rmdir()
 

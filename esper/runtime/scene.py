@@ -2,7 +2,7 @@
 inspection.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
@@ -15,9 +15,11 @@ from esper.runtime.build import DEVICES, find_device, make
 from esper.runtime.own import is_own, load, recorded
 from esper.runtime.own_trials import check_task, own_reward, try_step
 from esper.runtime.policy_checkpoint import WHICH, load_run_to_play
+from esper.runtime.run_blueprints import blueprint_from, kept_of
 from esper.runtime.tasks import Task, begins_task, named, takes_path
 from esper.simic.rewards import DEFAULT_REWARD, OwnReward, RewardMode, RewardParams, build_reward_params
 from esper.tamiyo.observation import build_scales
+from esper.tezzeret.blueprints import Document, DocumentError
 from esper.urza.checkpoint import Checkpoint
 from esper.utils.paths import user_path
 from esper.utils.settings import Entry, SettingsError, Table, from_record, setting
@@ -50,6 +52,7 @@ class Rules:
       bandit: values of ``BanditConfig`` by name, for all bandits.
       observation: values of ``Scales`` by name: units of what a policy sees.
       deterministic: what the bits of an environment may depend on; ``Config.deterministic``.
+      documents: further blueprints, where a slot is for them.
     """
 
     task: str = "digits"
@@ -62,6 +65,7 @@ class Rules:
     bandit: Table = field(default_factory=dict)
     observation: Table = field(default_factory=dict)
     deterministic: str = Determinism.ORDINARY.value
+    documents: tuple[Document, ...] = ()
 
 
 class Scene(NamedTuple):
@@ -127,7 +131,13 @@ def build_scene(rules: Rules, num_envs: int, backend: str, device: str | torch.d
     if is_own(rules.task):
         check_task(rules.task, task)
     try:
-        engine = make(task, num_envs, place, backend, observation=rules.observation, **overrides)
+        task, engine = _with_documents(
+            task,
+            rules.documents,
+            lambda task: make(task, num_envs, place, backend, observation=rules.observation, **overrides),
+        )
+    except DocumentError:
+        raise
     except ConfigError as error:
         raise SettingsError(f"--engine: {error}") from None if engine_numbers else error
     try:
@@ -139,6 +149,17 @@ def build_scene(rules: Rules, num_envs: int, backend: str, device: str | torch.d
     if is_own(rules.task) or is_own(rules.reward):
         try_step(engine, scene.mode, params, (rules.task, rules.reward))
     return scene
+
+
+def _with_documents(task: Task, documents: Sequence[Document], build: Callable[[Task], Engine]) -> tuple[Task, Engine]:
+    """A task with further blueprints behind its own, those that a slot is for, and its engine."""
+    kinds = tuple(blueprint_from(document) for document in documents)
+    engine = build(task._replace(blueprints=(*task.blueprints, *kinds)))
+    offered = {kind for slot in engine.structure.slots for kind in slot.offers}
+    own = len(task.blueprints)
+    used = tuple(kind for number, kind in enumerate(kinds, start=own) if number in offered)
+    task = task._replace(blueprints=(*task.blueprints, *used))
+    return task, engine if len(used) == len(kinds) else build(task)
 
 
 def expect_numbers_for(scene: Scene, num_envs: int, place: str) -> None:
@@ -246,4 +267,5 @@ class SceneSettings:
             bandit=dict(base.bandit) | dict(self.bandit),
             observation=dict(base.observation) | dict(self.observation),
             deterministic=base.deterministic if self.deterministic == RUNS else self.deterministic,
+            documents=() if loaded is None else kept_of(user_path(self.run), loaded.table),
         )

@@ -7,6 +7,7 @@ learner, nothing else. What a run leaves behind is described in ``esper.runtime.
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any, TextIO
 
 from tensordict import TensorDictBase
@@ -15,25 +16,27 @@ from esper.leyline.config import ConfigError
 from esper.nissa.progress import Progress, make_progress, require_tqdm
 from esper.nissa.sinks import METRICS, read_rows, require_tensorboard
 from esper.runtime.build import find_device
-from esper.runtime.collect import Begun, Track, make_track, play
+from esper.runtime.collect import Begun, Track, play
 from esper.runtime.compare import compare
+from esper.runtime.compile_orders import ordering
 from esper.runtime.demonstrations import demonstrate, scripts_of
 from esper.runtime.fingerprints import fingerprints
-from esper.runtime.interrupt import Stopped, Watch, interruptible, watched
+from esper.runtime.intake import Intake, expect_used, founding
+from esper.runtime.interrupt import Stopped, interruptible, watched
 from esper.runtime.machine import moved
 from esper.runtime.outlets import Outlets
+from esper.runtime.players import Players, shared_interface, shown_interfaces, sizes_of
 from esper.runtime.policies import policies_of
 from esper.runtime.policy_checkpoint import learner_tensors, load_run
 from esper.runtime.report import Findings, write_report
 from esper.runtime.resume import again
 from esper.runtime.runs import Run, abandon, close_run, open_run, pause, places, record, release, settle
-from esper.runtime.scene import Rules, Scene, build_scene, expect_numbers_for, tasks_of
+from esper.runtime.scene import Scene, build_scene, expect_numbers_for
 from esper.runtime.table import table
 from esper.runtime.told import left_out, of_episodes, round_line, time_split
 from esper.runtime.train_settings import TrainSettings
 from esper.simic.ppo import Learner
-from esper.tamiyo.actor_critic import ActorCriticConfig
-from esper.tamiyo.interface import Interface, PolicyNetwork, common, from_table
+from esper.tamiyo.interface import PolicyNetwork, to_table
 from esper.tamiyo.networks import build_policies
 from esper.urza.checkpoint import CheckpointError
 from esper.urza.lock import LockError
@@ -71,16 +74,18 @@ def train(settings: TrainSettings, out: TextIO | None = None) -> Learner:
     out = output(out)
     folder, source = places(settings)
     device = find_device(settings.device, "--device")
-    scenes = [build_scene(rules, settings.num_envs, settings.backend, device) for rules in settings.rules()]
+    found = founding(settings, source)
+    played = [replace(rules, documents=found.documents) for rules in settings.rules()]
+    scenes = [build_scene(rules, settings.num_envs, settings.backend, device) for rules in played]
+    out.write("".join((*expect_used(found.documents, scenes), *found.said)))
     for scene in scenes:  # what will be asked for must not fail then
         if settings.demonstrations:
             scripts_of(scene.task)
         policies_of(scene, None, greedy=False)
         expect_numbers_for(scene, settings.eval_envs, "--eval-envs")
-    interface = _interface(settings, scenes)
-    sizes = ActorCriticConfig(settings.features, settings.lstm, settings.head, settings.value_scale)
-    network, shown = PolicyNetwork(settings.policy_network), _shown(settings, scenes, interface)
-    views = [view.to(device) for view in build_policies(network, sizes, shown, settings.seed)]
+    interface = shared_interface(settings, scenes)
+    network, shown = PolicyNetwork(settings.policy_network), shown_interfaces(settings, scenes, interface)
+    views = [view.to(device) for view in build_policies(network, sizes_of(settings), shown, settings.seed)]
     learner = Learner(views[0], settings.ppo(), settings.rounds, settings.seed, views=views)
     if settings.dry_run:
         out.write(f"{folder}: nothing written\n" + "".join(line for scene in scenes for line in _resolved(scene)))
@@ -90,8 +95,12 @@ def train(settings: TrainSettings, out: TextIO | None = None) -> Learner:
     with watched() as watch:  # before there is a checkpoint, from which a run that is stopped goes on
         run = open_run((folder, source), settings, scenes, interface, learner)
         try:
-            with closing(Outlets(run.folder, fence=run.saver.lock.check)) as outlets:
-                _work(settings, scenes, learner, (run, outlets), (watch, out))
+            players = Players(settings, learner, watch, scenes, interface)
+            outlets = Outlets(run.folder, fence=run.saver.lock.check)
+            with closing(outlets), ordering(settings.compile_requests) as orders:
+                intake = Intake(run.folder, found.entries, orders)
+                intake.begin(found, scenes, source)
+                _work(players, intake, (run, outlets), out)
         except (LockError, CheckpointError):
             raise
         except Exception as error:
@@ -116,36 +125,27 @@ def _resolved(scene: Scene) -> list[str]:
     return [f"{scene.rules.task}: {line}\n" for line in (repr(scene.engine), *scene.engine.describe())]
 
 
-def _work(
-    settings: TrainSettings,
-    scenes: Sequence[Scene],
-    learner: Learner,
-    kept: tuple[Run, Outlets],
-    ends: tuple[Watch, TextIO],
-) -> None:
+def _work(players: Players, intake: Intake, kept: tuple[Run, Outlets], out: TextIO) -> None:
     """All rounds, the evaluation and the report; the report also of a run that is stopped."""
-    (run, outlets), (watch, out) = kept, ends
-    shown = _shown(settings, scenes, from_table(run.table["interface"]))
-    tracks = [make_track(scene, shown[place], learner, watch, place) for place, scene in enumerate(scenes)]
+    (run, outlets), settings, learner = kept, players.settings, players.learner
     progress = make_progress(settings.progress, "round", out)
     findings, stopped = Findings(), None
     try:
         if settings.demonstrations and not learner.done and not run.begun:
-            out.write(_demonstrate(settings, scenes, tracks, learner, watch))
+            out.write(_demonstrate(players))
             run.tensors = learner_tensors(learner)
-        _learn(settings, tracks, learner, run, (progress, watch))
+        _learn(players, intake, run, progress)
         settle(run)
         rows = read_rows(run.folder / METRICS)
         out.write(time_split(rows) + left_out(rows))
         if settings.eval_envs:
-            findings = _evaluate(settings, kept, progress, ends)
+            findings = _evaluate(players, kept, progress, out)
     except Stopped as asked:
         stopped = asked
         progress.close()
         out.write(f"{asked}: stopped after round {learner.done}; {again(run.folder)} goes on\n")
     finally:
-        for track in tracks:
-            track.collector.shutdown()
+        players.shutdown()
         close_run(run)
     write_report(run.folder, findings, outlets.write)
     out.write(f"{run.folder / 'report.html'}\n")
@@ -167,31 +167,21 @@ def _check(settings: TrainSettings) -> None:
         require_tqdm()
 
 
-def _interface(settings: TrainSettings, scenes: Sequence[Scene]) -> Interface:
-    """What the policy sees and says: everything of the tasks it trains on, and of those it shall be able to play."""
-    further = tasks_of(settings.room_for, "--room-for") if settings.room_for else []
-    rooms = [build_scene(Rules(task=task), 1, "eager") for task in further]
-    return common([scene.engine.interface for scene in (*scenes, *rooms)])
-
-
-def _shown(settings: TrainSettings, scenes: Sequence[Scene], shared: Interface) -> list[Interface]:
-    """Through which interface the policy plays each task."""
-    own = settings.policy_network == PolicyNetwork.GRAPH.value
-    return [scene.engine.interface if own else shared for scene in scenes]
-
-
-def _learn(
-    settings: TrainSettings, tracks: Sequence[Track], learner: Learner, run: Run, ends: tuple[Progress, Watch]
-) -> None:
-    """All rounds that are left, each recorded whole or not at all."""
-    progress, watch = ends
+def _learn(players: Players, intake: Intake, run: Run, progress: Progress) -> None:
+    """All rounds that are left, each recorded whole or not at all; between them what was asked for is taken."""
+    settings, learner = players.settings, players.learner
     start, first = time.perf_counter(), learner.done
     before = read_rows(run.folder / METRICS)
     row: dict[str, Any] = before[-1] if before else {}
     try:
         while learner.done < settings.rounds:
-            watch.check()
-            row = _round(settings, tracks, learner, run, (watch, row))
+            players.watch.check()
+            if intake.before_round(players, progress.note):
+                run.table = run.table | {
+                    "interface": to_table(players.interface),
+                    "blueprints": players.documents(),
+                }
+            row = _round(players, run, row)
             record(run, learner, row)
             left = (time.perf_counter() - start) / (learner.done - first) * (settings.rounds - learner.done)
             progress.show(learner.done, settings.rounds, round_line(row), left)
@@ -199,13 +189,12 @@ def _learn(
         progress.close()
 
 
-def _demonstrate(
-    settings: TrainSettings, scenes: Sequence[Scene], tracks: Sequence[Track], learner: Learner, watch: Watch
-) -> str:
+def _demonstrate(players: Players) -> str:
     """Show the learner what the tasks' scripts do, in environments that no round has and all runs share; a line."""
+    settings = players.settings
     seeds = [round_seed(0, ROUNDS - number) for number in range(1, settings.demonstrations + 1)]
-    plays = [(track.env, scene.task) for track, scene in zip(tracks, scenes, strict=True)]
-    return demonstrate(plays, learner, seeds, settings.lstm, watch.check)
+    plays = [(track.env, scene.task) for track, scene in zip(players.tracks, players.scenes, strict=True)]
+    return demonstrate(plays, players.learner, seeds, settings.lstm, players.watch.check)
 
 
 def _collect(tracks: Sequence[Track], seed: int, run: Run) -> list[TensorDictBase]:
@@ -222,21 +211,15 @@ def _collect(tracks: Sequence[Track], seed: int, run: Run) -> list[TensorDictBas
     return batches
 
 
-def _round(
-    settings: TrainSettings,
-    tracks: Sequence[Track],
-    learner: Learner,
-    run: Run,
-    looked: tuple[Watch, dict[str, Any]],
-) -> dict[str, Any]:
+def _round(players: Players, run: Run, before: dict[str, Any]) -> dict[str, Any]:
     """One episode of every environment of every task, and what is learned from it; with the row before."""
-    watch, before = looked
+    settings, tracks, learner, failed = players.settings, players.tracks, players.learner, players.failures()
     number, begun = learner.done, time.perf_counter()
     batches = _collect(tracks, round_seed(settings.seed, number), run)
     collected = time.perf_counter()
 
     def look() -> None:
-        watch.check()
+        players.watch.check()
         reach("minibatch")
 
     try:
@@ -253,6 +236,7 @@ def _round(
         "learn_seconds": ended - collected,
         "host_seconds": sum(track.env.engine_seconds for track in tracks),
         "validation_seconds": sum(track.validation.seconds for track in tracks),
+        "kernel_failures": players.failures() - failed,
     }
     if len(tracks) > 1:
         row |= {f"{name}/{track.task}": one[name] for track, one in zip(tracks, told, strict=True) for name in one}
@@ -265,16 +249,14 @@ def round_seed(seed: int, number: int) -> int:
     return 2 * (seed * ROUNDS + number)
 
 
-def _evaluate(
-    settings: TrainSettings, kept: tuple[Run, Outlets], progress: Progress, ends: tuple[Watch, TextIO]
-) -> Findings:
+def _evaluate(players: Players, kept: tuple[Run, Outlets], progress: Progress, out: TextIO) -> Findings:
     """Play the learned policy and the baselines on held-out environments of every task; write what came of it.
 
     Returns:
       the first task's findings; the others' are in files of their own, ``evaluation-2.json`` and on.
     """
-    (run, outlets), (watch, out), found = kept, ends, []
-    for place, rules in enumerate(settings.rules(), start=1):
+    (run, outlets), settings, watch, found = kept, players.settings, players.watch, []
+    for place, rules in enumerate([each.rules for each in players.scenes], start=1):
         scene = build_scene(rules, settings.eval_envs, settings.backend, settings.device)
         scene = scene._replace(engine=interruptible(scene.engine, watch))
         policies = policies_of(scene, load_run(run.folder), greedy=False)

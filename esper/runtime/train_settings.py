@@ -23,6 +23,15 @@ class TrainSettings:
         "preset, KIND:PATH (esper tasks lists them) or py:module:name; several, with commas between, share one policy",
     )
     room_for: str = setting("", "further tasks that the policy shall be able to play, with commas between")
+    blueprints: str = setting(
+        "", "further kinds of seed: files with blueprint documents or store:ID, with commas between"
+    )
+    spare_blueprints: int = setting(
+        0, "places that the policy keeps for blueprints that come while it trains (esper blueprint add)", 0, 64
+    )
+    compile_requests: bool = setting(
+        False, "what comes while it trains is compiled by a worker of the store (esper worker) before it is taken"
+    )
     num_envs: int = setting(32, "environments per round and task", low=2, high=65536)
     rounds: int = setting(
         24,

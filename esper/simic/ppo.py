@@ -92,7 +92,7 @@ def told(numbers: Sequence[Tensor]) -> Any:
 
 @dataclass
 class Learner:
-    """A policy with its optimizer; ``update`` is the only thing that changes it.
+    """A policy with its optimizer; ``update`` is the only thing that changes what it has learned.
 
     Attributes:
       policy: what learns.
@@ -133,6 +133,20 @@ class Learner:
     def loss_of(self, place: int) -> ClipPPOLoss:
         """The loss of a task."""
         return self.losses[place] if self.views else self.loss
+
+    def show(self, views: Sequence[ActorValueOperator]) -> None:
+        """Let the policy play through other interfaces; its parameters and their moments keep their bits.
+
+        Args:
+          views: per task; names and shapes of their parameters are the policy's.
+        """
+        before, moments = list(self.policy.parameters()), self.optimizer.state
+        views[0].load_state_dict(self.policy.state_dict())
+        self.policy, self.views = views[0], views
+        self.__post_init__()
+        for old, new in zip(before, self.policy.parameters(), strict=True):
+            if old in moments:
+                self.optimizer.state[new] = moments[old]
 
     def _build_loss(self, view: ActorValueOperator) -> ClipPPOLoss:
         config = self.config

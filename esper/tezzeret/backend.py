@@ -39,6 +39,7 @@ class Backend(NamedTuple):
       describe: () -> a line on what runs where, and one for each thing that does not run here, with the reason.
       independent: whether the bits of an environment's results depend on nothing but its own arguments, whatever the
         number and the order of the others.
+      failures: () -> how many kernels raised while they ran, and run as the definition has them since.
     """
 
     name: str
@@ -49,3 +50,4 @@ class Backend(NamedTuple):
     evaluate: Callable[[HyperParams, Plan, Learners, Tensor, tuple[Tensor, Tensor], Counterfactuals], Scores]
     describe: Callable[[], tuple[str, ...]]
     independent: bool = False
+    failures: Callable[[], int] = lambda: 0

@@ -10,6 +10,7 @@ from esper.leyline.config import ConfigError, Determinism
 from esper.tezzeret import eager, inductor, native, oracle
 from esper.tezzeret.alone import alone
 from esper.tezzeret.backend import Backend, BackendError
+from esper.tezzeret.fallback import or_eager
 
 logger = logging.getLogger("esper")
 
@@ -20,6 +21,9 @@ BUILDERS: dict[str, Callable[[Structure, torch.device], Backend]] = {
     "oracle": oracle.build,
 }
 """Builders by name; they raise ``BackendError`` where they cannot run a structure."""
+
+PLAIN = ("eager", "oracle")
+"""Backends without kernels of their own."""
 
 CHOICES = ("auto", "eager", "inductor", "native")
 """What users can ask for; the oracle is for tests."""
@@ -50,8 +54,16 @@ def build_backend(name: str, structure: Structure, device: torch.device, differe
     found = (
         _first(structure, device, differentiable) if name == "auto" else _named(name, structure, device, differentiable)
     )
+    if found.name not in PLAIN:
+        definition = eager.build(structure, device)
+        found = or_eager(found, _strictly(definition, structure) if found.independent else definition)
+    return _strictly(found, structure)
+
+
+def _strictly(backend: Backend, structure: Structure) -> Backend:
+    """The backend, environment by environment where that is asked for and not so already."""
     strict = structure.config.deterministic is Determinism.STRICT
-    return alone(found) if strict and not found.independent else found
+    return alone(backend) if strict and not backend.independent else backend
 
 
 def _named(name: str, structure: Structure, device: torch.device, differentiable: bool) -> Backend:

@@ -133,17 +133,36 @@ def built(folder: Path, compiler: Command) -> tuple[Path, bytes]:
 
     It is built where there is none yet, or where what is there is damaged or not this user's own.
     """
-    names = sorted(folder.glob("*.cpp"))
-    text = b"".join(path.read_bytes() for path in (*names, *sorted(folder.glob("*.h"))))
     flags = (*FLAGS, *_target(compiler))
-    identity = "\n".join((*compiler, _version(compiler), *flags, repr(LESS), *LINKING, processor()))
-    digest = hashlib.sha256(text + identity.encode()).hexdigest()[:16]
-    target = cache_folder("native") / f"esper-{digest}.so"
+    target = cache_folder("native") / f"esper-{_digest(folder, compiler, flags)}.so"
     if (data := kept(target)) is None:
         with tempfile.TemporaryDirectory(dir=target.parent) as fresh_folder:
-            data = _build(names, (*compiler, *flags), Path(fresh_folder))
+            data = _build(_sources_in(folder), (*compiler, *flags), Path(fresh_folder))
         keep(target, data)
     return target, data
+
+
+def build_name() -> str:
+    """What tells this machine's build of the library from others: sources, compiler, flags and processor.
+
+    Raises:
+      OSError, ValueError, SubprocessError: there is no compiler, or it cannot build what the environment asks for.
+    """
+    compiler = _builder()
+    if compiler is None:
+        raise OSError("no C++ compiler, or ESPER_NATIVE=0")
+    return _digest(sources(), compiler, (*FLAGS, *_target(compiler)))
+
+
+def _sources_in(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.cpp"))
+
+
+def _digest(folder: Path, compiler: Command, flags: Sequence[str]) -> str:
+    """Of everything that the library's code depends on."""
+    text = b"".join(path.read_bytes() for path in (*_sources_in(folder), *sorted(folder.glob("*.h"))))
+    identity = "\n".join((*compiler, _version(compiler), *flags, repr(LESS), *LINKING, processor()))
+    return hashlib.sha256(text + identity.encode()).hexdigest()[:16]
 
 
 def _build(names: Sequence[Path], command: Command, folder: Path) -> bytes:

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esper.bench import resident
 from esper.bench.measure import SHORTEST, interleave, loops_for, percentile
 from esper.bench.meter import compilations, count_waits
+from esper.utils import resident
 
 CPU = torch.device("cpu")
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import esper
-from esper.bench.resident import STATUS, held
 from esper.runtime import debug
 from esper.runtime.rollout import rollout
 from esper.tamiyo.policies import random_policy
+from esper.utils.resident import STATUS, held
 
 MOST = 0.01
 """Growth that is allowed, as a share of what is held."""

@@ -1,4 +1,6 @@
-"""Makes ``forks.py`` known as ``runtime_forks``, and its tiny task to tests that ask for it."""
+"""Makes ``forks.py`` and ``documents.py`` known as ``runtime_forks`` and ``runtime_documents``, and the tiny task to
+tests that ask for it.
+"""
 
 import importlib.util
 import sys
@@ -6,10 +8,18 @@ from pathlib import Path
 
 import pytest
 
-_spec = importlib.util.spec_from_file_location("runtime_forks", Path(__file__).with_name("forks.py"))
-forks = importlib.util.module_from_spec(_spec)
-sys.modules["runtime_forks"] = forks
-_spec.loader.exec_module(forks)
+
+def _known(name):
+    """A module of this folder, known as ``runtime_NAME``."""
+    spec = importlib.util.spec_from_file_location(f"runtime_{name}", Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[f"runtime_{name}"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+forks = _known("forks")
+_known("documents")
 
 
 @pytest.fixture(scope="module")

@@ -84,6 +84,7 @@ def build_graph(structure: Structure, compiler: str = "inductor") -> Backend:
             "inductor: a minibatch and an inference as one compiled graph each",
             *(f"as it is written: {run.what}: {run.reason}" for run in (step, infer) if run.reason is not None),
         ),
+        failures=lambda: step.failures + infer.failures,
     )
     return without_derivatives(backend)
 

@@ -217,5 +217,6 @@ def build_units(structure: Structure, compiler: str = "inductor") -> Backend:
         epoch=epoch,
         evaluate=evaluate,
         describe=call.describe,
+        failures=lambda: sum(run.failures for run in call.functions.values()),
     )
     return without_derivatives(backend)

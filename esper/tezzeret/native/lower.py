@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from esper.kasmina import gate
+from esper.kasmina.blueprint import Blueprint
 from esper.kasmina.host import Host, HostBlock, Tie
 from esper.kasmina.layout import Layout
 from esper.kasmina.structure import Structure
@@ -145,17 +146,34 @@ def lower_slot(structure: Structure, number: int) -> LoweredSlot:
 def _lower_seed(structure: Structure, number: int, kind: int) -> LoweredBlock:
     """A seed in both forms."""
     slot, blueprint = structure.slots[number], structure.blueprints[kind]
+    x = Input(slot.reads.shape) if slot.source else _host_input(structure.host)
     place = f"slot {number}, blueprint {blueprint.name!r}"
+    return lower_blueprint(place, blueprint, x, (slot.row(kind), slot.buffer_row(kind)), slot.acts.shape)
+
+
+def lower_blueprint(
+    place: str, blueprint: Blueprint, x: Input, rows: tuple[Layout, Layout], acts: Shape
+) -> LoweredBlock:
+    """A blueprint between two sites, in both forms.
+
+    Args:
+      place: what messages call it.
+      blueprint: the kind of seed.
+      x: what it reads.
+      rows: of its parameters, and of its buffers.
+      acts: shape of what it gives, per sample.
+
+    Raises:
+      BackendError: it cannot be captured; one line with the operation.
+    """
     if blueprint.draws:
         raise BackendError(f"backend 'native': {place}: draws of random numbers")
-    x = Input(slot.reads.shape) if slot.source else _host_input(structure.host)
-    given = (x, slot.row(kind), slot.buffer_row(kind))
-    infer, train = lower(place, blueprint.infer, False, *given), lower(place, blueprint.train, True, *given)
+    infer, train = lower(place, blueprint.infer, False, x, *rows), lower(place, blueprint.train, True, x, *rows)
     if infer.program.joins_samples:
         raise BackendError(f"backend 'native': {place}: batch statistics in inference")
-    if not infer.emitted.shape == train.emitted.shape == slot.acts.shape:
-        raise BackendError(f"backend 'native': {place}: gives {train.emitted.shape}; expected {slot.acts.shape}")
-    if len(train.emitted.tracked) != slot.buffer_row(kind).size:
+    if not infer.emitted.shape == train.emitted.shape == acts:
+        raise BackendError(f"backend 'native': {place}: gives {train.emitted.shape}; expected {acts}")
+    if len(train.emitted.tracked) != rows[1].size:
         raise BackendError(f"backend 'native': {place}: buffers that are no running averages")
     return LoweredBlock(train, infer)
 

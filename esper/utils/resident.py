@@ -6,7 +6,7 @@ is the process's own since it began, and what it holds now is taken to be the sa
 
 import ctypes
 import gc
-import resource
+import os
 import sys
 from pathlib import Path
 
@@ -20,9 +20,17 @@ def _field(name: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
-def held(device: torch.device) -> int:
-    """Bytes held now, after giving back what is free."""
-    gc.collect()
+def resident(device: torch.device) -> int:
+    """Bytes held now, as they are; elsewhere than on Linux, at most so far."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return _field("VmRSS") if STATUS.is_file() else peak(device)
+
+
+def held(device: torch.device, collect: bool = True) -> int:
+    """Bytes held now, after giving back what is free; ``collect``: and what only circles of references hold."""
+    if collect:
+        gc.collect()
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     if not STATUS.is_file():
@@ -37,14 +45,18 @@ def peak(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     if STATUS.is_file():
         return _field("VmHWM")
+    if os.name != "posix":  # nothing of the standard library tells
+        return 0
+    import resource
+
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else 1024 * most
 
 
-def restart_peak(device: torch.device) -> None:
-    """Let ``peak`` start from what is held now, where that is possible."""
+def restart_peak(device: torch.device, collect: bool = True) -> None:
+    """Let ``peak`` start from what is held now, where that is possible; see ``held``."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif CLEAR.exists():
-        held(device)
+        held(device, collect)
         CLEAR.write_text("5", encoding="utf-8")

@@ -6,14 +6,14 @@ from esper.tezzeret.blueprints.document import Document, canonical
 from esper.tezzeret.blueprints.eager_form import blueprint_of
 from esper.tezzeret.blueprints.from_module import of_module
 from esper.tezzeret.blueprints.reading import parse
-from esper.tezzeret.blueprints.refusals import LIMITS, DocumentError, Limits
+from esper.tezzeret.blueprints.refusals import LIMITS, DocumentError, DocumentLimits
 
 __all__ = [
     "LIMITS",
     "Costs",
     "Document",
     "DocumentError",
-    "Limits",
+    "DocumentLimits",
     "NodeCost",
     "blueprint_of",
     "canonical",

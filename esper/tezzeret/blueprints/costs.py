@@ -3,10 +3,10 @@
 from typing import NamedTuple
 
 from esper.kasmina.site import Site
-from esper.tezzeret.blueprints.document import Case, Document
+from esper.tezzeret.blueprints.document import Document, SiteCase, source_sizes, target_sizes
 from esper.tezzeret.blueprints.operations import OPERATIONS
-from esper.tezzeret.blueprints.refusals import GRAPH, LIMITS, DocumentError, Limits
-from esper.tezzeret.blueprints.resolving import Resolver, case_at, case_told, graph_of
+from esper.tezzeret.blueprints.refusals import GRAPH, LIMITS, DocumentError, DocumentLimits
+from esper.tezzeret.blueprints.resolving import Resolver, case_at, case_told, expect_values, graph_of
 from esper.tezzeret.native.graph import Graph, Node, Shape
 
 BYTES = 4
@@ -49,7 +49,7 @@ class Costs(NamedTuple):
     bytes: int
 
 
-def infer(document: Document, source: Site, target: Site, limits: Limits = LIMITS) -> Costs:
+def infer(document: Document, source: Site, target: Site, limits: DocumentLimits = LIMITS) -> Costs:
     """Find shapes and costs.
 
     Args:
@@ -63,6 +63,7 @@ def infer(document: Document, source: Site, target: Site, limits: Limits = LIMIT
     place = document.name
     found = case_at(document, source, target)
     if found is None:
+        _expect_values(document, source, target, limits)
         raise DocumentError(place, GRAPH, "", f"no case for {_words(source, target)}", _wanted(document))
     case, names = found
     resolver = Resolver(place, names, limits)
@@ -70,6 +71,8 @@ def infer(document: Document, source: Site, target: Site, limits: Limits = LIMIT
     told = case_told(document, source.kind, source.shape, shapes)
     if told is None or told[0] is not case:
         resolver.refuse("", "a case that features and parameters do not tell from another", "cases of other tensors")
+    for row in (*case.parameters, *case.buffers):
+        resolver.real(row.name, row.scale)
     train, inference = (graph_of(case, form, resolver, (source.kind, source.shape)) for form in (True, False))
     for form, graph in ((True, train), (False, inference)):
         _check_output(resolver, case, form, graph, target)
@@ -88,6 +91,14 @@ def infer(document: Document, source: Site, target: Site, limits: Limits = LIMIT
     return Costs(nodes, params, buffers, flops, BYTES * (params + buffers + activations))
 
 
+def _expect_values(document: Document, source: Site, target: Site, limits: DocumentLimits) -> None:
+    """Say why a case has no sizes, rather than that there is none."""
+    sites = source_sizes(source.kind, source.shape) | (target_sizes(target) if document.bypass else {})
+    for case in document.cases:
+        if source.kind in case.source and (not document.bypass or target.kind in case.target):
+            Resolver(document.name, {}, limits).of("case", lambda case=case: expect_values(case, sites))  # type: ignore[misc]
+
+
 def _words(source: Site, target: Site) -> str:
     first = f"{source.kind} {list(source.shape)}"
     return first if source == target else f"{first} to {target.kind} {list(target.shape)}"
@@ -102,13 +113,13 @@ def _wanted(document: Document) -> str:
     return "; or ".join(found)
 
 
-def _check_output(resolver: Resolver, case: Case, is_training: bool, graph: Graph, target: Site) -> None:
+def _check_output(resolver: Resolver, case: SiteCase, is_training: bool, graph: Graph, target: Site) -> None:
     name, node = case.form(is_training).output, graph.nodes[graph.output]
     if node.shape != target.shape or not node.by_sample:
         resolver.refuse(name, f"the result's shape {list(node.shape)}", f"features {list(target.shape)} of the target")
 
 
-def _check_tables(resolver: Resolver, case: Case, graph: Graph, source: Site, target: Site) -> None:
+def _check_tables(resolver: Resolver, case: SiteCase, graph: Graph, source: Site, target: Site) -> None:
     """Tables have a row for every token."""
     first = len(graph.nodes) - len(case.train.nodes)
     for call, node in zip(case.train.nodes, graph.nodes[first:], strict=True):
@@ -117,7 +128,7 @@ def _check_tables(resolver: Resolver, case: Case, graph: Graph, source: Site, ta
             resolver.refuse(call.name, f"a table of {rows} rows", f"one per token, {target.channels}")
 
 
-def _node_costs(case: Case, is_training: bool, graph: Graph) -> tuple[NodeCost, ...]:
+def _node_costs(case: SiteCase, is_training: bool, graph: Graph) -> tuple[NodeCost, ...]:
     calls = case.form(is_training).nodes
     own = graph.nodes[len(graph.nodes) - len(calls) :]
     return tuple(_cost(call.name, node, graph) for call, node in zip(calls, own, strict=True))

@@ -52,7 +52,7 @@ INITS = ("constant", "uniform", "positive", "normal", "given", "shuffled")
 """Initial distributions; see ``esper.kasmina.layout.Param``."""
 
 
-class Row(NamedTuple):
+class TensorRow(NamedTuple):
     """A parameter or a buffer.
 
     Attributes:
@@ -100,7 +100,7 @@ class Form(NamedTuple):
     buffers: tuple[tuple[str, str], ...] = ()
 
 
-class Case(NamedTuple):
+class SiteCase(NamedTuple):
     """What a seed is between sites of some kinds.
 
     Attributes:
@@ -118,8 +118,8 @@ class Case(NamedTuple):
     target: tuple[str, ...]
     where: tuple[str, ...]
     sizes: tuple[tuple[str, Size], ...]
-    parameters: tuple[Row, ...]
-    buffers: tuple[Row, ...]
+    parameters: tuple[TensorRow, ...]
+    buffers: tuple[TensorRow, ...]
     train: Form
     infer: Form | None = None
 
@@ -143,7 +143,7 @@ class Document(NamedTuple):
     description: str
     bypass: bool
     identity_bound: float | None
-    cases: tuple[Case, ...]
+    cases: tuple[SiteCase, ...]
 
     @property
     def draws(self) -> bool:
@@ -217,7 +217,7 @@ def _is_deep(value: Any) -> bool:
     return isinstance(value, dict) and any(_is_deep(each) for each in value.values())
 
 
-def _case(case: Case) -> dict[str, Any]:
+def _case(case: SiteCase) -> dict[str, Any]:
     table: dict[str, Any] = {"source": list(case.source)}
     if case.target:
         table["target"] = list(case.target)
@@ -232,7 +232,7 @@ def _case(case: Case) -> dict[str, Any]:
     return table if case.infer is None else table | {"infer": _form(case.infer)}
 
 
-def _row(row: Row) -> dict[str, Any]:
+def _row(row: TensorRow) -> dict[str, Any]:
     table: dict[str, Any] = {"name": row.name, "shape": list(row.shape), "init": row.init}
     return table | ({"values": list(row.values)} if row.init in ("given", "shuffled") else {"scale": _real(row.scale)})
 
@@ -260,7 +260,7 @@ def _setting(value: Setting) -> Any:
     return value
 
 
-def sizes_at(case: Case, names: Mapping[str, int]) -> dict[str, int]:
+def sizes_at(case: SiteCase, names: Mapping[str, int]) -> dict[str, int]:
     """The sites' sizes and those that a case names.
 
     Raises:

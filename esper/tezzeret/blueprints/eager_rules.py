@@ -20,7 +20,7 @@ from esper.utils import rng
 EagerRule = Callable[[Computing, int, Node], Tensor]
 
 
-class Run(Computing):
+class GraphRun(Computing):
     """A graph on its way, with the key of what it draws.
 
     Attributes:
@@ -53,7 +53,7 @@ def apply_graph(
     Returns:
       [n, B, *shape], and the new values of the buffers that have some.
     """
-    run = Run(forward, {"parameter": params, "buffer": buffers}, x, key)
+    run = GraphRun(forward, {"parameter": params, "buffer": buffers}, x, key)
     nodes = forward.graph.nodes
     for number, node in enumerate(nodes):
         value = run.leaf(node) if node.op in ("parameter", "buffer") else EAGER[node.op](run, number, node)
@@ -136,7 +136,7 @@ def _attention(run: Computing, number: int, node: Node) -> Tensor:
 
 
 def _dropout(run: Computing, number: int, node: Node) -> Tensor:
-    assert isinstance(run, Run) and run.key is not None
+    assert isinstance(run, GraphRun) and run.key is not None
     key = rng.fold_in(run.key, run.drawn)
     run.drawn += 1
     return layers.dropout(run.values[node.inputs[0]], key, node.real("share"), bool(node.number("whole", 0)))

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from typing import Any, NoReturn, TypeVar
 
 from esper.tezzeret.blueprints.document import Real
-from esper.tezzeret.blueprints.refusals import PARSE, DocumentError, Limits
+from esper.tezzeret.blueprints.refusals import PARSE, DocumentError, DocumentLimits
 from esper.tezzeret.blueprints.sizes import Size, SizeError, expression
 from esper.utils.documents import shown
 
@@ -19,10 +19,10 @@ LOWER = re.compile(r"[a-z][a-z0-9]*(?:_[a-z0-9]+)*")
 Read = TypeVar("Read")
 
 
-class Fields:
+class ObjectFields:
     """One object of a document, and where it stands."""
 
-    def __init__(self, table: Any, place: str, node: str, limits: Limits) -> None:
+    def __init__(self, table: Any, place: str, node: str, limits: DocumentLimits) -> None:
         self.place, self.node, self.limits = place, node, limits
         if not isinstance(table, dict):
             self.refuse(shown(table), "an object")

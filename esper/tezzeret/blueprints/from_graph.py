@@ -9,11 +9,11 @@ from esper.kasmina.site import Site
 from esper.tezzeret.blueprints.document import (
     INPUT,
     Call,
-    Case,
     Document,
     Form,
-    Row,
     Setting,
+    SiteCase,
+    TensorRow,
     canonical,
     source_sizes,
     target_sizes,
@@ -62,7 +62,7 @@ def of_graphs(name: str, captured: Captured, source: Site, target: Site | None =
     given = {param.name: NAME.fullmatch(param.name) is not None and param.name != INPUT for param in rows}
     names = {own: own if good else f"tensor{number}" for number, (own, good) in enumerate(given.items())}
     train, infer = (_form(graph, names, is_training) for graph, is_training in _forms(captured))
-    case = Case(
+    case = SiteCase(
         (source.kind,),
         () if target is None else _targets(source, target),
         tuple(_conditions(source, target)),
@@ -94,14 +94,14 @@ def _conditions(source: Site, target: Site | None) -> Iterable[str]:
             yield f"{name} == {value}"
 
 
-def _row(param: Param, name: str) -> Row:
+def _row(param: Param, name: str) -> TensorRow:
     """A tensor; numbers that are all the same are a constant."""
     if param.given is None:
-        return Row(name, param.shape, param.init, float(param.scale))
+        return TensorRow(name, param.shape, param.init, float(param.scale))
     values = tuple(param.given.values.double().flatten().tolist())
     if len(set(values)) == 1:
-        return Row(name, param.shape, "constant", values[0])
-    return Row(name, param.shape, param.init, 0.0, values)
+        return TensorRow(name, param.shape, "constant", values[0])
+    return TensorRow(name, param.shape, param.init, 0.0, values)
 
 
 def _form(graph: Graph, names: dict[str, str], is_training: bool) -> Form:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
-from esper.tezzeret.blueprints.document import INPUT, SOURCE_NAMES, TARGET_NAMES, Case, Document, Form, Row
+from esper.tezzeret.blueprints.document import INPUT, SOURCE_NAMES, TARGET_NAMES, Document, Form, SiteCase, TensorRow
 from esper.tezzeret.blueprints.refusals import PARSE, DocumentError
 from esper.tezzeret.blueprints.sizes import Size, SizeError, evaluate, names_in
 
@@ -32,7 +32,7 @@ def sizes_in(values: Iterable[object]) -> Iterator[Size]:
 class _Names:
     """One case."""
 
-    def __init__(self, document: Document, case: Case, place: str) -> None:
+    def __init__(self, document: Document, case: SiteCase, place: str) -> None:
         self.document, self.case, self.place = document, case, place
         self.sites = (*SOURCE_NAMES, *(TARGET_NAMES if document.bypass else ()))
         self.sizes: list[str] = list(self.sites)
@@ -74,7 +74,7 @@ class _Names:
                     found, _, expected = str(error).partition("; expected ")
                     self.refuse(node, f"{found} in {value!r}", expected or "a size")
 
-    def row(self, row: Row) -> None:
+    def row(self, row: TensorRow) -> None:
         self.known(row.name, sizes_in([row.shape, row.scale]))
         count = 1
         for side in row.shape:

@@ -12,16 +12,16 @@ from esper.tezzeret.blueprints.document import (
     SOURCES,
     TARGET_NAMES,
     Call,
-    Case,
     Document,
     Form,
-    Row,
     Setting,
+    SiteCase,
+    TensorRow,
 )
-from esper.tezzeret.blueprints.fields import LOWER, Fields
+from esper.tezzeret.blueprints.fields import LOWER, ObjectFields
 from esper.tezzeret.blueprints.names import check_document
 from esper.tezzeret.blueprints.operations import OPERATIONS
-from esper.tezzeret.blueprints.refusals import LIMITS, PARSE, DocumentError, Limits
+from esper.tezzeret.blueprints.refusals import LIMITS, PARSE, DocumentError, DocumentLimits
 from esper.tezzeret.blueprints.sizes import FUNCTIONS, Size
 from esper.tezzeret.blueprints.strict_json import read_json
 from esper.utils.documents import shown
@@ -31,7 +31,7 @@ MOST_ROWS = 1000
 MOST_SIZES = 64
 
 
-def parse(data: bytes, place: str, limits: Limits = LIMITS) -> Document:
+def parse(data: bytes, place: str, limits: DocumentLimits = LIMITS) -> Document:
     """Read a document and check whatever does not depend on the sites.
 
     Args:
@@ -42,19 +42,25 @@ def parse(data: bytes, place: str, limits: Limits = LIMITS) -> Document:
     Raises:
       DocumentError: the first thing that is wrong; stage "parse".
     """
-    document = _Reader(place, limits).document(read_json(data, place, limits))
+    document = _DocumentReader(place, limits).document(read_json(data, place, limits))
     check_document(document, place)
     return document
 
 
-class _Reader:
+class _DocumentReader:
     """A document on its way from JSON's values."""
 
-    def __init__(self, place: str, limits: Limits) -> None:
+    def __init__(self, place: str, limits: DocumentLimits) -> None:
         self.place, self.limits = place, limits
 
-    def fields(self, table: Any, node: str) -> Fields:
-        return Fields(table, self.place, node, self.limits)
+    def fields(self, table: Any, node: str) -> ObjectFields:
+        return ObjectFields(table, self.place, node, self.limits)
+
+    def named(self, table: Any, kind: str) -> ObjectFields:
+        """An object that has a name, which messages about it say."""
+        own = self.fields(table, kind)
+        own.node = own.name() if "name" in own.table else kind
+        return own
 
     def document(self, table: Any) -> Document:
         own = self.fields(table, "")
@@ -69,12 +75,12 @@ class _Reader:
         cases = own.items("cases", MOST_CASES, lambda case: self.case(case, bypass), 1)
         return Document(own.name(form=LOWER), described, bypass, bound, cases)
 
-    def case(self, table: Any, bypass: bool) -> Case:
+    def case(self, table: Any, bypass: bool) -> SiteCase:
         own = self.fields(table, "case")
         required = ("source", "target") if bypass else ("source",)
         own.only((*required, "parameters", "train"), ("where", "sizes", "buffers", "infer"))
         sizes = own.items("sizes", MOST_SIZES, self.named_size)
-        return Case(
+        return SiteCase(
             self.kinds(own, "source", SOURCES),
             self.kinds(own, "target", tuple(RANKS)) if bypass else (),
             own.items("where", MOST_SIZES, lambda text: self.condition(own, text)),
@@ -85,7 +91,7 @@ class _Reader:
             self.form(own.table["infer"], False) if "infer" in own.table else None,
         )
 
-    def kinds(self, own: Fields, name: str, known: Iterable[str]) -> tuple[str, ...]:
+    def kinds(self, own: ObjectFields, name: str, known: Iterable[str]) -> tuple[str, ...]:
         allowed = tuple(known)
 
         def read(kind: Any) -> str:
@@ -98,7 +104,7 @@ class _Reader:
             own.refuse(f"{name} {shown(list(found))}", "every kind once")
         return found
 
-    def condition(self, own: Fields, text: Any) -> str:
+    def condition(self, own: ObjectFields, text: Any) -> str:
         if not isinstance(text, str):
             own.refuse(f"where {shown(text)}", "conditions, such as 'channels > 1'")
         return str(own.size(text, "where"))
@@ -111,20 +117,19 @@ class _Reader:
             own.refuse(f"size {name!r}, which has a meaning", "a name of its own")
         return name, own.size(own.table["value"], f"size {name!r}")
 
-    def row(self, table: Any, kind: str) -> Row:
-        own = self.fields(table, kind)
+    def row(self, table: Any, kind: str) -> TensorRow:
+        own = self.named(table, kind)
         own.only(("name", "shape", "init"), ("scale", "values"))
-        own.node = name = own.name()
-        shape = own.shape(own.table["shape"], "shape")
+        name, shape = own.node, own.shape(own.table["shape"], "shape")
         init = own.text("init", self.limits.text, INITS if kind == "parameter" else ("constant",))
         if init in ("given", "shuffled"):
             own.only(("name", "shape", "init", "values"))
             values = own.items("values", self.limits.parameters, lambda value: own.number(value, "values"))
             if not all(isinstance(side, int) for side in shape):
                 own.refuse(f"shape {shown(list(shape))} of given values", "numbers")
-            return Row(name, shape, init, 0.0, values)
+            return TensorRow(name, shape, init, 0.0, values)
         own.only(("name", "shape", "init", "scale"))
-        return Row(name, shape, init, own.real(own.table["scale"], "scale"))
+        return TensorRow(name, shape, init, own.real(own.table["scale"], "scale"))
 
     def form(self, table: Any, is_training: bool) -> Form:
         own = self.fields(table, "train" if is_training else "infer")
@@ -135,11 +140,10 @@ class _Reader:
         return Form(nodes, own.name("output"), pairs)
 
     def call(self, table: Any, is_training: bool) -> Call:
-        own = self.fields(table, "node")
+        own = self.named(table, "node")
         for field in ("name", "op", "inputs"):
             if field not in own.table:
                 own.refuse(f"no field {field!r}", "name, op, inputs")
-        own.node = name = own.name()
         op = own.text("op", self.limits.text, OPERATIONS)
         known = OPERATIONS[op]
         required = [field for field, attribute in known.attributes.items() if attribute.required]
@@ -150,13 +154,13 @@ class _Reader:
         inputs = own.items("inputs", most, lambda each: own.as_name(each, "input"), least)
         given = sorted((field, value) for field, value in table.items() if field in known.attributes)
         return Call(
-            name,
+            own.node,
             op,
             inputs,
             tuple((field, self.setting(own, known.attributes[field].kind, field, value)) for field, value in given),
         )
 
-    def setting(self, own: Fields, kind: str, field: str, value: Any) -> Setting:
+    def setting(self, own: ObjectFields, kind: str, field: str, value: Any) -> Setting:
         """An attribute's value, by its kind."""
         if kind == "size":
             return own.size(value, field)
@@ -175,7 +179,7 @@ class _Reader:
             )
         return own.items(field, self.limits.activations, lambda each: self.index(own, each))
 
-    def index(self, own: Fields, value: Any) -> int:
+    def index(self, own: ObjectFields, value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not -1 <= value <= self.limits.activations:
             raise DocumentError(self.place, PARSE, own.node, f"index {shown(value)}", "places from 0, or -1")
         return value

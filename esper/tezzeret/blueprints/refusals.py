@@ -9,7 +9,7 @@ PARSE, GRAPH = "parse", "graph"
 """Stages: reading a document, and finding shapes and costs at a site."""
 
 
-class Limits(NamedTuple):
+class DocumentLimits(NamedTuple):
     """The most of everything.
 
     Attributes:
@@ -39,7 +39,7 @@ class Limits(NamedTuple):
     flops: int = 10_000_000_000
 
 
-LIMITS = Limits()
+LIMITS = DocumentLimits()
 """The limits if none are given."""
 
 

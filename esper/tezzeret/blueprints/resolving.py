@@ -1,7 +1,10 @@
 """A document at a site: every size a number, every form a graph, nothing allocated."""
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn, TypeVar
+
+import torch
 
 from esper.kasmina.layout import Given, Param
 from esper.kasmina.site import Site
@@ -10,28 +13,25 @@ from esper.tezzeret.blueprints.document import (
     RANKS,
     TARGET_NAMES,
     Call,
-    Case,
     Document,
     Real,
-    Row,
     Setting,
+    SiteCase,
+    TensorRow,
     sizes_at,
     source_sizes,
     target_sizes,
 )
 from esper.tezzeret.blueprints.operations import BY_NETWORK, CARRIES, OPERATIONS
-from esper.tezzeret.blueprints.refusals import GRAPH, DocumentError, Limits
+from esper.tezzeret.blueprints.refusals import GRAPH, DocumentError, DocumentLimits
 from esper.tezzeret.blueprints.shapes import ShapeError
-from esper.tezzeret.blueprints.sizes import Size, SizeError, evaluate
+from esper.tezzeret.blueprints.sizes import Size, SizeError, evaluate, names_in
 from esper.tezzeret.native.graph import Attribute, Graph, Node, Shape
 
 Result = TypeVar("Result")
 
-GIVEN: dict[tuple[float, ...], Given] = {}
-"""Given numbers of documents; two parameters with the same ones are equal."""
 
-
-def sizes_between(case: Case, source: Site, target: Site) -> dict[str, int] | None:
+def sizes_between(case: SiteCase, source: Site, target: Site) -> dict[str, int] | None:
     """The sizes of a case at two sites (or twice the same one); None where it is not for them."""
     acts = target_sizes(target) if case.target else {}
     if not _is_kind(source, case.source) or (case.target and not _is_kind(target, case.target)):
@@ -39,7 +39,7 @@ def sizes_between(case: Case, source: Site, target: Site) -> dict[str, int] | No
     return holding(case, source_sizes(source.kind, source.shape) | acts)
 
 
-def holding(case: Case, sites: Mapping[str, int]) -> dict[str, int] | None:
+def holding(case: SiteCase, sites: Mapping[str, int]) -> dict[str, int] | None:
     """The sites' sizes and the case's; None where a condition does not hold or has no value."""
     try:
         names = sizes_at(case, sites)
@@ -48,11 +48,24 @@ def holding(case: Case, sites: Mapping[str, int]) -> dict[str, int] | None:
         return None
 
 
+def expect_values(case: SiteCase, sites: Mapping[str, int]) -> None:
+    """Check that a case's sizes and conditions have values wherever the sites have what these name.
+
+    Raises:
+      SizeError: a division by 0, or too many bits.
+    """
+    names = dict(sites)
+    for name, text in (*case.sizes, *(("", condition) for condition in case.where)):
+        if names_in(text) <= set(names):
+            value = evaluate(text, names)
+            names |= {name: value} if name else {}
+
+
 def _is_kind(site: Site, kinds: tuple[str, ...]) -> bool:
     return site.kind in kinds and len(site.shape) in RANKS[site.kind] and all(side > 0 for side in site.shape)
 
 
-def case_at(document: Document, source: Site, target: Site) -> tuple[Case, dict[str, int]] | None:
+def case_at(document: Document, source: Site, target: Site) -> tuple[SiteCase, dict[str, int]] | None:
     """The first case that is for two sites, and its sizes there."""
     if not document.bypass and source != target:
         return None
@@ -64,7 +77,7 @@ def case_at(document: Document, source: Site, target: Site) -> tuple[Case, dict[
 
 def case_told(
     document: Document, kind: str, shape: Shape, shapes: Mapping[str, Shape]
-) -> tuple[Case, dict[str, int]] | None:
+) -> tuple[SiteCase, dict[str, int]] | None:
     """The first case that tensors can be of, and the sizes that follow from them.
 
     Args:
@@ -78,7 +91,7 @@ def case_told(
     return None
 
 
-def _sizes_told(case: Case, kind: str, shape: Shape, shapes: Mapping[str, Shape]) -> dict[str, int] | None:
+def _sizes_told(case: SiteCase, kind: str, shape: Shape, shapes: Mapping[str, Shape]) -> dict[str, int] | None:
     """Sizes of a case, if tensors of these shapes can be its own; those that follow from none of them are left out."""
     if kind not in case.source or list(shapes) != [row.name for row in case.parameters]:
         return None
@@ -123,7 +136,7 @@ class Resolver(NamedTuple):
 
     place: str
     names: Mapping[str, int]
-    limits: Limits
+    limits: DocumentLimits
 
     def refuse(self, node: str, found: str, expected: str) -> NoReturn:
         """Raise ``DocumentError``."""
@@ -157,9 +170,9 @@ class Resolver(NamedTuple):
         size = self.size(node, value[0], value[1])
         return float(size**-0.5 if value[0] == "over_root" else 1 / size)
 
-    def param(self, row: Row) -> Param:
+    def param(self, row: TensorRow) -> Param:
         """A parameter or a buffer."""
-        given = GIVEN.setdefault(row.values, _given(row.values)) if row.init in ("given", "shuffled") else None
+        given = _given(row.values) if row.init in ("given", "shuffled") else None
         shape = self.shape(row.name, row.shape)
         return Param(row.name, shape, row.init, self.real(row.name, row.scale), given)  # type: ignore[arg-type]
 
@@ -178,13 +191,13 @@ class Resolver(NamedTuple):
         return self.real(node, given) if kind == "real" else given
 
 
+@lru_cache(maxsize=1024)
 def _given(values: tuple[float, ...]) -> Given:
-    import torch
-
+    """Given numbers; one object for the same ones, so that parameters compare."""
     return Given(torch.tensor(values, dtype=torch.float64))
 
 
-def graph_of(case: Case, is_training: bool, resolver: Resolver, source: tuple[str, Shape]) -> Graph:
+def graph_of(case: SiteCase, is_training: bool, resolver: Resolver, source: tuple[str, Shape]) -> Graph:
     """A form as a graph, whose nodes are the input, parameters, buffers, and the form's own, in order.
 
     Args:

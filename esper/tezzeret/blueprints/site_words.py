@@ -6,7 +6,7 @@ from esper.kasmina.site import Site, conv_site, token_site, vector_site
 from esper.leyline.config import ConfigError
 from esper.tezzeret.blueprints.costs import infer
 from esper.tezzeret.blueprints.document import RANKS, Document
-from esper.tezzeret.blueprints.refusals import LIMITS, DocumentError, Limits
+from esper.tezzeret.blueprints.refusals import LIMITS, DocumentError, DocumentLimits
 from esper.utils.documents import shown
 
 SITE = re.compile(r"(?P<kind>[a-z]+):(?P<shape>[0-9]{1,7}(?:x[0-9]{1,7})*)")
@@ -57,7 +57,7 @@ def words_of(source: Site, target: Site) -> str:
     return words[0] if source == target else "->".join(words)
 
 
-def pair_for(document: Document, limits: Limits = LIMITS) -> Pair:
+def pair_for(document: Document, limits: DocumentLimits = LIMITS) -> Pair:
     """The first standard pair of sites that a document is for.
 
     Raises:

@@ -17,7 +17,7 @@ Nothing else can be written: no powers, no attributes, no texts. Every intermedi
 
 import re
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import lru_cache
 from typing import NamedTuple
 
 from esper.tezzeret.blueprints.refusals import LIMITS
@@ -104,7 +104,7 @@ FUNCTIONS: dict[str, tuple[range, Callable[..., int]]] = {
 """Name -> how many arguments, and what it computes."""
 
 
-class _Reader:
+class _SizeReader:
     """An expression on its way from text."""
 
     def __init__(self, text: str) -> None:
@@ -181,7 +181,7 @@ def _words(text: str) -> list[str]:
     return found
 
 
-@cache
+@lru_cache(maxsize=4096)
 def expression(text: Size) -> Expression:
     """Read an expression.
 
@@ -190,7 +190,7 @@ def expression(text: Size) -> Expression:
     """
     if isinstance(text, int):
         return Expression("number", (text,))
-    reader = _Reader(text)
+    reader = _SizeReader(text)
     found = reader.level(0, 0)
     if reader.peek():
         raise SizeError(f"{shown(reader.peek())} in an expression; expected an operation or its end")

@@ -5,7 +5,7 @@ import math
 import re
 from typing import Any, NoReturn
 
-from esper.tezzeret.blueprints.refusals import PARSE, DocumentError, Limits
+from esper.tezzeret.blueprints.refusals import PARSE, DocumentError, DocumentLimits
 from esper.utils.documents import shown
 
 STRING = re.compile(r'"(?:[^"\\]|\\.)*"?', re.DOTALL)
@@ -14,7 +14,7 @@ STRING = re.compile(r'"(?:[^"\\]|\\.)*"?', re.DOTALL)
 class _Numbers:
     """What becomes of JSON's parts, within limits."""
 
-    def __init__(self, place: str, limits: Limits) -> None:
+    def __init__(self, place: str, limits: DocumentLimits) -> None:
         self.place, self.limits = place, limits
 
     def refuse(self, found: str, expected: str, node: str = "") -> NoReturn:
@@ -43,7 +43,7 @@ class _Numbers:
         self.refuse(word, "a finite number")
 
 
-def read_json(data: bytes, place: str, limits: Limits) -> Any:
+def read_json(data: bytes, place: str, limits: DocumentLimits) -> Any:
     """The value of a text.
 
     Args:

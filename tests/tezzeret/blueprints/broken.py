@@ -108,7 +108,7 @@ def cycle(table: Table, draw: random.Random) -> Broken:
 
 def name_twice(table: Table, draw: random.Random) -> Broken:
     row = draw.choice(case_of(table)["parameters"])
-    nodes_of(table)[-1]["name"] = case_of(table)["train"]["output"] = row["name"]
+    nodes_of(table).insert(0, {"name": row["name"], "op": "tanh", "inputs": ["x"]})
     return raw(table, "parse", row["name"], "stands twice")
 
 
@@ -135,9 +135,18 @@ def negative_shape(row: Table, draw: random.Random) -> str:
 
 
 def odd_expression(row: Table, draw: random.Random) -> str:
-    texts = ("axes.__class__", "axes ** 9 ** 9", "__import__('os')", "axes[0]", "(axes", "axes +", "min(axes)", "1 if 1")
+    texts = (
+        "axes.__class__",
+        "axes ** 9 ** 9",
+        "__import__('os')",
+        "axes[0]",
+        "(axes",
+        "axes +",
+        "min(axes)",
+        "1 if 1",
+    )
     row["shape"][0] = draw.choice((*texts, "(" * 40 + "axes" + ")" * 40, "axes + " * 200 + "1", "9" * 33, "eval(axes)"))
-    return "shape '"
+    return "shape "
 
 
 def unknown_size(row: Table, draw: random.Random) -> str:
@@ -160,6 +169,19 @@ def too_small(row: Table, draw: random.Random) -> str:
     return "an axis of"
 
 
+def no_scale(row: Table, draw: random.Random) -> str:
+    row.pop("values", None)
+    row |= {"init": "uniform", "scale": {draw.choice(("over", "over_root")): "axes - axes"}}
+    return "= axes - axes; expected at least 1"
+
+
+def huge_named_size(table: Table, draw: random.Random) -> Broken:
+    """Sizes that square each other, of which the last has too many bits; nobody reads it."""
+    squares = [{"name": f"square_{n}", "value": f"square_{n - 1} * square_{n - 1}" if n else "99"} for n in range(20)]
+    case_of(table)["sizes"] = case_of(table).get("sizes", []) + squares
+    return raw(table, "graph", "case", "bits; expected at most 48")
+
+
 def odd_init(row: Table, draw: random.Random) -> str:
     row["init"] = draw.choice(("orthogonal", "zeros", "file"))
     return f"init {row['init']!r}"
@@ -173,15 +195,17 @@ def odd_scale(row: Table, draw: random.Random) -> str:
 
 
 def wrong_shape(table: Table, draw: random.Random) -> Broken:
-    """A parameter has one more of something: the first node that reads it is told."""
-    readers = {name: node["name"] for node in reversed(nodes_of(table)) for name in node["inputs"]}
-    rows = [row for row in case_of(table)["parameters"] if row["name"] in readers and row["init"] not in GIVEN]
-    row = draw.choice([row for row in rows if len(row["shape"]) > 1] or rows)
-    row["shape"][-1] = f"{row['shape'][-1]} + 1" if len(row["shape"]) > 1 else 7919
+    """A weight has one more column: the node that reads it is told."""
+    readers = {node["inputs"][1]: node["name"] for node in nodes_of(table) if node["op"] in ("linear", "convolve")}
+    if not readers:
+        case_of(table)["parameters"].append({"name": "odd_weight", "shape": [2, 7919], "init": "normal", "scale": 1})
+        nodes_of(table).insert(0, {"name": "odd", "op": "linear", "inputs": ["x", "odd_weight"]})
+        return raw(table, "graph", "odd", "shape [2, 7919]")
+    row = draw.choice([row for row in case_of(table)["parameters"] if row["name"] in readers])
+    row["shape"][1] = f"{row['shape'][1]} + 1"
+    row |= {"init": "normal", "scale": 1}
+    row.pop("values", None)
     return raw(table, "graph", readers[row["name"]], "shape [")
-
-
-GIVEN = ("given", "shuffled")
 
 
 def wrong_output(table: Table, draw: random.Random) -> Broken:
@@ -200,7 +224,11 @@ def wrong_type(table: Table, draw: random.Random) -> Broken:
     """Features where tokens are expected, and tokens where features are."""
     tokens = case_of(table)["source"] == ["tokens"]
     rows = case_of(table)["parameters"][0]["name"]
-    odd = {"name": "odd", "op": "tanh", "inputs": ["x"]} if tokens else {"name": "odd", "op": "embed", "inputs": ["x", rows]}
+    odd = (
+        {"name": "odd", "op": "tanh", "inputs": ["x"]}
+        if tokens
+        else {"name": "odd", "op": "embed", "inputs": ["x", rows]}
+    )
     nodes_of(table).insert(0, odd)
     return raw(table, "graph", "odd", "tokens")
 
@@ -215,7 +243,10 @@ def too_many_numbers(table: Table, draw: random.Random) -> Broken:
     row = {"name": "left", "shape": [10000, 2], "init": "normal", "scale": 1}
     case_of(table)["parameters"].append(row)
     other = {"name": "right", "op": "reshape", "inputs": ["left"], "shape": [2, 10000]}
-    nodes_of(table)[:0] = [other, {"name": "vast", "op": "matmul", "inputs": ["left", "right"], "groups": 1, "inner": 2}]
+    nodes_of(table)[:0] = [
+        other,
+        {"name": "vast", "op": "matmul", "inputs": ["left", "right"], "groups": 1, "inner": 2},
+    ]
     return raw(table, "graph", "vast", "numbers; expected at most")
 
 
@@ -298,7 +329,9 @@ BREAKS: dict[str, Break] = {
     "key twice": with_text('"bypass"', '"format": 1, "bypass"', "stands twice in one object"),
     "NaN": with_text('"format": 1', '"identity_bound": NaN, "format": 1', "NaN; expected a finite number"),
     "infinity": with_text('"format": 1', '"identity_bound": 1e999, "format": 1', "1e999; expected a finite number"),
-    "minus infinity": with_text('"format": 1', '"identity_bound": -Infinity, "format": 1', "-Infinity; expected a finite"),
+    "minus infinity": with_text(
+        '"format": 1', '"identity_bound": -Infinity, "format": 1', "-Infinity; expected a finite"
+    ),
     "digits": with_text('"format": 1', f'"identity_bound": {"9" * 5000}, "format": 1', "a number of 5000 digits"),
     "odd axis": at_row(odd_shape),
     "negative axis": at_row(negative_shape),
@@ -306,6 +339,8 @@ BREAKS: dict[str, Break] = {
     "unknown size": at_row(unknown_size),
     "division by zero": at_row(divided_by_zero, "graph"),
     "huge size": at_row(huge_size, "graph"),
+    "huge named size": huge_named_size,
+    "no scale": at_row(no_scale, "graph"),
     "axis below one": at_row(too_small, "graph"),
     "odd initialiser": at_row(odd_init),
     "odd scale": at_row(odd_scale),

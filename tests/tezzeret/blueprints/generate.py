@@ -274,7 +274,7 @@ class _Writer:
         if self.kind == "conv":
             index = [channel * each + place for channel in order for place in range(each)]
         else:
-            rows = [row * channels for row in range((len(last.shape) > 1 and last.shape[0]) or 1)]
+            rows = [row * channels for row in range(last.shape[0] if len(last.shape) > 1 else 1)]
             index = [row + channel for row in rows for channel in order]
         return self.node("take", [last.name], last.shape, last.still, index=index, shape=list(last.shape))
 

@@ -51,8 +51,13 @@ class Judge(nn.Module):
         for number, value in enumerate(self.own.values()):
             self.register_parameter(f"tensor{number}", value)
         self.held = {
-            row["name"]: torch.full(self.shape(row["shape"]), float(row["scale"])) for row in self.case.get("buffers", [])
+            row["name"]: torch.full(self.shape(row["shape"]), float(row["scale"]))
+            for row in self.case.get("buffers", [])
         }
+
+    def count(self) -> int:
+        """How many numbers are trained."""
+        return sum(value.numel() for value in self.parameters())
 
     def size(self, text: Any) -> int:
         return text if isinstance(text, int) else int(eval(text.replace("if(", "either("), {**FUNCTIONS, **self.names}))

@@ -37,7 +37,7 @@ def test_five_hundred_broken_documents_are_refused() -> None:
         for number, each in enumerate(made):
             refused(name, each, random.Random(f"{name}/{number}"))
             count += 1
-    print(f"{count} broken documents of {len(BREAKS)} classes refused")
+    print(f"{count} broken documents of {len(BREAKS)} classes refused")  # noqa: T201
     assert count >= 500
 
 

@@ -25,12 +25,14 @@ def shown_address(address: str) -> str:
 
 def secrets_of(address: str) -> tuple[str, ...]:
     """What must not stand in a message on an address."""
+    user = address.partition("://")[2].rpartition("@")[0]
+    found = [user, user.partition(":")[2]]
     try:
         parts = urlsplit(address)
-        found = [parts.password or ""]
+        found += [parts.password or ""]
         found += [value for name, value in parse_qsl(parts.query) if name.lower() not in OPEN]
     except ValueError:
-        return (address,)
+        found += address.split()
     return tuple({text for each in found if each for text in (each, unquote(each))})
 
 

@@ -1,9 +1,11 @@
 """Objects in a bucket of S3 or its kin, through ``obstore``.
 
 Nothing rests on conditional writes, which servers of this kind take differently: of two writers of one key both write
-the same bytes. The mode is set all the same, so that it does not depend on a version's default.
+the same bytes. The mode is set all the same, so that it does not depend on a version's default. A forked child has no
+use of its parent's client, and is told so: it opens a store of its own.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import parse_qsl, urlsplit
@@ -40,6 +42,7 @@ class BucketObjects:
             expected = " or ".join(f"{scheme}://BUCKET" for scheme in SCHEMES)
             raise StoreError(f"{shown_address(address)}: expected {expected}, or nothing for a directory")
         self._obstore, self._address = package("obstore", address), address
+        self._pid = os.getpid()
         prefix = parts.path.strip("/")
         self._prefix = f"{prefix}/v{FORMAT}/" if prefix else f"v{FORMAT}/"
         plain = {"allow_http": True} if options.get("endpoint", "").startswith("http://") else {}
@@ -60,6 +63,8 @@ class BucketObjects:
 
     @contextmanager
     def _told(self) -> Iterator[None]:
+        if self._pid != os.getpid():  # threads of the client's are not there, so that a call would wait for ever
+            raise ServiceLost(f"{shown_address(self._address)}: opened before this process was forked")
         try:
             yield
         except FileNotFoundError:

@@ -3,6 +3,7 @@
 Whatever holds them, equal ids mean equal bytes, so that of two writers it does not matter which one wins.
 """
 
+import errno
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -118,7 +119,8 @@ class DirectoryObjects:
     def put(self, id: str, data: bytes) -> None:
         """See ``Objects``. What is there is compared, and written again where it differs."""
         path = self._path(id)
-        if self._is_there(path, id):
+        there = self.get(id)
+        if there is not None and id_of(there) == id:
             os.utime(path)
             sync_folder(path.parent)  # its writer may have been killed before it did
             return
@@ -127,20 +129,16 @@ class DirectoryObjects:
             sync_folder(self.folder)
         replace_file(path, data, PRIVATE)
 
-    def _is_there(self, path: Path, id: str) -> bool:
-        try:
-            return id_of(read_file(path, LARGEST)) == id
-        except (FileNotFoundError, ValueError):
-            return False
-
     def get(self, id: str) -> bytes | None:
-        """See ``Objects``."""
+        """See ``Objects``. A link, or whatever else is no ordinary file, is none."""
         try:
             return read_file(self._path(id), LARGEST)
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):
             return None
-        except ValueError as error:  # no ordinary file, or larger than any object
-            raise OSError(str(error)) from None
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.EISDIR):
+                return None
+            raise
 
     def exists(self, id: str) -> bool:
         """See ``Objects``."""

@@ -82,45 +82,47 @@ class PostgresServer:
 
     def __init__(self):
         self.folder = Path(tempfile.mkdtemp(prefix="esper-pg-", dir="/tmp"))
-        self.words = []
+        self.words = ["setpriv", "--pdeathsig", "QUIT"]  # a test that is killed leaves no server behind
         if os.geteuid() == 0:
             user = pwd.getpwnam("postgres")
             os.chown(self.folder, user.pw_uid, user.pw_gid)
-            self.words = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
-        self.run("initdb", "-D", f"{self.folder}/data", "-U", "esper", "-A", "trust", "-N", "-E", "UTF8")
+            self.words += [f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
+        facts = ["-D", f"{self.folder}/data", "-U", "esper", "-A", "trust", "-N", "-E", "UTF8"]
+        words = [*self.words, postgres_program("initdb"), *facts]
+        subprocess.run(words, check=True, capture_output=True, cwd="/")
         self.start()
 
-    def run(self, program, *words):
-        subprocess.run(
-            [*self.words, postgres_program(program), *words],
-            check=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-        )
-
     def start(self):
-        options = f"-k {self.folder} -c listen_addresses= -c fsync=off -c max_connections=200 -c shared_buffers=16MB"
-        self.run("pg_ctl", "-D", f"{self.folder}/data", "-w", "-l", f"{self.folder}/log", "-o", options, "start")
+        options = ["listen_addresses=", "fsync=off", "max_connections=200", "shared_buffers=16MB"]
+        words = [postgres_program("postgres"), "-D", f"{self.folder}/data", "-k", str(self.folder)]
+        words += [word for option in options for word in ("-c", option)]
+        self.process = subprocess.Popen(
+            [*self.words, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/"
+        )
+        await_true(lambda: self.connect().close() is None, 30)
+
+    def connect(self):
+        import psycopg
+
+        return psycopg.connect(f"host={self.folder} user=esper dbname=postgres", autocommit=True)
 
     def stop(self):
-        self.run("pg_ctl", "-D", f"{self.folder}/data", "-w", "-m", "immediate", "stop")
+        """At once, as in a crash."""
+        self.process.send_signal(signal.SIGQUIT)
+        self.process.wait(20)
 
     def url(self, name):
         return f"postgresql://esper:geheim@/{name}?host={self.folder}"
 
     def database(self):
         """The address of a database of its own."""
-        import psycopg
-
         name = f"t{uuid.uuid4().hex[:12]}"
-        with psycopg.connect(f"host={self.folder} user=esper dbname=postgres", autocommit=True) as connection:
+        with self.connect() as connection:
             connection.execute(f"CREATE DATABASE {name}")
         return self.url(name)
 
     def close(self):
-        with contextlib.suppress(subprocess.CalledProcessError):
-            self.stop()
+        self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -238,9 +240,9 @@ def settings_of(request, tmp_path):
         if kind == "sqlite":
             pytest.importorskip("sqlalchemy")
             found["sql"] = f"sqlite:///{folder}/by_address.sqlite"
-        if kind in ("redis", "all"):
+        if kind in ("redis", "shared", "all"):
             found["redis"] = request.getfixturevalue("redis_server").url
-        if kind in ("postgres", "all"):
+        if kind in ("postgres", "shared", "all"):
             found["sql"] = request.getfixturevalue("postgres_server").database()
         if kind == "all":
             found["objects"] = request.getfixturevalue("bucket_server").address(folder.name)

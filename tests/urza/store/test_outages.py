@@ -6,6 +6,7 @@ import random
 import signal
 import sqlite3
 import sys
+import threading
 import time
 import warnings
 
@@ -115,6 +116,30 @@ def test_a_damaged_object_in_a_bucket_is_told(opened, settings_of):
     assert store.get(id).reason == "damaged"
     store.objects.remove(id)
     assert store.get(id) == Failure("damaged", f"{id}: its object is not there")
+
+
+def test_sixteen_that_create_one_object_and_what_this_server_says_of_it(opened, settings_of):
+    """Nothing rests on it: some servers let several of them succeed. All bytes are the same."""
+    import obstore
+
+    objects, id, ends = opened("all").objects, digest(b"same"), []
+
+    def create():
+        try:
+            obstore.put(objects._store, objects._key(id), b"same", mode="create")
+            ends.append("created")
+        except FileExistsError:
+            ends.append("there already")
+        except Exception as error:
+            ends.append(type(error).__name__)
+
+    threads = [threading.Thread(target=create) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    sys.stdout.write(f"\n16 conditional writers of one key: {ends.count('created')} created it, of {len(ends)}\n")
+    assert len(ends) == 16 and ends.count("created") >= 1 and objects.get(id) == b"same"
 
 
 class World:

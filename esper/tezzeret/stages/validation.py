@@ -5,7 +5,7 @@ its tensor: the largest number of it, of outputs and losses 1 at the least, of g
 times as large are allowed a hundred times the difference where the outputs grow with them. Rounding also decides on
 which side of a relu's edge a number falls, and a derivative jumps there. So where two numbers do not agree, the eager
 form is asked again at numbers within ``NUDGE`` of the same ones, and in float64: what it then differs from itself is
-allowed as well, in the second case ``ROUNDING`` times the most in the same tensor: norms of zeros, one behind the other,
+allowed as well, in the second case ``ROUNDING`` times the most in the same tensor: norms of zeros, one behind another,
 make a gradient that is 0 a thousandth by rounding alone.
 """
 

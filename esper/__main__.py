@@ -28,7 +28,8 @@ with ending_on_interrupt(__name__ == "__main__" or is_command()):
     from esper.runtime.surgery import SurgerySettings, perform
     from esper.runtime.train import train
     from esper.runtime.train_settings import TrainSettings
-    from esper.runtime.worker import WorkerSettings, serve_queue
+    from esper.runtime.worker import serve_queue
+    from esper.runtime.worker_settings import WorkerSettings
     from esper.tolaria.data import DatasetError
     from esper.urza.checkpoint import CheckpointError
     from esper.urza.dead_letters import DeadLetterError

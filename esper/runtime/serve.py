@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import TextIO
 
 from esper.runtime.interrupt import Watch, watched
-from esper.runtime.worker import WorkerSettings
+from esper.runtime.worker_settings import WorkerSettings
 from esper.tezzeret.stages import CompilerChild, CompileWorker, Confines, Finished
 from esper.urza.store import StoreSettings, from_environment, open_store
 from esper.utils.documents import one_line

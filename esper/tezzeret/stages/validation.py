@@ -5,8 +5,8 @@ its tensor: the largest number of it, of outputs and losses 1 at the least, of g
 times as large are allowed a hundred times the difference where the outputs grow with them. Rounding also decides on
 which side of a relu's edge a number falls, and a derivative jumps there. So where two numbers do not agree, the eager
 form is asked again at numbers within ``NUDGE`` of the same ones, and in float64: what it then differs from itself is
-allowed as well, ``ROUNDING`` times its root mean square in the second case, which a norm of zeros may enlarge a
-thousandfold.
+allowed as well, in the second case ``ROUNDING`` times the most in the same tensor: norms of zeros, one behind another,
+make a gradient that is 0 a thousandth by rounding alone.
 """
 
 from collections.abc import Iterator
@@ -195,7 +195,10 @@ class _Nudged:
         if self.known is None:
             self.known = [self._at(number) for number in range(NUDGES)]
             self.exact = self._asked(*(_doubled(each) for each in self._row()))
-        rounding = (self.exact[what] - wanted).square().mean().sqrt().to(wanted.dtype)
+        off = (self.exact[what] - wanted).abs().to(wanted.dtype)
+        sizes = [param.size for param in self.setting.subject.layout.params]
+        parts = off.split(sizes, dim=1) if what == "gradient of params" else (off,)
+        rounding = torch.cat([part.amax().expand_as(part) for part in parts], dim=1)
         return ROUNDING * rounding + torch.stack([(each[what] - wanted).abs() for each in self.known]).amax(0)
 
     def _row(self) -> tuple[Tensor, Tensor, Tensor]:

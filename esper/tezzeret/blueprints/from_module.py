@@ -24,7 +24,6 @@ from esper.tezzeret.modules.trace import trace
 from esper.tezzeret.native.capture import capture
 from esper.tezzeret.native.graph import Graph
 from esper.tezzeret.native.observe import NotCaptured
-from esper.tezzeret.surgery.norms import NORMS
 from esper.utils import rng
 
 CLOSE = 1e-4
@@ -164,7 +163,7 @@ def _captured(place: str, module: nn.Module, parts: Parts, held: Params, own: Ow
     for functions in routes:
         try:
             first, second = (
-                capture(function, own.shape, own.params, own.buffers, own.vocabulary, NORMS) for function in functions
+                capture(function, own.shape, own.params, own.buffers, own.vocabulary) for function in functions
             )
             return first, second
         except NotCaptured as reason:

@@ -16,7 +16,7 @@ from typing import Any
 
 from esper.urza.store.connections import Connections, Rows
 from esper.urza.store.contract import Failure, StoreError, facts_text, is_id
-from esper.urza.store.outbox import Operation
+from esper.urza.store.outbox import PostponedWrite
 from esper.urza.store.postponed import Postponed
 from esper.urza.store.requests import (
     COLUMNS,
@@ -91,10 +91,10 @@ class CompileQueue:
         try:
             self._watched.ask("database", lambda: self._propose(id, body, text, now))
         except OSError as error:
-            self._postponed.wait(Operation(f"request {id}", "request", now, facts=json.dumps([body, text])), error)
+            self._postponed.wait(PostponedWrite(f"request {id}", "request", now, facts=json.dumps([body, text])), error)
         return id
 
-    def replay(self, operation: Operation) -> None:
+    def replay(self, operation: PostponedWrite) -> None:
         """Propose what waited in the outbox."""
         body, text = json.loads(operation.facts)
         id = operation.target.removeprefix("request ")

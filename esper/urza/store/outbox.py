@@ -22,7 +22,7 @@ SCHEMA = (
 COLUMNS = "target, action, written, size, facts, attempts, error"
 
 
-class Operation(NamedTuple):
+class PostponedWrite(NamedTuple):
     """What is to be done.
 
     Attributes:
@@ -67,7 +67,7 @@ class Outbox:
     def _is_there(self) -> bool:
         return (self._folder / FILE).exists()
 
-    def keep(self, operation: Operation, data: bytes | None = None) -> None:
+    def keep(self, operation: PostponedWrite, data: bytes | None = None) -> None:
         """Let an operation wait in place of the one of its target; it is on the disk when this returns."""
         self.maybe = True
         if data is not None:
@@ -80,7 +80,7 @@ class Outbox:
                 **operation._asdict(),
             )
 
-    def waiting(self) -> tuple[Operation, ...]:
+    def waiting(self) -> tuple[PostponedWrite, ...]:
         """All of them, the oldest first."""
         if not self._is_there():
             self.maybe = False
@@ -88,22 +88,22 @@ class Outbox:
         with self._connections.reading() as execute:
             rows = execute(f"SELECT {COLUMNS} FROM operations ORDER BY written")
         self.maybe = bool(rows)
-        return tuple(Operation(*row) for row in rows)
+        return tuple(PostponedWrite(*row) for row in rows)
 
-    def of(self, target: str) -> Operation | None:
+    def of(self, target: str) -> PostponedWrite | None:
         """What waits for a target."""
         if not self._is_there():
             return None
         with self._connections.reading() as execute:
             rows = execute(f"SELECT {COLUMNS} FROM operations WHERE target = :target", target=target)
-        return Operation(*rows[0]) if rows else None
+        return PostponedWrite(*rows[0]) if rows else None
 
-    def data(self, operation: Operation) -> bytes | None:
+    def data(self, operation: PostponedWrite) -> bytes | None:
         """The bytes of a put; None where they are not those that were put."""
         data = self._objects().get(operation.target)
         return data if data is not None and id_of(data) == operation.target else None
 
-    def failed(self, operation: Operation, error: BaseException) -> None:
+    def failed(self, operation: PostponedWrite, error: BaseException) -> None:
         """Count a failure."""
         with self._connections.writing() as execute:
             execute(

@@ -10,7 +10,7 @@ from esper.urza.store.contract import StoreEntry, StoreError, matches
 from esper.urza.store.copies import Copy
 from esper.urza.store.counts import Counts
 from esper.urza.store.entries import Record
-from esper.urza.store.outbox import Operation, Outbox
+from esper.urza.store.outbox import Outbox, PostponedWrite
 from esper.utils.documents import cause
 from esper.utils.resilience.world import World
 
@@ -27,7 +27,11 @@ class Postponed:
     """Operations that wait. Where the local disk fails, nothing is known to wait."""
 
     def __init__(
-        self, outbox: Outbox | None, replay: Callable[[Operation, bytes | None], None], counts: Counts, world: World
+        self,
+        outbox: Outbox | None,
+        replay: Callable[[PostponedWrite, bytes | None], None],
+        counts: Counts,
+        world: World,
     ) -> None:
         """Nothing is read yet.
 
@@ -40,7 +44,7 @@ class Postponed:
         self._outbox, self._replay, self._counts, self._world = outbox, replay, counts, world
         self._tried, self._trying = -DRAIN, Lock()
 
-    def wait(self, operation: Operation, error: OSError, data: bytes | None = None) -> None:
+    def wait(self, operation: PostponedWrite, error: OSError, data: bytes | None = None) -> None:
         """Let an operation wait.
 
         Args:
@@ -59,7 +63,7 @@ class Postponed:
             raise StoreError(f"{operation.target}: {cause(error)}; {cause(second)}; expected a local disk") from None
         self._counts.add("kept")
 
-    def of(self, target: str) -> Operation | None:
+    def of(self, target: str) -> PostponedWrite | None:
         """What waits for a target."""
         if self._outbox is None or not self._outbox.maybe:
             return None
@@ -67,7 +71,7 @@ class Postponed:
             return self._outbox.of(target)
         return None
 
-    def copy(self, operation: Operation) -> Copy | None:
+    def copy(self, operation: PostponedWrite) -> Copy | None:
         """What is to be put; None where the operation is no put, or its bytes are damaged."""
         if self._outbox is None or operation.action != "put":
             return None
@@ -122,7 +126,7 @@ class Postponed:
         finally:
             self._trying.release()
 
-    def _done(self, outbox: Outbox, operation: Operation) -> bool:
+    def _done(self, outbox: Outbox, operation: PostponedWrite) -> bool:
         """Do one operation; False where others need not be tried. One that is damaged stays, with its error."""
         data = outbox.data(operation) if operation.action == "put" else None
         if operation.action == "put" and data is None:

@@ -32,7 +32,7 @@ from esper.urza.store.entries import Added, Entries, Record
 from esper.urza.store.flights import Flights
 from esper.urza.store.follower import Follower
 from esper.urza.store.objects import Objects
-from esper.urza.store.outbox import Operation, Outbox
+from esper.urza.store.outbox import Outbox, PostponedWrite
 from esper.urza.store.postponed import Postponed, invalidation
 from esper.urza.store.reading import Missing, Reader
 from esper.urza.store.ready import ReadyCache
@@ -94,7 +94,9 @@ class Tiers:
         try:
             added = self._commit(record, data)
         except OSError as error:
-            self.postponed.wait(Operation(record.id, "put", record.written, record.size, record.facts), error, data)
+            self.postponed.wait(
+                PostponedWrite(record.id, "put", record.written, record.size, record.facts), error, data
+            )
             self.ready.drop(record.id)
             return record.id
         reach("put")
@@ -140,7 +142,7 @@ class Tiers:
         try:
             self.watched.ask("database", lambda: self.entries.remove([id]))
         except OSError as error:
-            self.postponed.wait(Operation(id, "delete", time.time_ns()), error)
+            self.postponed.wait(PostponedWrite(id, "delete", time.time_ns()), error)
         else:
             self.postponed.settled(id, time.time_ns())
         self._gone((id,))
@@ -164,7 +166,7 @@ class Tiers:
             ids = self.watched.ask("database", lambda: self.entries.matching(prefix, version))
             self.watched.ask("database", lambda: self.entries.remove(ids))
         except OSError as error:
-            self.postponed.wait(Operation(invalidation(prefix, version), "invalidate", now), error)
+            self.postponed.wait(PostponedWrite(invalidation(prefix, version), "invalidate", now), error)
             self.ready.drop()
         ids = tuple(dict.fromkeys((*ids, *self.postponed.dropped(prefix, version, now))))
         self._gone(ids)
@@ -253,7 +255,7 @@ class Tiers:
         for id in ids:
             self.ready.drop(id)
 
-    def _replay(self, operation: Operation, data: bytes | None) -> None:
+    def _replay(self, operation: PostponedWrite, data: bytes | None) -> None:
         """Do what waited."""
         if operation.action == "request":
             self.queue.replay(operation)

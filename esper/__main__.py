@@ -52,7 +52,7 @@ BASES: dict[str, Base] = {"train": settings_before}
 """Where a command's settings come from that were not asked for, if not from their defaults."""
 
 WORDS: dict[str, tuple[str, Callable[[Sequence[str]], int | None]]] = {
-    "data": ("What a dataset's folder or file holds, and whether it loads: data check PATH", data_check),
+    "data": ("What a dataset or recorded episodes hold, and whether they load: data check | report PATH", data_check),
     "dlq": ("Writes of runs that failed: dlq ls | retry | drop [DIRECTORY]", dead_letters),
     "supervise": (
         "A training run that is started again when it dies: supervise [--restarts N] -- train ...",

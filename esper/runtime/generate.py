@@ -165,7 +165,7 @@ def _work(
         "device": settings.device,
     }
     table = [[share.name, share.share, index] for share, index in zip(shares, indices, strict=True)]
-    identity = json_ready(options | {"deterministic": rules.deterministic, "mix": table})
+    identity = json_ready(options | {"rules": asdict(rules), "mix": table})
     place, part = _part(settings, writer, identity)
     terms = Terms(
         json_ready(asdict(rules)), [(each.name, each.share) for each in shares], indices, [p.digest for p in players],

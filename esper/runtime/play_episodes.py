@@ -96,6 +96,7 @@ def facts_of(scene: Scene, terms: Sequence[str]) -> dict[str, Any]:
         "interface": to_table(engine.interface),
         "slots": list(engine.structure.slot_names),
         "host_params": engine.structure.host.num_params,
+        "tokens": engine.data.has_tokens,
         **{name: numbers[name] for name in ("host", "blueprints", "data", "hypers", "rewards")},
         "config": config,
     }

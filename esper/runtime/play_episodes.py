@@ -46,6 +46,10 @@ MEASURED = ("test_accuracy", "test_loss", "price")
 """Of every episode: pp and nats of the network at its end on the test part, pp per e-fold of parameters."""
 
 
+ELSEWHERE = ("num_envs", "deterministic", "horizon")
+"""Fields of ``Config`` that are no facts of all episodes, or are among them under their own name."""
+
+
 class Mix(NamedTuple):
     """Who plays, and how.
 
@@ -85,7 +89,7 @@ def terms_of(scene: Scene) -> list[str]:
 def facts_of(scene: Scene, terms: Sequence[str]) -> dict[str, Any]:
     """What all episodes of a scene have in common; see ``EpisodesManifest``."""
     numbers, engine = resolved(scene), scene.engine
-    config = {name: value for name, value in numbers["config"].items() if name not in ("num_envs", "deterministic")}
+    config = {name: value for name, value in numbers["config"].items() if name not in ELSEWHERE}
     return {
         "task": scene.rules.task,
         "terms": list(terms),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from esper.simic.episodes.columns import EpisodeColumn
 from esper.simic.episodes.manifest import MANIFEST, SHARDS, EpisodesManifest, read_manifest
-from esper.simic.episodes.shards import EpisodesError, digest_of_file, map_column, verify_shard
+from esper.simic.episodes.shards import EpisodesError, ShardEntry, digest_of_file, map_column, take_rows, verify_shard
 
 AHEAD = ("reward", "terminated", "truncated")
 """Step columns that stand under "next" in a window, [..., 1] as TorchRL has them."""
@@ -42,6 +42,7 @@ class Episodes:
         self.starts = self.lengths.cumsum(0) - self.lengths
         firsts = [torch.arange(shard.first, shard.first + shard.episodes) for shard in manifest.shards]
         self.numbers = torch.cat(firsts) if firsts else torch.zeros(0, dtype=torch.int64)
+        self._offsets = dict[tuple[str, str], int]()
         self._ends = {
             "step": np.cumsum([shard.steps for shard in manifest.shards]),
             "episode": np.cumsum([shard.episodes for shard in manifest.shards]),
@@ -98,10 +99,17 @@ class Episodes:
         for place in np.unique(shards):
             entry, here = self.manifest.shards[place], shards == place
             size = entry.steps if column.per == "step" else entry.episodes
-            mapped = map_column(self.folder / SHARDS / entry.name, column, size)
-            out[here] = mapped[wanted[here] - (ends[place] - size)]
+            out[here] = self._take(entry, column, size, wanted[here] - (ends[place] - size))
         shape = (total,) if rows is None else tuple(rows.shape)
         return torch.from_numpy(out.reshape(*shape, *column.shape))
+
+    def _take(self, entry: ShardEntry, column: EpisodeColumn, size: int, rows: np.ndarray) -> np.ndarray:
+        """Rows of a shard's column; where they begin in the file is looked up once."""
+        place, folder = (entry.name, column.name), self.folder / SHARDS / entry.name
+        if place not in self._offsets:
+            self._offsets[place] = int(map_column(folder, column, size).offset)
+        shape = (size, *column.shape)
+        return take_rows(folder / f"{column.name}.npy", self._offsets[place], shape, column.dtype, rows)
 
     def windows(self, length: int = 0, episodes: Tensor | None = None) -> Tensor:
         """Where windows lie, int64 [W, 2] of first row and rows. Each is of one episode; together, they are all steps.

@@ -136,8 +136,17 @@ def expect_same(
     """
     if words := difference(columns, found.columns):
         raise EpisodesError(f"{folder}: {words}; expected the columns that are there, or another directory")
-    wanted = json.loads(to_json(dict(facts)))
-    for name in sorted(wanted.keys() | found.facts.keys()):
-        if wanted.get(name) != found.facts.get(name):
-            there, now = shown(found.facts.get(name)), shown(wanted.get(name))
-            raise EpisodesError(f"{folder}: {name} is {there} there, and {now} here; expected the same")
+    name, there, here = _first_difference("", found.facts, json.loads(to_json(dict(facts))))
+    if name:
+        raise EpisodesError(f"{folder}: {name} is {shown(there)} there, and {shown(here)} here; expected the same")
+
+
+def _first_difference(name: str, there: Any, here: Any) -> tuple[str, Any, Any]:
+    """The name of the first entry in which two tables differ, and both values; no name where they are the same."""
+    if not (isinstance(there, dict) and isinstance(here, dict)):
+        return (name if there != here else ""), there, here
+    for key in sorted(there.keys() | here.keys()):
+        found = _first_difference(f"{name}.{key}" if name else key, there.get(key), here.get(key))
+        if found[0]:
+            return found
+    return "", there, here

@@ -8,6 +8,8 @@ import errno
 import hashlib
 import io
 import json
+import math
+import mmap
 import shutil
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -142,7 +144,7 @@ def expect_room(folder: Path, size: int) -> None:
         raise OSError(errno.ENOSPC, f"No space left on device: {text}", str(folder))
 
 
-def map_column(folder: Path, column: EpisodeColumn, rows: int) -> np.ndarray:
+def map_column(folder: Path, column: EpisodeColumn, rows: int) -> np.memmap:
     """A column of a shard, mapped read-only: [rows, *shape].
 
     Raises:
@@ -153,10 +155,33 @@ def map_column(folder: Path, column: EpisodeColumn, rows: int) -> np.ndarray:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise EpisodesError(f"{path}: cannot be read: {error}") from None
-    if array.shape != (rows, *column.shape) or array.dtype.str != column.dtype:
+    if not isinstance(array, np.memmap) or array.shape != (rows, *column.shape) or array.dtype.str != column.dtype:
         found = f"{array.dtype.str} {list(array.shape)}"
         raise EpisodesError(f"{path}: holds {found}; expected {column.dtype} {[rows, *column.shape]}")
     return array
+
+
+def take_rows(path: Path, offset: int, shape: tuple[int, ...], dtype: str, rows: np.ndarray) -> np.ndarray:
+    """Some rows of an array in a file, a copy; the file is mapped for as long as that takes.
+
+    Args:
+      path: the file.
+      offset: bytes before the array.
+      shape: of the array.
+      dtype: of the array.
+      rows: int64 [n].
+
+    Raises:
+      EpisodesError: the file is not there any more, or too short.
+    """
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            whole = np.frombuffer(mapped, dtype, math.prod(shape), offset).reshape(shape)
+            found = whole[rows]
+            del whole  # else the map could not be closed
+    except (OSError, ValueError) as error:
+        raise EpisodesError(f"{path}: cannot be read: {error}") from None
+    return found
 
 
 def verify_shard(folder: Path, entry: ShardEntry, columns: Sequence[EpisodeColumn]) -> None:

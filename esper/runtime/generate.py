@@ -14,7 +14,7 @@ import torch
 
 from esper.leyline.config import Determinism
 from esper.nissa.progress import KINDS, Progress, make_progress
-from esper.runtime.generate_worker import Terms, player
+from esper.runtime.generate_worker import WorkerTerms, player
 from esper.runtime.interrupt import Stopped, Watch, watched
 from esper.runtime.mix import Player, Share, players_of, shares_of
 from esper.runtime.play_episodes import columns_of, facts_of, terms_of
@@ -69,7 +69,7 @@ class Work(NamedTuple):
     """What is to be played, and where it goes."""
 
     writer: EpisodesWriter
-    terms: Terms
+    terms: WorkerTerms
     place: int  # of the part in the manifest
     part: dict[str, Any]
     blocks: list[tuple[int, int]]
@@ -167,7 +167,7 @@ def _work(
     table = [[share.name, share.share, index] for share, index in zip(shares, indices, strict=True)]
     identity = json_ready(options | {"rules": asdict(rules), "mix": table})
     place, part = _part(settings, writer, identity)
-    terms = Terms(
+    terms = WorkerTerms(
         json_ready(asdict(rules)), [(each.name, each.share) for each in shares], indices, [p.digest for p in players],
         to_table(writer.manifest.columns), options,
     )  # fmt: skip
@@ -218,7 +218,7 @@ def _take_in(work: Work, job: Job, answer: Answer) -> None:
     work.writer.take_in(user_path(job["place"]), entry_of(answer["entry"]))
 
 
-def _here(terms: Terms, jobs: Sequence[Job], watch: Watch) -> Generator[tuple[Job, Answer], None, None]:
+def _here(terms: WorkerTerms, jobs: Sequence[Job], watch: Watch) -> Generator[tuple[Job, Answer], None, None]:
     """Do jobs in this process, by one thread."""
     with _one_thread():
         work: Callable[[Job], Answer] | None = None
@@ -239,7 +239,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _apart(
-    settings: GenerateSettings, terms: Terms, jobs: Sequence[Job], watch: Watch
+    settings: GenerateSettings, terms: WorkerTerms, jobs: Sequence[Job], watch: Watch
 ) -> Generator[tuple[Job, Answer], None, None]:
     """Do jobs in processes of their own."""
     pool = WorkerPool(lambda: ProcessWorker(WORKER, terms._asdict()), settings.min, settings.max)

@@ -20,7 +20,7 @@ TOLD = (ConfigError, SettingsError, CheckpointError, DatasetError, EpisodesError
 """Errors that are answered in words."""
 
 
-class Terms(NamedTuple):
+class WorkerTerms(NamedTuple):
     """What all jobs of a command have in common, for JSON.
 
     Attributes:
@@ -40,7 +40,7 @@ class Terms(NamedTuple):
     options: Mapping[str, Any]
 
 
-def player(terms: Terms) -> Callable[[Job], Answer]:
+def player(terms: WorkerTerms) -> Callable[[Job], Answer]:
     """What does the jobs of a command: plays the episodes of each, and makes a shard of them.
 
     A job has "first" and "count", of its episodes, and "place", where the shard goes. Its answer has "entry", the
@@ -71,7 +71,7 @@ def player(terms: Terms) -> Callable[[Job], Answer]:
 
 def _prepare(hello: Job) -> Callable[[Job], Answer]:
     try:
-        work = player(Terms(**hello))
+        work = player(WorkerTerms(**hello))
     except TOLD as error:
         told = str(error)
         return lambda job: {"error": told}

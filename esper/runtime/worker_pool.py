@@ -7,6 +7,7 @@ so that none outlives whoever started it, however that came about.
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -241,7 +242,7 @@ def serve_lines(prepare: Callable[[Job], Callable[[Job], Answer]]) -> None:
     def listen() -> None:
         for line in sys.stdin:
             lines.put(line)
-        os._exit(0)
+        os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
 
     out = os.dup(1)
     os.dup2(2, 1)  # whatever else is printed must not stand among the answers

@@ -3,7 +3,9 @@
 import json
 import os
 import random
+import re
 import signal
+import time
 from collections import Counter
 
 import pytest
@@ -15,6 +17,7 @@ from esper.leyline.actions import Op
 from esper.runtime.episodes_check import check_rows, replay_some
 from esper.runtime.generate import GenerateSettings, blocks_of, generate
 from esper.runtime.mix import Share, shares_of, who_plays
+from esper.runtime.policy_checkpoint import load_policy, load_run_to_play
 from esper.runtime.recorded import outcome_of, played_by
 from esper.runtime.rollout import rollout
 from esper.runtime.scene import Rules, build_scene
@@ -22,6 +25,7 @@ from esper.simic.episodes.dataset import Episodes
 from esper.simic.episodes.shards import EpisodesError
 from esper.tamiyo.baselines import legal_log_probs
 from esper.tamiyo.interface import from_table
+from esper.tamiyo.policies import random_policy
 from esper.utils.failpoints import Fault
 from esper.utils.settings import SettingsError
 
@@ -103,8 +107,6 @@ def test_what_is_recorded_is_what_a_rollout_says(tiny_task, tmp_path):
     found = outcome_of(episodes, "random", played_by(episodes, 0))
     rules = Rules(task=forks.NAME, horizon=HORIZON, deterministic="strict")
     scene = build_scene(rules, 6, "eager")
-    from esper.tamiyo.policies import random_policy
-
     wanted = rollout(scene.engine, random_policy(scene.engine.codec), 4, scene.mode, scene.params)[1]
     for name in ("test_accuracy", "utility", "price", "val_accuracy", "test_loss", "test_bits", "val_bits", "added"):
         assert getattr(found, name).double().tolist() == getattr(wanted, name).double().tolist(), name
@@ -218,6 +220,45 @@ def test_a_killed_command_goes_on_to_the_same_bits(dataset, tmp_path, number):
         assert not list((folder / "incoming").iterdir()) and not list(folder.rglob("*.tmp-*"))
     assert killed >= number
     print(f"{killed} kills in {tried} directories")  # noqa: T201
+
+
+def test_a_command_that_is_asked_to_stop_says_so_and_goes_on(dataset, tmp_path):
+    folder, log = tmp_path / "set", tmp_path / "log"
+    child = forks.start(words(folder), log)
+    while not list((folder / "shards").glob("*")):
+        time.sleep(0.01)
+    os.kill(child, signal.SIGTERM)
+    assert forks.ended(child) == 128 + signal.SIGTERM
+    assert re.search(r"SIGTERM: stopped with \d+ episodes; the same command goes on", log.read_text())
+    Episodes.open(folder).verify()
+    run(*words(folder))
+    assert files_of(folder) == files_of(dataset)
+
+
+def test_a_run_plays_along_and_tells_its_probabilities(tiny_task, tmp_path):
+    """A learned policy's share against another that decides likewise; one that was trained on is another policy."""
+    place = tmp_path / "run"
+    run(*forks.words(place, 1, horizon=HORIZON))
+    run(*words(tmp_path / "set", 8, policies=f"{place}:0.5,wait:0.5", explore=0))
+    episodes = Episodes.open(tmp_path / "set")
+    entry = episodes.manifest.policies[0]
+    assert entry["asked"] == str(place) and entry["kind"] == "told" and len(entry["digest"]) == 64
+    learned = episodes.read("policy") == 0
+    assert 0 < int(learned.sum()) < len(learned)
+    assert (episodes.read("probability")[~learned] == 1).all() and (episodes.read("entropy")[~learned] == 0).all()
+    mask = episodes.read("action_mask")
+    chosen = mask.sum(1) > 1
+    assert (episodes.read("entropy")[learned & chosen] > 0).all()
+    scene = build_scene(Rules(task=forks.NAME, horizon=HORIZON, deterministic="strict"), 8, "eager")
+    policy = load_policy(load_run_to_play(place), scene.engine.interface, greedy=False, strict=True)
+    played = rollout(scene.engine, policy, 2, scene.mode, scene.params)[1]
+    mine = episodes.read("policy", episodes.starts) == 0
+    for name, field in (("action", played.trace.action), ("probability", played.trace.diagnostics.probability)):
+        assert episodes.read(name).reshape(8, -1)[mine].tolist() == field.T[mine].tolist(), name
+    run(*forks.words(place, 2, horizon=HORIZON))
+    run(*words(tmp_path / "set", 4, policies=f"{place}:1", explore=0))
+    names = [each["name"] for each in Episodes.open(tmp_path / "set").manifest.policies]
+    assert names == [str(place), "wait", f"{place} (2)"]
 
 
 TASK = """

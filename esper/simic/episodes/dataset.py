@@ -1,6 +1,6 @@
 """Reading a dataset of episodes: rows and windows by number, from files that are mapped for as long as a read takes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -171,12 +171,11 @@ class Episodes:
             found[name][last] = self.read(end, place[last])
         return found
 
-    def verify(self, progress: Iterable[int] | None = None) -> None:
+    def verify(self) -> None:
         """Read every byte.
 
         Raises:
           EpisodesError: one was altered or is missing; the file is named.
         """
-        for place in range(len(self.manifest.shards)) if progress is None else progress:
-            entry = self.manifest.shards[place]
+        for entry in self.manifest.shards:
             verify_shard(self.folder / SHARDS / entry.name, entry, self.columns)

@@ -19,6 +19,7 @@ with ending_on_interrupt(__name__ == "__main__" or is_command()):
     from esper.runtime.doctor import DoctorSettings, diagnose, intruder
     from esper.runtime.evaluate import EvaluateSettings, evaluate
     from esper.runtime.export import ExportSettings, export
+    from esper.runtime.generate import GenerateSettings, generate
     from esper.runtime.inspect import InspectSettings, inspect
     from esper.runtime.interrupt import Stopped
     from esper.runtime.own import expect_nothing_imported
@@ -30,6 +31,7 @@ with ending_on_interrupt(__name__ == "__main__" or is_command()):
     from esper.runtime.train_settings import TrainSettings
     from esper.runtime.worker import serve_queue
     from esper.runtime.worker_settings import WorkerSettings
+    from esper.simic.episodes.shards import EpisodesError
     from esper.tolaria.data import DatasetError
     from esper.urza.checkpoint import CheckpointError
     from esper.urza.dead_letters import DeadLetterError
@@ -47,6 +49,7 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any, TextIO | None], object]]] = 
     "export": (ExportSettings, export),
     "surgery": (SurgerySettings, perform),
     "demo": (DemoSettings, demonstrate),
+    "generate": (GenerateSettings, generate),
     "tasks": (TasksSettings, show_tasks),
     "doctor": (DoctorSettings, diagnose),
     "worker": (WorkerSettings, serve_queue),
@@ -58,7 +61,7 @@ BASES: dict[str, Base] = {"train": settings_before}
 
 WORDS: dict[str, tuple[str, Callable[[Sequence[str]], int | None]]] = {
     "blueprint": ("Kinds of seed as documents: blueprint list | check | compile | demo | ...", blueprints),
-    "data": ("What a dataset's folder or file holds, and whether it loads: data check PATH", data_check),
+    "data": ("What a dataset or recorded episodes hold, and whether they load: data check | report PATH", data_check),
     "dlq": ("Writes of runs that failed: dlq ls | retry | drop [DIRECTORY]", dead_letters),
     "store": ("Artefacts and where they are kept: store ls | get | verify | gc | invalidate", artefact_store),
     "supervise": (
@@ -68,7 +71,17 @@ WORDS: dict[str, tuple[str, Callable[[Sequence[str]], int | None]]] = {
 }
 """Commands that take words: a line on each, and what runs; it may give an exit status."""
 
-ERRORS = (SettingsError, ConfigError, DatasetError, CheckpointError, DeadLetterError, LockError, SinkError, StoreError)
+ERRORS = (
+    SettingsError,
+    ConfigError,
+    DatasetError,
+    CheckpointError,
+    DeadLetterError,
+    EpisodesError,
+    LockError,
+    SinkError,
+    StoreError,
+)
 """What a command says in one line."""
 
 

@@ -111,7 +111,7 @@ def step(
     slots, life = lifecycle.tick(structure.config, hypers, slots, evaluation.accuracy)
     state = state.replace(slots=slots, epoch=state.epoch + 1, rounds=state.rounds + 1)
 
-    state, judgement = govern(structure, hypers, state, table.any_active, epoch, evaluation)
+    state, judgement = govern(structure, hypers, state, table.any_held, epoch, evaluation)
     signals = update_signals(hypers, state.signals, epoch, evaluation, keep=judgement.rolled_back)
     return lock(state.replace(signals=signals)), Transition(result, epoch, evaluation, life, judgement)
 

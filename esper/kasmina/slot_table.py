@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from esper.leyline.actions import BLENDS
-from esper.leyline.stages import ACTIVE, Stage
+from esper.leyline.stages import HELD, Stage
 from esper.leyline.state import Slots
 from esper.utils.torch_private import below_transforms
 from esper.utils.transforms import is_mapped, unwrapped
@@ -45,9 +45,9 @@ class SlotTable(NamedTuple):
         return among(self.blend, (blend for blend, rule in BLENDS.items() if rule.gated))
 
     @property
-    def any_active(self) -> bool:
-        """Whether any environment has an active seed."""
-        return bool(self.within(ACTIVE).any())
+    def any_held(self) -> bool:
+        """Whether any environment holds a seed: without one, none can become active by the clock either."""
+        return bool(self.within(HELD).any())
 
     def kinds(self, slot: int, rows: IntArray) -> list[tuple[int, IntArray]]:
         """Some environments by the blueprint they hold in a slot, in the order of blueprints; no part is empty."""

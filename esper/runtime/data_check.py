@@ -1,4 +1,6 @@
-"""``esper data check PATH``: what a dataset's folder or file holds, and whether it loads."""
+"""``esper data check PATH``: what a dataset's folder or file holds, and whether it loads; ``esper data report DIR``:
+what recorded episodes hold.
+"""
 
 import argparse
 from collections.abc import Sequence
@@ -8,33 +10,50 @@ from typing import Any, TextIO
 
 from esper.leyline.config import ConfigError
 from esper.runtime.build import make
+from esper.runtime.episodes_check import check_episodes, report_episodes
 from esper.runtime.tasks import COUNTED, named
+from esper.simic.episodes.manifest import MANIFEST
 from esper.tolaria.data import DatasetError
 from esper.tolaria.formats.detect import DatasetReport, PartReport, check, detect
 from esper.tolaria.formats.files import Listed, as_path, listing
 from esper.utils.documents import figure, to_json
+from esper.utils.paths import user_path
 from esper.utils.settings import Parser, boolean, spell
 from esper.utils.terminal import output
+
+REPLAYS = 3
+"""Recorded episodes that a check plays again."""
 
 MAX_CLASSES_SHOWN = 26
 """With more classes, the counts are summed up in a line."""
 
 
-def data_check(arguments: Sequence[str], out: TextIO | None = None) -> None:
-    """Run ``check PATH [--classes N] [--json]``: list the files, load the dataset as training would, report it.
+def data_check(arguments: Sequence[str], out: TextIO | None = None) -> int:
+    """Run ``check PATH [--classes N] [--json]``: list the files, load the dataset as training would, report it. Of a
+    directory of recorded episodes, verify them (``--replay N`` of them are played again), or ``report`` on them.
 
     Args:
       arguments: words after ``esper data``.
       out: where the report goes: lines, or one JSON object with ``path``, ``files``, ``format``, ``ok``, ``error``
         and ``report`` (the fields of ``DatasetReport``, or null).
 
+    Returns:
+      exit status: 0; 1 where a report on episodes names errors.
+
     Raises:
       SettingsError: the words are not as above.
       DatasetError: the dataset does not load. What was found is reported before.
+      EpisodesError: recorded episodes are not what was written.
       SystemExit: ``--help``.
     """
     out = output(out)
     given = _parse(arguments)
+    recorded = user_path(given.path)
+    if given.action == "report":
+        return report_episodes(recorded, given.json, out)
+    if (recorded / MANIFEST).is_file():
+        check_episodes(recorded, given.replay, given.json, out)
+        return 0
     facts: dict[str, Any] = {"path": given.path, "files": [], "format": None}
     try:
         path = as_path(given.path)
@@ -53,6 +72,7 @@ def data_check(arguments: Sequence[str], out: TextIO | None = None) -> None:
         _write(out, [to_json({**facts, "ok": True, "error": None, "report": asdict(report)})])
     else:
         _write(out, [*_show_report(report), "ok"])
+    return 0
 
 
 def _build(kind: str, path: str, classes: int | None) -> None:
@@ -70,8 +90,11 @@ def _build(kind: str, path: str, classes: int | None) -> None:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog="esper data", description="Say what a dataset holds and whether it loads.", allow_abbrev=False)
-    parser.add_argument("action", choices=("check",))
-    parser.add_argument("path", help="folder of a cifar10 or idx dataset, .npz file, or UTF-8 text")
+    parser.add_argument("action", choices=("check", "report"))
+    kinds = "folder of a cifar10 or idx dataset, .npz file, UTF-8 text, or recorded episodes (report: these alone)"
+    parser.add_argument("path", help=kinds)
+    text = f"recorded episodes that are played again to compare (default {REPLAYS})"
+    parser.add_argument("--replay", type=int, default=REPLAYS, metavar="N", help=text)
     text = "number of classes (default: 10 for cifar10 and idx; of npz, its num_classes or the largest target + 1)"
     parser.add_argument("--classes", type=int, metavar="N", help=text)
     parser.add_argument("--json", type=boolean, default=False, metavar="true|false", help="print one JSON object")

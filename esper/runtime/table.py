@@ -19,6 +19,12 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(text for block in blocks if (text := block(report)))
 
 
+def recorded_table(report: dict[str, Any]) -> str:
+    """What of it can be said of recorded episodes, in which each policy played its own; for people."""
+    blocks = (lambda given: _aligned(_means(given)), _actions, _survival, _flags)
+    return "\n".join(text for block in blocks if (text := block(report)))
+
+
 def percent(share: float | None) -> str:
     """A share as a whole percentage; - where undefined."""
     return "-" if share is None else f"{100 * share:.0f}"
@@ -44,10 +50,7 @@ def _aligned(rows: list[list[str]]) -> str:
 def _outcomes(report: dict[str, Any]) -> str:
     """Means and paired differences in one table, so that they stand below each other."""
     first, *_ = report["policies"]
-    columns = columns_of(report)
-    rows = [["policy", *(COLUMNS[key].head for key in columns)]]
-    for name, row in report["policies"].items():
-        rows.append([name, *(with_error(key, row[key]) for key in columns)])
+    columns, rows = columns_of(report), _means(report)
     count = len(rows)
     for name, row in report["first_minus"].items():
         rows.append([f"  {name}", *(with_error(key, row[key], "+") for key in columns)])
@@ -68,6 +71,15 @@ def _outcomes(report: dict[str, Any]) -> str:
             *_hindsight(report),
         ]
     )
+
+
+def _means(report: dict[str, Any]) -> list[list[str]]:
+    """Every policy's means, under their headings."""
+    columns = columns_of(report)
+    rows = [["policy", *(COLUMNS[key].head for key in columns)]]
+    for name, row in report["policies"].items():
+        rows.append([name, *(with_error(key, row[key]) for key in columns)])
+    return rows
 
 
 def _runs(report: dict[str, Any]) -> str:

@@ -60,7 +60,7 @@ def judge(hypers: HyperParams, governor: Governor, loss: Tensor, finite: Tensor,
 
 
 def govern(
-    structure: Structure, hypers: HyperParams, state: State, any_active: bool, epoch: Epoch, evaluation: Evaluation
+    structure: Structure, hypers: HyperParams, state: State, any_held: bool, epoch: Epoch, evaluation: Evaluation
 ) -> tuple[State, Judgement]:
     """Judge the epoch, roll back, and store what is good.
 
@@ -68,7 +68,7 @@ def govern(
       structure: layouts and objective.
       hypers: limits, snapshot interval.
       state: [E]; after training and the clock, ``state.epoch`` already counting this epoch.
-      any_active: whether any seed was active in this step; without, seeds' parameters are not touched.
+      any_held: whether any slot held a seed in this step; without, seeds' parameters are not touched.
       epoch, evaluation: what was seen.
 
     Returns:
@@ -82,9 +82,9 @@ def govern(
     slots, culled = cull_live(state.slots, bad)
     state = roll_back_host(state.replace(slots=slots), bad)
     calm = verdict == int(Verdict.CALM)
-    if any_active:
+    if any_held:
         state = roll_back_seeds(structure, state, bad)
-    return take_snapshot(hypers, state, calm, any_active), Judgement(verdict, bad, culled)
+    return take_snapshot(hypers, state, calm, any_held), Judgement(verdict, bad, culled)
 
 
 def _remember(governor: Governor, loss: Tensor, verdict: Tensor) -> Governor:
@@ -138,9 +138,9 @@ def roll_back_seeds(structure: Structure, state: State, bad: Tensor) -> State:
     return state.replace(seeds=restored, seed_buffers=buffers)
 
 
-def take_snapshot(hypers: HyperParams, state: State, calm: Tensor, any_active: bool) -> State:
+def take_snapshot(hypers: HyperParams, state: State, calm: Tensor, any_held: bool) -> State:
     """Store calm environments in the snapshot: every ``snapshot_epochs`` epochs, and as soon as a seed reaches
-    PROBATIONARY without a copy there (gate G5 asks for one). Without active seeds only hosts are stored.
+    PROBATIONARY without a copy there (gate G5 asks for one). Without any seed only hosts are stored.
     """
     waiting = (state.slots.stage == int(Stage.PROBATIONARY)) & ~state.slots.in_snapshot
     due = (state.epoch % hypers.snapshot_epochs.to(torch.int64) == 0) | waiting.any(1)
@@ -148,11 +148,11 @@ def take_snapshot(hypers: HyperParams, state: State, calm: Tensor, any_active: b
     snapshot = Snapshot(
         host=_select_params(take, state.host, state.snapshot.host),
         buffers=_select(take, state.buffers, state.snapshot.buffers),
-        seeds=_select_params(take, state.seeds, state.snapshot.seeds) if any_active else state.snapshot.seeds,
+        seeds=_select_params(take, state.seeds, state.snapshot.seeds) if any_held else state.snapshot.seeds,
         seed_buffers=_select(take, state.seed_buffers, state.snapshot.seed_buffers),
         batch_size=state.batch_size,
     )
-    if not any_active:
+    if not any_held:
         return state.replace(snapshot=snapshot)
     in_snapshot = state.slots.in_snapshot | (take.unsqueeze(1) & is_in(state.slots.stage, ACTIVE))
     return state.replace(snapshot=snapshot, slots=state.slots.replace(in_snapshot=in_snapshot))

@@ -75,7 +75,7 @@ def _observed(arguments: StepArguments) -> Any:
 
 
 def _governed(arguments: StepArguments) -> Any:
-    active = take_table(arguments.state.slots).any_active
+    active = take_table(arguments.state.slots).any_held
     return govern(arguments.structure, arguments.hypers, arguments.state, active, arguments.epoch, arguments.evaluation)
 
 

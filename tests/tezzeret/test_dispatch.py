@@ -100,7 +100,7 @@ def test_single_changes_are_every_active_slot_once(engine):
 def test_dormant_networks_make_no_groups(engine):
     table = take_table(engine.init(0).slots)
     plan = engine.backend.plan(table, CPU)
-    assert not table.any_active and all(not listed.groups for listed in plan.slots)
+    assert not table.any_held and all(not listed.groups for listed in plan.slots)
     assert not (table.stage != int(Stage.DORMANT)).any()
 
 

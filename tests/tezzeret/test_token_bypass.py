@@ -27,7 +27,7 @@ def test_a_step_equals_the_oracles(isolation):
         (stage[:, :2] == int(Stage.TRAINING)).any(1),
         is_in(stage[:, 2], (Stage.BLENDING, Stage.FOSSILIZED)),
     )
-    assert (behind & beside).any() and take_table(state.slots).any_active
+    assert (behind & beside).any() and take_table(state.slots).any_held
     (after, event), (expected, other) = (each.step(state, wait) for each in (engine, truth))
     close = {"rtol": 1e-9, "atol": 1e-10}
     for name in ("host", "seeds"):

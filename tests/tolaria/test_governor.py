@@ -178,3 +178,20 @@ def test_a_seed_is_in_the_snapshot_before_it_may_be_permanent(engine):
     state = grown_state(engine, 8)
     fossil = state.slots.stage == int(Stage.FOSSILIZED)
     assert (state.slots.in_snapshot | ~fossil).all()
+
+
+def test_no_environments_snapshot_depends_on_the_seeds_of_others(small_task):
+    """An environment germinates beside one that grew before, and beside one that never does: its own fields agree."""
+    engine = esper.make(small_task, 2, backend="eager", deterministic="strict", snapshot_epochs=1)
+    grow = engine.codec.op.eq(int(Op.GERMINATE)).nonzero()[0].item()
+    seen = []
+    for neighbour in (grow, 0):
+        state, fields = engine.init(0), []
+        for step in range(6):
+            action = torch.tensor([grow if step == 2 else 0, neighbour if step == 1 else 0])
+            state, _ = engine.step(state, action)
+            fields.append((state.slots.in_snapshot[0].tolist(), state.snapshot.seeds.params[0].tolist()))
+        seen.append((fields, state.slots.stage[1].tolist()))
+    (grown, beside), (alone, none) = seen
+    assert beside != none and any(any(held) for held, _ in alone)
+    assert grown == alone

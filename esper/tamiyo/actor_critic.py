@@ -169,7 +169,7 @@ def build_actor_critic(config: ActorCriticConfig, codec: Codec, observation_size
     for head in (heads.op, heads.slot, heads.blueprint, heads.blend, *([heads.target] if heads.target else [])):
         rescale(head[-1], ACTION_GAIN)
     rescale(value.head[-1], VALUE_GAIN)
-    seeing = TensorDictModule(features, in_keys=["observation"], out_keys=["_features"])
+    seeing = seeing_of(features)
     deciding = TensorDictModule(heads, in_keys=["_hidden", "action_mask"], out_keys=["logits"])
     return compose(seeing, lstm, norm, deciding, value)
 
@@ -241,8 +241,25 @@ def compose(
       deciding: "_hidden", "action_mask" and what else ``seeing`` writes to "logits".
       value: "_hidden" to "state_value".
     """
+    actor = ProbabilisticActor(
+        deciding,
+        in_keys={"logits": "logits", "mask": "action_mask"},
+        out_keys=["action"],
+        distribution_class=MaskedCategorical,
+        return_log_prob=True,
+    )
+    return ActorValueOperator(trunk_of(seeing, lstm, norm), actor, ValueOperator(value, in_keys=["_hidden"]))
+
+
+def seeing_of(features: nn.Module) -> TensorDictModule:
+    """A module of observations [..., O] by its keys."""
+    return TensorDictModule(features, in_keys=["observation"], out_keys=["_features"])
+
+
+def trunk_of(seeing: TensorDictModule, lstm: nn.LSTM, norm: nn.LayerNorm) -> TensorDictSequential:
+    """What sees and remembers, by its keys: "observation" and the recurrent states to "_hidden" and the next ones."""
     states = ("recurrent_state_h", "recurrent_state_c")
-    trunk = TensorDictSequential(
+    return TensorDictSequential(
         seeing,
         LSTMModule(
             lstm=lstm,
@@ -251,11 +268,3 @@ def compose(
         ),
         TensorDictModule(norm, in_keys=["_memory"], out_keys=["_hidden"]),
     )
-    actor = ProbabilisticActor(
-        deciding,
-        in_keys={"logits": "logits", "mask": "action_mask"},
-        out_keys=["action"],
-        distribution_class=MaskedCategorical,
-        return_log_prob=True,
-    )
-    return ActorValueOperator(trunk, actor, ValueOperator(value, in_keys=["_hidden"]))

@@ -1,0 +1,159 @@
+"""Writing a dataset of episodes: it only grows, a shard at a time, each on the disk before the manifest names it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from esper.simic.episodes.columns import Arrays, EpisodeColumn
+from esper.simic.episodes.manifest import (
+    MANIFEST,
+    SHARDS,
+    EpisodesManifest,
+    expect_same,
+    read_manifest,
+    write_manifest,
+)
+from esper.simic.episodes.shards import EpisodesError, ShardEntry, name_of, write_shard
+from esper.urza.lock import Lock, hold
+from esper.utils.failpoints import reach
+from esper.utils.files import remove_folder, remove_leftovers, sync_folder
+
+INCOMING = "incoming"
+"""Folder of shards that are not named by the manifest yet."""
+
+
+@dataclass
+class EpisodesWriter:
+    """The one writer of a dataset. Use it in a ``with`` block, or ``release`` it.
+
+    Attributes:
+      folder: of the dataset.
+      lock: on it.
+      manifest: as it is on the disk.
+    """
+
+    folder: Path
+    lock: Lock
+    manifest: EpisodesManifest
+
+    def __enter__(self) -> "EpisodesWriter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Let others write."""
+        self.lock.release()
+
+    def policy(self, name: str, **known: Any) -> int:
+        """The index of a policy, which is put to the table if it is not there.
+
+        Raises:
+          EpisodesError: one of that name is there of which other things are known.
+        """
+        wanted = {"name": name, **known}
+        for index, found in enumerate(self.manifest.policies):
+            if found == wanted:
+                return index
+            if found["name"] == name:
+                raise EpisodesError(f"{self.folder}: policy {name!r} is another one there; expected another directory")
+        self.manifest = self.manifest._replace(policies=(*self.manifest.policies, wanted))
+        return len(self.manifest.policies) - 1
+
+    def begin(self, part: Mapping[str, Any]) -> None:
+        """Say how the next episodes come about. It is on the disk with the next shard."""
+        self.manifest = self.manifest._replace(parts=(*self.manifest.parts, dict(part)))
+
+    @property
+    def next_episode(self) -> int:
+        """Number of the first episode behind all that are there."""
+        return max((shard.first + shard.episodes for shard in self.manifest.shards), default=0)
+
+    def incoming(self, first: int, count: int) -> Path:
+        """Where a shard may be written, in any process, before it is taken in; no other writer's is there."""
+        return self.folder / INCOMING / f"{self.lock.epoch:06d}-{name_of(first, count)}"
+
+    def append(self, first: int, steps: Arrays, episodes: Arrays) -> ShardEntry:
+        """Write a shard and take it in; see ``write_shard`` and ``take_in``."""
+        place = self.incoming(first, len(episodes["length"]))
+        entry = write_shard(place, self.manifest.columns, first, steps, episodes)
+        self.take_in(place, entry)
+        return entry
+
+    def take_in(self, place: Path, entry: ShardEntry) -> None:
+        """Make a shard part of the dataset: when this returns, it is acknowledged, and stays.
+
+        Args:
+          place: where ``write_shard`` made it.
+          entry: what it returned.
+
+        Raises:
+          EpisodesError: episodes of those numbers are there already.
+          LockError: another writer has the dataset now.
+          OSError: it could not be written.
+        """
+        for shard in self.manifest.shards:
+            if entry.first < shard.first + shard.episodes and shard.first < entry.first + entry.episodes:
+                raise EpisodesError(f"{self.folder}: {entry.name} overlaps {shard.name}; expected further episodes")
+        self.lock.check()
+        reach("rename")
+        place.rename(self.folder / SHARDS / entry.name)
+        sync_folder(self.folder / SHARDS)
+        grown = self.manifest.with_shard(entry)
+        write_manifest(self.folder, grown)
+        self.manifest = grown
+
+
+def write_episodes(folder: Path, facts: Mapping[str, Any], columns: Sequence[EpisodeColumn]) -> EpisodesWriter:
+    """Open a dataset to write into it; it is made where there is none.
+
+    What a writer left that died is removed; what the manifest names stays.
+
+    Args:
+      folder: of the dataset; no folder, an empty one, or one with episodes.
+      facts: see ``EpisodesManifest``.
+      columns: of the arrays.
+
+    Raises:
+      EpisodesError: it holds something else, or episodes with other facts or columns; the difference is named.
+      LockError: another process is writing there.
+      OSError: it cannot be written.
+    """
+    if folder.exists() and not (folder / MANIFEST).exists() and not _is_unused(folder):
+        raise EpisodesError(f"{folder}: holds other things than episodes; expected an empty or a new directory")
+    (folder / SHARDS).mkdir(parents=True, exist_ok=True)
+    (folder / INCOMING).mkdir(exist_ok=True)
+    lock = hold(folder, "another directory")
+    try:
+        if (folder / MANIFEST).exists():
+            manifest = read_manifest(folder)
+            expect_same(folder, manifest, facts, columns)
+        else:
+            manifest = EpisodesManifest(dict(facts), tuple(columns))
+            write_manifest(folder, manifest)
+        _tidy(folder, manifest)
+    except BaseException:
+        lock.release()
+        raise
+    return EpisodesWriter(folder, lock, manifest)
+
+
+OURS = (SHARDS, INCOMING, "lock", "owner.json")
+
+
+def _is_unused(folder: Path) -> bool:
+    """Whether nothing is in a folder, or what the first moments of a writer left."""
+    return folder.is_dir() and all(path.name in OURS or ".tmp-" in path.name for path in folder.iterdir())
+
+
+def _tidy(folder: Path, manifest: EpisodesManifest) -> None:
+    """Remove what is not named by the manifest."""
+    remove_leftovers(folder)
+    for path in (folder / INCOMING).iterdir():
+        remove_folder(path)
+    named = {shard.name for shard in manifest.shards}
+    for path in (folder / SHARDS).iterdir():
+        if path.name not in named:
+            remove_folder(path)

@@ -18,7 +18,7 @@ from typing import ClassVar
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModule, TensorDictSequential
+from tensordict.nn import TensorDictModule, TensorDictParams, TensorDictSequential
 from torch import Tensor, nn
 from torchrl.modules import ActorValueOperator
 from torchrl.objectives import BCLoss
@@ -47,7 +47,7 @@ class BehaviourCloning:
         head, self.keys = policy.get_policy_head(), policy_keys(policy)
         self.deciding = first_of(head)
         logits = TensorDictModule(_Same(), in_keys=["logits"], out_keys=["action"])
-        self.loss = BCLoss(TensorDictSequential(self.deciding, logits), loss_function="cross_entropy")
+        self.loss = _Cloning(TensorDictSequential(self.deciding, logits), loss_function="cross_entropy")
 
     def losses(self, batch: TensorDictBase) -> Losses:
         """See ``Objective``."""
@@ -64,6 +64,12 @@ class BehaviourCloning:
 
     def follow(self) -> None:
         """There is no target."""
+
+
+class _Cloning(BCLoss):
+    """TorchRL's loss, which looks for the target's parameters in its annotations and has none there."""
+
+    target_actor_network_params: TensorDictParams
 
 
 class _Same(nn.Module):

@@ -87,7 +87,9 @@ class ConservativeQLearning:
         self.trunk, (self.head,) = critics
         self.target_trunk, self.target_head = (deepcopy(part).requires_grad_(False) for part in (self.trunk, self.head))
         self.loss = DiscreteCQLLoss(_by_keys(self.head), delay_value=False, action_space="categorical")
-        self.loss.make_value_estimator(TD0Estimator(gamma=config.gamma, value_network=_by_keys(self.target_head)))
+        estimator = TD0Estimator(gamma=config.gamma, value_network=_by_keys(self.target_head))
+        estimator.set_keys(value="chosen_action_value")
+        self.loss.make_value_estimator(estimator)
         parts = {"trunk": self.trunk, "target_trunk": self.target_trunk}
         parts |= {"head": self.head, "target_head": self.target_head}
         self.critics = nn.ModuleDict(parts)

@@ -1,4 +1,4 @@
-"""Commands of ``python -m esper``: train, evaluate, inspect, export, demo, tasks, doctor, data, dlq, supervise."""
+"""Commands of ``python -m esper``; see ``COMMANDS`` and ``WORDS``."""
 
 import os
 import sys
@@ -18,6 +18,7 @@ with ending_on_interrupt(__name__ == "__main__" or is_command()):
     from esper.runtime.doctor import DoctorSettings, diagnose, intruder
     from esper.runtime.evaluate import EvaluateSettings, evaluate
     from esper.runtime.export import ExportSettings, export
+    from esper.runtime.generate import GenerateSettings, generate
     from esper.runtime.inspect import InspectSettings, inspect
     from esper.runtime.interrupt import Stopped
     from esper.runtime.own import expect_nothing_imported
@@ -25,6 +26,7 @@ with ending_on_interrupt(__name__ == "__main__" or is_command()):
     from esper.runtime.supervise import follow_supervisor, supervise
     from esper.runtime.train import train
     from esper.runtime.train_settings import TrainSettings
+    from esper.simic.episodes.shards import EpisodesError
     from esper.tolaria.data import DatasetError
     from esper.urza.checkpoint import CheckpointError
     from esper.urza.dead_letters import DeadLetterError
@@ -40,6 +42,7 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any, TextIO | None], object]]] = 
     "inspect": (InspectSettings, inspect),
     "export": (ExportSettings, export),
     "demo": (DemoSettings, demonstrate),
+    "generate": (GenerateSettings, generate),
     "tasks": (TasksSettings, show_tasks),
     "doctor": (DoctorSettings, diagnose),
 }
@@ -58,7 +61,16 @@ WORDS: dict[str, tuple[str, Callable[[Sequence[str]], int | None]]] = {
 }
 """Commands that take words: a line on each, and what runs; it may give an exit status."""
 
-ERRORS = (SettingsError, ConfigError, DatasetError, CheckpointError, DeadLetterError, LockError, SinkError)
+ERRORS = (
+    SettingsError,
+    ConfigError,
+    DatasetError,
+    CheckpointError,
+    DeadLetterError,
+    EpisodesError,
+    LockError,
+    SinkError,
+)
 """What a command says in one line."""
 
 

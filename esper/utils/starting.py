@@ -17,9 +17,10 @@ def is_command() -> bool:
 def runs_networks() -> bool:
     """Whether the command that this process is about to run trains or plays."""
     words = sys.argv[1:] if is_command() else []
-    return words[:1] in (["train"], ["evaluate"], ["inspect"], ["export"], ["demo"]) and not {"-h", "--help"} & set(
-        words
-    )
+    return words[:1] in (["train"], ["evaluate"], ["inspect"], ["export"], ["demo"], ["generate"]) and not {
+        "-h",
+        "--help",
+    } & set(words)
 
 
 @contextmanager

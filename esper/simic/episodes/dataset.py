@@ -104,7 +104,7 @@ class Episodes:
         return torch.from_numpy(out.reshape(*shape, *column.shape))
 
     def windows(self, length: int = 0, episodes: Tensor | None = None) -> Tensor:
-        """Where windows lie, int64 [W, 2] of first row and rows. Each is of one episode, and together they are all steps.
+        """Where windows lie, int64 [W, 2] of first row and rows. Each is of one episode; together, they are all steps.
 
         Args:
           length: rows of a window at most; an episode's last one may be shorter. 0: every episode is one window.

@@ -48,23 +48,31 @@ class EpisodesWriter:
         self.lock.release()
 
     def policy(self, name: str, **known: Any) -> int:
-        """The index of a policy, which is put to the table if it is not there.
+        """The index of a policy in the table, which it is put to if it is not there.
 
-        Raises:
-          EpisodesError: one of that name is there of which other things are known.
+        Args:
+          name: as it was asked for; another policy of that name has a number behind its own.
+          known: what tells it from others, for JSON.
         """
-        wanted = {"name": name, **known}
-        for index, found in enumerate(self.manifest.policies):
-            if found == wanted:
+        wanted, policies = {"asked": name, **known}, self.manifest.policies
+        for index, found in enumerate(policies):
+            if {key: value for key, value in found.items() if key != "name"} == wanted:
                 return index
-            if found["name"] == name:
-                raise EpisodesError(f"{self.folder}: policy {name!r} is another one there; expected another directory")
-        self.manifest = self.manifest._replace(policies=(*self.manifest.policies, wanted))
-        return len(self.manifest.policies) - 1
+        others = sum(found["asked"] == name for found in policies)
+        own = f"{name} ({others + 1})" if others else name
+        self.manifest = self.manifest._replace(policies=(*policies, {"name": own, **wanted}))
+        return len(policies)
 
-    def begin(self, part: Mapping[str, Any]) -> None:
-        """Say how the next episodes come about. It is on the disk with the next shard."""
-        self.manifest = self.manifest._replace(parts=(*self.manifest.parts, dict(part)))
+    def part(self, place: int, facts: Mapping[str, Any]) -> None:
+        """Say how episodes come about, which is on the disk with the next shard.
+
+        Args:
+          place: of the part; behind the last one, it is a new one.
+          facts: see ``EpisodesManifest.parts``.
+        """
+        parts = list(self.manifest.parts)
+        parts[place : place + 1] = [dict(facts)]
+        self.manifest = self.manifest._replace(parts=tuple(parts))
 
     @property
     def next_episode(self) -> int:

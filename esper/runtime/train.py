@@ -28,6 +28,7 @@ from esper.runtime.report import Findings, write_report
 from esper.runtime.resume import again
 from esper.runtime.runs import Run, abandon, close_run, open_run, pause, places, record, release, settle
 from esper.runtime.scene import Rules, Scene, build_scene, expect_numbers_for, tasks_of
+from esper.runtime.start_from import start_from
 from esper.runtime.table import table
 from esper.runtime.told import left_out, of_episodes, round_line, time_split
 from esper.runtime.train_settings import TrainSettings
@@ -67,7 +68,9 @@ def train(settings: TrainSettings, out: TextIO | None = None) -> Learner:
         is not allowed.
       Stopped: asked to stop by a signal; the last whole round is kept, and the report written.
     """
-    _check(settings)
+    check(settings)
+    if settings.algorithm != "ppo":
+        raise SettingsError(f"--algorithm = {settings.algorithm!r}: learns from records, and plays no round")
     out = output(out)
     folder, source = places(settings)
     device = find_device(settings.device, "--device")
@@ -82,6 +85,8 @@ def train(settings: TrainSettings, out: TextIO | None = None) -> Learner:
     network, shown = PolicyNetwork(settings.policy_network), _shown(settings, scenes, interface)
     views = [view.to(device) for view in build_policies(network, sizes, shown, settings.seed)]
     learner = Learner(views[0], settings.ppo(), settings.rounds, settings.seed, views=views)
+    if settings.start_from and source is None:
+        start_from(settings, views[0], interface)
     if settings.dry_run:
         out.write(f"{folder}: nothing written\n" + "".join(line for scene in scenes for line in _resolved(scene)))
         return learner
@@ -138,7 +143,7 @@ def _work(
         rows = read_rows(run.folder / METRICS)
         out.write(time_split(rows) + left_out(rows))
         if settings.eval_envs:
-            findings = _evaluate(settings, kept, progress, ends)
+            findings = evaluate_run(settings, kept, progress, ends)
     except Stopped as asked:
         stopped = asked
         progress.close()
@@ -153,7 +158,7 @@ def _work(
         raise stopped
 
 
-def _check(settings: TrainSettings) -> None:
+def check(settings: TrainSettings) -> None:
     """What must be known before anything is built."""
     if 0 < settings.eval_envs < FEWEST:
         raise SettingsError(f"--eval-envs = {settings.eval_envs}: expected 0 (no evaluation) or an integer >= {FEWEST}")
@@ -265,7 +270,7 @@ def round_seed(seed: int, number: int) -> int:
     return 2 * (seed * ROUNDS + number)
 
 
-def _evaluate(
+def evaluate_run(
     settings: TrainSettings, kept: tuple[Run, Outlets], progress: Progress, ends: tuple[Watch, TextIO]
 ) -> Findings:
     """Play the learned policy and the baselines on held-out environments of every task; write what came of it.

@@ -241,6 +241,11 @@ def compose(
       deciding: "_hidden", "action_mask" and what else ``seeing`` writes to "logits".
       value: "_hidden" to "state_value".
     """
+    return operator_of(trunk_of(seeing, lstm, norm), deciding, value)
+
+
+def operator_of(trunk: TensorDictSequential, deciding: TensorDictModule, value: ValueHead) -> ActorValueOperator:
+    """An actor and critic on a trunk that writes "_hidden" and what else ``deciding`` reads."""
     actor = ProbabilisticActor(
         deciding,
         in_keys={"logits": "logits", "mask": "action_mask"},
@@ -248,7 +253,7 @@ def compose(
         distribution_class=MaskedCategorical,
         return_log_prob=True,
     )
-    return ActorValueOperator(trunk_of(seeing, lstm, norm), actor, ValueOperator(value, in_keys=["_hidden"]))
+    return ActorValueOperator(trunk, actor, ValueOperator(value, in_keys=["_hidden"]))
 
 
 def seeing_of(features: nn.Module) -> TensorDictModule:

@@ -1,1 +1,1 @@
-"""Learning from recorded episodes: behaviour cloning, implicit Q-learning, conservative Q-learning, and judging them."""
+"""Learning from recorded episodes: behaviour cloning, implicit and conservative Q-learning, and judging them."""

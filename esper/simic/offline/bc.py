@@ -43,7 +43,7 @@ class BehaviourCloning:
     def __init__(self, policy: ActorValueOperator, config: OfflineConfig, sizes: ActorCriticConfig) -> None:
         """Build the loss on a policy's own parameters."""
         self.policy, self.config, self.width = policy, config, sizes.lstm
-        self.critics = nn.ModuleDict()
+        self.critics: nn.Module = nn.ModuleDict()
         head, self.keys = policy.get_policy_head(), policy_keys(policy)
         self.deciding = first_of(head)
         logits = TensorDictModule(_Same(), in_keys=["logits"], out_keys=["action"])

@@ -92,7 +92,7 @@ class ConservativeQLearning:
         self.loss.make_value_estimator(estimator)
         parts = {"trunk": self.trunk, "target_trunk": self.target_trunk}
         parts |= {"head": self.head, "target_head": self.target_head}
-        self.critics = nn.ModuleDict(parts)
+        self.critics: nn.Module = nn.ModuleDict(parts)
 
     def losses(self, batch: TensorDictBase) -> Losses:
         """See ``Objective``."""

@@ -93,7 +93,7 @@ class ImplicitQLearning:
         self.trunk, self.target = critics.trunk, deepcopy(critics.trunk).requires_grad_(False)
         parts = {"trunk": self.trunk, "target_trunk": self.target}
         parts |= {"heads": self.loss.qvalue_network_params, "target_heads": self.loss.target_qvalue_network_params}
-        self.critics = nn.ModuleDict(parts)
+        self.critics: nn.Module = nn.ModuleDict(parts)
 
     def losses(self, batch: TensorDictBase) -> Losses:
         """See ``Objective``."""
@@ -122,7 +122,7 @@ class ImplicitQLearning:
         return with_hidden(rows, {OF_CRITICS: along(trunk, batch, self.width, (HIDDEN,))[HIDDEN]}, batch, ahead=False)
 
     def _advantage(self, rows: TensorDictBase) -> Tensor:
-        """min over i of Q'_i(s, a) - V(s), [R]."""
+        """Advantages min over i of Q'_i(s, a) - V(s), [R]."""
         network, action, found = self.loss.qvalue_network, rows["action"].unsqueeze(-1), list[Tensor]()
         for params in self.loss.target_qvalue_network_params.unbind(0):
             with params.to_module(network):

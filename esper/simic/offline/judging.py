@@ -24,7 +24,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.modules import ActorValueOperator
 
-from esper.simic.offline.objective import policy_keys
+from esper.simic.offline.objective import drawn, policy_keys
 from esper.simic.offline.rows import along
 from esper.utils import rng
 
@@ -54,7 +54,7 @@ class Estimate(NamedTuple):
 
 @torch.no_grad()
 def log_chances(policy: ActorValueOperator, batch: TensorDictBase, width: int) -> Tensor:
-    """log pi(a | s) of the decisions of whole episodes, [N, T]; 0 where there is no data.
+    """Log-probabilities pi(a | s) of the decisions of whole episodes, [N, T]; 0 where there is no data.
 
     Args:
       policy: whose.
@@ -75,7 +75,7 @@ def importance_sampling(
     Args:
       log_ratio: [..., N, T]; log pi(a | s) - log b(a | s) of each decision.
       reward: [..., N, T].
-      valid: bool [..., N, T]; which steps there were. What is behind an episode's end earns nothing and keeps its weight.
+      valid: bool [..., N, T]; which steps there were; what is behind an end earns nothing and keeps its weight.
       gamma: discount per decision.
       weighted: (2) rather than (1).
 
@@ -110,7 +110,7 @@ def estimate(
     value = importance_sampling(log_ratio, reward, valid, gamma)
     found = list[Tensor]()
     for number in range(draws):
-        picked = (rng.uniform(rng.fold_in(key, number), (count,), torch.float64) * count).long().clamp(max=count - 1)
+        picked = drawn(rng.fold_in(key, number), count, count)
         found.append(importance_sampling(log_ratio[picked], reward[picked], valid[picked], gamma))
     tail = (1 - LEVEL) / 2
     low, high = torch.stack(found).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
@@ -119,7 +119,9 @@ def estimate(
     return Estimate(float(value), low, high, float(last.sum() ** 2) / whole if whole else 0.0, count)
 
 
-def judge(policy: ActorValueOperator, batch: TensorDictBase, width: int, gamma: float, key: Tensor) -> Estimate | None:
+def judge(
+    policy: ActorValueOperator, batch: TensorDictBase, width: int, gamma: float, key: Tensor, draws: int = 1000
+) -> Estimate | None:
     """What a policy would earn, of whole episodes [N, T]; None where none tells by what chance it was decided.
 
     Episodes of policies that draw without telling from what (probability NaN) are left out.
@@ -130,4 +132,4 @@ def judge(policy: ActorValueOperator, batch: TensorDictBase, width: int, gamma: 
         return None
     batch, told = batch[known], told[known]
     ratio = log_chances(policy, batch, width) - told.log()
-    return estimate(ratio, batch["next", "reward"].squeeze(-1), batch["valid"], gamma, key)
+    return estimate(ratio, batch["next", "reward"].squeeze(-1), batch["valid"], gamma, key, draws)

@@ -20,7 +20,7 @@ from esper.simic.offline.cql import HEADS as CQL_HEADS
 from esper.simic.offline.cql import ConservativeQLearning
 from esper.simic.offline.iql import HEADS as IQL_HEADS
 from esper.simic.offline.iql import ImplicitQLearning
-from esper.simic.offline.objective import Objective
+from esper.simic.offline.objective import Objective, drawn
 from esper.tamiyo.actor_critic import ActorCriticConfig
 from esper.tamiyo.critics import build_critics
 from esper.tamiyo.interface import Interface
@@ -34,7 +34,12 @@ Source = Callable[[Tensor], TensorDictBase]
 
 
 def build_objective(
-    algorithm: str, policy: ActorValueOperator, config: OfflineConfig, sizes: ActorCriticConfig, seen: Interface, seed: int
+    algorithm: str,
+    policy: ActorValueOperator,
+    config: OfflineConfig,
+    sizes: ActorCriticConfig,
+    seen: Interface,
+    seed: int,
 ) -> Objective:
     """The losses of an algorithm on a policy.
 
@@ -108,8 +113,7 @@ class OfflineLearner:
         for step in range(self.config.updates):
             check()
             key = rng.fold_in(rng.key(self.seed), STREAM, self.done, step)
-            picked = (rng.uniform(key, (self.config.batch,), torch.float64) * count).long().clamp(max=count - 1)
-            seen.append(self.step(source(picked)))
+            seen.append(self.step(source(drawn(key, self.config.batch, count))))
         self.done += 1
         return {name: float(torch.stack([row[name] for row in seen]).mean()) for name in seen[0]}
 

@@ -8,6 +8,8 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torchrl.modules import ActorValueOperator
 
+from esper.utils import rng
+
 
 class Losses(NamedTuple):
     """What a batch comes to: the number to be made small, [], and by name what is told of it, [] each."""
@@ -38,6 +40,11 @@ def policy_keys(policy: ActorValueOperator) -> tuple[str, ...]:
     """What the heads of a policy read of its trunk."""
     read = (*policy.get_policy_head().in_keys, *policy.get_value_head().in_keys)
     return tuple(dict.fromkeys(key for key in read if key != "action_mask"))
+
+
+def drawn(key: Tensor, size: int, count: int) -> Tensor:
+    """Numbers below ``count``, drawn with replacement, int64 [size]."""
+    return (rng.uniform(key, (size,), dtype=torch.float64) * count).long().clamp(max=count - 1)
 
 
 @torch.no_grad()

@@ -65,7 +65,9 @@ def rows_of(batch: TensorDictBase, found: dict[str, Tensor], horizon: str = HORI
     return TensorDict({**picked, "next": ahead}, ahead.batch_size)
 
 
-def with_hidden(rows: TensorDictBase, found: dict[str, Tensor], batch: TensorDictBase, *, ahead: bool) -> TensorDictBase:
+def with_hidden(
+    rows: TensorDictBase, found: dict[str, Tensor], batch: TensorDictBase, *, ahead: bool
+) -> TensorDictBase:
     """The same rows with another trunk's output, of the steps or, with ``ahead``, of what is behind them."""
     other = rows.copy()
     for key, value in found.items():

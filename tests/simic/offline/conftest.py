@@ -12,7 +12,9 @@ from esper.tamiyo.interface import Interface
 from esper.utils import rng
 
 SIZES = ActorCriticConfig(features=12, lstm=8, head=16, value_scale=3.0)
-SEEN = Interface(tuple(f"column {n}" for n in range(5)), build_codec(((0, 1), (0,)), (Blend.LINEAR,), ("a", "b"), False))
+SEEN = Interface(
+    tuple(f"column {n}" for n in range(5)), build_codec(((0, 1), (0,)), (Blend.LINEAR,), ("a", "b"), False)
+)
 
 
 def random_windows(seed, lengths=(6, 4, 1, 6), longest=6):

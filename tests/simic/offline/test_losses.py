@@ -234,7 +234,9 @@ def test_targets_follow_slowly(learner, windows, algorithm):
     """target + rate (critic - target), every tensor of trunk and heads; at rate 0 they stand."""
     for rate in (0.0, 0.25):
         made = learner(algorithm, target_rate=rate, lr=0.02)
-        pairs = {name: f"target_{name}" for name in dict(made.critics.named_children()) if not name.startswith("target")}
+        pairs = {
+            name: f"target_{name}" for name in dict(made.critics.named_children()) if not name.startswith("target")
+        }
         before = {name: value.clone() for name, value in made.critics.state_dict().items()}
         made.step(windows(1))
         after, seen = made.critics.state_dict(), 0

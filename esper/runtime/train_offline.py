@@ -11,7 +11,6 @@ from typing import Any, TextIO
 
 import torch
 
-from esper.leyline.config import ConfigError
 from esper.nissa.progress import Progress, make_progress
 from esper.nissa.sinks import METRICS, read_rows
 from esper.runtime.build import find_device
@@ -236,16 +235,15 @@ def judgement(settings: TrainSettings, data: OfflineData, learner: OfflineLearne
 
     Returns:
       "importance_sampling": an ``Estimate``, or None where no policy told its chances; "fitted": that of fitted
-      Q-evaluation; "recorded": what the episodes that are held out earned; "gamma"; "dataset": its digest.
+      Q-evaluation, or None where none was asked for; "recorded": what the episodes that are held out earned; "gamma"; "dataset": its digest.
     """
     device, config = next(learner.policy.parameters()).device, learner.config
     batch = data.whole(data.held_out).to(device)
     sampled = judge(learner.policy, batch, settings.lstm, config.gamma, rng.fold_in(rng.key(settings.seed), JUDGED))
     sizes = ActorCriticConfig(settings.features, settings.lstm, settings.head, config.value_scale)
-    try:
+    fitted = None
+    if config.fitted:
         fitted = fitted_value(learner.policy, data, config, sizes, settings.seed, watch.check)
-    except ConfigError as error:
-        raise SettingsError(f"--offline: {error}") from None
     return {
         "gamma": config.gamma,
         "importance_sampling": None if sampled is None else sampled.table(),
@@ -264,7 +262,8 @@ def judgement_line(judged: dict[str, Any]) -> str:
             f"{sampled['value']:.2f} ({sampled['low']:.2f} to {sampled['high']:.2f}) by weighted importance sampling, "
             f"{sampled['effective']:.1f} of {sampled['episodes']} episodes counting"
         )
+    fitted = "" if judged["fitted"] is None else f"{judged['fitted']:.2f} by fitted Q-evaluation; "
     return (
-        f"from records, return discounted by {gamma}: {told}; {judged['fitted']:.2f} by fitted Q-evaluation; "
+        f"from records, return discounted by {gamma}: {told}; {fitted}"
         f"the episodes themselves {judged['recorded']:.2f}\n"
     )

@@ -21,6 +21,7 @@ OFFLINE_RANGES: dict[str, tuple[float, float]] = {
     "target_rate": (0.0, 1.0),
     "lr": (0.0, 1.0),
     "updates": (1, 1_000_000),
+    "fitted": (0, 1_000_000),
     "batch": (1, 65_536),
     "window": (0, 1_000_000),
     "value_weight": (0.0, 1e6),
@@ -30,7 +31,7 @@ OFFLINE_RANGES: dict[str, tuple[float, float]] = {
 }
 """Closed ranges of the learners' numbers."""
 
-WHOLE = ("updates", "batch", "window")
+WHOLE = ("updates", "fitted", "batch", "window")
 """Those that are integers."""
 
 
@@ -48,6 +49,7 @@ class OfflineConfig:
       target_rate: share of the critics that the targets take over with each step.
       lr: Adam's rate.
       updates: steps of Adam in a round.
+      fitted: regressions of the fitted Q-evaluation at the end; 0 = none.
       batch: windows in a step.
       window: decisions in a window at most; 0 = whole episodes.
       value_weight: weight of the state value's loss beside the actor's.
@@ -65,6 +67,7 @@ class OfflineConfig:
     target_rate: float = 0.005
     lr: float = 1e-3
     updates: int = 200
+    fitted: int = 1000
     batch: int = 32
     window: int = 0
     value_weight: float = 0.5

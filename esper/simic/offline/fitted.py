@@ -35,8 +35,8 @@ from esper.utils import rng
 STREAM, CRITICS = 0x0FF4, 0x0FF5
 """Folded into the seed for the windows of a step; added to it for the critics' parameters."""
 
-STEPS, RATE = 1000, 0.05
-"""Regressions, and the share of the critics that the targets take over with each."""
+RATE = 0.05
+"""Share of the critics that the targets take over with each regression."""
 
 
 class FittedQ:
@@ -110,7 +110,7 @@ def fitted_value(
     Args:
       policy: whose.
       data: what is learned from, and on what it is read off.
-      config: gamma, batch, rate and norm.
+      config: gamma, batch, rate and norm, and how many regressions.
       sizes: of the critics, and of the policy's memory.
       seed: of critics and windows.
       check: called before every step.
@@ -121,7 +121,7 @@ def fitted_value(
     nn.ModuleList((parts.trunk, *parts.heads)).to(device)
     fitted = FittedQ(policy, parts, config, sizes)
     optimizer, count = build_adam(fitted.parameters(), config.lr), len(data.taught)
-    for step in range(STEPS):
+    for step in range(config.fitted):
         check()
         key = rng.fold_in(rng.key(seed), STREAM, step)
         loss = fitted.loss(data.taught_windows(drawn(key, config.batch, count)).to(device)) / config.value_scale**2

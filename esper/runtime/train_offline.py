@@ -235,7 +235,8 @@ def judgement(settings: TrainSettings, data: OfflineData, learner: OfflineLearne
 
     Returns:
       "importance_sampling": an ``Estimate``, or None where no policy told its chances; "fitted": that of fitted
-      Q-evaluation, or None where none was asked for; "recorded": what the episodes that are held out earned; "gamma"; "dataset": its digest.
+      Q-evaluation, or None where none was asked for; "recorded": what the episodes that are held out earned; "gamma";
+      "dataset": its digest.
     """
     device, config = next(learner.policy.parameters()).device, learner.config
     batch = data.whole(data.held_out).to(device)

@@ -27,8 +27,8 @@ def dataset(tmp_path_factory, tiny_task):
     return folder
 
 
-def settings(dataset, out, algorithm="iql", **more):
-    given = {"algorithm": algorithm, "dataset": str(dataset), "offline": SMALL, "rounds": 2, "eval_envs": 0} | more
+def settings(episodes, out, algorithm="iql", **more):
+    given = {"algorithm": algorithm, "dataset": str(episodes), "offline": SMALL, "rounds": 2, "eval_envs": 0} | more
     return TrainSettings(**(TINY | given), out=str(out))
 
 

@@ -84,7 +84,7 @@ def test_ppo_starts_from_it(dataset, tmp_path):
     [
         ({"dataset": ""}, "expected --dataset"),
         ({"reward": "sparse"}, "its reward is"),
-        ({"task": "spirals"}, "its task is 'tiny'"),
+        ({"task": "synthetic"}, "its task is 'tiny'"),
         ({"demonstrations": 1}, "neither --room-for nor --demonstrations"),
         ({"offline": {"tau": 0.7}}, "--offline: tau: unknown; known are gamma, expectile"),
         ({"offline": {"expectile": 1.5}}, "offline.expectile = 1.5: expected a number from 0.5 to 0.999"),

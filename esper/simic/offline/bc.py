@@ -36,7 +36,7 @@ def first_of(head: TensorDictSequential) -> TensorDictModule:
 
 
 class BehaviourCloning:
-    """Behaviour cloning; an ``Objective``."""
+    """Behaviour cloning; an ``OfflineObjective``."""
 
     told: ClassVar[tuple[str, ...]] = ("surprise", "value_loss", "accuracy")
 
@@ -50,7 +50,7 @@ class BehaviourCloning:
         self.loss = _Cloning(TensorDictSequential(self.deciding, logits), loss_function="cross_entropy")
 
     def losses(self, batch: TensorDictBase) -> Losses:
-        """See ``Objective``."""
+        """See ``OfflineObjective``."""
         found = along(self.policy.module[0], batch, self.width, self.keys)
         rows = rows_of(batch, found, self.config.horizon)
         surprise = self.loss(rows)["loss_bc"]

@@ -74,7 +74,7 @@ def _by_keys(head: ActionValues) -> TensorDictModule:
 
 
 class ConservativeQLearning:
-    """Conservative Q-learning; an ``Objective``."""
+    """Conservative Q-learning; an ``OfflineObjective``."""
 
     told: ClassVar[tuple[str, ...]] = ("bellman_loss", "penalty", "policy_loss", "value_loss", "entropy", "best_value")
 
@@ -95,7 +95,7 @@ class ConservativeQLearning:
         self.critics: nn.Module = nn.ModuleDict(parts)
 
     def losses(self, batch: TensorDictBase) -> Losses:
-        """See ``Objective``."""
+        """See ``OfflineObjective``."""
         config, scale = self.config, self.config.value_scale
         rows = rows_of(batch, along(self.policy.module[0], batch, self.width, self.keys), config.horizon)
         seen = self._with_critics(batch, rows)

@@ -58,7 +58,7 @@ OF_CRITICS = "_critic_hidden"
 
 
 class ImplicitQLearning:
-    """Implicit Q-learning; an ``Objective``."""
+    """Implicit Q-learning; an ``OfflineObjective``."""
 
     told: ClassVar[tuple[str, ...]] = (
         "policy_loss",
@@ -96,7 +96,7 @@ class ImplicitQLearning:
         self.critics: nn.Module = nn.ModuleDict(parts)
 
     def losses(self, batch: TensorDictBase) -> Losses:
-        """See ``Objective``."""
+        """See ``OfflineObjective``."""
         rows = rows_of(batch, along(self.policy.module[0], batch, self.width, self.keys), self.config.horizon)
         own = self._beside(self.trunk, batch, rows)
         with torch.no_grad():

@@ -20,7 +20,7 @@ from esper.simic.offline.cql import HEADS as CQL_HEADS
 from esper.simic.offline.cql import ConservativeQLearning
 from esper.simic.offline.iql import HEADS as IQL_HEADS
 from esper.simic.offline.iql import ImplicitQLearning
-from esper.simic.offline.objective import Objective, drawn
+from esper.simic.offline.objective import OfflineObjective, drawn
 from esper.tamiyo.actor_critic import ActorCriticConfig
 from esper.tamiyo.critics import build_critics
 from esper.tamiyo.interface import Interface
@@ -40,7 +40,7 @@ def build_objective(
     sizes: ActorCriticConfig,
     seen: Interface,
     seed: int,
-) -> Objective:
+) -> OfflineObjective:
     """The losses of an algorithm on a policy.
 
     Args:
@@ -79,7 +79,7 @@ class OfflineLearner:
     """
 
     policy: ActorValueOperator
-    objective: Objective
+    objective: OfflineObjective
     config: OfflineConfig
     seed: int = 0
     done: int = 0
@@ -133,7 +133,7 @@ class OfflineLearner:
 
 
 @torch.no_grad()
-def held_out_losses(objective: Objective, batches: list[TensorDictBase]) -> Mapping[str, float]:
+def held_out_losses(objective: OfflineObjective, batches: list[TensorDictBase]) -> Mapping[str, float]:
     """What an objective tells of windows that nothing was learned from; means over batches."""
     told = [objective.losses(batch).told for batch in batches]
     return {name: float(torch.stack([row[name] for row in told]).mean()) for name in objective.told} if told else {}

@@ -18,7 +18,7 @@ class Losses(NamedTuple):
     told: dict[str, Tensor]
 
 
-class Objective(Protocol):
+class OfflineObjective(Protocol):
     """An algorithm.
 
     Attributes:

@@ -142,26 +142,66 @@ def test_being_greedy_is_wrong():
     assert all(greedy(first) < best(0, first) - 0.2 for first in range(STATES))
 
 
-NUMBERS = {
-    "iql": {"expectile": 0.98, "beta": 30.0, "lr": 3e-3},
-    "cql": {"alpha": 1e-4, "temperature": 0.02, "lr": 3e-3},
-}
+def expectile(values, level):
+    """The number m with (1 - level) E (m - x)+ = level E (x - m)+, by bisection."""
+    low, high = min(values), max(values)
+    for _ in range(100):
+        middle = (low + high) / 2
+        left = sum(max(middle - x, 0) for x in values) * (1 - level)
+        low, high = (low, middle) if left > level * sum(max(x - middle, 0) for x in values) else (middle, high)
+    return low
 
 
-@pytest.mark.parametrize("algorithm", NUMBERS)
-def test_the_optimum_is_found(algorithm):
-    """The learned plan is the best one from every state, and the learned value of it is near."""
-    numbers = {"gamma": GAMMA, "target_rate": 0.1, "batch": 64, "updates": 500, "max_grad_norm": 10.0}
-    learner = made.make_learner(algorithm, **(numbers | NUMBERS[algorithm]))
-    batch = recorded()
+def expectile_plan(level, first):
+    """The best actions by values whose maximum over the next decision is an expectile over those who draw uniformly."""
+
+    @cache
+    def value(t, state):
+        return 0.0 if t == HORIZON else expectile([of(t, state, action) for action in legal(state)], level)
+
+    def of(t, state, action):
+        return GAIN[t, state, action].item() + GAMMA * value(t + 1, LEADS[state, action].item())
+
+    state, path = first, ()
+    for t in range(HORIZON):
+        path += (max(legal(state), key=lambda action: of(t, state, action)),)
+        state = LEADS[state, path[-1]].item()
+    return path
+
+
+def learned(algorithm, **numbers):
+    shared = {"gamma": GAMMA, "target_rate": 0.1, "batch": 64, "max_grad_norm": 10.0}
+    learner, batch = made.make_learner(algorithm, **(shared | numbers)), recorded()
     learner.update(len(batch), lambda numbers: batch[numbers])
+    return learner
+
+
+def test_conservative_q_learning_finds_the_optimum():
+    """As alpha tends to 0: the plan is the best one from every state, and the value of it is near."""
+    policy = learned("cql", alpha=1e-4, temperature=0.02, lr=3e-3, updates=500).policy
     for first in range(STATES):
-        assert earned(first, plan(learner.policy, first)) == pytest.approx(best(0, first), abs=1e-9)
-    hidden = along(learner.policy.module[0], batch[:STATES], made.SIZES.lstm, ("_hidden",))["_hidden"][:, 0]
-    value = learner.policy.get_value_head()(TensorDict({"_hidden": hidden}, [STATES]))["state_value"].squeeze(-1)
-    torch.testing.assert_close(
-        value.double(), torch.tensor([best(0, s) for s in range(STATES)]).double(), atol=0.2, rtol=0.1
-    )
+        assert earned(first, plan(policy, first)) == pytest.approx(best(0, first), abs=1e-9)
+    hidden = along(policy.module[0], recorded()[:STATES], made.SIZES.lstm, ("_hidden",))["_hidden"][:, 0]
+    value = policy.get_value_head()(TensorDict({"_hidden": hidden}, [STATES]))["state_value"].squeeze(-1)
+    optimum = torch.tensor([best(0, s) for s in range(STATES)]).double()
+    torch.testing.assert_close(value.double(), optimum, atol=0.2, rtol=0.1)
+
+
+def test_expectiles_tend_to_the_optimum():
+    """By dynamic programming, without any learning: of level 0.999 the plan is the best one, and of 0.5 it is not."""
+    for first in range(STATES):
+        assert earned(first, expectile_plan(0.999, first)) == pytest.approx(best(0, first), abs=1e-9)
+    assert any(earned(first, expectile_plan(0.5, first)) < best(0, first) - 0.1 for first in range(STATES))
+
+
+def test_implicit_q_learning_finds_what_expectiles_say():
+    """Its plan earns what that of dynamic programming by its own level earns, a tenth of the optimum less at most."""
+    level = 0.9
+    policy = learned("iql", expectile=level, beta=10.0, lr=1e-2, value_weight=9.0, updates=450).policy
+    for first in range(STATES):
+        found = earned(first, plan(policy, first))
+        assert found >= best(0, first) - 0.1 * abs(best(0, first))
+        assert found == pytest.approx(earned(first, expectile_plan(level, first)), abs=1e-9)
 
 
 def every_path(first):

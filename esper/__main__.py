@@ -22,12 +22,12 @@ with ending_on_interrupt(__name__ == "__main__" or is_command()):
     from esper.runtime.generate import GenerateSettings, generate
     from esper.runtime.inspect import InspectSettings, inspect
     from esper.runtime.interrupt import Stopped
+    from esper.runtime.learn import learn
     from esper.runtime.own import expect_nothing_imported
     from esper.runtime.resume import settings_before
     from esper.runtime.store import artefact_store
     from esper.runtime.supervise import follow_supervisor, supervise
     from esper.runtime.surgery import SurgerySettings, perform
-    from esper.runtime.train import train
     from esper.runtime.train_settings import TrainSettings
     from esper.runtime.worker import serve_queue
     from esper.runtime.worker_settings import WorkerSettings
@@ -43,7 +43,7 @@ with ending_on_interrupt(__name__ == "__main__" or is_command()):
     from esper.utils.terminal import output
 
 COMMANDS: dict[str, tuple[type[Any], Callable[[Any, TextIO | None], object]]] = {
-    "train": (TrainSettings, train),
+    "train": (TrainSettings, learn),
     "evaluate": (EvaluateSettings, evaluate),
     "inspect": (InspectSettings, inspect),
     "export": (ExportSettings, export),

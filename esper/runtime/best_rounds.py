@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from esper.runtime.policy_checkpoint import learner_tensors
-from esper.simic.ppo import Learner
+from esper.runtime.policy_checkpoint import AnyLearner, learner_tensors
 from esper.urza.checkpoint import Checkpoint
 from esper.utils.documents import as_number
 
@@ -39,7 +38,7 @@ class Best:
             self.number, self.tensors = number, tensors
 
 
-def best_of(learner: Learner, loaded: Checkpoint | None, best: Checkpoint | None) -> Best:
+def best_of(learner: AnyLearner, loaded: Checkpoint | None, best: Checkpoint | None) -> Best:
     """The best rounds of the run that is gone on with; at first, the learner as it is."""
     if loaded is None or best is None or int(best.table["done"]) > learner.done:
         return Best([], None, learner.done, learner_tensors(learner))

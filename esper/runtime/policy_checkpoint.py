@@ -5,16 +5,20 @@ after the round that ended the best rounds in a row, unless that is the same one
 """
 
 import logging
+from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torchrl.modules import ActorValueOperator
 
 from esper.leyline.actions import Op
 from esper.nissa.sinks import METRICS, digest_of
 from esper.simic.adam import place_of
+from esper.simic.offline.learner import OfflineLearner
 from esper.simic.ppo import Learner
 from esper.tamiyo.actor_critic import ActorCriticConfig
 from esper.tamiyo.interface import Interface, PolicyNetwork, Translation, from_table, translate
@@ -47,10 +51,26 @@ FURTHER |= {"blueprints": list}
 logger = logging.getLogger("esper")
 
 
-def learner_tensors(learner: Learner) -> dict[str, Tensor]:
+AnyLearner = Learner | OfflineLearner
+
+
+def _critics(learner: AnyLearner) -> dict[str, Tensor]:
+    """What is learned beside the policy, with its targets, by name."""
+    if not isinstance(learner, OfflineLearner):
+        return {}
+    return dict(chain(learner.critics.named_parameters(), learner.critics.named_buffers()))
+
+
+def _parameters(learner: AnyLearner) -> list[Parameter]:
+    """What the optimizer changes, in its order."""
+    return [parameter for group in learner.optimizer.param_groups for parameter in group["params"]]
+
+
+def learner_tensors(learner: AnyLearner) -> dict[str, Tensor]:
     """Copies of parameters and Adam's moments by name."""
     tensors = {f"policy.{name}": value for name, value in learner.policy.state_dict().items()}
-    for index, parameter in enumerate(learner.policy.parameters()):
+    tensors |= {f"critics.{name}": value for name, value in _critics(learner).items()}
+    for index, parameter in enumerate(_parameters(learner)):
         state = learner.optimizer.state.get(parameter, {})
         tensors |= {f"adam.{index}.{name}": torch.as_tensor(state[name]) for name in MOMENTS if name in state}
     return {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
@@ -62,23 +82,30 @@ def restore_policy(policy: ActorValueOperator, loaded: Checkpoint) -> None:
     Raises:
       CheckpointError: a tensor is missing or of another shape.
     """
-    own = policy.state_dict()
+    _restore(policy.state_dict(), "policy", loaded)
+
+
+@torch.no_grad()
+def _restore(own: Mapping[str, Tensor], part: str, loaded: Checkpoint) -> None:
+    """Put a part of a checkpoint into tensors, all of them or none."""
     for name, value in own.items():
-        found = loaded.tensors.get(f"policy.{name}")
+        found = loaded.tensors.get(f"{part}.{name}")
         if found is None or found.shape != value.shape:
             shape = None if found is None else list(found.shape)
-            raise CheckpointError(f"checkpoint: policy.{name} has shape {shape}; expected {list(value.shape)}")
-    policy.load_state_dict({name: loaded.tensors[f"policy.{name}"] for name in own})
+            raise CheckpointError(f"checkpoint: {part}.{name} has shape {shape}; expected {list(value.shape)}")
+    for name, value in own.items():
+        value.copy_(loaded.tensors[f"{part}.{name}"])
 
 
-def restore_learner(learner: Learner, loaded: Checkpoint) -> None:
+def restore_learner(learner: AnyLearner, loaded: Checkpoint) -> None:
     """Put a checkpoint into a learner of the same sizes.
 
     Raises:
       CheckpointError: a tensor is missing or of another shape.
     """
     restore_policy(learner.policy, loaded)
-    for index, parameter in enumerate(learner.policy.parameters()):
+    _restore(_critics(learner), "critics", loaded)
+    for index, parameter in enumerate(_parameters(learner)):
         names = [name for name in MOMENTS if f"adam.{index}.{name}" in loaded.tensors]
         if names:
             learner.optimizer.state[parameter] = {

@@ -1,9 +1,9 @@
 """The report of a run: one HTML file that works offline, from what the run directory holds and what was played."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from esper.leyline.actions import OPTIONAL_OPS, Op
 from esper.nissa import page
@@ -28,6 +28,14 @@ CURVES = {
     "kl": ("Change of the policy by an update", "approximate KL, nats", (0.0,)),
     "explained_variance": ("Explained variance of the critic", "share of the variance", (1.0,)),
     "seed_params": ("Parameters in seeds at the end", "parameters", (0.0,)),
+    "surprise": ("Surprise at recorded decisions", "nats", (0.0,)),
+    "held_out_surprise": ("Surprise at decisions that are held out", "nats", (0.0,)),
+    "policy_loss": ("Loss of the policy", "as the algorithm has it", ()),
+    "action_value_loss": ("Error of the action values", "return squared", (0.0,)),
+    "bellman_loss": ("Error of the action values", "return squared", (0.0,)),
+    "penalty": ("Conservative penalty", "return", (0.0,)),
+    "clipped": ("Rows whose weight is cut", "share", (0.0,)),
+    "estimated_return": ("Return as recorded episodes tell", "discounted return", ()),
 }
 """Curves by their name in ``metrics.jsonl``: title, unit, and what the axis must show."""
 
@@ -149,7 +157,7 @@ def learning_section(rows: list[dict[str, Any]]) -> Markup:
     if not rows:
         return page.section("Learning", page.paragraph("No round was finished.", kind="remark"))
     charts = []
-    for name, (title, unit, include) in CURVES.items():
+    for name, (title, unit, include) in _known(CURVES, rows).items():
         values = [row[name] for row in rows]
         lines, legend = [Series("round", values, 0)], None
         if name in ("return", "val_accuracy") and len(rows) >= 2 * SMOOTHING:
@@ -158,8 +166,9 @@ def learning_section(rows: list[dict[str, Any]]) -> Markup:
         charts.append(page.figure(title, line_chart(title, "round", unit, lines, include), legend))
     known = [op for op in Op if f"share_{op.name.lower()}" in rows[-1]]
     mix = [Series(op.name, [100 * row[f"share_{op.name.lower()}"] for row in rows], OP_COLOURS[op]) for op in known]
-    chart = stacked_chart("Operations chosen in training", "round", "% of decisions", mix, 100.0)
-    charts.append(page.figure("Operations chosen in training", chart, operation_legend(mix)))
+    if mix:
+        chart = stacked_chart("Operations chosen in training", "round", "% of decisions", mix, 100.0)
+        charts.append(page.figure("Operations chosen in training", chart, operation_legend(mix)))
     return page.section("Learning", page.figures(*charts), page.details("Numbers by round", _rounds(rows)))
 
 
@@ -167,8 +176,21 @@ def _rounds(rows: list[dict[str, Any]]) -> Markup:
     step = -(-len(rows) // ROWS)
     listed = [row for row in rows if row["round"] % step == 0 or row is rows[-1]]
     caption = "Every round" if step == 1 else f"Every {step}th round; metrics.jsonl has all"
-    cells = [[str(row["round"]), *(number(row[name], ".4g") for name in LISTED)] for row in listed]
-    return page.table(["round", *(name.replace("_", " ") for name in LISTED)], cells, caption)
+    names = list(_known(dict.fromkeys(LISTED), rows))
+    cells = [[str(row["round"]), *(number(row[name], ".4g") for name in names)] for row in listed]
+    return page.table(["round", *(name.replace("_", " ") for name in names)], cells, caption)
+
+
+Columns = TypeVar("Columns")
+
+
+def _known(columns: Mapping[str, Columns], rows: list[dict[str, Any]]) -> dict[str, Columns]:
+    """Those columns that every round has a number of: a run that plays has others than one that learns from records."""
+
+    def is_told(name: str) -> bool:
+        return all(name in row for row in rows) and any(row[name] == row[name] for row in rows)
+
+    return {name: column for name, column in columns.items() if is_told(name)}
 
 
 def split(row: dict[str, Any]) -> dict[str, float]:

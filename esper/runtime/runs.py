@@ -21,7 +21,14 @@ from torch import Tensor
 from esper.nissa.sinks import METRICS, Metrics, lines_until, read_rows
 from esper.runtime.best_rounds import Best, best_of
 from esper.runtime.collect import Begun, from_tensors, to_tensors
-from esper.runtime.policy_checkpoint import BEST_PART, SERIES, learner_tensors, load_run, restore_learner
+from esper.runtime.policy_checkpoint import (
+    BEST_PART,
+    SERIES,
+    AnyLearner,
+    learner_tensors,
+    load_run,
+    restore_learner,
+)
 from esper.runtime.resume import (
     Origin,
     again,
@@ -38,7 +45,6 @@ from esper.runtime.run_facts import FACTS, write_facts
 from esper.runtime.saver import Saver
 from esper.runtime.scene import Scene
 from esper.runtime.train_settings import TrainSettings
-from esper.simic.ppo import Learner
 from esper.tamiyo.interface import Interface, to_table
 from esper.urza import series
 from esper.urza.checkpoint import Checkpoint, CheckpointError
@@ -102,7 +108,7 @@ def open_run(
     settings: TrainSettings,
     scenes: Sequence[Scene],
     interface: Interface,
-    learner: Learner,
+    learner: AnyLearner,
 ) -> Run:
     """Make the run directory, or put the learner where it was. Nobody else writes there until ``release``.
 
@@ -196,7 +202,7 @@ def abandon(run: Run) -> None:
             folder.rmdir()
 
 
-def record(run: Run, learner: Learner, row: dict[str, Any]) -> None:
+def record(run: Run, learner: AnyLearner, row: dict[str, Any]) -> None:
     """Add a round: its line, the best policy if it is that, and now and then the checkpoint that makes it last.
 
     Raises:

@@ -22,7 +22,7 @@ from esper.runtime.compile_orders import ordering
 from esper.runtime.demonstrations import demonstrate, scripts_of
 from esper.runtime.fingerprints import fingerprints
 from esper.runtime.intake import Intake, expect_used, founding
-from esper.runtime.interrupt import Stopped, interruptible, watched
+from esper.runtime.interrupt import Stopped, Watch, interruptible, watched
 from esper.runtime.machine import moved
 from esper.runtime.outlets import Outlets
 from esper.runtime.players import Players, shared_interface, shown_interfaces, sizes_of
@@ -31,7 +31,8 @@ from esper.runtime.policy_checkpoint import learner_tensors, load_run
 from esper.runtime.report import Findings, write_report
 from esper.runtime.resume import again
 from esper.runtime.runs import Run, abandon, close_run, open_run, pause, places, record, release, settle
-from esper.runtime.scene import Scene, build_scene, expect_numbers_for
+from esper.runtime.scene import Rules, Scene, build_scene, expect_numbers_for
+from esper.runtime.start_from import start_from
 from esper.runtime.table import table
 from esper.runtime.told import left_out, of_episodes, round_line, time_split
 from esper.runtime.train_settings import TrainSettings
@@ -70,7 +71,9 @@ def train(settings: TrainSettings, out: TextIO | None = None) -> Learner:
         is not allowed.
       Stopped: asked to stop by a signal; the last whole round is kept, and the report written.
     """
-    _check(settings)
+    check(settings)
+    if settings.algorithm != "ppo":
+        raise SettingsError(f"--algorithm = {settings.algorithm!r}: learns from records, and plays no round")
     out = output(out)
     folder, source = places(settings)
     device = find_device(settings.device, "--device")
@@ -87,6 +90,8 @@ def train(settings: TrainSettings, out: TextIO | None = None) -> Learner:
     network, shown = PolicyNetwork(settings.policy_network), shown_interfaces(settings, scenes, interface)
     views = [view.to(device) for view in build_policies(network, sizes_of(settings), shown, settings.seed)]
     learner = Learner(views[0], settings.ppo(), settings.rounds, settings.seed, views=views)
+    if settings.start_from and source is None:
+        start_from(settings, views[0], interface)
     if settings.dry_run:
         out.write(f"{folder}: nothing written\n" + "".join(line for scene in scenes for line in _resolved(scene)))
         return learner
@@ -139,7 +144,8 @@ def _work(players: Players, intake: Intake, kept: tuple[Run, Outlets], out: Text
         rows = read_rows(run.folder / METRICS)
         out.write(time_split(rows) + left_out(rows))
         if settings.eval_envs:
-            findings = _evaluate(players, kept, progress, out)
+            ends = (players.watch, out)
+            findings = evaluate_run([scene.rules for scene in players.scenes], settings, kept, progress, ends)
     except Stopped as asked:
         stopped = asked
         progress.close()
@@ -153,7 +159,7 @@ def _work(players: Players, intake: Intake, kept: tuple[Run, Outlets], out: Text
         raise stopped
 
 
-def _check(settings: TrainSettings) -> None:
+def check(settings: TrainSettings) -> None:
     """What must be known before anything is built."""
     if 0 < settings.eval_envs < FEWEST:
         raise SettingsError(f"--eval-envs = {settings.eval_envs}: expected 0 (no evaluation) or an integer >= {FEWEST}")
@@ -249,14 +255,20 @@ def round_seed(seed: int, number: int) -> int:
     return 2 * (seed * ROUNDS + number)
 
 
-def _evaluate(players: Players, kept: tuple[Run, Outlets], progress: Progress, out: TextIO) -> Findings:
+def evaluate_run(
+    rules_of_tasks: Sequence[Rules],
+    settings: TrainSettings,
+    kept: tuple[Run, Outlets],
+    progress: Progress,
+    ends: tuple[Watch, TextIO],
+) -> Findings:
     """Play the learned policy and the baselines on held-out environments of every task; write what came of it.
 
     Returns:
       the first task's findings; the others' are in files of their own, ``evaluation-2.json`` and on.
     """
-    (run, outlets), settings, watch, found = kept, players.settings, players.watch, []
-    for place, rules in enumerate([each.rules for each in players.scenes], start=1):
+    (run, outlets), (watch, out), found = kept, ends, []
+    for place, rules in enumerate(rules_of_tasks, start=1):
         scene = build_scene(rules, settings.eval_envs, settings.backend, settings.device)
         scene = scene._replace(engine=interruptible(scene.engine, watch))
         policies = policies_of(scene, load_run(run.folder), greedy=False)

@@ -2,16 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
-from esper.leyline.config import Determinism
+from esper.leyline.config import ConfigError, Determinism
 from esper.nissa.progress import KINDS
 from esper.runtime.build import DEVICES
 from esper.runtime.scene import LEVELS, MODES, Rules, rules_of, tasks_of
+from esper.simic.offline.config import ALGORITHMS, OfflineConfig
 from esper.simic.ppo_config import RANGES, PPOConfig
 from esper.simic.rewards import DEFAULT_REWARD
 from esper.tamiyo.interface import PolicyNetwork
 from esper.tezzeret.choose import CHOICES
-from esper.utils.settings import Entry, setting
+from esper.utils.settings import Entry, SettingsError, setting
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,16 @@ class TrainSettings:
         "PPO rounds, one episode of every environment each; more than a resumed run had extend it",
         low=1,
         high=10**9,
+    )
+    algorithm: str = setting(
+        "ppo",
+        "ppo plays; bc (behaviour cloning), iql and cql learn from --dataset, and a round is --offline updates=200",
+        choices=("ppo", *ALGORITHMS),
+    )
+    dataset: str = setting("", "recorded episodes that bc, iql and cql learn from: a directory of esper generate")
+    offline: Mapping[str, Entry] = setting({}, "numbers of bc, iql and cql by name, such as expectile, beta and alpha")
+    start_from: str = setting(
+        "", "run directory or checkpoint whose policy is the first one, by whatever it was learned"
     )
     demonstrations: int = setting(
         0, "rounds of every script of the task that the policy is shown, and imitates, before its first", 0, 1000
@@ -67,7 +79,8 @@ class TrainSettings:
     )
     policy_network: str = setting(
         PolicyNetwork.RECURRENT.value,
-        "recurrent: knows slots and blueprints by name; graph: by what they are, and plays every task",
+        "recurrent: knows slots and blueprints by name; graph: by what they are, and plays every task; mlp: by name, "
+        "without memory, 64 and 32 units",
         choices=tuple(network.value for network in PolicyNetwork),
     )
     features: int = setting(64, "width of the feature layer", low=1, high=4096)
@@ -98,6 +111,22 @@ class TrainSettings:
         """The learner's numbers."""
         shared = {entry.name for entry in fields(PPOConfig)} & {entry.name for entry in fields(self)}
         return PPOConfig(**{name: getattr(self, name) for name in shared})
+
+    def offline_config(self) -> OfflineConfig:
+        """The offline learner's numbers.
+
+        Raises:
+          SettingsError: an unknown name, or a number that is not allowed.
+        """
+        known = [entry.name for entry in fields(OfflineConfig)]
+        for name in self.offline:
+            if name not in known:
+                raise SettingsError(f"--offline: {name}: unknown; known are {', '.join(known)}")
+        given = dict[str, Any](self.offline)
+        try:
+            return OfflineConfig(**({"value_scale": self.value_scale} | given))
+        except ConfigError as error:
+            raise SettingsError(f"--offline: {error}") from None
 
     def rules(self) -> list[Rules]:
         """What is played, task by task."""

@@ -169,7 +169,7 @@ def build_actor_critic(config: ActorCriticConfig, codec: Codec, observation_size
     for head in (heads.op, heads.slot, heads.blueprint, heads.blend, *([heads.target] if heads.target else [])):
         rescale(head[-1], ACTION_GAIN)
     rescale(value.head[-1], VALUE_GAIN)
-    seeing = TensorDictModule(features, in_keys=["observation"], out_keys=["_features"])
+    seeing = seeing_of(features)
     deciding = TensorDictModule(heads, in_keys=["_hidden", "action_mask"], out_keys=["logits"])
     return compose(seeing, lstm, norm, deciding, value)
 
@@ -241,16 +241,11 @@ def compose(
       deciding: "_hidden", "action_mask" and what else ``seeing`` writes to "logits".
       value: "_hidden" to "state_value".
     """
-    states = ("recurrent_state_h", "recurrent_state_c")
-    trunk = TensorDictSequential(
-        seeing,
-        LSTMModule(
-            lstm=lstm,
-            in_keys=["_features", *states],
-            out_keys=["_memory", *(("next", state) for state in states)],
-        ),
-        TensorDictModule(norm, in_keys=["_memory"], out_keys=["_hidden"]),
-    )
+    return operator_of(trunk_of(seeing, lstm, norm), deciding, value)
+
+
+def operator_of(trunk: TensorDictSequential, deciding: TensorDictModule, value: ValueHead) -> ActorValueOperator:
+    """An actor and critic on a trunk that writes "_hidden" and what else ``deciding`` reads."""
     actor = ProbabilisticActor(
         deciding,
         in_keys={"logits": "logits", "mask": "action_mask"},
@@ -259,3 +254,22 @@ def compose(
         return_log_prob=True,
     )
     return ActorValueOperator(trunk, actor, ValueOperator(value, in_keys=["_hidden"]))
+
+
+def seeing_of(features: nn.Module) -> TensorDictModule:
+    """A module of observations [..., O] by its keys."""
+    return TensorDictModule(features, in_keys=["observation"], out_keys=["_features"])
+
+
+def trunk_of(seeing: TensorDictModule, lstm: nn.LSTM, norm: nn.LayerNorm) -> TensorDictSequential:
+    """What sees and remembers, by its keys: "observation" and the recurrent states to "_hidden" and the next ones."""
+    states = ("recurrent_state_h", "recurrent_state_c")
+    return TensorDictSequential(
+        seeing,
+        LSTMModule(
+            lstm=lstm,
+            in_keys=["_features", *states],
+            out_keys=["_memory", *(("next", state) for state in states)],
+        ),
+        TensorDictModule(norm, in_keys=["_memory"], out_keys=["_hidden"]),
+    )

@@ -20,11 +20,12 @@ class PolicyNetwork(Enum):
     """What a learned policy's weights know.
 
     ``RECURRENT``: columns and actions by name, all that its interface has. ``GRAPH``: points, slots and seeds by what
-    they are, of any task.
+    they are, of any task. ``MLP``: as ``RECURRENT``, of this moment only: a small baseline without memory.
     """
 
     RECURRENT = "recurrent"
     GRAPH = "graph"
+    MLP = "mlp"
 
 
 class Interface(NamedTuple):

@@ -8,6 +8,7 @@ from esper.leyline.actions import Op
 from esper.tamiyo.actor_critic import ActorCriticConfig, build_actor_critic
 from esper.tamiyo.graph_policy import build_graph_policies
 from esper.tamiyo.interface import Interface, PolicyNetwork
+from esper.tamiyo.memoryless import build_memoryless
 
 
 def build_policies(
@@ -22,7 +23,7 @@ def build_policies(
     Args:
       network: which.
       config: sizes.
-      interfaces: per task, at least one; of a recurrent policy one and the same.
+      interfaces: per task, at least one; of any but a graph policy one and the same.
       seed: of the parameters.
       ops: operations that a graph policy knows; None: those of the interfaces.
 
@@ -32,4 +33,5 @@ def build_policies(
     if network is PolicyNetwork.GRAPH:
         return build_graph_policies(config, interfaces, seed, ops)
     shared = interfaces[0]
-    return (build_actor_critic(config, shared.codec, len(shared.columns), seed),) * len(interfaces)
+    build = build_memoryless if network is PolicyNetwork.MLP else build_actor_critic
+    return (build(config, shared.codec, len(shared.columns), seed),) * len(interfaces)

@@ -1,0 +1,1 @@
+"""Learning from recorded episodes: behaviour cloning, implicit and conservative Q-learning, and judging them."""

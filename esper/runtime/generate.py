@@ -21,7 +21,7 @@ from esper.runtime.play_episodes import columns_of, facts_of, terms_of
 from esper.runtime.policies import NAMED
 from esper.runtime.run_facts import versions
 from esper.runtime.scene import LEVELS, RUNS, Rules, Scene, SceneSettings, build_scene
-from esper.runtime.worker_pool import Answer, Done, Job, ProcessWorker, WorkerError, WorkerPool
+from esper.runtime.worker_pool import Answer, Job, JobDone, ProcessWorker, WorkerError, WorkerPool
 from esper.simic.episodes.columns import EpisodeColumn, to_table
 from esper.simic.episodes.shards import entry_of, expect_room
 from esper.simic.episodes.writer import EpisodesWriter, write_episodes
@@ -65,7 +65,7 @@ class GenerateSettings(SceneSettings):
     progress: str = setting("auto", "how progress is shown", choices=KINDS)
 
 
-class Work(NamedTuple):
+class Generating(NamedTuple):
     """What is to be played, and where it goes."""
 
     writer: EpisodesWriter
@@ -146,7 +146,7 @@ def _episode_bytes(columns: Sequence[EpisodeColumn], horizon: int) -> int:
 
 def _work(
     settings: GenerateSettings, rules: Rules, writer: EpisodesWriter, mix: tuple[Sequence[Share], Sequence[Player]]
-) -> Work:
+) -> Generating:
     """What is missing of the part that the command asks for."""
     shares, players = mix
     numbers = {name: dict(getattr(rules, name)) for name in ("heuristic", "bandit") if getattr(rules, name)}
@@ -172,7 +172,7 @@ def _work(
         to_table(writer.manifest.columns), options,
     )  # fmt: skip
     there = [(shard.first, shard.episodes) for shard in writer.manifest.shards]
-    return Work(writer, terms, place, part, blocks_of(part["first"], settings.episodes, settings.num_envs, there))
+    return Generating(writer, terms, place, part, blocks_of(part["first"], settings.episodes, settings.num_envs, there))
 
 
 def _part(
@@ -193,7 +193,7 @@ def _part(
     return len(parts), {**new, "versions": versions()}
 
 
-def _play(settings: GenerateSettings, work: Work, watch: Watch, progress: Progress) -> None:
+def _play(settings: GenerateSettings, work: Generating, watch: Watch, progress: Progress) -> None:
     """Play all blocks, and take in each as it is done."""
     jobs: list[dict[str, Any]] = [
         {"first": first, "count": count, "place": str(work.writer.incoming(first, count).absolute())}
@@ -209,7 +209,7 @@ def _play(settings: GenerateSettings, work: Work, watch: Watch, progress: Progre
             progress.show(played, total, f"{work.writer.manifest.episodes} are there", left)
 
 
-def _take_in(work: Work, job: Job, answer: Answer) -> None:
+def _take_in(work: Generating, job: Job, answer: Answer) -> None:
     if "error" in answer:
         if "errno" in answer:
             raise OSError(answer["errno"], answer["error"], job["place"])
@@ -247,7 +247,7 @@ def _apart(
         for job in jobs:
             pool.put(job)
         for _ in jobs:
-            done: Done | None = None
+            done: JobDone | None = None
             while done is None:
                 watch.check()
                 done = pool.done(LOOK)

@@ -37,7 +37,7 @@ from esper.runtime.table import table
 from esper.runtime.told import left_out, of_episodes, round_line, time_split
 from esper.runtime.train_settings import TrainSettings
 from esper.simic.ppo import Learner
-from esper.tamiyo.interface import PolicyNetwork, to_table
+from esper.tamiyo.interface import Interface, PolicyNetwork, to_table
 from esper.tamiyo.networks import build_policies
 from esper.urza.checkpoint import CheckpointError
 from esper.urza.lock import LockError
@@ -81,17 +81,10 @@ def train(settings: TrainSettings, out: TextIO | None = None) -> Learner:
     played = [replace(rules, documents=found.documents) for rules in settings.rules()]
     scenes = [build_scene(rules, settings.num_envs, settings.backend, device) for rules in played]
     out.write("".join((*expect_used(found.documents, scenes), *found.said)))
-    for scene in scenes:  # what will be asked for must not fail then
-        if settings.demonstrations:
-            scripts_of(scene.task)
-        policies_of(scene, None, greedy=False)
-        expect_numbers_for(scene, settings.eval_envs, "--eval-envs")
+    for scene in scenes:
+        _expect_what_comes(settings, scene)
     interface = shared_interface(settings, scenes)
-    network, shown = PolicyNetwork(settings.policy_network), shown_interfaces(settings, scenes, interface)
-    views = [view.to(device) for view in build_policies(network, sizes_of(settings), shown, settings.seed)]
-    learner = Learner(views[0], settings.ppo(), settings.rounds, settings.seed, views=views)
-    if settings.start_from and source is None:
-        start_from(settings, views[0], interface)
+    learner = _learner(settings, scenes, interface, is_new=source is None)
     if settings.dry_run:
         out.write(f"{folder}: nothing written\n" + "".join(line for scene in scenes for line in _resolved(scene)))
         return learner
@@ -114,6 +107,25 @@ def train(settings: TrainSettings, out: TextIO | None = None) -> Learner:
             raise
         finally:
             release(run)
+    return learner
+
+
+def _expect_what_comes(settings: TrainSettings, scene: Scene) -> None:
+    """Raise where what a task will be asked for would fail then."""
+    if settings.demonstrations:
+        scripts_of(scene.task)
+    policies_of(scene, None, greedy=False)
+    expect_numbers_for(scene, settings.eval_envs, "--eval-envs")
+
+
+def _learner(settings: TrainSettings, scenes: Sequence[Scene], interface: Interface, is_new: bool) -> Learner:
+    """The learner as it starts, with a view of its policy for every task."""
+    network, shown = PolicyNetwork(settings.policy_network), shown_interfaces(settings, scenes, interface)
+    device = find_device(settings.device, "--device")
+    views = [view.to(device) for view in build_policies(network, sizes_of(settings), shown, settings.seed)]
+    learner = Learner(views[0], settings.ppo(), settings.rounds, settings.seed, views=views)
+    if settings.start_from and is_new:
+        start_from(settings, views[0], interface)
     return learner
 
 

@@ -50,7 +50,7 @@ class Worker(Protocol):
         """End it, and let go of what it held."""
 
 
-class Done(NamedTuple):
+class JobDone(NamedTuple):
     """A job with its answer; without one, it cannot be done."""
 
     job: Job
@@ -77,7 +77,7 @@ class WorkerPool:
     def __init__(self, start: Callable[[], Worker], least: int, most: int, linger: float = LINGER) -> None:
         self._start, self.least, self.most, self._linger = start, least, most, linger
         self._jobs: queue.Queue[tuple[Job, int]] = queue.Queue()
-        self._done: queue.Queue[Done] = queue.Queue()
+        self._done: queue.Queue[JobDone] = queue.Queue()
         self._lock = threading.Lock()
         self._open, self._size, self._workers, self._closed = 0, 0, set[Worker](), False
         self._threads = list[threading.Thread]()
@@ -100,7 +100,7 @@ class WorkerPool:
             self._threads.append(threading.Thread(target=self._serve, name="worker", daemon=True))
             self._threads[-1].start()
 
-    def done(self, timeout: float) -> Done | None:
+    def done(self, timeout: float) -> JobDone | None:
         """The next job that is done; None after so many seconds without one."""
         try:
             return self._done.get(timeout=timeout)
@@ -128,14 +128,14 @@ class WorkerPool:
                 continue
             try:
                 worker = self._begun() if worker is None else worker
-                self._finish(Done(job, worker.ask(job)))
+                self._finish(JobDone(job, worker.ask(job)))
             except (EOFError, OSError) as error:
                 self._gone(worker)
                 worker = None
                 if attempt < ATTEMPTS and not self._closed:
                     self._jobs.put((job, attempt + 1))
                 else:
-                    self._finish(Done(job, None, str(error)))
+                    self._finish(JobDone(job, None, str(error)))
         self._gone(worker)
 
     def _begun(self) -> Worker:
@@ -160,7 +160,7 @@ class WorkerPool:
             self._size -= leaves
             return leaves
 
-    def _finish(self, done: Done) -> None:
+    def _finish(self, done: JobDone) -> None:
         with self._lock:
             self._open -= 1
         self._done.put(done)

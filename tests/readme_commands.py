@@ -4,6 +4,7 @@
 they compile is compiled, so ``.ci/run`` does it, once; the tests run the same words without Inductor.
 """
 
+import os
 import re
 import shlex
 import subprocess
@@ -16,6 +17,9 @@ import numpy as np
 
 README = Path(__file__).parents[1] / "README.md"
 
+STORE = "ESPER_STORE_FOLDER"
+"""Names the store that commands use, which is not to be the user's."""
+
 ENGINE = ["--engine", "steps_per_epoch=1,batch_size=4,val_samples=4"]
 SMALL = {
     "train": ["--num-envs", "2", "--rounds", "1", "--horizon", "1", "--eval-envs", "6", "--progress", "off", *ENGINE],
@@ -23,6 +27,7 @@ SMALL = {
     "inspect": ["--horizon", "1"],
     "export": ["--horizon", "1"],
     "demo": ["--num-envs", "6"],
+    "generate": ["--num-envs", "2", "--episodes", "12", "--horizon", "1", "--progress", "off", *ENGINE],
 }
 SMALL["supervise"] = SMALL["train"]
 """Flags that make a command small; a later flag beats an earlier one."""
@@ -56,11 +61,12 @@ def main() -> int:
     """Run all commands; 1 if one failed."""
     with tempfile.TemporaryDirectory() as name:
         prepare(Path(name))
+        surroundings = os.environ | {STORE: str(Path(name) / "store")}
         for words in [*commands(), None]:
             chosen = ["-m", "esper.bench", "--task", "synthetic"] if words is None else ["-m", "esper"]
             chosen += [] if words is None else small(words, Path(name))
             begun = time.perf_counter()
-            done = subprocess.run([sys.executable, *chosen], cwd=name, capture_output=True, text=True)
+            done = subprocess.run([sys.executable, *chosen], cwd=name, env=surroundings, capture_output=True, text=True)
             print(f"{time.perf_counter() - begun:6.1f} s  status {done.returncode}  {shlex.join(chosen)}", flush=True)
             if done.returncode:
                 print(done.stdout, done.stderr, sep="\n")

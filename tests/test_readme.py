@@ -36,6 +36,7 @@ def test_there_are_as_many_blocks_and_commands_as_there_were():
 def test_every_command_runs_in_order_at_small_sizes(tmp_path, monkeypatch, capfd):
     """Later commands read the runs of earlier ones, so they run in one folder. Some start processes of their own."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(readme.STORE, str(tmp_path / "store"))
     readme.prepare(tmp_path)
     for words in readme.commands():
         status = main(readme.small(words, tmp_path))

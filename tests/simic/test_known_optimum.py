@@ -58,7 +58,7 @@ _spec.loader.exec_module(model)
 
 SITE = Site("vector", (3,), 0)
 POWER = tuple(points / 5 for points in model.CONTRIBUTION)
-ENVS, ROUNDS, ENOUGH = 64, 20, 0.95
+ENVS, ROUNDS, ENOUGH = 64, 25, 0.95
 SEEDS = range(5)
 
 

@@ -143,9 +143,11 @@ def test_a_slow_one_and_a_leaking_one(light: tuple[BlueprintForm, Subject]) -> N
         return form.train(*arguments)
 
     def leaking(*arguments):
-        kept.append(torch.ones(1 << 16))
+        kept.extend(torch.ones(1 << 13) for _ in range(9))
         return form.train(*arguments)
 
+    free = [torch.ones(1 << 13) for _ in range(4000)]  # memory that the process has and does not use hides no leak
+    del free[::2]
     for reason, train in (("slow", slow), ("leak", leaking)):
         with pytest.raises(ArtefactRefused) as refused:
             validate(form._replace(train=train), subject)

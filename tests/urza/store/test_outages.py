@@ -120,9 +120,8 @@ def test_a_damaged_object_in_a_bucket_is_told(opened, settings_of):
 
 def test_sixteen_that_create_one_object_and_what_this_server_says_of_it(opened, settings_of):
     """Nothing rests on it: some servers let several of them succeed. All bytes are the same."""
-    import obstore
-
     objects, id, ends = opened("all").objects, digest(b"same"), []
+    import obstore
 
     def create():
         try:

@@ -62,13 +62,13 @@ def timed(function: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - begun, result
 
 
-def surgery(ops: Sequence[Operation] = OPS * 5) -> None:
-    """Operations one by one, each on the same state of four environments."""
+def surgery(num_envs: int, ops: Sequence[Operation] = OPS * 5) -> None:
+    """Operations one by one, each on the same state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # noqa: TID251 (torch's layers draw from its global generator)
         host = esper.host(deep(), torch.zeros(2, 1, 8, 8), ())
-    engine = esper.make(digits()._replace(host=host), 4, slots=(), steps_per_epoch=1, val_samples=64)
-    state, wait = engine.init(0), torch.zeros(4, dtype=torch.int64)
+    engine = esper.make(digits()._replace(host=host), num_envs, slots=(), steps_per_epoch=1, val_samples=64)
+    state, wait = engine.init(0), torch.zeros(num_envs, dtype=torch.int64)
     engine.step(state, wait)
     taken, compiled, first, later = list[float](), list[float](), list[float](), list[float]()
     for op in ops:
@@ -80,7 +80,7 @@ def surgery(ops: Sequence[Operation] = OPS * 5) -> None:
         compiled.append(seconds - taken[-1])
         first.append(timed(partial(other.step, grown, wait))[0])
         later.append(timed(partial(other.step, grown, wait))[0])
-    print(f"surgery on ten layers, {len(taken)} operations: {spread(taken)}")
+    print(f"surgery on ten layers, {num_envs} environments, {len(taken)} operations: {spread(taken)}")
     print(f"compiling the new structure for {other.backend.name}: {spread(compiled)}")
     print(f"the first step behind it on {other.backend.name}: {spread(first)}; a later one: {spread(later)}")
 
@@ -120,6 +120,7 @@ def carried(engine: esper.Engine, state: esper.State, policy: Policy, agenda: An
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    surgery()
+    for count in (1, 4):
+        surgery(count)
     for count in (1, 64):
         orchestration(count)

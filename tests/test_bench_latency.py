@@ -6,7 +6,7 @@ from bench.latency import OPS, orchestration, surgery
 
 
 def test_every_line_is_a_time(capsys):
-    surgery(OPS[:1])
+    surgery(2, OPS[:1])
     orchestration(2, repeats=4)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3 + 4

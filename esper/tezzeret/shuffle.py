@@ -22,7 +22,7 @@ def shuffled(key: Tensor, n: int, count: int) -> Tensor:
     Returns:
       int64 [..., count]. Law: ``rng.permutation(key, n)[..., :count]``, bit for bit, on every device.
     """
-    found = at_hand() if key.device.type == "cpu" and is_plain(key) and 0 < n < MOST else None
+    found = at_hand() if is_plain(key) and 0 < n < MOST else None
     if found is None:
         return rng.permutation(key, n)[..., :count]
     rows = key.reshape(-1, 2).contiguous()

@@ -12,6 +12,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import esper
+from bench.latency import OPS as DEEP_OPS
 from esper.tezzeret.surgery import (
     AddSkip,
     InsertLayer,
@@ -218,18 +219,10 @@ class Deep(nn.Sequential):
 def test_how_long_an_operation_on_ten_layers_takes():
     """Printed; asserted is only that operating is of the order of the passes that checks make."""
     case = patient_of(esper.host(drawn(Deep), IMAGE.to(F64), ()))
-    ops = [
-        InsertLayer("new", "8"),
-        RemoveLayer("8"),
-        ModifyLayer("8", width=12),
-        ModifyLayer("8", width=12, start="zero"),
-        ModifyLayer("8", kernel=5),
-        AddSkip("2", "12"),
-    ]
     taken = []
     for number in range(24):
         began = time.process_time()
-        assert surgery(*case[:2], ops[number % len(ops)], case.samples, OPEN).report.done
+        assert surgery(*case[:2], DEEP_OPS[number % len(DEEP_OPS)], case.samples, OPEN).report.done
         taken.append(1e3 * (time.process_time() - began))
     taken.sort()
     sys.stdout.write(f"ms of an operation: median {taken[12]:.1f}, p95 {taken[22]:.1f}, largest {taken[-1]:.1f}\n")

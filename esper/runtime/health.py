@@ -12,9 +12,11 @@ import torch
 
 from esper.runtime.build import devices
 from esper.tezzeret.compiler import find_compiler, run_compiler
+from esper.urza.lock import network_of
+from esper.urza.store.opening import PREFIX, from_environment
 from esper.utils.documents import cause
 from esper.utils.files import replace_file
-from esper.utils.paths import cache_folder
+from esper.utils.paths import cache_folder, user_path
 from esper.utils.resilience.breaker import Breaker
 from esper.utils.resilience.causes import UNKNOWN, cause_of
 from esper.utils.resilience.services import Service
@@ -78,6 +80,9 @@ def checks(folder: Path) -> tuple[HealthCheck, ...]:
             _compiles,
             "Esper runs eagerly; install g++ or clang++, or name one in CXX",
         ),
+        HealthCheck(
+            "store", "files", _store, f"name a folder of this machine in {PREFIX}FOLDER, or a database in {PREFIX}SQL"
+        ),
     ]
     return (*table, *(_device(name) for name in devices()))
 
@@ -120,6 +125,19 @@ def _writable(place: Path) -> str:
     with tempfile.TemporaryDirectory(dir=place, prefix=".esper-") as folder:
         replace_file(Path(folder) / "probe", b"x" * 4096)
     return f"{place} can be written"
+
+
+def _store() -> str:
+    """Where the store of the environment's settings keeps files; its database's locks are safe on one machine only."""
+    settings = from_environment()
+    place = _existing(user_path(settings.folder)) if settings.folder else cache_folder("store")
+    kind = network_of(place)
+    if kind is not None and not settings.sql:
+        raise Unhealthy(
+            f"{place} is on a network file system ({kind}), where the locks of its SQLite file may fail between "
+            "machines; expected a folder of this machine"
+        )
+    return str(place) if kind is None else f"{place}, on a network file system ({kind}), its database elsewhere"
 
 
 def _compiles() -> str:

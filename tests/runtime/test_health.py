@@ -10,6 +10,7 @@ from esper.runtime import health
 from esper.runtime.doctor import DoctorSettings, diagnose
 from esper.runtime.health import HealthCheck, Unhealthy, checks, examine
 from esper.tezzeret import compiler
+from esper.urza import lock
 from esper.utils import failpoints
 from esper.utils.resilience.breaker import Breaker, Limits, Phase
 
@@ -32,6 +33,19 @@ def test_what_is_wrong_comes_with_a_remedy(tmp_path, monkeypatch):
     with failpoints.awaiting(failpoints.Fault("sync", "eio")):
         *_, what, remedy = found(tmp_path, "run directory")
     assert "Input/output error" in what and "dmesg" in remedy and list(tmp_path.iterdir()) == []
+
+
+def test_a_store_on_a_network_file_system_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("ESPER_STORE_FOLDER", str(tmp_path / "store"))
+    assert found(tmp_path, "store")[1:] == (True, str(tmp_path), "")
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"/dev/sda1 / ext4 rw 0 0\nserver:/home {tmp_path} nfs4 rw 0 0\n")
+    monkeypatch.setattr(health, "network_of", lambda folder: lock.network_of(folder, str(mounts)))
+    _, well, what, remedy = found(tmp_path, "store")
+    assert not well and f"{tmp_path} is on a network file system (nfs4)" in what and "ESPER_STORE_SQL" in remedy
+    monkeypatch.setenv("ESPER_STORE_SQL", "postgresql://host/name")
+    _, well, what, _ = found(tmp_path, "store")
+    assert well and what.endswith("on a network file system (nfs4), its database elsewhere")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="programs that are scripts")

@@ -1,12 +1,6 @@
 """Validation of the thing itself: what was compiled is held against the eager form, and refused for its own reason.
 
-Two numbers agree where they differ by no more than ``TOLERANCE`` times the larger of the eager number and the scale of
-its tensor: the largest number of it, of outputs and losses 1 at the least, of gradients ``LEAST``; so inputs a hundred
-times as large are allowed a hundred times the difference where the outputs grow with them. Rounding also decides on
-which side of a relu's edge a number falls, and a derivative jumps there. So where two numbers do not agree, the eager
-form is asked again at numbers within ``NUDGE`` of the same ones, and in float64: what it then differs from itself is
-allowed as well, in the second case ``ROUNDING`` times the most in the same tensor: norms of zeros, one behind another,
-make a gradient that is 0 a thousandth by rounding alone.
+How far numbers may be apart, and why: ``esper.tezzeret.stages.accuracy``.
 """
 
 from collections.abc import Iterator
@@ -16,25 +10,14 @@ import torch
 from torch import Tensor
 
 from esper.leyline.config import ConfigError
+from esper.tezzeret.stages.accuracy import TOLERANCE, Reference, Results, results_of
 from esper.tezzeret.stages.bounds import Bounds, check_leak, check_time
-from esper.tezzeret.stages.forms import BlueprintForm, Subject, Trained, eager_form
+from esper.tezzeret.stages.forms import BlueprintForm, Subject, eager_form
 from esper.tezzeret.stages.inputs import BATCHES, DRAWS, NETWORKS, DrawnBatch, Numbers, batch_of, goal_of, numbers_of
 from esper.tezzeret.stages.refusal import ArtefactRefused, require
 from esper.utils import rng
 
 __all__ = ["TOLERANCE", "ArtefactRefused", "validate"]
-
-TOLERANCE = 1e-5
-"""Relative and absolute."""
-
-LEAST = 0.1
-"""The scale of gradients at the least: cross-entropies have gradients of about 1, and rounding is of that."""
-
-NUDGE, NUDGES = 1e-6, 8
-"""Relative size of a change that rounding might have made, and how many are tried."""
-
-ROUNDING = 8.0
-"""Times the eager form's own rounding error."""
 
 ROWS = 3
 """Rows that must not depend on each other."""
@@ -106,44 +89,39 @@ def _batches(subject: Subject, numbers: Numbers) -> Iterator[DrawnBatch]:
 
 
 def _compare(setting: Setting, numbers: Numbers, batch: DrawnBatch) -> dict[str, float]:
-    """Outputs and gradients on one batch."""
-    form, reference, subject = setting
+    """Outputs and gradients on one batch, in units of what is allowed."""
+    form, eager, subject = setting
     row = (numbers.params, numbers.buffers, batch.x)
-    wanted, y = reference.infer(*row), form.infer(*row)
-    shape = (*batch.x.shape[:2], *subject.target.shape)
-    require(tuple(y.shape) == shape, "shape", f"output {list(y.shape)} ({batch.name})", f"{list(shape)}")
-    require(y.dtype == wanted.dtype, "shape", f"output {y.dtype} ({batch.name})", f"{wanted.dtype}")
-    _expect_finite("its eager form", wanted, batch, "output")
-    _expect_finite("it", y, batch, "output")
-    goal = goal_of(subject, wanted, batch.targets)
-    gave, right = form.train(*row, goal), reference.train(*row, goal)
-    for name, part in _parts(gave):
-        _expect_finite("it", part, batch, name)
-    _expect_flow(subject, gave, right, batch)
-    nudged = _Nudged(setting, numbers, batch)
-    outputs = nudged.differs("wrong values", "output", y, wanted, max(1.0, _most(wanted)))
-    outputs = max(outputs, nudged.differs("wrong values", "losses", gave.losses, right.losses, 1.0))
-    nudged.differs("wrong values", "new buffers", gave.buffers, right.buffers, max(1.0, _most(right.buffers)))
-    found = nudged.differs("wrong gradients", "gradient of params", gave.params, right.params, _scale(right.params))
-    if right.inputs is not None:
-        require(gave.inputs is not None, "blocked gradient", f"none of the input ({batch.name})", "one")
-        assert gave.inputs is not None
-        scale = _scale(right.inputs)
-        found = max(found, nudged.differs("wrong gradients", "gradient of inputs", gave.inputs, right.inputs, scale))
-    return {"outputs": outputs, "gradients": found}
+    reference = Reference(eager, subject, row, lambda y: goal_of(subject, _finite(y, batch), batch.targets))
+    gave = _given(form, subject, row, reference, batch)
+    off = {"outputs": 0.0, "gradients": 0.0}
+    for name, wanted in reference.results.items():
+        part = "gradients" if name.startswith("gradient") else "outputs"
+        worst = _expect_near(reference, batch, name, gave[name])
+        off[part] = max(off[part], worst)
+    return off
 
 
-def _parts(trained: Trained) -> list[tuple[str, Tensor]]:
-    named = (("losses", trained.losses), ("gradient of params", trained.params), ("new buffers", trained.buffers))
-    return [*named, *([("gradient of inputs", trained.inputs)] if trained.inputs is not None else [])]
+def _finite(y: Tensor, batch: DrawnBatch) -> Tensor:
+    _expect_finite("its eager form", y, batch, "output")
+    return y
+
+
+def _given(
+    form: BlueprintForm, subject: Subject, row: tuple[Tensor, Tensor, Tensor], reference: Reference, batch: DrawnBatch
+) -> Results:
+    """What a form gives, of the right names, shapes and types, and finite."""
+    gave = results_of(form, subject, row, reference.goal)
+    for name, wanted in reference.results.items():
+        require(name in gave, "blocked gradient", f"no {name} ({batch.name})", "one, as in eager")
+        for found, right in ((list(gave[name].shape), list(wanted.shape)), (gave[name].dtype, wanted.dtype)):
+            require(found == right, "shape", f"{name} {found} ({batch.name})", f"{right}")
+        _expect_finite("it", gave[name], batch, name)
+    return gave
 
 
 def _most(values: Tensor) -> float:
     return float(values.abs().max()) if values.numel() else 0.0
-
-
-def _scale(grad: Tensor) -> float:
-    return max(LEAST, _most(grad))
 
 
 def _expect_finite(whose: str, values: Tensor, batch: DrawnBatch, what: str) -> None:
@@ -151,81 +129,17 @@ def _expect_finite(whose: str, values: Tensor, batch: DrawnBatch, what: str) -> 
     require(sound, "not finite", f"{whose} gives {what} that are not finite ({batch.name})", "finite numbers")
 
 
-def _expect_flow(subject: Subject, gave: Trained, right: Trained, batch: DrawnBatch) -> None:
-    """A gradient wherever the eager form has one."""
-    require(gave.params.shape == right.params.shape, "shape", f"gradient {list(gave.params.shape)}", "one of each")
-    mine, wanted = (subject.layout.views(each.params) for each in (gave, right))
-    flows = 10 * TOLERANCE * _scale(right.params)  # less is rounding
-    dead = [name for name in wanted if not bool(mine[name].any()) and _most(wanted[name]) > flows]
-    require(not dead, "blocked gradient", f"no gradient to {', '.join(dead)} ({batch.name})", "one, as in eager")
-    if right.inputs is not None and gave.inputs is not None and _most(right.inputs) > 10 * TOLERANCE * LEAST:
-        alive = bool(gave.inputs.any())
-        require(alive, "blocked gradient", f"no gradient to the input ({batch.name})", "one, as in eager")
-
-
-class _Nudged:
-    """Differences, against the tolerance and, where it is not enough, against what rounding does to the eager form."""
-
-    def __init__(self, setting: Setting, numbers: Numbers, batch: DrawnBatch) -> None:
-        self.setting, self.numbers, self.batch = setting, numbers, batch
-        self.known: list[dict[str, Tensor]] | None = None
-        self.exact: dict[str, Tensor] = {}
-
-    def differs(self, reason: str, what: str, found: Tensor, wanted: Tensor, scale: float) -> float:
-        """The largest difference in units of what is allowed.
-
-        Raises:
-          ArtefactRefused: it is more than 1.
-        """
-        require(found.shape == wanted.shape, "shape", f"{what} {list(found.shape)}", f"{list(wanted.shape)}")
-        if not wanted.numel():
-            return 0.0
-        allowed = TOLERANCE * torch.maximum(wanted.abs(), wanted.new_tensor(scale))
-        off = (found - wanted).abs()
-        worst = float((off / allowed).max())
-        if worst > 1:
-            allowed = allowed + self._spread(what, wanted)
-            worst = float((off / allowed).max())
-        name = self.batch.name
-        most = float(off.max())
-        require(worst <= 1, reason, f"{what} off by {most:.3g} where it is {_most(wanted):.3g} ({name})", "eager's")
+def _expect_near(reference: Reference, batch: DrawnBatch, name: str, found: Tensor) -> float:
+    """How far a result is off, in units of what is allowed."""
+    worst, wanted = reference.off(name, found), reference.results[name]
+    if worst <= 1:
         return worst
-
-    def _spread(self, what: str, wanted: Tensor) -> Tensor:
-        if self.known is None:
-            self.known = [self._at(number) for number in range(NUDGES)]
-            self.exact = self._asked(*(_doubled(each) for each in self._row()))
-        off = (self.exact[what] - wanted).abs().to(wanted.dtype)
-        sizes = [param.size for param in self.setting.subject.layout.params]
-        parts = off.split(sizes, dim=1) if what == "gradient of params" else (off,)
-        rounding = torch.cat([part.amax().expand_as(part) for part in parts], dim=1)
-        return ROUNDING * rounding + torch.stack([(each[what] - wanted).abs() for each in self.known]).amax(0)
-
-    def _row(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.numbers.params, self.numbers.buffers, self.batch.x
-
-    def _at(self, number: int) -> dict[str, Tensor]:
-        params, buffers, x = self._row()
-        key = rng.fold_in(rng.key(5), number)
-        x = x if self.setting.subject.vocabulary else _moved(x, rng.fold_in(key, 1))
-        return self._asked(_moved(params, rng.fold_in(key, 0)), buffers, x)
-
-    def _asked(self, params: Tensor, buffers: Tensor, x: Tensor) -> dict[str, Tensor]:
-        """What the eager form gives of numbers near the batch's, for the goal of the batch's own."""
-        _, reference, subject = self.setting
-        goal = goal_of(subject, reference.infer(*self._row()), self.batch.targets)
-        goal = goal._replace(weight=goal.weight.to(params.dtype))
-        trained = reference.train(params, buffers, x, goal)
-        return {"output": reference.infer(params, buffers, x), **dict(_parts(trained))}
-
-
-def _doubled(values: Tensor) -> Tensor:
-    return values.double() if values.is_floating_point() else values
-
-
-def _moved(values: Tensor, key: Tensor) -> Tensor:
-    sign = rng.uniform(key, tuple(values.shape), -1.0, 1.0, values.dtype).to(values.device).sign()
-    return values * (1 + NUDGE * sign)
+    is_gradient = name.startswith("gradient")
+    if is_gradient and not bool(found.any()):
+        raise ArtefactRefused("blocked gradient", f"no {name} ({batch.name})", "one, as in eager")
+    most, reason = _most(found - wanted), "wrong gradients" if is_gradient else "wrong values"
+    what = f"{name} off by {most:.3g} where it is {_most(wanted):.3g} ({batch.name}), {worst:.3g} times what is allowed"
+    raise ArtefactRefused(reason, what, "eager's")
 
 
 def _check_rows(setting: Setting, dtype: torch.dtype, device: torch.device) -> None:

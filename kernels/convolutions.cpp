@@ -1,16 +1,10 @@
 // Convolutions, tile by tile.
 
-#include "layers.h"
 #include "scratch.h"
+#include "winograd.h"
 
 namespace esper {
 namespace {
-
-// How weights are read: as they lie, or for the gradient of the input, with channels exchanged and taps reversed.
-struct Weights {
-    const float* first;
-    i64 out, in, tap, group;  // strides
-};
 
 inline Weights as_they_lie(const Conv& c, const float* w) {
     return {w, c.in * c.taps(), c.taps(), 1, c.out * c.in * c.taps()};
@@ -118,6 +112,10 @@ inline void convolve(const Conv& c, const Vec* x, i64 in, i64 out, const Weights
         const Vec* xg = x + g * in * c.area();
         Vec* yg = y + g * out * c.area();
         const float *w = s.first + g * s.group, *b = bias ? bias + g * out : nullptr;
+        if (filters(c, in, out)) {
+            filter(c, xg, in, out, {w, s.out, s.in, s.tap, 0}, b, add, yg);
+            continue;
+        }
         switch (c.is_product() ? 1 : c.kernel) {
             case 1: convolve_group<1>(c, xg, in, out, w + c.middle() * s.tap, s, b, add, yg); break;
             case 3: convolve_group<3>(c, xg, in, out, w, s, b, add, yg); break;
@@ -156,12 +154,9 @@ inline void contract_taps(const Conv& c, const Vec* x, const Vec* g, i64 ky, flo
         }
         for (; col < width; ++col) position(row, grad, col);
     }
-    for (int n = 0; n < C * K; n += 4) {
-        const auto at = [&](int j) { return n + j < C * K ? sum[(n + j) / K % C][(n + j) % K] : zero(); };
-        const Quad sums = sum_lanes4(at(0), at(1), at(2), at(3));
-        for (int j = 0; j < 4 && n + j < C * K; ++j)
-            gw[(n + j) / K * out_stride + ky * K + (n + j) % K] += sums[j];
-    }
+    const LaneSums<C * K> sums(sum[0]);
+    for (int o = 0; o < C; ++o)
+        for (int kx = 0; kx < K; ++kx) gw[o * out_stride + ky * K + kx] += sums.numbers()[o * K + kx];
 }
 
 inline void contract_any(const Conv& c, const Vec* x, const Vec* g, float* gw) {
@@ -205,6 +200,10 @@ void conv_backward_weight(const Conv& c, const Vec* x, const Vec* g, float* gw) 
         if (c.is_product()) {
             contract({c.area(), c.in, c.out}, {xg, 1, c.area()}, {gg, 1, c.area()},
                      {w + c.middle(), c.in * c.taps(), c.taps()});
+            continue;
+        }
+        if (c.in > 1 && filters(c, c.in, c.out)) {
+            filter_gradient(c, xg, gg, w);
             continue;
         }
         const i64 stride = c.in * c.taps();

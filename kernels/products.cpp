@@ -55,14 +55,14 @@ inline void contract_tile(i64 rows, const Grid<const Vec>& x, const Grid<const V
             for (int i = 0; i < I; ++i) sum[o][i] += each * v[i];
         }
     }
+    const LaneSums<C * I> sums(sum[0]);
     for (int o = 0; o < C; ++o) {
-        const auto at = [&](int i) { return i < I ? sum[o][i] : zero(); };
-        const Quad sums = sum_lanes4(at(0), at(1), at(2), at(3));
+        const float* from = sums.numbers() + o * I;
         float* to = gw.at + o * gw.row;
         if (I == 4 && gw.column == 1)
-            store4(to, load4(to) + sums);
+            store4(to, load4(to) + load4(from));
         else
-            for (int i = 0; i < I; ++i) to[i * gw.column] += sums[i];
+            for (int i = 0; i < I; ++i) to[i * gw.column] += from[i];
     }
 }
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from bench import selectors
+from bench import bandits
 from bench.book import Book, Page
 from bench.study_play import (
     Trial,
@@ -102,10 +102,10 @@ def everybody(trial: Trial, asked: StudySettings) -> tuple[dict[str, Page], dict
         spent = [float(page.gflops.mean()) for page in policies.values()]
         rows |= statics(trial, sum(spent) / len(spent) if spent else None)
     if "bandits" in only:
-        more["selectors"] = selectors.study(trial.book, trial.task, asked.envs, asked.episodes, asked.backend)
-        timings = trial.book.facts("timings", lambda: selectors.timings(trial.task, (1,), asked.backend))
+        more["selectors"] = bandits.study(trial.book, trial.task, asked.envs, asked.episodes, asked.backend)
+        timings = trial.book.facts("timings", lambda: bandits.timings(trial.task, (1,), asked.backend))
         more["selectors"]["timings"] = timings
-        kinds = ["", selectors.UNLIMITED, *([selectors.AFTER.format(asked.episodes)] if asked.episodes else [])]
+        kinds = ["", bandits.UNLIMITED, *([bandits.AFTER.format(asked.episodes)] if asked.episodes else [])]
         rows |= {name + kind: trial.book.read(name + kind) for kind in kinds for name in STRATEGIES}
     return rows | policies, more
 

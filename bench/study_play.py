@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bench.bandits import HELD_OUT, outcome_of
 from bench.book import COLUMNS, Book, Page, page_of
 from bench.frontier_contenders import field_of
 from bench.scripts import assess, groups_of
-from bench.selectors import HELD_OUT, outcome_of
 from bench.study_static import Course, affordable, always, course, searched
 from bench.tune_rule import draw, plays, search
 from bench.tune_rule import play as play_rule

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import selectors
+from bench import bandits
 from bench.book import Page
 from bench.hyper_report import stack
 from bench.scripts import findings
@@ -202,7 +202,7 @@ def write(path: Path, found: dict[str, Any]) -> str:
     """Write the tables, the figures and the pictures; returns the Markdown."""
     said = table(found)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = "\n" + selectors.text(found["selectors"]) if "selectors" in found else ""
+    beside = "\n" + bandits.text(found["selectors"]) if "selectors" in found else ""
     write_text(path.with_suffix(".md"), said + beside)
     write_text(path.with_suffix(".json"), to_json(found, indent=1) + "\n")
     write_text(path.with_suffix(".svg"), pictures(found) + "\n")

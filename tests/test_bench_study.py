@@ -136,9 +136,9 @@ def test_a_study_is_written_and_gone_on_with(bench_module, tmp_path, monkeypatch
     (tmp_path / "study_of_ours.py").write_text(MODULE, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     study, play = bench_module("study"), bench_module("study_play")
-    monkeypatch.setattr(bench_module("selectors"), "DECISIONS", 20)
+    monkeypatch.setattr(bench_module("bandits"), "DECISIONS", 20)
     monkeypatch.setattr(play, "STARTS", (0,))
-    for module in (study, bench_module("selectors")):
+    for module in (study, bench_module("bandits")):
         monkeypatch.setattr(module, "STRATEGIES", ("ucb",))
     words = ["--task", "py:study_of_ours:task", "--envs", "6", "--choosing", "6", "--candidates", "2", "--quick"]
     words += ["--groups", "price,label_noise"]

@@ -7,7 +7,7 @@ from esper.engine import Engine
 from esper.runtime.rollout import Outcome
 from esper.runtime.scene import Scene
 from esper.tamiyo.arms import ArmStatistics, arm_names
-from esper.tamiyo.bandits import Bandit, BanditMemory
+from esper.tamiyo.bandit_parts import Bandit, BanditMemory
 from esper.urza.checkpoint import CheckpointError
 from esper.urza.keeping import keep, recall, shown_place
 

@@ -18,7 +18,8 @@ from esper.runtime.policy_checkpoint import load_policy
 from esper.runtime.scene import Scene
 from esper.tamiyo import scripted
 from esper.tamiyo.arms import ArmStatistics, BanditConfig
-from esper.tamiyo.bandits import Bandit, Viability, always, bandit_policy, build_bandit
+from esper.tamiyo.bandit_parts import Bandit, Viability
+from esper.tamiyo.bandits import always, bandit_policy, build_bandit
 from esper.tamiyo.baselines import HeuristicConfig
 from esper.tamiyo.gradient import gradient_policy
 from esper.tamiyo.orchestration import Orchestrator, SlotStrategy, build_orchestrator

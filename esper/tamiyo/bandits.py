@@ -3,83 +3,32 @@
 What they learn is kept from episode to episode, in the memory and beyond it (``ArmStatistics``); nothing is trained.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from esper.leyline.actions import NONE, Codec, Op
 from esper.leyline.decisions import Intent, Reason
 from esper.leyline.stages import LIVE, is_in
-from esper.leyline.state import Fields, State
+from esper.leyline.state import State
 from esper.tamiyo.arms import (
     ArmStatistics,
     BanditConfig,
     arms_held,
     arms_of,
     last_epoch,
-    no_statistics,
     pay,
     success_rate,
 )
+from esper.tamiyo.bandit_arrays import decide_on_arrays
+from esper.tamiyo.bandit_parts import Bandit, BanditMemory, Viability, init_bandit
 from esper.tamiyo.baselines import NEVER, HeuristicConfig, tend
-from esper.tamiyo.logits import num_slots
 from esper.tamiyo.policies import Account, Decision, Policy, PolicyInput
 from esper.tamiyo.reasons import rule_confidence, tending_reasons
-from esper.tamiyo.selection import STRATEGIES, Selected, Strategy, only, select
+from esper.tamiyo.selection import STRATEGIES, Selected, only, select
+from esper.utils.torch_private import is_plain
 
-
-class Viability(NamedTuple):
-    """What seeds cost, and what they may cost."""
-
-    sizes: Tensor  # int64 [A]; parameters of the seed that an action places
-    held: Tensor  # int64 [S, K]; parameters of each blueprint at each slot
-    budget: Tensor  # [] or [E]; parameters in all seeds
-
-
-class BanditMemory(Fields):
-    """What a bandit remembers, batch [E]."""
-
-    statistics: ArmStatistics
-    held: Tensor  # int64 [E, S]; blueprint of the seed that grew through the last epoch, NONE without one
-    germinated_at: Tensor  # int64 [E]; epoch of the last germination, NEVER before one
-    seen: Tensor  # int64 [E]; epochs that counted before the last decision
-
-
-class Bandit(NamedTuple):
-    """A bandit's fixed parts.
-
-    Attributes:
-      strategy: how an arm is selected.
-      config: its numbers.
-      rule: the rule of thumb's, for the rest of a seed's life and for the blend.
-      codec: actions.
-      arms: int64 [N]; actions to choose among.
-      limits: costs.
-    """
-
-    strategy: Strategy
-    config: BanditConfig
-    rule: HeuristicConfig
-    codec: Codec
-    arms: Tensor
-    limits: Viability
-
-
-def init_bandit(bandit: Bandit, num_envs: int, statistics: ArmStatistics | None = None) -> BanditMemory:
-    """Memory at the start of an episode, batch [E], with statistics of earlier ones."""
-    device = bandit.codec.op.device
-    if statistics is None:
-        statistics = no_statistics(bandit.config, num_envs, len(bandit.arms), device)
-    count = torch.zeros(num_envs, dtype=torch.int64, device=device)
-    held = torch.full((num_envs, num_slots(bandit.codec)), NONE, device=device)
-    return BanditMemory(
-        statistics=statistics,
-        held=held,
-        germinated_at=torch.full_like(count, NEVER),
-        seen=count,
-        batch_size=[num_envs],
-    )
+FEW = 128
+"""Environments up to which decisions are taken on arrays."""
 
 
 def look_back(bandit: Bandit, memory: BanditMemory, state: State) -> BanditMemory:
@@ -133,8 +82,16 @@ def decide(bandit: Bandit, memory: BanditMemory, seen: PolicyInput) -> tuple[Ban
 
     Returns:
       memory and decision. Laws: legal under the mask; environments do not influence each other; the same arguments
-      give the same bits; a memory's statistics may be taken into another episode.
+      give the same bits; a memory's statistics may be taken into another episode; few environments on the CPU are
+      decided on arrays, which gives the bits of tensors in less time.
     """
+    if seen.mask.shape[0] <= FEW and is_plain(seen.mask):
+        return decide_on_arrays(bandit, memory, seen)
+    return decide_on_tensors(bandit, memory, seen)
+
+
+def decide_on_tensors(bandit: Bandit, memory: BanditMemory, seen: PolicyInput) -> tuple[BanditMemory, Decision]:
+    """``decide``, on every device."""
     state, codec = seen.state, bandit.codec
     memory = look_back(bandit, memory, state)
     live = is_in(state.slots.stage, LIVE)

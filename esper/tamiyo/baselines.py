@@ -157,8 +157,8 @@ def heuristic(
     return memory.replace(turn=torch.where(germinated, turn, memory.turn)), action
 
 
-_ORDER = (Op.WAIT, Op.GERMINATE, Op.CULL, Op.ADVANCE, Op.FOSSILIZE)
-"""What ``tend`` does, the last of these that it may."""
+RANKS = {op: rank for rank, op in enumerate((Op.WAIT, Op.GERMINATE, Op.CULL, Op.ADVANCE, Op.FOSSILIZE), start=1)}
+"""What ``tend`` does: the one of the highest rank that it may; others, never."""
 
 
 def tend(config: HeuristicConfig, codec: Codec, slots: Slots, mask: Tensor, place: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ def tend(config: HeuristicConfig, codec: Codec, slots: Slots, mask: Tensor, plac
     wished = torch.where(op == int(Op.CULL), _by_action(codec, _useless(config, slots)), useful)
     wished = mask & torch.where(op == int(Op.GERMINATE), place, wished)
     rank = torch.zeros_like(op)  # filled in on the device: nothing is uploaded
-    for score, each in enumerate(_ORDER, start=1):
+    for each, score in RANKS.items():
         rank = rank.masked_fill(op == int(each), score)
     return (rank * wished).argmax(1)  # the first of equals
 

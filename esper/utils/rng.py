@@ -20,23 +20,17 @@ jax.random with its default implementation (threefry2x32, jax_threefry_partition
 
 import math
 from numbers import Integral
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from esper.utils.documents import shown
-from esper.utils.torch_private import is_plain
+from esper.utils.threefry import MASK, block
 
-_MASK = 0xFFFFFFFF
-_PARITY = 0x1BD11BDA
-_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _MANTISSA = 2.0**-23
 GAMMA_TRIALS = 16
 """Proposals of ``gamma``."""
 _DTYPES = (torch.float32, torch.float64)
-
-Words = TypeVar("Words", Tensor, int)
 
 
 def key(seed: int) -> Tensor:
@@ -56,7 +50,7 @@ def threefry2x32(key: Tensor, counter: Tensor) -> Tensor:
     All are int64 holding words in [0, 2**32). For one key it is a bijection of the counters. ValueError when either
     is not int64 with last size 2.
     """
-    return torch.stack(_block(*_words(key, "key"), *_words(counter, "counter")), dim=-1)
+    return torch.stack(block(*_words(key, "key"), *_words(counter, "counter")), dim=-1)
 
 
 def fold_in(key: Tensor, *data: int | Tensor) -> Tensor:
@@ -73,8 +67,8 @@ def fold_in(key: Tensor, *data: int | Tensor) -> Tensor:
             datum = k0.new_full((), datum % 2**32)
         elif datum.is_floating_point() or datum.is_complex():
             raise ValueError(f"fold_in takes integers, got a tensor of {datum.dtype}")
-        word = datum.to(torch.int64) & _MASK
-        k0, k1 = _block(k0, k1, torch.zeros_like(word), word)
+        word = datum.to(torch.int64) & MASK
+        k0, k1 = block(k0, k1, torch.zeros_like(word), word)
     return torch.stack((k0, k1), dim=-1)
 
 
@@ -104,7 +98,7 @@ def bits_at(key: Tensor, counter: Tensor) -> Tensor:
 
     Law: bits_at(key, counter) is bits(key, (n,))[..., counter] for every n > counter.
     """
-    x0, x1 = _block(*_words(key, "key"), counter >> 32, counter & _MASK)
+    x0, x1 = block(*_words(key, "key"), counter >> 32, counter & MASK)
     return x0.bitwise_xor_(x1)
 
 
@@ -215,51 +209,12 @@ def _words(pair: Tensor, name: str) -> tuple[Tensor, Tensor]:
     return pair[..., 0], pair[..., 1]
 
 
-FEW = 16
-"""Blocks up to which plain integers on the CPU take less time than a hundred operations on tensors."""
-
-
-def _block(k0: Tensor, k1: Tensor, c0: Tensor, c1: Tensor) -> tuple[Tensor, Tensor]:
-    """Threefry-2x32-20 on words: k0, k1 of one shape and c0, c1 of one shape, broadcast; two fresh tensors."""
-    words = (k0, k1, c0, c1)
-    shape = torch.broadcast_shapes(k0.shape, c0.shape)
-    if shape.numel() > FEW or not all(map(is_plain, words)):
-        return _rounds(*words)
-    rows = zip(*(word.expand(shape).flatten().tolist() for word in words), strict=True)
-    x0, x1 = torch.tensor([_rounds(*row) for row in rows], dtype=torch.int64).reshape(-1, 2).unbind(1)
-    return x0.reshape(shape), x1.reshape(shape)
-
-
-def _rounds(k0: Words, k1: Words, c0: Words, c1: Words) -> tuple[Words, Words]:
-    """The same in tensors or in integers.
-
-    x0 is left unmasked to the end (it grows below 2**38) and x1 is masked once a round, where it enters a shift; a
-    shift by at most 29 keeps a word below 2**61, so no sum or shift comes near the sign bit.
-    """
-    schedule = (k0, k1, k0 ^ k1 ^ _PARITY)
-    x0, x1 = c0 + k0, c1 + k1
-    x1 &= _MASK
-    for group in range(5):
-        for rotation in _ROTATIONS[group % 2]:
-            x0 += x1
-            carried = x1 >> (32 - rotation)
-            x1 <<= rotation
-            x1 |= carried
-            x1 ^= x0
-            x1 &= _MASK
-        x0 += schedule[(group + 1) % 3]
-        x1 += schedule[(group + 2) % 3] + (group + 1)
-        x1 &= _MASK
-    x0 &= _MASK
-    return x0, x1
-
-
 def _draw(key: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Both words of the blocks at counters 0 .. prod(shape)-1 (64-bit, row-major): two tensors [..., *shape]."""
     ones = (1,) * len(shape)
     k0, k1 = (word.reshape((*word.shape, *ones)) for word in _words(key, "key"))
     index = torch.arange(math.prod(shape), dtype=torch.int64, device=key.device).reshape(shape)
-    return _block(k0, k1, index >> 32, index & _MASK)
+    return block(k0, k1, index >> 32, index & MASK)
 
 
 def _unit(key: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

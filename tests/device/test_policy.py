@@ -12,7 +12,8 @@ from esper.simic.ppo import SEEN, Learner, PPOConfig, make_collector
 from esper.simic.rewards import RewardMode, build_reward_params
 from esper.tamiyo.actor_critic import ActorCriticConfig, build_actor_critic
 from esper.tamiyo.arms import BanditConfig
-from esper.tamiyo.bandits import Viability, bandit_policy, build_bandit
+from esper.tamiyo.bandit_parts import Viability
+from esper.tamiyo.bandits import bandit_policy, build_bandit
 from esper.tamiyo.baselines import HeuristicConfig
 from esper.tamiyo.interface import translate
 from esper.tamiyo.policies import PolicyInput, heuristic_policy, learned_policy, random_policy

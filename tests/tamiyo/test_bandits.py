@@ -11,8 +11,11 @@ from esper.leyline.decisions import Intent, Reason
 from esper.leyline.stages import LIVE, Stage
 from esper.runtime.rollout import policy_input
 from esper.tamiyo.arms import ArmStatistics, BanditConfig, arm_names, no_statistics
-from esper.tamiyo.bandits import Viability, always, bandit_policy, build_bandit, decide, init_bandit
+from esper.tamiyo.bandit_arrays import decide_on_arrays
+from esper.tamiyo.bandit_parts import Viability, init_bandit
+from esper.tamiyo.bandits import always, bandit_policy, build_bandit, decide, decide_on_tensors
 from esper.tamiyo.baselines import HeuristicConfig
+from esper.tamiyo.policies import PolicyInput
 from esper.tamiyo.selection import STRATEGIES
 from esper.utils import rng
 
@@ -174,3 +177,66 @@ def test_without_arms_there_is_no_bandit(small_task):
     with pytest.raises(ValueError, match="no seed can be germinated"):
         bandit_policy("ucb", made)
     assert no_statistics(made.config, 2, 0, "cpu").chosen.shape == (2, 0)
+
+
+def scrambled(engine, state, drawn):
+    """A state that no engine need ever reach: every field that a bandit looks at is drawn."""
+    envs = state.batch_size[0]
+
+    def integers(low, high, *shape):
+        return torch.randint(low, high, (envs, *shape), generator=drawn)
+
+    def numbers(*shape):
+        some = 5 * torch.randn(envs, *shape, generator=drawn)
+        return torch.where(integers(0, 20, *shape) == 0, torch.nan, some.round(decimals=1))
+
+    kinds = len(engine.codec.blueprint_names)
+    slots = state.slots.replace(
+        stage=integers(1, max(Stage) + 1, 2),
+        blueprint=integers(-1, kinds, 2),
+        stage_age=integers(0, 9, 2),
+        measured=integers(0, 2, 2).bool(),
+        contribution=numbers(2),
+        improvement=numbers(2),
+    )
+    signals = state.signals.replace(
+        epochs_seen=integers(0, 12),
+        accuracy_delta=numbers(),
+        loss_delta=numbers(),
+        plateau=integers(0, 9),
+    )
+    return state.replace(slots=slots, signals=signals, epoch=integers(0, 12))
+
+
+def same_bits(first, second):
+    """Whether tensors, or the parts of two trees or tuples, are alike to the bit and in kind; NaN is like NaN."""
+    if isinstance(first, torch.Tensor):
+        known, also = ~first.isnan(), ~second.isnan()
+        if first.dtype != second.dtype or not torch.equal(known, also):
+            return False
+        words = {torch.float64: torch.int64, torch.float32: torch.int32}.get(first.dtype, first.dtype)
+        return torch.equal(first[known].view(words), second[also].view(words))
+    if first is None:
+        return second is None
+    names = first._fields if isinstance(first, tuple) else list(first.keys())
+    return all(same_bits(getattr(first, name), getattr(second, name)) for name in names)
+
+
+@pytest.mark.parametrize("envs", [1, ENVS])
+@pytest.mark.parametrize("name", [*STRATEGIES, "only"])
+def test_arrays_and_tensors_decide_alike_to_the_bit(engine, name, envs):
+    """Thirty decisions after one another on drawn states, with actions legal by chance: memory, action and account."""
+    made = bandit(engine, "ucb" if name == "only" else name, budget=700.0, cool_down=2)
+    made = always(made, 1) if name == "only" else made
+    arrays = tensors = init_bandit(made, envs)
+    planted, drawn, start = 0, torch.Generator().manual_seed(11), engine.init(0)[:envs]
+    for step in range(30):
+        state = scrambled(engine, start, drawn)
+        mask = torch.rand(envs, engine.codec.size, generator=drawn) < 0.4
+        mask |= engine.codec.op == int(Op.WAIT)
+        seen = PolicyInput(state, torch.zeros(envs, 0), mask, keys_at(step, envs))
+        arrays, one = decide_on_arrays(made, arrays, seen)
+        tensors, other = decide_on_tensors(made, tensors, seen)
+        assert same_bits(arrays, tensors) and same_bits(one, other)
+        planted += int((engine.codec.op[one.action] == int(Op.GERMINATE)).sum())
+    assert planted >= envs and int(arrays.statistics.measured.sum()) >= envs

@@ -39,6 +39,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esper.utils import rng
+from esper.utils.threefry import FEW, MANY
 
 CASES = json.loads((Path(__file__).parent / "jax_vectors.json").read_text())["cases"]
 WORD = st.integers(0, 2**32 - 1)
@@ -128,6 +129,24 @@ def test_block_by_integers(rows):
     table = torch.tensor(rows)
     expected = [threefry_by_integers(row[:2], row[2:]) for row in rows]
     assert rng.threefry2x32(table[:, :2], table[:, 2:]).tolist() == expected
+
+
+@pytest.mark.parametrize("rows", [1, FEW, FEW + 1, 300])
+def test_blocks_of_every_size_by_integers(rows):
+    """Up to ``FEW`` blocks are one long integer, and more are arrays of 32 bits; words at both ends are among them."""
+    ends = torch.tensor([[2**32 - 1] * 4, [0] * 4, [0, 2**32 - 1, 2**31, 1]])
+    table = torch.cat((ends, rng.bits(rng.key(5), (300, 4))))[:rows]
+    expected = [threefry_by_integers(row[:2], row[2:]) for row in table.tolist()]
+    assert rng.threefry2x32(table[:, :2], table[:, 2:]).tolist() == expected
+
+
+def test_many_blocks_by_integers():
+    """Beyond ``MANY`` blocks they are tensors; the same draw, shorter, is of arrays."""
+    words = rng.bits(rng.key(6), (MANY + 1,))
+    assert torch.equal(words[:MANY], rng.bits(rng.key(6), (MANY,)))
+    for index in (0, 1, MANY - 1, MANY):
+        first, second = threefry_by_integers((0, 6), (0, index))
+        assert int(words[index]) == first ^ second
 
 
 @examples

@@ -1,4 +1,4 @@
-"""Does selecting pay? Bandits against fixed choices: ``python -m bench.selectors``.
+"""Does selecting pay? Bandits against fixed choices: ``python -m bench.bandits``.
 
 Every policy meets the same held-out environments. What is scored is the accuracy gained per adaptation: test accuracy
 at the end beyond that of the same host that waited, summed over environments, over the seeds germinated. Fixed arms
@@ -207,14 +207,14 @@ def text(found: dict[str, Any]) -> str:
 
 def main() -> None:
     """Run the study and write it."""
-    parser = argparse.ArgumentParser(prog="python -m bench.selectors", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m bench.bandits", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--task", default="digits")
     parser.add_argument("--envs", type=int, default=128)
     parser.add_argument(
         "--episodes", type=int, default=3, help="on training environments, before bandits are scored once more; 0 = not"
     )
     parser.add_argument("--backend", default="auto")
-    parser.add_argument("--out", default="bench/results/selectors", help="path without suffix")
+    parser.add_argument("--out", default="bench/results/bandits", help="path without suffix")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     path, setup = Path(asked.out), {"task": asked.task, "envs": asked.envs}

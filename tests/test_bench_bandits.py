@@ -15,25 +15,25 @@ NUMBERS = {"test_accuracy": [60.0, 80.0, 70.0], "utility": [59.0, 77.0, 70.0], "
 
 @pytest.fixture
 def book(bench_module, tmp_path):
-    selectors, book = bench_module("selectors"), bench_module("book")
+    bandits, book = bench_module("bandits"), bench_module("book")
 
     def played(**columns):
         """A page of three environments; what is not given, nobody measured."""
         rest = dict.fromkeys(book.COLUMNS, [math.nan] * 3) | columns
         return lambda: book.Page("p", **{name: torch.tensor(values) for name, values in rest.items()}, facts={})
 
-    return selectors, played, lambda setup: book.Book(tmp_path / "book.json", setup)
+    return bandits, played, lambda setup: book.Book(tmp_path / "book.json", setup)
 
 
 def test_gain_per_adaptation_is_a_ratio_of_sums(book):
     """Gains 10, 20 and 0 over 1, 4 and 0 seeds: 30 / 5; against a rival of 60 / 10 the same, so 0 and 0 %."""
-    selectors, played, open_book = book
+    bandits, played, open_book = book
     pages = open_book({"envs": 3})
     mine = pages.page("mine", played(**NUMBERS))
     wait = pages.page("wait", played(**NUMBERS | {"test_accuracy": [50.0, 60.0, 70.0], "germinated": [0.0] * 3}))
     twice = {"test_accuracy": [70.0, 100.0, 70.0], "germinated": [2.0, 8.0, 0.0]}
     rival = pages.page("rival", played(**NUMBERS | twice))
-    found = selectors.row(mine, wait, {"rival": rival})
+    found = bandits.row(mine, wait, {"rival": rival})
     assert found["effectiveness"]["mean"] == 6.0 and found["adaptations"] == pytest.approx(5 / 3)
     assert found["effectiveness"]["low"] == 0.0, "three environments alike that grew nothing"
     assert found["effectiveness"]["high"] == 10.0, "or the first alone"

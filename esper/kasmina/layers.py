@@ -65,6 +65,11 @@ def like_features(weight: Tensor, x: Tensor) -> Tensor:
     return weight if weight.dtype == x.dtype else weight.to(x.dtype)
 
 
+def summed_in(weight: Tensor) -> torch.dtype:
+    """The type of sums over features that a weight belongs to: its own, of 32 bits at the least."""
+    return torch.promote_types(weight.dtype, torch.float32)
+
+
 def per_channel(vector: Tensor, features: Tensor) -> Tensor:
     """View [n, C] so that it broadcasts against [n, B, C, *spatial]."""
     return vector.reshape(vector.shape[0], 1, -1, *(1,) * (features.dim() - 3))
@@ -184,9 +189,9 @@ def batch_norm(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor,
       output uses the biased one, as torch does).
     """
     dims = (1, *range(3, x.dim()))
-    mean, variance = moments(x, dims, weight.dtype)
+    mean, variance = moments(x, dims, summed_in(weight))
     scale, shift = per_channel(weight, x) * torch.rsqrt(variance + EPSILON), per_channel(bias, x)
-    narrow = x.dtype != weight.dtype
+    narrow = x.dtype != mean.dtype
     out = (x * scale + (shift - mean * scale)).to(x.dtype) if narrow else (x - mean) * scale + shift
     samples = x[0, :, 0].numel()
     unbiased = variance * (samples / max(samples - 1, 1))
@@ -255,7 +260,7 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
     """
     grouped = x.unflatten(2, (groups, -1))
     dims = tuple(range(3, grouped.dim()))
-    mean, variance = moments(grouped, dims, weight.dtype)
+    mean, variance = moments(grouped, dims, summed_in(weight))
     normed = normalise(grouped, mean, variance).flatten(2, 3)
     return like_features(normed * per_channel(weight, x) + per_channel(bias, x), x)
 

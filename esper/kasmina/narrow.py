@@ -51,10 +51,12 @@ def _why_not(
 ) -> str | None:
     """Why a block or a blueprint cannot compute with such features; None if it can."""
 
-    def views(layout: Layout) -> dict[str, Tensor]:
-        return layout.views(torch.ones(TRIED, layout.size, dtype=precision.dtype))
+    def views(layout: Layout, kind: torch.dtype) -> dict[str, Tensor]:
+        return layout.views(torch.ones(TRIED, layout.size, dtype=kind))
 
-    params, buffers = map(views, layouts)
+    own, held = layouts
+    params = views(own, precision.features if tokens else precision.dtype)
+    buffers = views(held, precision.dtype)
     kind = torch.int64 if tokens else precision.features
     x, keys = torch.zeros(TRIED, TRIED, *shape, dtype=kind), torch.zeros(TRIED, 2, dtype=torch.int64)
     forms: tuple[Callable[[], Any], ...] = (

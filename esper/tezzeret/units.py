@@ -110,14 +110,23 @@ def _flat(params: Sequence[Param], named: Params, held: Tensor) -> Tensor:
     return torch.cat([named[param.name].flatten(1) for param in params], dim=1) if params else held
 
 
-def _narrow(structure: Structure, run: Callable[..., tuple[Tensor, Tensor]], name: tuple[Any, ...]) -> Callable[..., Any]:
-    """A block or a seed between features of fewer bits; what knows nothing of those computes in the weights' type."""
+def _narrow(
+    structure: Structure, run: Callable[..., tuple[Tensor, Tensor]], name: tuple[Any, ...]
+) -> Callable[..., Any]:
+    """A block or a seed between features of fewer bits; what knows nothing of those computes in the weights' type.
+
+    What reads tokens has its weights rounded as a whole: nothing that it is given says which type its features have.
+    """
     precision, is_wide = structure.config.precision, name in structure.wide
     if not precision.is_mixed:
         return run
 
     def narrowed(row: Tensor, x: Tensor, held: Tensor, key: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        y, new = run(row, x.to(row.dtype) if is_wide and x.is_floating_point() else x, held, key)
+        if not is_wide:
+            row = row if x.is_floating_point() else row.to(precision.features)
+        elif x.is_floating_point():
+            x = x.to(row.dtype)
+        y, new = run(row, x, held, key)
         return y.to(precision.features), new.to(held.dtype)
 
     return narrowed

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from esper.leyline.config import ConfigError
+from esper.leyline.config import ConfigError, Precision
 from esper.runtime.adopt import Adopted, adopt
 from esper.runtime.collect import Track, make_track
 from esper.runtime.interrupt import Watch
@@ -44,7 +44,8 @@ def shown_interfaces(settings: TrainSettings, scenes: Sequence[Scene], shared: I
 
 def sizes_of(settings: TrainSettings) -> ActorCriticConfig:
     """Sizes of the policy."""
-    return ActorCriticConfig(settings.features, settings.lstm, settings.head, settings.value_scale)
+    sizes = (settings.features, settings.lstm, settings.head, settings.value_scale)
+    return ActorCriticConfig(*sizes, Precision(settings.precision))
 
 
 class Adoptable(NamedTuple):

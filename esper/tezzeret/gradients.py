@@ -88,8 +88,8 @@ def compute_gradients(
     (host,) = pull_blocks(tuple(found.blocks[index] for index in range(len(blocks))))
     seeds = tuple(found.seeds.get(slot, numbers.seeds[slot]) for slot in range(len(structure.slots)))
     if scale is not None:
-        rows = (scaled(each, some(1 / scale, of.rows)) for each, of in zip(seeds, plan.slots, strict=True))
-        return Gradients(scaled(host, 1 / scale), tuple(rows)), (loss, score), tape
+        pairs = zip(seeds, plan.slots, strict=True)
+        host, seeds = scaled(host, 1 / scale), tuple(scaled(each, some(1 / scale, of.rows)) for each, of in pairs)
     return Gradients(host, seeds), (loss, score), tape
 
 

@@ -100,6 +100,9 @@ class TrainSettings:
         "type of features and matrix products, of networks and (bf16) of the policy; weights and sums are float32",
         choices=PRECISIONS,
     )
+    data_limit: float = setting(
+        0.0, "MiB of datasets on the device at once, those used longest ago leave; 0 = all stay there", 0.0, 1e9
+    )
     deterministic: str = setting(
         Determinism.ORDINARY.value, "strict: an environment's bits depend on itself alone", choices=LEVELS
     )

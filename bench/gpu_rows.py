@@ -2,6 +2,7 @@
 
 import time
 
+from bench.gpu_precision import precision_row
 from bench.gpu_profile import device, profile_row
 from bench.gpu_rivals import baseline_row, cores_row, loop_row
 from bench.gpu_setup import Figures, Row, Setup
@@ -60,6 +61,9 @@ ROWS = (
     steps_row("digits", 64, 5, 10),
     cores_row("digits", 64, 5, 15),
     profile_row("digits", 1024, 6),
+    precision_row("digits", 1024, 6, 25),
+    precision_row("cifar", 1024, 2, 40),
+    precision_row("chars", 1024, 3, 30),
     Row("walk", "random legal decisions: what is compiled after the first", walk, 15),
     Row("round", "a round of PPO on the device", learned_round, 20),
     steps_row("chars", 1024, 3, 20),

@@ -2,6 +2,10 @@
 
 They are plain functions of tensors. Anything written for one network works too, through ``torch.func.vmap``; these
 forms compile without specialising on n. Who overrides torch's functions (``torch.overrides``) sees a layer as one.
+
+Features may have fewer bits than weights (``esper.leyline.config.Precision``). Weights are then rounded for matrix
+products alone; what is summed up for a mean or a variance is summed up in the weights' type, and what is kept for a
+gradient has the features' type.
 """
 
 import functools
@@ -56,6 +60,16 @@ RUNNING_MOMENTUM = 0.1
 """Weight of the newest batch in the running statistics; torch.nn.BatchNorm2d's default."""
 
 
+def like_features(weight: Tensor, x: Tensor) -> Tensor:
+    """A weight in the type of features that it is multiplied with."""
+    return weight if weight.dtype == x.dtype else weight.to(x.dtype)
+
+
+def summed_in(weight: Tensor) -> torch.dtype:
+    """The type of sums over features that a weight belongs to: its own, of 32 bits at the least."""
+    return torch.promote_types(weight.dtype, torch.float32)
+
+
 def per_channel(vector: Tensor, features: Tensor) -> Tensor:
     """View [n, C] so that it broadcasts against [n, B, C, *spatial]."""
     return vector.reshape(vector.shape[0], 1, -1, *(1,) * (features.dim() - 3))
@@ -76,6 +90,7 @@ def conv2d(x: Tensor, weight: Tensor) -> Tensor:
     Returns:
       [n, B, C', H, W]. Law: row i equals ``F.conv2d(x[i], weight[i], padding=k // 2, groups=g)``.
     """
+    weight = like_features(weight, x)
     outputs, per_group, kernel = weight.shape[1:4]
     groups = x.shape[2] // per_group
     if groups > 1 and (per_group > 1 or outputs != groups):
@@ -132,20 +147,32 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
       [n, ..., O].
     """
-    rows = x.flatten(1, -2)
+    weight, rows = like_features(weight, x), x.flatten(1, -2)
+    bias = bias if bias is None else like_features(bias, x)
     out = torch.bmm(rows, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), rows, weight.mT)
     return out.reshape(*x.shape[:-1], weight.shape[1])
 
 
-def moments(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance over some dimensions, which stay with size 1; in two passes, as ``var_mean`` is slow."""
-    mean = x.mean(dims, keepdim=True)
-    return mean, (x - mean).square().mean(dims, keepdim=True)
+def moments(x: Tensor, dims: tuple[int, ...], kept: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance over some dimensions, which stay with size 1; in two passes, as ``var_mean`` is slow.
+
+    Of features with fewer bits than ``kept``, the type of the results: E[x^2] - E[x]^2. Where that cancels, x itself
+    has no digits left: at a mean of 2^8 deviations bf16 rounds to a whole deviation, ``kept`` = float32 to 2^-8 of the
+    variance. And the gradient keeps x alone.
+    """
+    if x.dtype == kept:
+        mean = x.mean(dims, keepdim=True)
+        return mean, (x - mean).square().mean(dims, keepdim=True)
+    mean = x.mean(dims, keepdim=True, dtype=kept)
+    count = x.numel() // max(mean.numel(), 1)
+    squares = torch.linalg.vector_norm(x, 2, dims, keepdim=True, dtype=kept).square() / count
+    return mean, (squares - mean.square()).clamp(min=0)
 
 
 def normalise(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    """(x - mean) / sqrt(variance + EPSILON)."""
-    return (x - mean) * torch.rsqrt(variance + EPSILON)
+    """(x - mean) / sqrt(variance + EPSILON), in the type of x."""
+    scale = torch.rsqrt(variance + EPSILON)
+    return (x - mean) * scale if x.dtype == mean.dtype else (x * scale - mean * scale).to(x.dtype)
 
 
 @layer
@@ -162,9 +189,10 @@ def batch_norm(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor,
       output uses the biased one, as torch does).
     """
     dims = (1, *range(3, x.dim()))
-    mean, variance = moments(x, dims)
-    scale = per_channel(weight, x) * torch.rsqrt(variance + EPSILON)
-    out = (x - mean) * scale + per_channel(bias, x)
+    mean, variance = moments(x, dims, summed_in(weight))
+    scale, shift = per_channel(weight, x) * torch.rsqrt(variance + EPSILON), per_channel(bias, x)
+    narrow = x.dtype != mean.dtype
+    out = (x * scale + (shift - mean * scale)).to(x.dtype) if narrow else (x - mean) * scale + shift
     samples = x[0, :, 0].numel()
     unbiased = variance * (samples / max(samples - 1, 1))
     return out, mean.flatten(1), unbiased.flatten(1)
@@ -183,7 +211,7 @@ def apply_batch_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, vari
     """
     scale = weight * torch.rsqrt(variance + EPSILON)
     shift = bias - mean * scale
-    return x * per_channel(scale, x) + per_channel(shift, x)
+    return like_features(x * per_channel(scale, x) + per_channel(shift, x), x)
 
 
 @layer
@@ -214,7 +242,7 @@ def dropout(x: Tensor, key: Tensor, share: float, whole: bool = False) -> Tensor
 @layer
 def tanh_mix(x: Tensor, y: Tensor, openness: Tensor) -> Tensor:
     """The way from x to y: x + tanh(openness) (y - x), like both; openness [n, 1]."""
-    return x + torch.tanh(openness).reshape(-1, *(1,) * (x.dim() - 1)) * (y - x)
+    return like_features(x + torch.tanh(openness).reshape(-1, *(1,) * (x.dim() - 1)) * (y - x), x)
 
 
 @layer
@@ -232,8 +260,9 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
     """
     grouped = x.unflatten(2, (groups, -1))
     dims = tuple(range(3, grouped.dim()))
-    mean, variance = moments(grouped, dims)
-    return normalise(grouped, mean, variance).flatten(2, 3) * per_channel(weight, x) + per_channel(bias, x)
+    mean, variance = moments(grouped, dims, summed_in(weight))
+    normed = normalise(grouped, mean, variance).flatten(2, 3)
+    return like_features(normed * per_channel(weight, x) + per_channel(bias, x), x)
 
 
 @layer
@@ -269,7 +298,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
       like x.
     """
     shape = (x.shape[0], *(1,) * (x.dim() - 2), -1)
-    return standardise(x) * weight.reshape(shape) + bias.reshape(shape)
+    return like_features(standardise(x) * weight.reshape(shape) + bias.reshape(shape), x)
 
 
 def causal_attention(qkv: Tensor, heads: int) -> Tensor:

@@ -4,6 +4,7 @@ Everything a shape or an offset can be derived from is here; what evolves is ``S
 ``Backend``.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -14,6 +15,7 @@ from esper.kasmina.augment import Augment
 from esper.kasmina.blueprint import Blueprint
 from esper.kasmina.host import Host, check_ties
 from esper.kasmina.layout import Layout
+from esper.kasmina.narrow import Part, find_wide
 from esper.kasmina.objectives import Objective
 from esper.kasmina.optimizers import Optimizer, decays, find_optimizer
 from esper.kasmina.slot import Place, Slot
@@ -47,6 +49,8 @@ class Structure:
       draws: whether any module draws random numbers while it trains.
       route: the features' way: slots at the input, then block by block, each with the slots that act behind it.
       sources: points that a bypass reads.
+      wide: where features have fewer bits than weights, the blocks ("block", i) and seeds ("seed", slot, k) that
+        compute in the weights' type all the same, since they know nothing of it: with the reason.
     """
 
     config: Config
@@ -72,6 +76,7 @@ class Structure:
     draws: bool = field(init=False)
     route: tuple[Place, ...] = field(init=False)
     sources: frozenset[int] = field(init=False)
+    wide: Mapping[Part, str] = field(init=False)
 
     def __post_init__(self) -> None:
         """Fill in what follows from the rest."""
@@ -85,6 +90,7 @@ class Structure:
             "route": _route(self.host, self.slots),
             "sources": frozenset(slot.source for slot in self.slots if slot.is_bypass),
         }
+        derived["wide"] = find_wide(self.config.precision, self.host, self.blueprints, self.slots)
         for name, value in derived.items():
             object.__setattr__(self, name, value)
 
@@ -109,6 +115,21 @@ class Structure:
         blocks = {_number(self.host, point): point for point in points}
         pairs = [(blocks[slot.source], blocks[slot.target]) for slot in self.slots]
         return tuple(source if source == target else f"{source}:{target}" for source, target in pairs)
+
+    @property
+    def computing(self) -> tuple[str, ...]:
+        """Lines for people on what else than the plain way is computed: in which types, and what is recomputed."""
+        precision, lines = self.config.precision, list[str]()
+        if precision.is_mixed:
+            lines.append(f"precision {precision.value}: features and matrix products; all that is kept is float32")
+        for (kind, *numbers), reason in self.wide.items():
+            name = f"block {numbers[0]}"
+            if kind == "seed":
+                name = f"{self.blueprints[int(numbers[1])].name} in slot {numbers[0]}"
+            lines.append(f"float32 inside: {name}: {reason}")
+        if self.config.recompute:
+            lines.append("recompute: of blocks and seeds only the inputs are kept for gradients")
+        return tuple(lines)
 
 
 def _route(host: Host, slots: tuple[Slot, ...]) -> tuple[Place, ...]:

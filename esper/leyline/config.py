@@ -43,15 +43,33 @@ class Isolation(Enum):
 
 
 class Precision(Enum):
-    """Floating-point type of parameters, data and metrics."""
+    """Floating-point types: one of what is kept, and one of features and matrix products.
+
+    ``BF16`` and ``FLOAT16`` keep parameters, statistics, optimizer moments, losses, data and metrics in float32, and
+    compute features and matrix products in 16 bits (Micikevicius et al. 2018; Kalamkar et al. 2019). ``FLOAT16`` has
+    few exponents, so the loss of every environment is scaled while its gradient is computed; it is for devices without
+    bfloat16.
+    """
 
     FLOAT32 = "float32"
     FLOAT64 = "float64"
+    BF16 = "bf16"
+    FLOAT16 = "float16"
 
     @property
     def dtype(self) -> torch.dtype:
-        """The torch dtype."""
-        return torch.float32 if self is Precision.FLOAT32 else torch.float64
+        """The type of what is kept: parameters, statistics, moments, losses, data and metrics."""
+        return torch.float64 if self is Precision.FLOAT64 else torch.float32
+
+    @property
+    def features(self) -> torch.dtype:
+        """The type of features and of the factors of matrix products."""
+        return {Precision.BF16: torch.bfloat16, Precision.FLOAT16: torch.float16}.get(self, self.dtype)
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether features have another type than what is kept."""
+        return self.features != self.dtype
 
 
 class Determinism(Enum):
@@ -89,7 +107,9 @@ class Config:
       isolation: what a seed in TRAINING learns by.
       auto_advance: whether the clock advances seeds whose gate is open; otherwise only ADVANCE does.
       retarget: whether decisions may also ask for another weight of a seed that reaches the output (RETARGET).
-      precision: float32, or float64 for checks.
+      precision: float32; float64 for checks; bf16 or float16 for features of 16 bits.
+      recompute: whether the inside of a block or a seed is computed again for its gradient, instead of being kept:
+        less memory, more time, the same bits (Chen et al. 2016).
       deterministic: what the bits of an environment's trajectory may depend on.
       loss_window: epochs W the governor remembers, >= 2.
       history: epochs H of loss and accuracy kept in the signals, >= 1.
@@ -112,6 +132,7 @@ class Config:
     auto_advance: bool = True
     retarget: bool = False
     precision: Precision = Precision.FLOAT32
+    recompute: bool = False
     deterministic: Determinism = Determinism.ORDINARY
     loss_window: int = 20
     history: int = 5
@@ -128,6 +149,7 @@ class Config:
         kinds |= {
             "precision": Precision,
             "deterministic": Determinism,
+            "recompute": bool,
             "auto_advance": bool,
             "mirror": bool,
             "retarget": bool,

@@ -11,7 +11,7 @@ import torch
 from esper.engine import Engine
 from esper.kasmina.augment import TRIAL_ROWS, check_own
 from esper.kasmina.structure import build_structure
-from esper.leyline.config import Config, ConfigError
+from esper.leyline.config import Config, ConfigError, Precision
 from esper.leyline.hypers import build_hypers, numbers
 from esper.leyline.words import as_meant
 from esper.runtime.tasks import Task, named
@@ -115,6 +115,7 @@ def make(
     meant = {name: as_meant(name, value) for name, value in settings.items() if name in known}
     config = Config(num_envs=num_envs, **{"slots": (), **meant})
     place = find_device(device)
+    _expect_type(config.precision, place)
     dtype = config.precision.dtype
     hypers = build_hypers({k: v for k, v in settings.items() if k in table}, num_envs, dtype, place)
     dataset = limit_validation(validate(task.data, task.host.input_shape), config.most_val_samples)
@@ -130,6 +131,14 @@ def make(
 
         admit(structure, runs.name, place)
     return Engine(structure, runs, hypers.lock_(), dataset, build_scales(observation))
+
+
+def _expect_type(precision: Precision, device: torch.device) -> None:
+    """Raise ``ConfigError`` unless the device computes in a type."""
+    lacks = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision is Precision.BF16 and lacks:
+        name = torch.cuda.get_device_name(device)
+        raise ConfigError(f"config.precision = 'bf16': {name} has no bfloat16; expected 'float16' there")
 
 
 def _expect_fit(task: Task, config: Config, dataset: Dataset) -> None:

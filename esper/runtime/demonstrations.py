@@ -8,7 +8,7 @@ from tensordict import TensorDict, TensorDictBase
 from esper.runtime.rollout import policy_input
 from esper.runtime.scripts import play, waiting
 from esper.runtime.task import Script, Task
-from esper.simic.advantages import REMEMBERED
+from esper.simic.chunks import REMEMBERED
 from esper.simic.environment import EsperEnv
 from esper.simic.imitation import Shown, imitate, lessons
 from esper.simic.ppo import Learner

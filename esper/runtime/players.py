@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from esper.leyline.config import ConfigError
+from esper.leyline.config import ConfigError, Precision
 from esper.runtime.adopt import Adopted, adopt
-from esper.runtime.collect import Track, make_track
+from esper.runtime.collect import Track, make_track, residing
 from esper.runtime.interrupt import Watch
 from esper.runtime.run_blueprints import blueprint_from, document_id, is_for
 from esper.runtime.scene import Rules, Scene, build_scene, tasks_of
@@ -21,6 +21,7 @@ from esper.tamiyo.free_places import filled, free_places, with_free_places
 from esper.tamiyo.interface import Interface, PolicyNetwork, common
 from esper.tamiyo.networks import build_policies
 from esper.tezzeret.blueprints import Document
+from esper.tolaria.residence import Residence
 
 
 def is_graph(settings: TrainSettings) -> bool:
@@ -44,7 +45,8 @@ def shown_interfaces(settings: TrainSettings, scenes: Sequence[Scene], shared: I
 
 def sizes_of(settings: TrainSettings) -> ActorCriticConfig:
     """Sizes of the policy."""
-    return ActorCriticConfig(settings.features, settings.lstm, settings.head, settings.value_scale)
+    sizes = (settings.features, settings.lstm, settings.head, settings.value_scale)
+    return ActorCriticConfig(*sizes, Precision(settings.precision))
 
 
 class Adoptable(NamedTuple):
@@ -73,6 +75,7 @@ class Players:
       watch: looked at before every step.
       scenes: task by task.
       interface: the policy's, where all tasks share it.
+      residence: of the tasks' datasets, where they take turns on the device.
       tracks: task by task.
     """
 
@@ -81,15 +84,24 @@ class Players:
     watch: Watch
     scenes: list[Scene]
     interface: Interface
+    residence: Residence | None = field(init=False)
     tracks: list[Track] = field(init=False)
 
     def __post_init__(self) -> None:
         """Make the tracks."""
+        self.residence = Residence(int(self.settings.data_limit * 2**20)) if self.settings.data_limit else None
+        if self.residence is not None:
+            lodge = self.residence.lodge
+            engines = [replace(scene.engine, data=lodge(scene.engine.data)) for scene in self.scenes]
+            self.scenes[:] = [scene._replace(engine=own) for scene, own in zip(self.scenes, engines, strict=True)]
         shown = shown_interfaces(self.settings, self.scenes, self.interface)
         self.tracks = [self._track(place, shown[place]) for place in range(len(self.scenes))]
 
     def _track(self, place: int, interface: Interface) -> Track:
-        return make_track(self.scenes[place], interface, self.learner, self.watch, place)
+        scene = self.scenes[place]
+        if self.residence is not None:
+            scene = scene._replace(engine=residing(scene.engine, self.residence))
+        return make_track(scene, interface, self.learner, self.watch, place)
 
     def failures(self) -> int:
         """Kernels that raised so far; see ``Backend.failures``."""
@@ -132,6 +144,8 @@ class Players:
         engine = self.scenes[place].engine
         if not is_for(document, engine.structure):
             return None
+        if self.residence is not None:
+            self.residence.bring(engine.data)
         return adopt(engine, self.tracks[place].env.state, blueprint_from(document))
 
     def _play_on(self, found: Sequence[Adopted | None]) -> None:

@@ -6,6 +6,7 @@ after the round that ended the best rounds in a row, unless that is the same one
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch.nn import Parameter
 from torchrl.modules import ActorValueOperator
 
 from esper.leyline.actions import Op
+from esper.leyline.config import Precision
 from esper.nissa.sinks import METRICS, digest_of
 from esper.simic.adam import place_of
 from esper.simic.offline.learner import OfflineLearner
@@ -191,6 +193,7 @@ def load_policy(loaded: Checkpoint, task: Interface, greedy: bool, strict: bool 
     """
     settings, own = loaded.table["settings"], from_table(loaded.table["interface"])
     sizes = ActorCriticConfig(*(settings[name] for name in ("features", "lstm", "head") if name in settings))
+    sizes = replace(sizes, precision=Precision(settings.get("precision", sizes.precision.value)))
     network = network_of(loaded)
     ops = own.codec.ops
     seen = task._replace(codec=task.codec.limited(ops)) if network is PolicyNetwork.GRAPH else own

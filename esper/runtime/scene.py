@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from esper.engine import Engine
-from esper.leyline.config import ConfigError, Determinism
+from esper.leyline.config import ConfigError, Determinism, Precision
 from esper.leyline.hypers import numbers
 from esper.runtime.build import DEVICES, find_device, make
 from esper.runtime.own import is_own, load, recorded
@@ -24,7 +24,7 @@ from esper.urza.checkpoint import Checkpoint
 from esper.utils.paths import user_path
 from esper.utils.settings import Entry, SettingsError, Table, from_record, setting
 
-OWN_NAMES = ("task", "num_envs", "horizon", "backend", "device", "deterministic")
+OWN_NAMES = ("task", "num_envs", "horizon", "backend", "device", "deterministic", "precision")
 OWN_FLAGS = {name: f"--{name.replace('_', '-')}" for name in OWN_NAMES}
 """Arguments of ``make`` that are settings of their own."""
 
@@ -32,6 +32,8 @@ RUNS = "auto"
 """Value of a setting that follows the run, or the default without one."""
 
 LEVELS = tuple(level.value for level in Determinism)
+
+PRECISIONS = tuple(precision.value for precision in Precision)
 
 MODES = tuple(mode.value for mode in RewardMode)
 
@@ -52,6 +54,7 @@ class Rules:
       bandit: values of ``BanditConfig`` by name, for all bandits.
       observation: values of ``Scales`` by name: units of what a policy sees.
       deterministic: what the bits of an environment may depend on; ``Config.deterministic``.
+      precision: of features and matrix products; ``Config.precision``.
       documents: further blueprints, where a slot is for them.
     """
 
@@ -65,6 +68,7 @@ class Rules:
     bandit: Table = field(default_factory=dict)
     observation: Table = field(default_factory=dict)
     deterministic: str = Determinism.ORDINARY.value
+    precision: str = Precision.FLOAT32.value
     documents: tuple[Document, ...] = ()
 
 
@@ -79,7 +83,13 @@ class Scene(NamedTuple):
 
 
 def rules_of(settings: Mapping[str, Any]) -> Rules:
-    """The rules among a run's settings; what they do not name has its default."""
+    """The rules among a run's settings; what they do not name has its default.
+
+    A run of an earlier version has its precision among the numbers of the engine.
+    """
+    engine = dict(settings.get("engine", {}))
+    if "precision" not in settings and "precision" in engine:
+        settings = {**settings, "precision": engine.pop("precision"), "engine": engine}
     given = from_record({entry.name: settings[entry.name] for entry in fields(Rules) if entry.name in settings})
     return Rules(**given)
 
@@ -126,7 +136,7 @@ def build_scene(rules: Rules, num_envs: int, backend: str, device: str | torch.d
     except ConfigError as error:
         raise SettingsError(f"--observation: {error}") from None
     overrides = _own(engine_numbers) | ({"horizon": rules.horizon} if rules.horizon else {})
-    overrides["deterministic"] = rules.deterministic
+    overrides |= {"deterministic": rules.deterministic, "precision": rules.precision}
     task, place = named(rules.task), find_device(device, "--device")
     if is_own(rules.task):
         check_task(rules.task, task)
@@ -233,6 +243,9 @@ class SceneSettings:
     deterministic: str = setting(
         RUNS, "strict: an environment's bits depend on itself alone; auto = as the run", choices=(RUNS, *LEVELS)
     )
+    precision: str = setting(
+        RUNS, "type of features and matrix products; auto = the run's, float32 without one", choices=(RUNS, *PRECISIONS)
+    )
     greedy: bool = setting(False, "the learned policy takes its likeliest action instead of drawing one")
 
     def loaded(self) -> Checkpoint | None:
@@ -267,5 +280,6 @@ class SceneSettings:
             bandit=dict(base.bandit) | dict(self.bandit),
             observation=dict(base.observation) | dict(self.observation),
             deterministic=base.deterministic if self.deterministic == RUNS else self.deterministic,
+            precision=base.precision if self.precision == RUNS else self.precision,
             documents=() if loaded is None else kept_of(user_path(self.run), loaded.table),
         )

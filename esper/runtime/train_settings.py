@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from esper.leyline.config import ConfigError, Determinism
+from esper.leyline.config import ConfigError, Determinism, Precision
 from esper.nissa.progress import KINDS
 from esper.runtime.build import DEVICES
-from esper.runtime.scene import LEVELS, MODES, Rules, rules_of, tasks_of
+from esper.runtime.scene import LEVELS, MODES, PRECISIONS, Rules, rules_of, tasks_of
 from esper.simic.offline.config import ALGORITHMS, OfflineConfig
 from esper.simic.ppo_config import RANGES, PPOConfig
 from esper.simic.rewards import DEFAULT_REWARD
@@ -74,6 +74,12 @@ class TrainSettings:
     target_kl: float = setting(
         0.03, "an update ends after a pass whose KL exceeds 1.5 times this", *RANGES["target_kl"]
     )
+    sequence_chunk: int = setting(
+        0,
+        "decisions after which the policy's memory is taken as given in an update, to save memory; 0 = none",
+        *RANGES["sequence_chunk"],
+    )
+    exact_chunks: bool = setting(False, "gradients cross --sequence-chunk all the same, each of which is run twice")
     value_scale: float = setting(
         20.0, "unit of the critic: of the order of an episode's return", *RANGES["value_scale"]
     )
@@ -89,6 +95,14 @@ class TrainSettings:
     heuristic: Mapping[str, Entry] = setting({}, "numbers of the rule of thumb in the evaluation, such as min_epochs")
     backend: str = setting("auto", "how networks are run", choices=CHOICES)
     device: str = setting("cpu", DEVICES)
+    precision: str = setting(
+        Precision.FLOAT32.value,
+        "type of features and matrix products, of networks and (bf16) of the policy; weights and sums are float32",
+        choices=PRECISIONS,
+    )
+    data_limit: float = setting(
+        0.0, "MiB of datasets on the device at once, those used longest ago leave; 0 = all stay there", 0.0, 1e9
+    )
     deterministic: str = setting(
         Determinism.ORDINARY.value, "strict: an environment's bits depend on itself alone", choices=LEVELS
     )

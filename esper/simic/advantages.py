@@ -9,28 +9,17 @@ from typing import NamedTuple
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.modules import ActorValueOperator, set_recurrent_mode
+from torchrl.modules import ActorValueOperator
 from torchrl.objectives.value.functional import generalized_advantage_estimate
 
+from esper.simic.chunks import REMEMBERED, in_chunks
 from esper.simic.ppo_config import PPOConfig
 
 READ = ("observation", "action_log_prob", ("next", "observation"), ("next", "reward"))
 """Numbers of a rollout that the update computes with."""
 
-REMEMBERED = ("recurrent_state_h", "recurrent_state_c")
-"""The policy's memory."""
-
 KEPT = ("observation", "action_mask", *REMEMBERED, "action", "action_log_prob")
 """Keys of a rollout that the update needs, beside the advantages."""
-
-
-def as_whole(episodes: TensorDictBase) -> TensorDictBase:
-    """Episodes [E, T] that begin at their first step, marked so for TorchRL's LSTM.
-
-    Before every pass it looks whether one begins further on. The flags that it looks at stay on the host, so that it
-    need not wait for the device.
-    """
-    return episodes.copy().clear_device_().set("is_init", torch.zeros(*episodes.shape, 1, dtype=torch.bool))
 
 
 def sound(batch: TensorDictBase) -> Tensor:
@@ -39,12 +28,13 @@ def sound(batch: TensorDictBase) -> Tensor:
     return whole
 
 
-def values_of(policy: ActorValueOperator, batch: TensorDictBase) -> Tensor:
+def values_of(policy: ActorValueOperator, batch: TensorDictBase, chunk: int = 0) -> Tensor:
     """State values along whole episodes and of the successor of their last step.
 
     Args:
       policy: trunk and critic.
       batch: [E, T] rollout from the start of its episodes.
+      chunk: steps that are run at once; 0 = all.
 
     Returns:
       [E, T + 1, 1].
@@ -54,9 +44,8 @@ def values_of(policy: ActorValueOperator, batch: TensorDictBase) -> Tensor:
     sequence = {key: torch.cat((batch[key], last["next", key]), dim=1) for key in keys}
     sequence |= {key: torch.cat((batch[key], torch.zeros_like(last[key])), dim=1) for key in REMEMBERED}
     whole = TensorDict(sequence, batch_size=[batch.shape[0], batch.shape[1] + 1])
-    with torch.no_grad(), set_recurrent_mode(True):
-        value: Tensor = policy.get_value_operator()(as_whole(whole))["state_value"]
-    return value
+    critic = policy.get_value_operator()
+    return torch.cat([part["state_value"] for part in in_chunks(critic, critic, whole, chunk)], 1)
 
 
 def advantages(config: PPOConfig, values: Tensor, reward: Tensor, done: Tensor, terminated: Tensor) -> TensorDict:
@@ -130,7 +119,7 @@ def prepare(policy: ActorValueOperator, config: PPOConfig, batch: TensorDictBase
       batch: [E, T] from ``make_collector``.
     """
     after = batch["next"]
-    values = values_of(policy, batch)
+    values = values_of(policy, batch, config.sequence_chunk)
     estimate = advantages(config, values, after["reward"], after["done"], after["done"])
     finite, target = torch.isfinite(estimate["advantage"]), estimate["value_target"]
     explained = 1 - variance(target - values[:, :-1], finite) / (variance(target, finite) + 1e-8)

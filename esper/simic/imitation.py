@@ -16,7 +16,7 @@ from torchrl.modules import ActorValueOperator, set_recurrent_mode
 
 from esper.leyline.config import ConfigError
 from esper.simic.adam import step_if
-from esper.simic.advantages import as_whole
+from esper.simic.chunks import as_whole
 from esper.simic.ppo import Learner
 from esper.utils import rng
 

@@ -19,13 +19,14 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.collectors import Collector
 from torchrl.envs import Compose, InitTracker, Transform, TransformedEnv
-from torchrl.modules import ActorValueOperator, set_recurrent_mode
+from torchrl.modules import ActorValueOperator
 from torchrl.modules.utils import get_primers_from_module
 from torchrl.objectives import ClipPPOLoss
 
 from esper.leyline.config import ConfigError
 from esper.simic.adam import build_adam, step_if
-from esper.simic.advantages import REMEMBERED, PreparedBatch, as_whole, prepare, sound
+from esper.simic.advantages import PreparedBatch, prepare, sound
+from esper.simic.chunks import REMEMBERED, Chunking, descend
 from esper.simic.environment import EsperEnv
 from esper.simic.ppo_config import PPOConfig
 from esper.tamiyo.tiles import StrictActor
@@ -33,9 +34,6 @@ from esper.utils import rng
 
 SEEN = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction", "gradient_norm", "skipped")
 """What is told of a minibatch."""
-
-LOSSES = ("loss_objective", "loss_critic", "loss_entropy", "entropy", "kl_approx", "clip_fraction")
-"""What TorchRL's loss says of a minibatch."""
 
 
 class GoOn(Transform):
@@ -241,16 +239,11 @@ class Learner:
 
     def _minibatch(self, parts: Sequence[TensorDictBase]) -> Tensor:
         """One step of Adam on a minibatch of every task; the numbers of ``SEEN``."""
-        steps = sum(part.numel() for part in parts)
-        with set_recurrent_mode(True):
-            found = [(part.numel() / steps, self.loss_of(n)(as_whole(part))) for n, part in enumerate(parts)]
-        zero = parts[0]["action_log_prob"].new_zeros(())  # a loss of weight 0 is left out
-        out = {name: sum(share * loss.get(name, zero).mean() for share, loss in found) for name in LOSSES}
-        total = out["loss_objective"] + out["loss_critic"] + out["loss_entropy"]
         self.optimizer.zero_grad()
-        total.backward()
+        chunking = Chunking(self.config.sequence_chunk, self.config.exact_chunks)
+        out = descend(parts, [self.loss_of(place) for place in range(len(parts))], chunking)
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
         sound = torch.isfinite(norm)
         step_if(self.optimizer, sound)
         losses = (out[name] for name in ("loss_objective", "loss_critic", "entropy", "kl_approx", "clip_fraction"))
-        return torch.stack([*(value.detach() for value in losses), norm.detach(), (~sound).to(norm.dtype)])
+        return torch.stack([*losses, norm.detach(), (~sound).to(norm.dtype)])

@@ -19,6 +19,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "value_weight": (0.0, 1e6),
     "value_scale": (1e-6, 1e9),
     "max_grad_norm": (1e-6, 1e9),
+    "sequence_chunk": (0, 10**6),
     "target_kl": (0.0, math.inf),  # infinite: no update ends early
 }
 """Closed ranges of the learner's numbers."""
@@ -40,6 +41,9 @@ class PPOConfig:
         clipping of the gradient's norm does not drown the actor in the critic.
       max_grad_norm: of all parameters together.
       target_kl: an epoch in which the approximate KL exceeds 1.5 times this is the last.
+      sequence_chunk: decisions after which the policy's memory is taken as given, so that gradients reach no further
+        back and an update's memory does not grow with the horizon; 0 = none. See ``esper.simic.chunks``.
+      exact_chunks: whether gradients cross chunks all the same, by running each twice.
     """
 
     gamma: float = 0.995
@@ -55,6 +59,8 @@ class PPOConfig:
     value_scale: float = 1.0
     max_grad_norm: float = 0.5
     target_kl: float = 0.03
+    sequence_chunk: int = 0
+    exact_chunks: bool = False
 
     def __post_init__(self) -> None:
         """Check every number; raise ``ConfigError`` with one line."""

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torchrl.modules import ActorValueOperator, LSTMModule, MaskedCategorical, ProbabilisticActor, ValueOperator
 
 from esper.leyline.actions import COLUMNS, TARGETS, Blend, Codec, Op
+from esper.leyline.config import Precision
+from esper.tamiyo.amp import Memory, narrowing
 from esper.tamiyo.logits import HeadLogits, factored_logits, num_slots
 from esper.utils import rng
 
@@ -38,12 +40,14 @@ class ActorCriticConfig:
       head: width of each head's hidden layer, >= 1.
       value_scale: unit of the value head, > 0; of the order of an episode's return, so that the head's own output is
         of the order of 1. It is kept with the parameters.
+      precision: with bf16 matrix products are in bfloat16; else all is float32. See ``esper.tamiyo.amp``.
     """
 
     features: int = 64
     lstm: int = 64
     head: int = 64
     value_scale: float = 1.0
+    precision: Precision = Precision.FLOAT32
 
     def __post_init__(self) -> None:
         """Check every field; raise ``ValueError`` with one line."""
@@ -72,6 +76,7 @@ class Features(nn.Module):
         self.linear = nn.Linear(observation_size, width)
         self.norm = nn.LayerNorm(width)
 
+    @narrowing
     def forward(self, observation: Tensor) -> Tensor:
         """Guard, project, normalise."""
         return torch.relu(self.norm(self.linear(guarded(observation).to(self.linear.weight.dtype))))
@@ -97,6 +102,7 @@ class ActionHeads(nn.Module):
         self.blend = head_of(config, len(Blend))
         self.target = head_of(config, len(TARGETS)) if Op.RETARGET in codec.ops else None
 
+    @narrowing
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Score every head, then factor."""
         codec = self.codec._replace(
@@ -123,6 +129,7 @@ class ValueHead(nn.Module):
         self.head = head_of(config, 1)
         self.register_buffer("scale", torch.tensor(config.value_scale))
 
+    @narrowing
     def forward(self, hidden: Tensor) -> Tensor:
         """Score, in the unit of the return."""
         value: Tensor = self.scale * self.head(hidden)
@@ -161,7 +168,7 @@ def build_actor_critic(config: ActorCriticConfig, codec: Codec, observation_size
     key = rng.fold_in(rng.key(seed), _STREAM)
     with torch.random.fork_rng(devices=[]):  # constructors draw; what they draw is overwritten
         features = Features(observation_size, config.features)
-        lstm = nn.LSTM(config.features, config.lstm, batch_first=True)
+        lstm = Memory(config.features, config.lstm, batch_first=True)
         norm = nn.LayerNorm(config.lstm)
         heads = ActionHeads(codec, config)
         value = ValueHead(config)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from esper.leyline.actions import NONE, TARGETS, Blend, Codec, Op
 from esper.leyline.config import Config
 from esper.tamiyo.actor_critic import ActorCriticConfig, guarded, head_of
+from esper.tamiyo.amp import widened
 from esper.tamiyo.host_graph import POINT_FEATURES, SEED_FEATURES, HostGraph, flows
 from esper.tamiyo.logits import joint_logits
 from esper.tamiyo.observation import CONTEXT, column_names
@@ -200,5 +201,5 @@ class GraphHeads(nn.Module):
         parts = [(slot.flatten(-2), places.slot), (seed.flatten(-2), places.seed), (self.blend(hidden), places.blend)]
         if self.target is not None:
             parts.append((self.target(hidden), places.target))
-        arguments = [nn.functional.pad(scores, (0, 1))[..., index] for scores, index in parts]
+        arguments = [nn.functional.pad(widened(scores), (0, 1))[..., index] for scores, index in parts]
         return joint_logits(codec, self.op(hidden), reduce(add, arguments), mask)

@@ -24,6 +24,7 @@ from esper.tamiyo.actor_critic import (
     initialise,
     rescale,
 )
+from esper.tamiyo.amp import Memory, narrowing
 from esper.tamiyo.graph_network import GraphEncoder, GraphHeads, Places, Tables, places_of, tables_of
 from esper.tamiyo.interface import Interface
 from esper.utils import rng
@@ -41,6 +42,7 @@ class GraphSeeing(nn.Module):
         for name, table in tables._asdict().items():
             self.register_buffer(f"table_{name}", table, persistent=False)
 
+    @narrowing
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         """See ``GraphEncoder``."""
         tables = Tables(*(self.get_buffer(f"table_{name}") for name in Tables._fields))
@@ -60,6 +62,7 @@ class GraphDeciding(nn.Module):
         for name, table in places_of(codec, seeds.shape[0], heads.num_ops)._asdict().items():
             self.register_buffer(f"place_{name}", table, persistent=False)
 
+    @narrowing
     def forward(self, slots: Tensor, hidden: Tensor, mask: Tensor) -> Tensor:
         """See ``GraphHeads``."""
         places = Places(*(self.get_buffer(f"place_{name}") for name in Places._fields))
@@ -92,7 +95,7 @@ def build_graph_policies(
     ops = ops or max((task.codec.ops for task in tasks), key=len)
     with torch.random.fork_rng(devices=[]):  # constructors draw; what they draw is overwritten
         encoder, heads, value = GraphEncoder(config.features), GraphHeads(config, ops), ValueHead(config)
-        lstm, norm = nn.LSTM(config.features, config.lstm, batch_first=True), nn.LayerNorm(config.lstm)
+        lstm, norm = Memory(config.features, config.lstm, batch_first=True), nn.LayerNorm(config.lstm)
     initialise(nn.ModuleList((encoder, lstm, norm, heads, value)), key)
     asked = [heads.target[-1]] if heads.target else []
     for last in (heads.op[-1], heads.slot.out, heads.seed.out, heads.blend[-1], *asked):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from esper.leyline.actions import NONE, TARGETS, Blend, Codec
+from esper.tamiyo.amp import widened
 
 
 class HeadLogits(NamedTuple):
@@ -40,10 +41,10 @@ def factored_logits(codec: Codec, scores: HeadLogits, mask: Tensor) -> Tensor:
       mask: bool [..., A]; legal actions. An op is legal if any of its combinations is.
 
     Returns:
-      [..., A] in the scores' dtype. Laws: where a row has a legal action, the legal entries' exponentials sum to 1
-      (they are normalised: feeding them to a softmax changes nothing); illegal entries are finfo.min / 4, so every
-      entry and every gradient is finite, also where whole ops are illegal; within an op, equal scores give equal
-      probabilities.
+      [..., A] in the scores' dtype, float32 at the least. Laws: where a row has a legal action, the legal entries'
+      exponentials sum to 1 (they are normalised: feeding them to a softmax changes nothing); illegal entries are
+      finfo.min / 4, so every entry and every gradient is finite, also where whole ops are illegal; within an op, equal
+      scores give equal probabilities.
     """
     return joint_logits(codec, scores.op, _argument_scores(codec, scores), mask)
 
@@ -58,8 +59,9 @@ def joint_logits(codec: Codec, op: Tensor, arguments: Tensor, mask: Tensor) -> T
       mask: bool [..., A]; legal actions.
 
     Returns:
-      [..., A] in the scores' dtype; the laws of ``factored_logits``.
+      [..., A] in the scores' dtype, float32 at the least; the laws of ``factored_logits``.
     """
+    op, arguments = widened(op), widened(arguments)
     illegal = torch.finfo(op.dtype).min / 4
     sizes = [sum(action.op == each for action in codec.actions) for each in range(op.shape[-1])]
     groups = torch.where(mask, arguments, illegal).split(sizes, dim=-1)
@@ -92,4 +94,4 @@ def _argument_scores(codec: Codec, scores: HeadLogits) -> Tensor:
 
 def _pick(scores: Tensor, index: Tensor) -> Tensor:
     """The scores at an index [A], 0 where it is NONE: [..., n] to [..., A]."""
-    return torch.where(index == NONE, 0.0, scores[..., index.clamp(min=0)])
+    return torch.where(index == NONE, 0.0, widened(scores)[..., index.clamp(min=0)])

@@ -26,6 +26,7 @@ from esper.tamiyo.actor_critic import (
     operator_of,
     rescale,
 )
+from esper.tamiyo.amp import narrowing, widened
 from esper.utils import rng
 
 WIDTHS = (64, 32)
@@ -43,6 +44,7 @@ class SmallTrunk(nn.Module):
         first, second = WIDTHS
         self.layers = nn.Sequential(nn.Linear(observation_size, first), nn.ReLU(), nn.Linear(first, second), nn.ReLU())
 
+    @narrowing
     def forward(self, observation: Tensor) -> Tensor:
         """Guard, and run the layers."""
         found: Tensor = self.layers(guarded(observation))
@@ -59,9 +61,10 @@ class FlatHead(nn.Module):
         super().__init__()
         self.scores = nn.Linear(WIDTHS[-1], actions)
 
+    @narrowing
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Score, and normalise what is legal."""
-        scores = self.scores(hidden)
+        scores = widened(self.scores(hidden))
         illegal = torch.finfo(scores.dtype).min / 4
         return torch.where(mask, torch.log_softmax(torch.where(mask, scores, illegal), -1), illegal)
 

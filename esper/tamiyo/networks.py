@@ -6,6 +6,7 @@ from torchrl.modules import ActorValueOperator
 
 from esper.leyline.actions import Op
 from esper.tamiyo.actor_critic import ActorCriticConfig, build_actor_critic
+from esper.tamiyo.amp import set_precision
 from esper.tamiyo.graph_policy import build_graph_policies
 from esper.tamiyo.interface import Interface, PolicyNetwork
 from esper.tamiyo.memoryless import build_memoryless
@@ -30,8 +31,12 @@ def build_policies(
     Returns:
       per interface, an actor and critic; see ``build_actor_critic``.
     """
-    if network is PolicyNetwork.GRAPH:
-        return build_graph_policies(config, interfaces, seed, ops)
     shared = interfaces[0]
-    build = build_memoryless if network is PolicyNetwork.MLP else build_actor_critic
-    return (build(config, shared.codec, len(shared.columns), seed),) * len(interfaces)
+    if network is PolicyNetwork.GRAPH:
+        built = build_graph_policies(config, interfaces, seed, ops)
+    else:
+        build = build_memoryless if network is PolicyNetwork.MLP else build_actor_critic
+        built = (build(config, shared.codec, len(shared.columns), seed),) * len(interfaces)
+    for policy in built:
+        set_precision(policy, config.precision)
+    return built

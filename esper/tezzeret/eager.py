@@ -39,7 +39,7 @@ from esper.tezzeret.learn import (
 )
 from esper.tezzeret.plan import EvaluationPlan, Plan, SlotRows, make_plan, plan_evaluation
 from esper.tezzeret.score import Scores, evaluation_numbers, infer, score_samples
-from esper.tezzeret.units import Call, plain, pulled
+from esper.tezzeret.units import Call, plain, pulled, recomputed
 from esper.tezzeret.walk import BlockRecord, Mode, PassInputs, Tape, depart, walk
 
 plan = make_plan
@@ -74,9 +74,10 @@ def forward(
     blocks = arena.split_blocks(structure.host, rows.host.params)
     numbers = numbers_of(structure, blocks, rows, alphas_of(plan, alphas))
     places = range(len(structure.route))
-    start, mode = depart(structure.sources, batch.inputs), Mode(True, plain, batch.key)
+    start, mode = depart(structure, batch.inputs), Mode(True, plain, batch.key)
     flow, tape = walk(structure, plan.slots, numbers, start, places, mode)
-    return flow.h, scatter(structure.slots, plan, learners, _with_buffers(structure, rows, tape))
+    outputs = flow.h.to(structure.config.precision.dtype)
+    return outputs, scatter(structure.slots, plan, learners, _with_buffers(structure, rows, tape))
 
 
 def minibatch_step(
@@ -229,12 +230,13 @@ def _own_parts(slot: Slot, listed: SlotRows, rows: Tensor) -> tuple[Tensor, ...]
 def build(structure: Structure, device: torch.device) -> Backend:
     """The definition as a backend: for reading and debugging, for every device and dtype, and to be differentiated."""
     del device
+    call = recomputed if structure.config.recompute else pulled
     return Backend(
         name="eager",
         plan=partial(plan, structure),
         forward=partial(forward, structure),
-        minibatch_step=partial(minibatch_step, structure),
-        epoch=partial(epoch, structure),
+        minibatch_step=partial(minibatch_step, structure, call=call),
+        epoch=partial(epoch, structure, call=call),
         evaluate=partial(evaluate, structure),
-        describe=lambda: ("eager: the definition, operation by operation",),
+        describe=lambda: ("eager: the definition, operation by operation", *structure.computing),
     )

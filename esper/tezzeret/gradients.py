@@ -10,7 +10,7 @@ from torch.func import vjp
 
 from esper.kasmina import arena
 from esper.kasmina.structure import Structure
-from esper.leyline.config import Isolation
+from esper.leyline.config import Isolation, Precision
 from esper.tezzeret.batches import Batch
 from esper.tezzeret.learn import Gradients, LearnerRows, RateTable, numbers_of, some
 from esper.tezzeret.plan import ObjectivePass, Plan, SlotRows
@@ -77,14 +77,37 @@ def compute_gradients(
     blocks, pull_blocks = vjp(partial(arena.split_blocks, structure.host), rows.host.params)  # type: ignore[misc]
     numbers, mode = numbers_of(structure, blocks, rows, alphas), Mode(True, call, batch.key)
     places = range(len(structure.route))
-    flow, tape = walk(structure, plan.slots, numbers, depart(structure.sources, batch.inputs), places, mode)
-    loss, score, pull_loss = call(loss_unit(structure.objective), (flow.h, batch.targets), (0,))
+    flow, tape = walk(structure, plan.slots, numbers, depart(structure, batch.inputs), places, mode)
+    outputs = flow.h.to(structure.config.precision.dtype)
+    loss, score, pull_loss = call(loss_unit(structure.objective), (outputs, batch.targets), (0,))
     assert pull_loss is not None
-    heeds = partial(_heed, Context(structure, mode, table.alpha_target, plan, numbers, tape, batch))
-    found = read_back(Pass(structure, plan.slots, places, tape), pull_loss(torch.ones_like(loss))[0], heeds)
+    grad = pull_loss(torch.ones_like(loss))[0]
+    scale = loss_scale(grad) if structure.config.precision is Precision.FLOAT16 else None
+    heeds = partial(_heed, Context(structure, mode, table.alpha_target, plan, numbers, tape, batch, scale))
+    found = read_back(Pass(structure, plan.slots, places, tape), scaled(grad, scale).to(flow.h.dtype), heeds)
     (host,) = pull_blocks(tuple(found.blocks[index] for index in range(len(blocks))))
     seeds = tuple(found.seeds.get(slot, numbers.seeds[slot]) for slot in range(len(structure.slots)))
+    if scale is not None:
+        pairs = zip(seeds, plan.slots, strict=True)
+        host, seeds = scaled(host, 1 / scale), tuple(scaled(each, some(1 / scale, of.rows)) for each, of in pairs)
     return Gradients(host, seeds), (loss, score), tape
+
+
+def loss_scale(grad: Tensor) -> Tensor:
+    """What each network's loss is multiplied by, so that no gradient is lost in float16: a power of 2, [E, 1].
+
+    The largest gradient [E, B, ...] of a network's outputs comes to lie in (1/2, 1]: then what comes back may grow by
+    2^15 or shrink by 2^24 on its way. It depends on the minibatch alone, so there is no scale to keep; a gradient that
+    overflows all the same is not finite, as the governor sees.
+    """
+    largest = grad.flatten(1).abs().amax(1, keepdim=True)
+    sound = torch.isfinite(largest) & (largest > 0)
+    return torch.where(sound, torch.exp2(-torch.ceil(torch.log2(torch.where(sound, largest, 1.0)))), 1.0)
+
+
+def scaled(values: Tensor, scale: Tensor | None) -> Tensor:
+    """Values [n, ...] times what belongs to each row, [n, 1]."""
+    return values if scale is None else values * per_row(scale.squeeze(1), values)
 
 
 def read_back(taken: Pass, grad: Tensor, heeds: Callable[[int], Heed | None]) -> Found:
@@ -132,6 +155,7 @@ class Context(NamedTuple):
     numbers: PassInputs
     tape: Tape
     batch: Batch
+    scale: Tensor | None = None  # [E, 1]; of the loss
 
 
 def _heed(context: Context, number: int) -> Heed:
@@ -188,9 +212,11 @@ def _own_objective(context: Context, passage: ObjectivePass, record: SlotRecord,
     flow = arrive(structure, number, given._replace(h=h))
     end, tape = walk(structure, passage.slots, numbers, flow, places, own)
     targets = context.batch.targets.index_select(0, passage.envs)
-    loss, _, pull_loss = mode.call(loss_unit(structure.objective), (end.h, targets), (0,))
+    outputs = end.h.to(structure.config.precision.dtype)
+    loss, _, pull_loss = mode.call(loss_unit(structure.objective), (outputs, targets), (0,))
     assert pull_loss is not None and pull_mix is not None
-    at_end = pull_loss(passage.alive.to(loss.dtype))[0]
+    scale = None if context.scale is None else some(context.scale, passage.envs).expand(len(passage.envs), 1)
+    at_end = scaled(pull_loss(passage.alive.to(loss.dtype))[0], scale).to(end.h.dtype)
     read = read_back(Pass(structure, passage.slots, places, tape), at_end, lambda place: None)
     assert read.start is not None
     point = structure.point_after(number)  # which a bypass further on may read

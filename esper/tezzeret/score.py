@@ -68,9 +68,9 @@ def infer(
     structure: Structure, tree: EvaluationPlan, numbers: PassInputs, inputs: Tensor, call: Call = plain
 ) -> Tensor:
     """Outputs [L, B, ..., C] of all lanes; inputs [E, B, *input_shape]."""
-    start = depart(structure.sources, inputs)
+    start = depart(structure, inputs)
     flow, _ = walk(structure, tree.slots, numbers, start, range(len(structure.route)), Mode(False, call))
-    return flow.h
+    return flow.h.to(structure.config.precision.dtype)
 
 
 def score_samples(

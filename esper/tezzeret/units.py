@@ -13,7 +13,6 @@ from torch.func import vjp
 from torch.nn import functional as F
 
 from esper.kasmina import gate
-from esper.kasmina.host import Host
 from esper.kasmina.layout import Param, Params
 from esper.kasmina.objectives import Objective
 from esper.kasmina.slot import Slot
@@ -62,6 +61,21 @@ def pulled(unit: Unit, arguments: tuple[Tensor, ...], wrt: tuple[int, ...]) -> t
     return value, aux, by_place
 
 
+def recomputed(unit: Unit, arguments: tuple[Tensor, ...], wrt: tuple[int, ...]) -> tuple[Any, Any, Pull | None]:
+    """As ``pulled``; the unit is computed again for its gradient, so that its arguments alone are kept (Chen et al.
+    2016).
+
+    It does not use ``torch.utils.checkpoint``: that one hangs on hooks of saved tensors, which torch.func refuses.
+    Here recomputing is a composition of functions, so it can be differentiated from outside as the rest can.
+    """
+    value, aux, _ = plain(unit, arguments, wrt)
+
+    def by_place(grad: Tensor) -> dict[int, Tensor]:
+        return dict(zip(wrt, pull_again(unit, wrt)(grad, *arguments), strict=True))
+
+    return value, aux, by_place if wrt else None
+
+
 def pull_again(unit: Unit, wrt: tuple[int, ...]) -> Callable[..., tuple[Tensor, ...]]:
     """(gradient, *arguments) -> gradients of those in ``wrt``; the unit's value is computed again."""
 
@@ -96,9 +110,31 @@ def _flat(params: Sequence[Param], named: Params, held: Tensor) -> Tensor:
     return torch.cat([named[param.name].flatten(1) for param in params], dim=1) if params else held
 
 
-def block_unit(host: Host, index: int, train: bool) -> Unit:
+def _narrow(
+    structure: Structure, run: Callable[..., tuple[Tensor, Tensor]], name: tuple[Any, ...]
+) -> Callable[..., Any]:
+    """A block or a seed between features of fewer bits; what knows nothing of those computes in the weights' type.
+
+    What reads tokens has its weights rounded as a whole: nothing that it is given says which type its features have.
+    """
+    precision, is_wide = structure.config.precision, name in structure.wide
+    if not precision.is_mixed:
+        return run
+
+    def narrowed(row: Tensor, x: Tensor, held: Tensor, key: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if not is_wide:
+            row = row if x.is_floating_point() else row.to(precision.features)
+        elif x.is_floating_point():
+            x = x.to(row.dtype)
+        y, new = run(row, x, held, key)
+        return y.to(precision.features), new.to(held.dtype)
+
+    return narrowed
+
+
+def block_unit(structure: Structure, index: int, train: bool) -> Unit:
     """A host block: (rows [n, P_i], x, buffers [n, N_i], key if it draws) -> features, new buffers."""
-    block = host.blocks[index]
+    block = structure.host.blocks[index]
     reads, buffers = block.reads, block.buffer_layout
 
     def run(row: Tensor, x: Tensor, held: Tensor, key: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -107,7 +143,7 @@ def block_unit(host: Host, index: int, train: bool) -> Unit:
         y, new = block.train(reads.views(row), buffers.views(held), x, key)
         return y, _flat(buffers.params, new, held)
 
-    return Unit(("block", index, train), run)
+    return Unit(("block", index, train), _narrow(structure, run, ("block", index)))
 
 
 def seed_unit(structure: Structure, number: int, kind: int, train: bool) -> Unit:
@@ -123,7 +159,8 @@ def seed_unit(structure: Structure, number: int, kind: int, train: bool) -> Unit
         s, new = blueprint.train(named, before, x, key)
         return s, F.pad(_flat(buffers.params, new, held[:, :0]), (0, padding))
 
-    return Unit(("seed", slot.reads, slot.acts, slot.is_bypass, slot.buffer_width, kind, train), run)
+    name = ("seed", slot.reads, slot.acts, slot.is_bypass, slot.buffer_width, kind, train)
+    return Unit(name, _narrow(structure, run, ("seed", number, kind)))
 
 
 def gate_unit(slot: Slot) -> Unit:
@@ -177,5 +214,6 @@ def mix(is_bypass: bool, alpha: Tensor, gated: Tensor, h: Tensor, grown: tuple[T
         weight = torch.where(per_row(gated, opening), full * opening, full)
     hidden = (per_row(alpha, s) == 0) & ~torch.isfinite(s)
     if is_bypass:
-        return h + per_row(weight, h) * torch.where(hidden, 0.0, s)
-    return torch.lerp(h, torch.where(hidden, h, s), per_row(weight, h))
+        return (h + per_row(weight, h) * torch.where(hidden, 0.0, s)).to(h.dtype)
+    seen = torch.where(hidden, h, s)
+    return torch.lerp(h.to(weight.dtype), seen.to(weight.dtype), per_row(weight, h)).to(h.dtype)

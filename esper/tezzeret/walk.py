@@ -80,9 +80,13 @@ def place_rows(listed: SlotRows, values: Tensor, elsewhere: Tensor) -> Tensor:
     return torch.where(per_row(listed.present, elsewhere), rows, elsewhere)
 
 
-def depart(sources: frozenset[int], inputs: Tensor) -> Flow:
-    """The features before the first place."""
-    return Flow(inputs, {0: inputs} if 0 in sources else {})
+def depart(structure: Structure, inputs: Tensor) -> Flow:
+    """The features before the first place, in the features' type; what all networks see stays one in memory."""
+    kind = structure.config.precision.features
+    if inputs.is_floating_point() and inputs.dtype != kind:
+        shared = inputs.stride(0) == 0
+        inputs = inputs[:1].to(kind).expand_as(inputs) if shared else inputs.to(kind)
+    return Flow(inputs, {0: inputs} if 0 in structure.sources else {})
 
 
 def arrive(structure: Structure, number: int, flow: Flow) -> Flow:
@@ -143,7 +147,7 @@ def _through_block(
     drawn = _fold(mode, Stream.BLOCK, index) if structure.host.blocks[index].draws else ()
     arguments = (numbers.blocks[index], flow.h, numbers.buffers[index], *drawn)
     wrt = _wrt(mode, mode.flows(structure, index))
-    y, buffers, pull = mode.call(block_unit(structure.host, index, mode.train), arguments, wrt)
+    y, buffers, pull = mode.call(block_unit(structure, index, mode.train), arguments, wrt)
     return flow._replace(h=y), BlockRecord(buffers, pull)
 
 

@@ -12,7 +12,8 @@ from torchrl.modules import set_recurrent_mode
 import esper
 from esper.leyline.config import ConfigError
 from esper.runtime.interrupt import torch_draws_from
-from esper.simic.advantages import KEPT, advantages, as_whole, normalise, values_of
+from esper.simic.advantages import KEPT, advantages, normalise, values_of
+from esper.simic.chunks import as_whole
 from esper.simic.environment import EsperEnv
 from esper.simic.ppo import SEEN, Learner, make_collector
 from esper.simic.ppo_config import PPOConfig

@@ -13,7 +13,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.modules import set_recurrent_mode
 
-from esper.simic.advantages import REMEMBERED
+from esper.simic.chunks import REMEMBERED
 from esper.simic.offline.config import HORIZONS
 
 HIDDEN = "_hidden"

@@ -20,4 +20,6 @@ def build(structure: Structure, device: torch.device) -> Backend:
         found = f"host {structure.host.name}, a torch.nn.Module lifted over networks"
         raise BackendError(f"backend 'inductor': {found}; expected layers of many networks, or backend 'eager'")
     require_compiler(device)
-    return build_units(structure) if device.type == "cpu" else build_graph(structure)
+    # within one graph the compiler would find what is computed twice, and keep it
+    in_units = device.type == "cpu" or structure.config.recompute
+    return build_units(structure) if in_units else build_graph(structure)

@@ -83,6 +83,7 @@ def build_graph(structure: Structure, compiler: str = "inductor") -> Backend:
         describe=lambda: (
             "inductor: a minibatch and an inference as one compiled graph each",
             *(f"as it is written: {run.what}: {run.reason}" for run in (step, infer) if run.reason is not None),
+            *structure.computing,
         ),
         failures=lambda: step.failures + infer.failures,
     )

@@ -216,7 +216,7 @@ def build_units(structure: Structure, compiler: str = "inductor") -> Backend:
         minibatch_step=partial(eager.minibatch_step, structure, call=call),
         epoch=epoch,
         evaluate=evaluate,
-        describe=call.describe,
+        describe=lambda: (*call.describe(), *structure.computing),
         failures=lambda: sum(run.failures for run in call.functions.values()),
     )
     return without_derivatives(backend)

@@ -20,6 +20,7 @@ from esper.runtime.scene import Scene
 from esper.runtime.stopwatch import Stopwatch
 from esper.simic.environment import EsperEnv
 from esper.simic.ppo import GoOn, Learner, make_collector
+from esper.simic.ranks import Shard
 from esper.tamiyo.interface import Interface
 from esper.tolaria.residence import Residence
 from esper.urza.states import batches_of, state_of, tensors_of
@@ -56,7 +57,9 @@ def part_of(horizon: int) -> int:
     return next(length for length in range(longest, 0, -1) if horizon % length == 0)
 
 
-def make_track(scene: Scene, interface: Interface, learner: Learner, watch: Watch, place: int = 0) -> Track:
+def make_track(
+    scene: Scene, interface: Interface, learner: Learner, watch: Watch, place: int = 0, shard: Shard | None = None
+) -> Track:
     """What plays a scene.
 
     Args:
@@ -65,11 +68,13 @@ def make_track(scene: Scene, interface: Interface, learner: Learner, watch: Watc
       learner: whose policy plays.
       watch: looked at before every step.
       place: which of the learner's tasks it is.
+      shard: which of all environments these are; None = all.
     """
     timed = Stopwatch(interruptible(scene.engine, watch))
-    env = EsperEnv(timed.engine, scene.mode, scene.params, interface=interface)
+    numbers = None if shard is None else shard.numbers
+    env = EsperEnv(timed.engine, scene.mode, scene.params, interface=interface, numbers=numbers)
     go_on = GoOn()
-    collector = make_collector(env, learner.view(place), part_of(scene.engine.config.horizon), go_on)
+    collector = make_collector(env, learner.view(place), part_of(scene.engine.config.horizon), go_on, shard)
     return Track(scene.rules.task, env, timed, collector, iter(collector), go_on)
 
 

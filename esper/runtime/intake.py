@@ -116,6 +116,7 @@ class Intake:
       orders: of documents that a worker compiles before they are taken; None: they are taken as they are.
       waiting: ids of those that were ordered and have not arrived.
       stuck: requests that were decided on and cannot be removed.
+      closed: whether nothing is taken but what was taken before: several ranks would have to decide alike.
     """
 
     folder: Path
@@ -123,6 +124,7 @@ class Intake:
     orders: CompileOrders | None = None
     waiting: list[str] = field(default_factory=list)
     stuck: set[str] = field(default_factory=set)
+    closed: bool = False
 
     def begin(self, found: Founding, scenes: Sequence[Scene], source: Origin | None) -> None:
         """Keep what the run begins with, and of a run that goes on in another directory what it has kept.
@@ -156,7 +158,7 @@ class Intake:
                 (document,) = kept(self.folder, [id])
                 players.take(players.prepared(document))
                 note(f"blueprint {document.name} {id[:12]}: taken after round {round}, as before")
-        if all(round <= done for round, _ in taken):
+        if not self.closed and all(round <= done for round, _ in taken):
             for request in requests.pending(self.folder):
                 if request.id not in self.stuck:
                     self._decide(request, players, note)

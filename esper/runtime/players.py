@@ -16,6 +16,7 @@ from esper.runtime.run_blueprints import blueprint_from, document_id, is_for
 from esper.runtime.scene import Rules, Scene, build_scene, tasks_of
 from esper.runtime.train_settings import TrainSettings
 from esper.simic.ppo import Learner
+from esper.simic.ranks import shard_of
 from esper.tamiyo.actor_critic import ActorCriticConfig
 from esper.tamiyo.free_places import filled, free_places, with_free_places
 from esper.tamiyo.interface import Interface, PolicyNetwork, common
@@ -101,7 +102,8 @@ class Players:
         scene = self.scenes[place]
         if self.residence is not None:
             scene = scene._replace(engine=residing(scene.engine, self.residence))
-        return make_track(scene, interface, self.learner, self.watch, place)
+        shard = shard_of(self.settings.num_envs, self.learner.ranks) if self.learner.ranks.size > 1 else None
+        return make_track(scene, interface, self.learner, self.watch, place, shard)
 
     def failures(self) -> int:
         """Kernels that raised so far; see ``Backend.failures``."""

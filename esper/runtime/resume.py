@@ -23,7 +23,17 @@ CONFIG = "config.json"
 OWN = ("out", "resume", "dry_run")
 """Settings of one command, which say nothing of the run."""
 
-INCIDENTAL = (*OWN, "progress", "tensorboard", "eval_envs", "heuristic", "save_every", "keep", "compile_requests")
+INCIDENTAL = (
+    *OWN,
+    "progress",
+    "tensorboard",
+    "eval_envs",
+    "heuristic",
+    "save_every",
+    "keep",
+    "compile_requests",
+    "threads",
+)
 """Settings that do not decide what a run computes."""
 
 

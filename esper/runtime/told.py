@@ -7,6 +7,12 @@ from tensordict import TensorDictBase
 
 from esper.runtime.collect import Track
 
+READ: tuple[str | tuple[str, ...], ...] = (
+    "action",
+    *(("next", name) for name in ("reward", "val_accuracy", "val_loss", "seed_params", "refused", "rolled_back")),
+)
+"""What is read of episodes to tell of them."""
+
 
 def of_episodes(track: Track, batch: TensorDictBase) -> dict[str, float]:
     """What came of one task's episodes; counts are per environment. Of rounds there is validation alone, no test.

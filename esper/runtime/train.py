@@ -5,40 +5,40 @@ learner, nothing else. What a run leaves behind is described in ``esper.runtime.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import replace
+from pathlib import Path
 from typing import Any, TextIO
 
+import torch
 from tensordict import TensorDictBase
 
 from esper.leyline.config import ConfigError
 from esper.nissa.progress import Progress, make_progress, require_tqdm
 from esper.nissa.sinks import METRICS, read_rows, require_tensorboard
-from esper.runtime.build import find_device
 from esper.runtime.collect import Begun, Track, play
 from esper.runtime.compare import compare
 from esper.runtime.compile_orders import ordering
-from esper.runtime.demonstrations import demonstrate, scripts_of
-from esper.runtime.fingerprints import fingerprints
-from esper.runtime.intake import Intake, expect_used, founding
+from esper.runtime.demonstrations import demonstrate
+from esper.runtime.fingerprints import expect_common, fingerprints
+from esper.runtime.intake import Intake
 from esper.runtime.interrupt import Stopped, Watch, interruptible, watched
 from esper.runtime.machine import moved
 from esper.runtime.outlets import Outlets
-from esper.runtime.players import Players, shared_interface, shown_interfaces, sizes_of
+from esper.runtime.players import Players
 from esper.runtime.policies import policies_of
 from esper.runtime.policy_checkpoint import learner_tensors, load_run
 from esper.runtime.report import Findings, write_report
 from esper.runtime.resume import again
-from esper.runtime.runs import Run, abandon, close_run, open_run, pause, places, record, release, settle
-from esper.runtime.scene import Rules, Scene, build_scene, expect_numbers_for
-from esper.runtime.start_from import start_from
+from esper.runtime.runs import Run, abandon, close_run, open_run, pause, record, release, settle
+from esper.runtime.scene import Rules, Scene, build_scene
 from esper.runtime.table import table
-from esper.runtime.told import left_out, of_episodes, round_line, time_split
+from esper.runtime.told import READ, left_out, of_episodes, round_line, time_split
 from esper.runtime.train_settings import TrainSettings
+from esper.runtime.train_setup import build
 from esper.simic.ppo import Learner
-from esper.tamiyo.interface import Interface, PolicyNetwork, to_table
-from esper.tamiyo.networks import build_policies
+from esper.simic.ranks import ALONE, Ranks, whole
+from esper.tamiyo.interface import PolicyNetwork, to_table
 from esper.urza.checkpoint import CheckpointError
 from esper.urza.lock import LockError
 from esper.urza.series import Moment
@@ -56,12 +56,19 @@ HELD_OUT = 1
 """Seed of the evaluation at the end: odd, as ``evaluate``'s default; training uses even ones."""
 
 
-def train(settings: TrainSettings, out: TextIO | None = None) -> Learner:
+def train(
+    settings: TrainSettings,
+    out: TextIO | None = None,
+    ranks: Ranks = ALONE,
+    begin: Callable[[Path, Learner], object] = lambda folder, learner: None,
+) -> Learner:
     """Train a policy.
 
     Args:
       settings: everything.
       out: where progress goes; None = standard output.
+      ranks: of the job; this is the first of them.
+      begin: told of the run directory and the learner before the first round.
 
     Returns:
       the learner after its last round; of a dry run, as it would start.
@@ -75,16 +82,8 @@ def train(settings: TrainSettings, out: TextIO | None = None) -> Learner:
     if settings.algorithm != "ppo":
         raise SettingsError(f"--algorithm = {settings.algorithm!r}: learns from records, and plays no round")
     out = output(out)
-    folder, source = places(settings)
-    device = find_device(settings.device, "--device")
-    found = founding(settings, source)
-    played = [replace(rules, documents=found.documents) for rules in settings.rules()]
-    scenes = [build_scene(rules, settings.num_envs, settings.backend, device) for rules in played]
-    out.write("".join((*expect_used(found.documents, scenes), *found.said)))
-    for scene in scenes:
-        _expect_what_comes(settings, scene)
-    interface = shared_interface(settings, scenes)
-    learner = _learner(settings, scenes, interface, is_new=source is None)
+    folder, source, device, found, scenes, interface, learner, said = build(settings, ranks)
+    out.write("".join(said))
     if settings.dry_run:
         out.write(f"{folder}: nothing written\n" + "".join(line for scene in scenes for line in _resolved(scene)))
         return learner
@@ -93,10 +92,11 @@ def train(settings: TrainSettings, out: TextIO | None = None) -> Learner:
     with watched() as watch:  # before there is a checkpoint, from which a run that is stopped goes on
         run = open_run((folder, source), settings, scenes, interface, learner)
         try:
+            begin(run.folder, learner)
             players = Players(settings, learner, watch, scenes, interface)
             outlets = Outlets(run.folder, fence=run.saver.lock.check)
             with closing(outlets), ordering(settings.compile_requests) as orders:
-                intake = Intake(run.folder, found.entries, orders)
+                intake = Intake(run.folder, found.entries, orders, closed=ranks.size > 1)
                 intake.begin(found, scenes, source)
                 _work(players, intake, (run, outlets), out)
         except (LockError, CheckpointError):
@@ -107,25 +107,6 @@ def train(settings: TrainSettings, out: TextIO | None = None) -> Learner:
             raise
         finally:
             release(run)
-    return learner
-
-
-def _expect_what_comes(settings: TrainSettings, scene: Scene) -> None:
-    """Raise where what a task will be asked for would fail then."""
-    if settings.demonstrations:
-        scripts_of(scene.task)
-    policies_of(scene, None, greedy=False)
-    expect_numbers_for(scene, settings.eval_envs, "--eval-envs")
-
-
-def _learner(settings: TrainSettings, scenes: Sequence[Scene], interface: Interface, is_new: bool) -> Learner:
-    """The learner as it starts, with a view of its policy for every task."""
-    network, shown = PolicyNetwork(settings.policy_network), shown_interfaces(settings, scenes, interface)
-    device = find_device(settings.device, "--device")
-    views = [view.to(device) for view in build_policies(network, sizes_of(settings), shown, settings.seed)]
-    learner = Learner(views[0], settings.ppo(), settings.rounds, settings.seed, views=views)
-    if settings.start_from and is_new:
-        start_from(settings, views[0], interface)
     return learner
 
 
@@ -199,7 +180,7 @@ def _learn(players: Players, intake: Intake, run: Run, progress: Progress) -> No
                     "interface": to_table(players.interface),
                     "blueprints": players.documents(),
                 }
-            row = _round(players, run, row)
+            row = train_round(players, run, row)
             record(run, learner, row)
             left = (time.perf_counter() - start) / (learner.done - first) * (settings.rounds - learner.done)
             progress.show(learner.done, settings.rounds, round_line(row), left)
@@ -215,25 +196,34 @@ def _demonstrate(players: Players) -> str:
     return demonstrate(plays, players.learner, seeds, settings.lstm, players.watch.check)
 
 
-def _collect(tracks: Sequence[Track], seed: int, run: Run) -> list[TensorDictBase]:
-    """One episode of every environment of every task; those that were begun before are gone on with."""
-    begun, batches = list(run.begun), list[TensorDictBase]()
+def _collect(tracks: Sequence[Track], seed: int, run: Run | None) -> list[TensorDictBase]:
+    """One episode of every environment of every task; of a run, those that were begun before are gone on with."""
+    begun, batches = [] if run is None else list(run.begun), list[TensorDictBase]()
     for place, track in enumerate(tracks):
         track.env.engine_seconds = track.validation.seconds = 0.0
 
         def so_far(now: Begun, place: int = place) -> None:
             begun[place:] = [now]
-            pause(run, begun)
+            if run is not None:
+                pause(run, begun)
 
         batches.append(play(track, seed, begun[place] if place < len(begun) else None, so_far))
     return batches
 
 
-def _round(players: Players, run: Run, before: dict[str, Any]) -> dict[str, Any]:
-    """One episode of every environment of every task, and what is learned from it; with the row before."""
+def train_round(players: Players, run: Run | None, before: dict[str, Any]) -> dict[str, Any]:
+    """One episode of every environment of every task, and what is learned from it; with the row before.
+
+    Several ranks play whole rounds: what each has begun is nowhere kept.
+
+    Raises:
+      SettingsError: nothing can be learned from it.
+      RuntimeError: the ranks' learners are not the same any more.
+    """
     settings, tracks, learner, failed = players.settings, players.tracks, players.learner, players.failures()
     number, begun = learner.done, time.perf_counter()
-    batches = _collect(tracks, round_seed(settings.seed, number), run)
+    ranks = learner.ranks
+    batches = _collect(tracks, round_seed(settings.seed, number), run if ranks.size == 1 else None)
     collected = time.perf_counter()
 
     def look() -> None:
@@ -245,7 +235,8 @@ def _round(players: Players, run: Run, before: dict[str, Any]) -> dict[str, Any]
     except ConfigError as error:
         raise SettingsError(f"--reward = {settings.reward!r}: {error}; expected finite rewards") from None
     ended = time.perf_counter()
-    told = [of_episodes(track, batch) for track, batch in zip(tracks, batches, strict=True)]
+    played = [whole(ranks, batch, READ) for batch in batches]
+    told = [of_episodes(track, batch) for track, batch in zip(tracks, played, strict=True)]
     row = {
         "round": number + 1,
         **{name: sum(one[name] for one in told) / len(told) for name in told[0]},
@@ -254,11 +245,12 @@ def _round(players: Players, run: Run, before: dict[str, Any]) -> dict[str, Any]
         "learn_seconds": ended - collected,
         "host_seconds": sum(track.env.engine_seconds for track in tracks),
         "validation_seconds": sum(track.validation.seconds for track in tracks),
-        "kernel_failures": players.failures() - failed,
+        "kernel_failures": int(ranks.sum(torch.tensor(players.failures() - failed))),
     }
     if len(tracks) > 1:
         row |= {f"{name}/{track.task}": one[name] for track, one in zip(tracks, told, strict=True) for name in one}
     ends = [track.env.ended for track in tracks]
+    expect_common(learner)
     return row | learned | fingerprints(before, ends, batches, learner)
 
 

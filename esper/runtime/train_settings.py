@@ -119,6 +119,7 @@ class TrainSettings:
     keep: int = setting(3, "newest checkpoints that are kept", low=2, high=10**6)
     progress: str = setting("auto", "auto = a bar on a terminal, lines elsewhere", choices=KINDS)
     tensorboard: bool = setting(False, "also write TensorBoard events")
+    threads: int = setting(0, "threads of a process; 0 = torch's choice, under torchrun cores / ranks", 0, 1024)
     dry_run: bool = setting(False, "check and build everything, say what would run, and write nothing")
 
     def ppo(self) -> PPOConfig:

@@ -14,6 +14,7 @@ from torchrl.objectives.value.functional import generalized_advantage_estimate
 
 from esper.simic.chunks import REMEMBERED, in_chunks
 from esper.simic.ppo_config import PPOConfig
+from esper.simic.ranks import ALONE, Ranks, share
 
 READ = ("observation", "action_log_prob", ("next", "observation"), ("next", "reward"))
 """Numbers of a rollout that the update computes with."""
@@ -39,6 +40,8 @@ def values_of(policy: ActorValueOperator, batch: TensorDictBase, chunk: int = 0)
     Returns:
       [E, T + 1, 1].
     """
+    if not len(batch):
+        return batch["next", "reward"].new_zeros(0, batch.shape[1] + 1, 1)
     last = batch[:, -1:]
     keys = ("observation", "action_mask")
     sequence = {key: torch.cat((batch[key], last["next", key]), dim=1) for key in keys}
@@ -68,25 +71,32 @@ def advantages(config: PPOConfig, values: Tensor, reward: Tensor, done: Tensor, 
     return TensorDict({"advantage": advantage, "value_target": target}, batch_size=list(reward.shape[:2]))
 
 
-def normalise(estimate: TensorDict, values: Tensor) -> TensorDict:
-    """Advantages of mean 0 and deviation 1; steps that are not finite are left out and teach nothing.
+def normalise(estimate: TensorDict, values: Tensor, ranks: Ranks = ALONE) -> TensorDict:
+    """Advantages of mean 0 and deviation 1 over all ranks; steps that are not finite are left out and teach nothing.
 
     Args:
       estimate: from ``advantages``, [E, T].
       values: [E, T, 1]; what the critic said.
+      ranks: of the job.
 
     Returns:
       like estimate, finite. Law: the finite steps get what they would get if the others did not exist.
     """
     advantage, target = estimate["advantage"], estimate["value_target"]
-    finite, flat = torch.isfinite(advantage), advantage.flatten()
-    count = finite.sum().to(advantage.dtype)
-    mean = torch.where(finite.flatten(), flat, 0.0).sum() / count
-    spread = torch.where(finite.flatten(), flat, mean).std()  # the mean's deviation is 0: only the divisor counts it
-    std = spread * ((flat.numel() - 1) / (count - 1).clamp(min=1)).sqrt()
+    finite = torch.isfinite(advantage)
+    count, mean, square = _moments(advantage, finite, ranks)
+    std = (square / (count - 1).clamp(min=1)).sqrt()
     scaled = torch.where(finite & (count > 1), (advantage - mean) / std.clamp(min=1e-6), 0.0)
     kept = {"advantage": scaled, "value_target": torch.where(finite, target, values)}
     return TensorDict(kept, batch_size=estimate.batch_size)
+
+
+def _moments(values: Tensor, counted: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:
+    """Of all ranks' values that count: how many, their mean, and the sum of squares around it; three times []."""
+    held = torch.stack((counted.sum().to(values.dtype), torch.where(counted, values, 0.0).sum()))
+    count, total = ranks.sum(held)
+    mean = total / count
+    return count, mean, ranks.sum(torch.where(counted, (values - mean) ** 2, 0.0).sum())
 
 
 class PreparedBatch(NamedTuple):
@@ -98,30 +108,34 @@ class PreparedBatch(NamedTuple):
     broken: Tensor  # []; share of the episodes that are not sound, and must be taken out
 
 
-def variance(values: Tensor, counted: Tensor) -> Tensor:
-    """Unbiased variance of those values that count, []; NaN of fewer than two.
+def variance(values: Tensor, counted: Tensor, ranks: Ranks = ALONE) -> Tensor:
+    """Unbiased variance of those of all ranks' values that count, []; NaN of fewer than two.
 
     Args:
       values: any shape; those that do not count may be anything.
       counted: bool, likewise.
+      ranks: of the job.
     """
-    count = counted.sum()
-    mean = torch.where(counted, values, 0.0).sum() / count
-    return torch.where(counted, (values - mean) ** 2, 0.0).sum() / torch.where(count > 1, count - 1, torch.nan)
+    count, _, square = _moments(values, counted, ranks)
+    return square / torch.where(count > 1, count - 1, torch.nan)
 
 
-def prepare(policy: ActorValueOperator, config: PPOConfig, batch: TensorDictBase) -> PreparedBatch:
+def prepare(
+    policy: ActorValueOperator, config: PPOConfig, batch: TensorDictBase, ranks: Ranks = ALONE
+) -> PreparedBatch:
     """Judge a task's episodes.
 
     Args:
       policy: trunk and critic.
       config: gamma and lambda.
-      batch: [E, T] from ``make_collector``.
+      batch: [E, T] from ``make_collector``; E may be 0 where other ranks have episodes.
+      ranks: of the job; what is told is told of all ranks' episodes.
     """
     after = batch["next"]
     values = values_of(policy, batch, config.sequence_chunk)
     estimate = advantages(config, values, after["reward"], after["done"], after["done"])
     finite, target = torch.isfinite(estimate["advantage"]), estimate["value_target"]
-    explained = 1 - variance(target - values[:, :-1], finite) / (variance(target, finite) + 1e-8)
-    data = batch.select(*KEPT).update(normalise(estimate, values[:, :-1]))
-    return PreparedBatch(data, explained, 1 - finite.float().mean(), 1 - sound(batch).float().mean())
+    unforeseen = variance(target - values[:, :-1], finite, ranks)
+    explained = 1 - unforeseen / (variance(target, finite, ranks) + 1e-8)
+    data = batch.select(*KEPT).update(normalise(estimate, values[:, :-1], ranks))
+    return PreparedBatch(data, explained, 1 - share(ranks, finite), 1 - share(ranks, sound(batch)))

@@ -93,34 +93,37 @@ def in_chunks(run: Run, module: nn.Module, episodes: TensorDictBase, length: int
         yield out
 
 
-def descend(parts: Sequence[TensorDictBase], losses: Sequence[nn.Module], chunking: Chunking) -> dict[str, Tensor]:
+def descend(
+    parts: Sequence[TensorDictBase], losses: Sequence[nn.Module], chunking: Chunking, steps: int
+) -> dict[str, Tensor]:
     """Add a minibatch's gradients to those of the parameters.
 
     Args:
-      parts: a task each, [E, T] from the start of its episodes.
+      parts: a task each, [E, T] from the start of its episodes; of a rank, also empty ones.
       losses: of each task.
       chunking: how they are cut.
+      steps: decisions of the minibatch, on all ranks together.
 
     Returns:
-      ``LOSSES`` of the minibatch, []. Each decision counts alike. Law: with a length of the longest episode or more,
+      ``LOSSES``, [], as far as they come from these parts. Each decision of the minibatch counts alike. Law: with a length of the longest episode or more,
       the gradients are those of whole episodes to the bit.
     """
-    steps, longest = sum(part.numel() for part in parts), max(part.shape[1] for part in parts)
+    longest = max(part.shape[1] for part in parts)
     length = chunking.length or longest
     memories, sums, totals = [Memory()] * len(parts), dict[str, Tensor](), list[Tensor]()
     for start in range(0, longest, length):
         found = []
         for place, (part, loss) in enumerate(zip(parts, losses, strict=True)):
-            if start < part.shape[1]:
+            if len(part) and start < part.shape[1]:
                 chunk = part[:, start : start + length] if length < part.shape[1] else part
                 again = chunking.is_exact and length < longest
                 said, memories[place] = (_again if again else _once)(loss, chunk, memories[place])
                 found.append((chunk.numel() / steps, said))
         out = _weighed(found, parts[0]["action_log_prob"].new_zeros(()))
         total = out["loss_objective"] + out["loss_critic"] + out["loss_entropy"]
-        if chunking.is_exact:
+        if chunking.is_exact and found:
             totals.append(total)
-        else:
+        elif found:
             total.backward()
             memories = [tuple(state.detach() for state in memory) for memory in memories]
         sums = {name: value.detach() + sums[name] if sums else value.detach() for name, value in out.items()}

@@ -29,6 +29,8 @@ from esper.simic.advantages import PreparedBatch, prepare, sound
 from esper.simic.chunks import REMEMBERED, Chunking, descend
 from esper.simic.environment import EsperEnv
 from esper.simic.ppo_config import PPOConfig
+from esper.simic.ranks import ALONE, Ranks, Shard, places_of, sum_gradients
+from esper.simic.sharded_actor import ShardedActor
 from esper.tamiyo.tiles import StrictActor
 from esper.utils import rng
 
@@ -57,7 +59,11 @@ class GoOn(Transform):
 
 
 def make_collector(
-    env: EsperEnv, policy: ActorValueOperator, part: int | None = None, go_on: GoOn | None = None
+    env: EsperEnv,
+    policy: ActorValueOperator,
+    part: int | None = None,
+    go_on: GoOn | None = None,
+    shard: Shard | None = None,
 ) -> Collector:
     """A collector of episodes.
 
@@ -66,15 +72,20 @@ def make_collector(
       policy: what plays.
       part: decisions t of a batch [E, t]; None = whole episodes.
       go_on: what lets episodes be taken up, if anything.
+      shard: which of all environments these are, where other ranks have the others.
 
     Returns:
       the collector. Every batch begins with a reset, as long as its ``reset_at_each_iter`` is true.
     """
     transforms = Compose(InitTracker(), get_primers_from_module(policy), *([] if go_on is None else [go_on]))
     actor = policy.get_policy_operator()
+    if env.strict:
+        actor = StrictActor(actor)
+    elif shard is not None:
+        actor = ShardedActor(actor, shard)
     return Collector(
         TransformedEnv(env, transforms),
-        StrictActor(actor) if env.strict else actor,
+        actor,
         frames_per_batch=env.engine.config.num_envs * (part or env.engine.config.horizon),
         total_frames=-1,
         reset_at_each_iter=True,
@@ -99,6 +110,7 @@ class Learner:
       seed: of the minibatches.
       done: rounds so far.
       views: the policy as it plays each of several tasks, with the same parameters in all; empty = as it is.
+      ranks: whose episodes are learned from together; each has a learner, and all of them learn the same.
       losses: of every view.
       optimizer: of the parameters.
     """
@@ -109,6 +121,7 @@ class Learner:
     seed: int = 0
     done: int = 0
     views: Sequence[ActorValueOperator] = ()
+    ranks: Ranks = ALONE
     losses: list[ClipPPOLoss] = field(init=False)
     optimizer: torch.optim.Adam = field(init=False)
 
@@ -192,10 +205,12 @@ class Learner:
         for loss in self.losses:
             loss.entropy_coeff.fill_(entropy)
         prepared, foreseen, left_out = self._prepare(batches)
-        count = min([config.minibatches, *(len(part.data) for part in prepared)])
+        data = [part.data for part in prepared]
+        places = places_of(self.ranks, [len(part) for part in data])
+        count = min([config.minibatches, *(place.total for place in places)])
         seen, epochs = list[list[float]](), 0
         for epoch in range(config.epochs):
-            read = self._pass([part.data for part in prepared], count, epoch, check)
+            read = self._pass(list(zip(data, places, strict=True)), count, epoch, check)
             seen, epochs = seen + read, epochs + 1
             if sum(row[SEEN.index("kl")] for row in read) / len(read) > 1.5 * config.target_kl:
                 break
@@ -211,7 +226,8 @@ class Learner:
         """
         names, kept = ("explained_variance", "left_out", "broken"), [1.0] * len(batches)
         while True:
-            prepared = [prepare(self.view(place), self.config, batch) for place, batch in enumerate(batches)]
+            views = [self.view(place) for place in range(len(batches))]
+            prepared = [prepare(view, self.config, own, self.ranks) for view, own in zip(views, batches, strict=True)]
             found = told([torch.stack([getattr(part, name) for name in names]) for part in prepared])
             foreseen, left_out, broken = map(list, zip(*found, strict=True))
             left_out = [1 - share * (1 - left) for share, left in zip(kept, left_out, strict=True)]
@@ -225,25 +241,37 @@ class Learner:
             batches = [batch[sound(batch)] for batch in batches]
 
     def _pass(
-        self, batches: Sequence[TensorDictBase], count: int, epoch: int, check: Callable[[], None]
+        self,
+        batches: Sequence[tuple[TensorDictBase, Shard]],
+        count: int,
+        epoch: int,
+        check: Callable[[], None],
     ) -> list[list[float]]:
-        """All minibatches once; the numbers of ``SEEN`` of each, a pass's one download."""
-        key = rng.fold_in(rng.key(self.seed).to(batches[0]["action"].device), self.done, epoch)
-        parts = [rng.permutation(key, len(batch)).tensor_split(count) for batch in batches]
+        """All minibatches once; the numbers of ``SEEN`` of each, a pass's one download.
+
+        Which episodes a minibatch holds is drawn for all ranks' together; a rank learns from those that it has.
+        """
+        key = rng.fold_in(rng.key(self.seed).to(batches[0][0]["action"].device), self.done, epoch)
+        parts = [rng.permutation(key, place.total).tensor_split(count) for _, place in batches]
         taken = []
-        for share in zip(*parts, strict=True):
+        for chosen in zip(*parts, strict=True):
             check()
-            taken.append(self._minibatch([batch[rows] for batch, rows in zip(batches, share, strict=True)]))
+            pairs = list(zip(batches, chosen, strict=True))
+            steps = sum(len(rows) * batch.shape[1] for (batch, _), rows in pairs)
+            taken.append(self._minibatch([batch[place.own(rows)] for (batch, place), rows in pairs], steps))
         read: list[list[float]] = told(taken)
         return read
 
-    def _minibatch(self, parts: Sequence[TensorDictBase]) -> Tensor:
-        """One step of Adam on a minibatch of every task; the numbers of ``SEEN``."""
+    def _minibatch(self, parts: Sequence[TensorDictBase], steps: int) -> Tensor:
+        """One step of Adam on what this rank has of a minibatch of every task, of so many decisions on all ranks; the
+        numbers of ``SEEN``.
+        """
         self.optimizer.zero_grad()
         chunking = Chunking(self.config.sequence_chunk, self.config.exact_chunks)
-        out = descend(parts, [self.loss_of(place) for place in range(len(parts))], chunking)
+        out = descend(parts, [self.loss_of(place) for place in range(len(parts))], chunking, steps)
+        losses = torch.stack([out[n] for n in ("loss_objective", "loss_critic", "entropy", "kl_approx", "clip_fraction")])
+        losses = sum_gradients(self.ranks, list(self.policy.parameters()), losses)
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
         sound = torch.isfinite(norm)
         step_if(self.optimizer, sound)
-        losses = (out[name] for name in ("loss_objective", "loss_critic", "entropy", "kl_approx", "clip_fraction"))
-        return torch.stack([*losses, norm.detach(), (~sound).to(norm.dtype)])
+        return torch.cat([losses, torch.stack([norm.detach(), (~sound).to(norm.dtype)])])

@@ -184,7 +184,7 @@ def test_nothing_counts_beyond_the_horizon(rollout):
     policy, batch = rollout
     learner = Learner(policy, PPOConfig(lr=0.0, epochs=1), 1)
     seen = []
-    learner._minibatch = lambda parts: seen.extend(parts) or torch.zeros(len(SEEN))
+    learner._minibatch = lambda parts, steps: seen.extend(parts) or torch.zeros(len(SEEN))
     learner.update([batch])
     target = torch.cat([part["value_target"] for part in seen])[:, -1]
     expected = batch["next", "reward"][:, -1]

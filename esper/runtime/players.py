@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from tensordict import TensorDictBase
+
 from esper.leyline.config import ConfigError
 from esper.runtime.adopt import Adopted, adopt
 from esper.runtime.collect import Track, make_track
 from esper.runtime.interrupt import Watch
+from esper.runtime.record_training import TaskEpisodes
 from esper.runtime.run_blueprints import blueprint_from, document_id, is_for
 from esper.runtime.scene import Rules, Scene, build_scene, tasks_of
 from esper.runtime.train_settings import TrainSettings
@@ -74,6 +77,7 @@ class Players:
       scenes: task by task.
       interface: the policy's, where all tasks share it.
       tracks: task by task.
+      episodes: task by task, where what they play goes; empty: it is not kept.
     """
 
     settings: TrainSettings
@@ -82,6 +86,7 @@ class Players:
     scenes: list[Scene]
     interface: Interface
     tracks: list[Track] = field(init=False)
+    episodes: Sequence[TaskEpisodes] = ()
 
     def __post_init__(self) -> None:
         """Make the tracks."""
@@ -89,7 +94,13 @@ class Players:
         self.tracks = [self._track(place, shown[place]) for place in range(len(self.scenes))]
 
     def _track(self, place: int, interface: Interface) -> Track:
-        return make_track(self.scenes[place], interface, self.learner, self.watch, place)
+        return make_track(self.scenes[place], interface, self.learner, self.watch, place, self.settings.record)
+
+    def keep(self, seed: int, number: int, batches: Sequence[TensorDictBase]) -> None:
+        """Put a round to the datasets, if there are any; see ``TaskEpisodes.append``."""
+        for track, episodes, batch in zip(self.tracks, self.episodes, batches, strict=False):
+            if track.recorder is not None:
+                episodes.append(seed, number, track.recorder, batch)
 
     def failures(self) -> int:
         """Kernels that raised so far; see ``Backend.failures``."""
@@ -105,6 +116,8 @@ class Players:
         Raises:
           ConfigError: no slot takes it, no place is free for it, its name is taken, or a backend cannot run it.
         """
+        if self.settings.record:
+            raise ConfigError("the run's episodes are recorded (--record), all of the same blueprints; expected none")
         free, graph = free_places(self.interface), is_graph(self.settings)
         if not (free or graph):
             raise ConfigError(f"no place is free; --spare-blueprints was {self.settings.spare_blueprints}")

@@ -28,6 +28,7 @@ from esper.runtime.outlets import Outlets
 from esper.runtime.players import Players, shared_interface, shown_interfaces, sizes_of
 from esper.runtime.policies import policies_of
 from esper.runtime.policy_checkpoint import learner_tensors, load_run
+from esper.runtime.record_training import recording
 from esper.runtime.report import Findings, write_report
 from esper.runtime.resume import again
 from esper.runtime.runs import Run, abandon, close_run, open_run, pause, places, record, release, settle
@@ -95,7 +96,8 @@ def train(settings: TrainSettings, out: TextIO | None = None) -> Learner:
         try:
             players = Players(settings, learner, watch, scenes, interface)
             outlets = Outlets(run.folder, fence=run.saver.lock.check)
-            with closing(outlets), ordering(settings.compile_requests) as orders:
+            kept = recording(run.folder, settings, scenes, learner.done)
+            with closing(outlets), ordering(settings.compile_requests) as orders, kept as players.episodes:
                 intake = Intake(run.folder, found.entries, orders)
                 intake.begin(found, scenes, source)
                 _work(players, intake, (run, outlets), out)
@@ -244,6 +246,7 @@ def _round(players: Players, run: Run, before: dict[str, Any]) -> dict[str, Any]
         learned = learner.update(batches, look)
     except ConfigError as error:
         raise SettingsError(f"--reward = {settings.reward!r}: {error}; expected finite rewards") from None
+    players.keep(round_seed(settings.seed, number), number, batches)
     ended = time.perf_counter()
     told = [of_episodes(track, batch) for track, batch in zip(tracks, batches, strict=True)]
     row = {

@@ -58,18 +58,19 @@ class Sizes:
 
     Attributes:
       episodes: recorded; envs: held out; rounds: of PPO; offline: rounds of an offline learner; updates: in each;
-      tuned: rounds of PPO that starts from IQL's policy.
+      fitted: regressions of the values at its end; tuned: rounds of PPO that starts from IQL's policy.
     """
 
     episodes: int = 2000
     envs: int = 128
     rounds: int = 24
-    offline: int = 24
+    offline: int = 5
     updates: int = 200
+    fitted: int = 200
     tuned: int = 24
 
 
-QUICK = Sizes(episodes=48, envs=8, rounds=1, offline=1, updates=5, tuned=1)
+QUICK = Sizes(episodes=48, envs=8, rounds=1, offline=1, updates=5, fitted=10, tuned=1)
 
 
 def shares(folder: Path) -> str:
@@ -110,7 +111,7 @@ def learners(
     made = {}
     for name in only:
         algorithm, network = LEARNERS[name]
-        numbers = {"updates": sizes.updates, "fitted": 10 if sizes is QUICK else 1000}
+        numbers = {"updates": sizes.updates, "fitted": sizes.fitted}
         settings: dict[str, Any] = {"policy_network": network, "rounds": sizes.offline, "offline": numbers}
         made[f"{name}{suffix}"] = run(out, f"{name}{suffix}", algorithm=algorithm, dataset=str(dataset), **settings)
     return made
@@ -200,7 +201,9 @@ def study(out: Path, sizes: Sizes) -> str:
     rest = ",".join(f"{name}:{float(share) / total!r}" for name, _, share in (part.rpartition(":") for part in parts))
     poorer = record(out, sizes, rest, "without-best")
     runs = {"ppo": ppo} | learners(out, mix, sizes, "")
-    runs |= learners(out, alone, sizes, " best recorded", ("bc",)) | learners(out, poorer, sizes, " without best")
+    runs |= learners(out, alone, sizes, " best recorded", ("bc",)) | learners(
+        out, poorer, sizes, " without best", ("bc", "iql")
+    )
     runs["iql tuned"] = run(out, "iql tuned", rounds=sizes.tuned, start_from=str(runs["iql"]))
     whole = f"best recorded policy: {best}\n" + table(played(out, sizes, runs), recorded)
     whole += catching_up(runs["iql tuned"], ppo)

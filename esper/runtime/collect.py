@@ -4,7 +4,7 @@ An episode's future is a function of the engine's state, of what the policy saw 
 draws stand. All of that is a ``Begun``; a round that goes on from it ends in the bits of one that was not left.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from esper.engine import Engine
 from esper.leyline.state import State
 from esper.runtime.interrupt import Watch, draws_at, draws_now, interruptible, torch_draws_from
 from esper.runtime.scene import Scene
+from esper.runtime.step_recorder import StepRecorder
 from esper.runtime.stopwatch import Stopwatch
 from esper.simic.environment import EsperEnv
 from esper.simic.ppo import GoOn, Learner, make_collector
@@ -41,6 +42,7 @@ class Track(NamedTuple):
     collector: Collector
     batches: Iterator[TensorDictBase]
     go_on: GoOn  # what the policy remembers where an episode is taken up
+    recorder: StepRecorder | None = None  # what keeps its steps for a dataset
 
 
 class Begun(NamedTuple):
@@ -49,6 +51,7 @@ class Begun(NamedTuple):
     state: State
     played: TensorDictBase  # [E, t]
     draws: tuple[Tensor, ...]  # where torch's generators stand
+    frames: Mapping[str, Tensor] = {}  # [t, E, ...]; what a recorder kept
 
 
 def part_of(horizon: int) -> int:
@@ -58,7 +61,13 @@ def part_of(horizon: int) -> int:
 
 
 def make_track(
-    scene: Scene, interface: Interface, learner: Learner, watch: Watch, place: int = 0, shard: Shard | None = None
+    scene: Scene,
+    interface: Interface,
+    learner: Learner,
+    watch: Watch,
+    place: int = 0,
+    shard: Shard | None = None,
+    record: bool = False,
 ) -> Track:
     """What plays a scene.
 
@@ -69,13 +78,14 @@ def make_track(
       watch: looked at before every step.
       place: which of the learner's tasks it is.
       shard: which of all environments these are; None = all.
+      record: whether its steps are kept for a dataset.
     """
     timed = Stopwatch(interruptible(scene.engine, watch))
     numbers = None if shard is None else shard.numbers
     env = EsperEnv(timed.engine, scene.mode, scene.params, interface=interface, numbers=numbers)
     go_on = GoOn()
     collector = make_collector(env, learner.view(place), part_of(scene.engine.config.horizon), go_on, shard)
-    return Track(scene.rules.task, env, timed, collector, iter(collector), go_on)
+    return Track(scene.rules.task, env, timed, collector, iter(collector), go_on, StepRecorder(env) if record else None)
 
 
 def residing(engine: Engine, residence: Residence) -> Engine:
@@ -102,7 +112,9 @@ def play(track: Track, seed: int, begun: Begun | None, pause: Callable[[Begun], 
       [E, T].
     """
     parts = [] if begun is None else [begun.played]
-    track.env.next_seed = seed
+    track.env.next_seed, recorder = seed, track.recorder
+    if recorder is not None:
+        recorder.begin({} if begun is None else begun.frames)
     with torch_draws_from(seed, track.env.device):
         track.collector.reset_at_each_iter = True
         if begun is not None:
@@ -114,7 +126,8 @@ def play(track: Track, seed: int, begun: Begun | None, pause: Callable[[Begun], 
         while sum(part.shape[1] for part in parts) < track.env.engine.config.horizon:
             parts.append(next(track.batches).copy())
             track.collector.reset_at_each_iter = False
-            pause(Begun(track.env.ended, _joined(parts), draws_now(track.env.device)))
+            frames = {} if recorder is None else recorder.so_far()
+            pause(Begun(track.env.ended, _joined(parts), draws_now(track.env.device), frames))
     return _joined(parts)
 
 
@@ -129,6 +142,7 @@ def to_tensors(begun: Begun, prefix: str) -> tuple[dict[str, Tensor], dict[str, 
     for key, value in begun.played.items(include_nested=True, leaves_only=True):
         named["played." + (key if isinstance(key, str) else JOINT.join(key))] = value
     named |= {f"draws.{place}": value for place, value in enumerate(begun.draws)}
+    named |= {f"frames.{name}": value for name, value in begun.frames.items()}
     table = {"batches": batches_of(begun.state), "played": list(begun.played.shape)}
     return {f"{prefix}{name}": value.detach().to("cpu", copy=True) for name, value in named.items()}, table
 
@@ -139,7 +153,7 @@ def from_tensors(tensors: dict[str, Tensor], table: dict[str, Any], prefix: str,
     Raises:
       KeyError: a tensor is missing.
     """
-    found: dict[str, dict[str, Tensor]] = {"state": {}, "played": {}, "draws": {}}
+    found: dict[str, dict[str, Tensor]] = {"state": {}, "played": {}, "draws": {}, "frames": {}}
     for name, value in tensors.items():
         if name.startswith(prefix):
             kind, _, rest = name.removeprefix(prefix).partition(".")
@@ -148,4 +162,5 @@ def from_tensors(tensors: dict[str, Tensor], table: dict[str, Any], prefix: str,
     played = TensorDict({}, batch_size=table["played"], device=device)
     for name, value in found["played"].items():
         played[tuple(name.split(JOINT))] = value.to(device)
-    return Begun(state, played, tuple(found["draws"][str(place)] for place in range(len(found["draws"]))))
+    frames = {name: value.to(device) for name, value in found["frames"].items()}
+    return Begun(state, played, tuple(found["draws"][str(place)] for place in range(len(found["draws"]))), frames)

@@ -11,6 +11,7 @@ from esper.leyline.config import ConfigError, Determinism
 from esper.runtime.episodes_health import variety
 from esper.runtime.machine import machine
 from esper.runtime.own import recorded
+from esper.runtime.record_training import KIND
 from esper.runtime.recorded import summaries
 from esper.runtime.scene import Scene, build_scene, rules_of
 from esper.runtime.table import recorded_table
@@ -121,18 +122,24 @@ def _expect(name: str, rows: Tensor, good: Tensor, words: str) -> None:
 def replay_some(episodes: Episodes, number: int) -> Replayed:
     """Play some episodes again and compare; spread over all, those of different rules one after the other.
 
+    Of what a training run has played, the whole rounds of the chosen episodes are: unless the engine is strict, an
+    episode's bits depend on those beside it.
+
     Raises:
       EpisodesError: an observation, a mask or a reward is not the recorded one.
       ConfigError: the rules name something of one's own, which a dataset may not import.
     """
     places = torch.linspace(0, len(episodes) - 1, min(number, len(episodes))).long().unique()
-    same = True
+    same, count = True, 0
     for part in episodes.manifest.parts:
         first, end = part["first"], part["first"] + part["episodes"]
         mine = places[(episodes.numbers[places] >= first) & (episodes.numbers[places] < end)]
+        if part["kind"] == KIND:
+            seeds = episodes.read("seed")
+            mine = torch.isin(seeds, seeds[mine]).nonzero().squeeze(1)
         if len(mine):
-            same = _replay(episodes, part, mine) and same
-    return Replayed(len(places), same)
+            same, count = _replay(episodes, part, mine) and same, count + len(mine)
+    return Replayed(count, same)
 
 
 def _replay(episodes: Episodes, part: Mapping[str, Any], places: Tensor) -> bool:
@@ -145,8 +152,9 @@ def _replay(episodes: Episodes, part: Mapping[str, Any], places: Tensor) -> bool
     scene = build_scene(rules, width, part["settings"]["backend"], part["settings"]["device"])
     here = machine(scene.engine.data.train.inputs.device, [scene.engine.backend.name])
     told = part.get("machine", {})
-    alike = all(told.get(name) == here[name] for name in here if name != "threads")
-    exact = alike and scene.engine.config.deterministic is Determinism.STRICT
+    strict = scene.engine.config.deterministic is Determinism.STRICT
+    alike = all(told.get(name) == here[name] for name in here if not (strict and name == "threads"))
+    exact = alike and (strict or (part["kind"] == KIND and width == part["settings"]["batch"]))
     wide = [torch.cat((group, group[-1:].expand(width - len(group)))) for group in groups]
     return all([replay(scene, episodes, group, exact) for group in wide])
 

@@ -142,7 +142,7 @@ def play_episodes(scene: Scene, mix: Mix, first: int, count: int) -> tuple[dict[
     trace = stack(frames, names, [])
     table = {name: torch.stack([row[name] for row in rows], 1).cpu() for name in rows[0]}
     table["policy"] = torch.tensor(mix.indices)[turn.cpu()].unsqueeze(1).expand(-1, horizon)
-    return _steps(table, trace, count), _ends(scene, mix, state, numbers, count)
+    return step_columns(table, trace, count), end_columns(scene, mix.seed, state, numbers, count)
 
 
 def _decide(
@@ -172,8 +172,15 @@ def _decide(
     return after, {"action": action, "probability": probability, "entropy": surprise.sum(1)}
 
 
-def _steps(table: dict[str, Tensor], trace: Trace, count: int) -> dict[str, Any]:
-    """Step columns of the first ``count`` environments, episode by episode, from [E, T] and a trace [T, E]."""
+def step_columns(table: dict[str, Tensor], trace: Trace, count: int) -> dict[str, Any]:
+    """Step columns of the first environments, episode by episode.
+
+    Args:
+      table: those that no trace has, [E, T, ...]: "observation", "action_mask", "action", "probability", "entropy",
+        "policy" and "seed_params".
+      trace: of the same decisions, [T, E].
+      count: of the environments.
+    """
     named = {"refusal": "refusal", "val_accuracy": "accuracy", "val_loss": "loss", "reward": "reward", "terms": "terms"}
     traced = {name: getattr(trace, field) for name, field in (named | {name: name for name in TRACED}).items()}
     whole = table | {name: value.transpose(0, 1) for name, value in traced.items()}
@@ -182,15 +189,15 @@ def _steps(table: dict[str, Tensor], trace: Trace, count: int) -> dict[str, Any]
     return {name: _numpy(value[:count].flatten(0, 1)) for name, value in whole.items()}
 
 
-def _ends(scene: Scene, mix: Mix, state: State, numbers: Tensor, count: int) -> dict[str, Any]:
-    """Episode columns of the first ``count`` environments."""
+def end_columns(scene: Scene, seed: int, state: State, numbers: Tensor, count: int) -> dict[str, Any]:
+    """Episode columns of the first ``count`` environments, whose episodes of one seed ended in a state."""
     engine = scene.engine
     test, horizon = engine.test(state), engine.config.horizon
     columns = {
         "last_observation": engine.observe(state),
         "last_mask": engine.mask(state),
         "number": numbers,
-        "seed": torch.full_like(numbers, mix.seed),
+        "seed": torch.full_like(numbers, seed),
         "length": torch.full_like(numbers, horizon),
         "test_accuracy": test.accuracy,
         "test_loss": test.loss,

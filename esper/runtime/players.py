@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from tensordict import TensorDictBase
+
 from esper.leyline.config import ConfigError, Precision
 from esper.runtime.adopt import Adopted, adopt
 from esper.runtime.collect import Track, make_track, residing
 from esper.runtime.interrupt import Watch
+from esper.runtime.record_training import TaskEpisodes
 from esper.runtime.run_blueprints import blueprint_from, document_id, is_for
 from esper.runtime.scene import Rules, Scene, build_scene, tasks_of
 from esper.runtime.train_settings import TrainSettings
@@ -78,6 +81,7 @@ class Players:
       interface: the policy's, where all tasks share it.
       residence: of the tasks' datasets, where they take turns on the device.
       tracks: task by task.
+      episodes: task by task, where what they play goes; empty: it is not kept.
     """
 
     settings: TrainSettings
@@ -87,6 +91,7 @@ class Players:
     interface: Interface
     residence: Residence | None = field(init=False)
     tracks: list[Track] = field(init=False)
+    episodes: Sequence[TaskEpisodes] = ()
 
     def __post_init__(self) -> None:
         """Make the tracks."""
@@ -103,7 +108,13 @@ class Players:
         if self.residence is not None:
             scene = scene._replace(engine=residing(scene.engine, self.residence))
         shard = shard_of(self.settings.num_envs, self.learner.ranks) if self.learner.ranks.size > 1 else None
-        return make_track(scene, interface, self.learner, self.watch, place, shard)
+        return make_track(scene, interface, self.learner, self.watch, place, shard, self.settings.record)
+
+    def keep(self, seed: int, number: int, batches: Sequence[TensorDictBase]) -> None:
+        """Put a round to the datasets, if there are any; see ``TaskEpisodes.append``."""
+        for track, episodes, batch in zip(self.tracks, self.episodes, batches, strict=False):
+            if track.recorder is not None:
+                episodes.append(seed, number, track.recorder, batch)
 
     def failures(self) -> int:
         """Kernels that raised so far; see ``Backend.failures``."""
@@ -119,6 +130,8 @@ class Players:
         Raises:
           ConfigError: no slot takes it, no place is free for it, its name is taken, or a backend cannot run it.
         """
+        if self.settings.record:
+            raise ConfigError("the run's episodes are recorded (--record), all of the same blueprints; expected none")
         free, graph = free_places(self.interface), is_graph(self.settings)
         if not (free or graph):
             raise ConfigError(f"no place is free; --spare-blueprints was {self.settings.spare_blueprints}")

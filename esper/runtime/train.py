@@ -28,6 +28,7 @@ from esper.runtime.outlets import Outlets
 from esper.runtime.players import Players
 from esper.runtime.policies import policies_of
 from esper.runtime.policy_checkpoint import learner_tensors, load_run
+from esper.runtime.record_training import recording
 from esper.runtime.report import Findings, write_report
 from esper.runtime.resume import again
 from esper.runtime.runs import Run, abandon, close_run, open_run, pause, record, release, settle
@@ -95,7 +96,8 @@ def train(
             begin(run.folder, learner)
             players = Players(settings, learner, watch, scenes, interface)
             outlets = Outlets(run.folder, fence=run.saver.lock.check)
-            with closing(outlets), ordering(settings.compile_requests) as orders:
+            kept = recording(run.folder, settings, scenes, learner.done)
+            with closing(outlets), ordering(settings.compile_requests) as orders, kept as players.episodes:
                 intake = Intake(run.folder, found.entries, orders, closed=ranks.size > 1)
                 intake.begin(found, scenes, source)
                 _work(players, intake, (run, outlets), out)
@@ -234,6 +236,7 @@ def train_round(players: Players, run: Run | None, before: dict[str, Any]) -> di
         learned = learner.update(batches, look)
     except ConfigError as error:
         raise SettingsError(f"--reward = {settings.reward!r}: {error}; expected finite rewards") from None
+    players.keep(round_seed(settings.seed, number), number, batches)
     ended = time.perf_counter()
     played = [whole(ranks, batch, READ) for batch in batches]
     told = [of_episodes(track, batch) for track, batch in zip(tracks, played, strict=True)]

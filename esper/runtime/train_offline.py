@@ -98,10 +98,10 @@ def train_offline(settings: TrainSettings, out: TextIO | None = None) -> Offline
 
 def _scene(settings: TrainSettings, device: torch.device) -> Scene:
     """The one task, and whether what will be asked for at the end is there."""
-    if len(settings.rules()) > 1 or settings.room_for or settings.demonstrations:
+    if len(settings.rules()) > 1 or settings.room_for or settings.demonstrations or settings.record:
         raise SettingsError(
             f"--algorithm = {settings.algorithm!r}: learns from the records of one task; expected one --task, and "
-            "neither --room-for nor --demonstrations"
+            "none of --room-for, --demonstrations and --record"
         )
     scene = build_scene(settings.rules()[0], settings.num_envs, settings.backend, device)
     policies_of(scene, None, greedy=False)

@@ -46,6 +46,7 @@ class TrainSettings:
         "ppo plays; bc (behaviour cloning), iql and cql learn from --dataset, and a round is --offline updates=200",
         choices=("ppo", *ALGORITHMS),
     )
+    record: bool = setting(False, "keep the episodes that are played, as esper generate does: episodes in --out")
     dataset: str = setting("", "recorded episodes that bc, iql and cql learn from: a directory of esper generate")
     offline: Mapping[str, Entry] = setting({}, "numbers of bc, iql and cql by name, such as expectile, beta and alpha")
     start_from: str = setting(

@@ -15,6 +15,9 @@ from esper.simic.episodes.shards import EpisodesError, ShardEntry, digest_of_fil
 AHEAD = ("reward", "terminated", "truncated")
 """Step columns that stand under "next" in a window, [..., 1] as TorchRL has them."""
 
+SMALL = 64 * 2**20
+"""Bytes of a dataset up to which the columns that are read stay in memory: else opening its files takes most time."""
+
 ALWAYS = ("observation", "action_mask", "action", "probability", "policy", "episode", "step")
 """Step columns of every window."""
 
@@ -22,8 +25,8 @@ ALWAYS = ("observation", "action_mask", "action", "probability", "policy", "epis
 class Episodes:
     """A dataset of episodes, as it was when it was opened: what is put to it later is not seen.
 
-    Nothing of it is held in memory but the manifest and a few numbers for every episode. A row's place is its number
-    among all steps, episode by episode.
+    Of one larger than ``SMALL``, nothing is held in memory but the manifest and a few numbers for every episode.
+    A row's place is its number among all steps, episode by episode.
 
     Attributes:
       folder: of the dataset.
@@ -43,6 +46,9 @@ class Episodes:
         firsts = [torch.arange(shard.first, shard.first + shard.episodes) for shard in manifest.shards]
         self.numbers = torch.cat(firsts) if firsts else torch.zeros(0, dtype=torch.int64)
         self._offsets = dict[tuple[str, str], int]()
+        self._held = dict[str, np.ndarray]()
+        rows = {"step": manifest.steps, "episode": len(self)}
+        self._is_small = sum(column.row_bytes * rows[column.per] for column in manifest.columns) <= SMALL
         self._ends = {
             "step": np.cumsum([shard.steps for shard in manifest.shards]),
             "episode": np.cumsum([shard.episodes for shard in manifest.shards]),
@@ -93,6 +99,14 @@ class Episodes:
         wanted = np.arange(total) if rows is None else rows.cpu().numpy().reshape(-1)
         if wanted.size and not (wanted.min() >= 0 and wanted.max() < total):
             raise EpisodesError(f"{self.folder}: {name}: row {int(wanted.max())}: expected 0 to {total - 1}")
+        if self._is_small and name not in self._held:
+            self._held[name] = self._rows(column, np.arange(total))
+        out = self._held[name][wanted] if self._is_small else self._rows(column, wanted)
+        shape = (total,) if rows is None else tuple(rows.shape)
+        return torch.from_numpy(out.reshape(*shape, *column.shape))
+
+    def _rows(self, column: EpisodeColumn, wanted: np.ndarray) -> np.ndarray:
+        """Rows of a column, shard by shard, from the files."""
         out = np.empty((wanted.size, *column.shape), column.dtype)
         ends = self._ends[column.per]
         shards = np.searchsorted(ends, wanted, side="right")
@@ -100,8 +114,7 @@ class Episodes:
             entry, here = self.manifest.shards[place], shards == place
             size = entry.steps if column.per == "step" else entry.episodes
             out[here] = self._take(entry, column, size, wanted[here] - (ends[place] - size))
-        shape = (total,) if rows is None else tuple(rows.shape)
-        return torch.from_numpy(out.reshape(*shape, *column.shape))
+        return out
 
     def _take(self, entry: ShardEntry, column: EpisodeColumn, size: int, rows: np.ndarray) -> np.ndarray:
         """Rows of a shard's column; where they begin in the file is looked up once."""

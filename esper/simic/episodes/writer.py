@@ -113,6 +113,22 @@ class EpisodesWriter:
         write_manifest(self.folder, grown)
         self.manifest = grown
 
+    def take_back(self, first: int) -> None:
+        """Forget the shards whose episodes have a number of at least ``first``: whoever played them plays them again.
+
+        Raises:
+          LockError: another writer has the dataset now.
+          OSError: it could not be written; all are there then.
+        """
+        kept = tuple(shard for shard in self.manifest.shards if shard.first < first)
+        if len(kept) == len(self.manifest.shards):
+            return
+        self.lock.check()
+        shorter = self.manifest._replace(shards=kept)
+        write_manifest(self.folder, shorter)
+        self.manifest = shorter
+        _tidy(self.folder, shorter)
+
 
 def write_episodes(folder: Path, facts: Mapping[str, Any], columns: Sequence[EpisodeColumn]) -> EpisodesWriter:
     """Open a dataset to write into it; it is made where there is none.

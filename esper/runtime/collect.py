@@ -13,6 +13,7 @@ from torch import Tensor
 from torchrl.collectors import Collector
 
 from esper.leyline.state import State
+from esper.nissa.spans import NO_SPANS, Spans
 from esper.runtime.interrupt import Watch, draws_at, draws_now, interruptible, torch_draws_from
 from esper.runtime.scene import Scene
 from esper.runtime.stopwatch import Stopwatch
@@ -53,7 +54,9 @@ def part_of(horizon: int) -> int:
     return next(length for length in range(longest, 0, -1) if horizon % length == 0)
 
 
-def make_track(scene: Scene, interface: Interface, learner: Learner, watch: Watch, place: int = 0) -> Track:
+def make_track(
+    scene: Scene, interface: Interface, learner: Learner, watch: Watch, place: int = 0, spans: Spans = NO_SPANS
+) -> Track:
     """What plays a scene.
 
     Args:
@@ -62,8 +65,9 @@ def make_track(scene: Scene, interface: Interface, learner: Learner, watch: Watc
       learner: whose policy plays.
       watch: looked at before every step.
       place: which of the learner's tasks it is.
+      spans: where parts of a step are recorded.
     """
-    timed = Stopwatch(interruptible(scene.engine, watch))
+    timed = Stopwatch(interruptible(scene.engine, watch), spans)
     env = EsperEnv(timed.engine, scene.mode, scene.params, interface=interface)
     go_on = GoOn()
     collector = make_collector(env, learner.view(place), part_of(scene.engine.config.horizon), go_on)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from esper.leyline.config import ConfigError
+from esper.nissa.spans import NO_SPANS, Spans
 from esper.runtime.adopt import Adopted, adopt
 from esper.runtime.collect import Track, make_track
 from esper.runtime.interrupt import Watch
@@ -73,6 +74,7 @@ class Players:
       watch: looked at before every step.
       scenes: task by task.
       interface: the policy's, where all tasks share it.
+      spans: where what takes time within a step is recorded.
       tracks: task by task.
     """
 
@@ -81,6 +83,7 @@ class Players:
     watch: Watch
     scenes: list[Scene]
     interface: Interface
+    spans: Spans = NO_SPANS
     tracks: list[Track] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -89,7 +92,7 @@ class Players:
         self.tracks = [self._track(place, shown[place]) for place in range(len(self.scenes))]
 
     def _track(self, place: int, interface: Interface) -> Track:
-        return make_track(self.scenes[place], interface, self.learner, self.watch, place)
+        return make_track(self.scenes[place], interface, self.learner, self.watch, place, self.spans)
 
     def failures(self) -> int:
         """Kernels that raised so far; see ``Backend.failures``."""

@@ -23,7 +23,10 @@ CONFIG = "config.json"
 OWN = ("out", "resume", "dry_run")
 """Settings of one command, which say nothing of the run."""
 
-INCIDENTAL = (*OWN, "progress", "tensorboard", "eval_envs", "heuristic", "save_every", "keep", "compile_requests")
+FEEDS = ("tensorboard", "metrics_port", "metrics_host", "trace", "sinks")
+"""Settings of who watches."""
+
+INCIDENTAL = (*OWN, *FEEDS, "progress", "eval_envs", "heuristic", "save_every", "keep", "compile_requests")
 """Settings that do not decide what a run computes."""
 
 

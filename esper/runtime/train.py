@@ -14,26 +14,26 @@ from tensordict import TensorDictBase
 
 from esper.leyline.config import ConfigError
 from esper.nissa.progress import Progress, make_progress, require_tqdm
-from esper.nissa.sinks import METRICS, read_rows, require_tensorboard
+from esper.nissa.sinks import METRICS, read_rows
 from esper.runtime.build import find_device
 from esper.runtime.collect import Begun, Track, play
-from esper.runtime.compare import compare
 from esper.runtime.compile_orders import ordering
 from esper.runtime.demonstrations import demonstrate, scripts_of
+from esper.runtime.evaluate_run import evaluate_run
+from esper.runtime.feeds import require_sinks, run_operations
 from esper.runtime.fingerprints import fingerprints
 from esper.runtime.intake import Intake, expect_used, founding
-from esper.runtime.interrupt import Stopped, Watch, interruptible, watched
+from esper.runtime.interrupt import Stopped, watched
 from esper.runtime.machine import moved
 from esper.runtime.outlets import Outlets
 from esper.runtime.players import Players, shared_interface, shown_interfaces, sizes_of
 from esper.runtime.policies import policies_of
-from esper.runtime.policy_checkpoint import learner_tensors, load_run
+from esper.runtime.policy_checkpoint import learner_tensors
 from esper.runtime.report import Findings, write_report
 from esper.runtime.resume import again
-from esper.runtime.runs import Run, abandon, close_run, open_run, pause, places, record, release, settle
-from esper.runtime.scene import Rules, Scene, build_scene, expect_numbers_for
+from esper.runtime.runs import Run, abandon, open_run, pause, places, record, release, settle
+from esper.runtime.scene import Scene, build_scene, expect_numbers_for
 from esper.runtime.start_from import start_from
-from esper.runtime.table import table
 from esper.runtime.told import left_out, of_episodes, round_line, time_split
 from esper.runtime.train_settings import TrainSettings
 from esper.simic.ppo import Learner
@@ -42,7 +42,6 @@ from esper.tamiyo.networks import build_policies
 from esper.urza.checkpoint import CheckpointError
 from esper.urza.lock import LockError
 from esper.urza.series import Moment
-from esper.utils.documents import to_json
 from esper.utils.failpoints import reach
 from esper.utils.resilience.causes import Nature, cause_of
 from esper.utils.settings import SettingsError
@@ -51,9 +50,6 @@ from esper.utils.terminal import output
 
 ROUNDS = 1_000_003
 """Rounds of a run that have environments of their own; demonstrations have the last ones of seed 0, in every run."""
-
-HELD_OUT = 1
-"""Seed of the evaluation at the end: odd, as ``evaluate``'s default; training uses even ones."""
 
 
 def train(settings: TrainSettings, out: TextIO | None = None) -> Learner:
@@ -93,10 +89,16 @@ def train(settings: TrainSettings, out: TextIO | None = None) -> Learner:
     with watched() as watch:  # before there is a checkpoint, from which a run that is stopped goes on
         run = open_run((folder, source), settings, scenes, interface, learner)
         try:
-            players = Players(settings, learner, watch, scenes, interface)
+            run.tell(run_operations(settings, run.folder, scenes, out))
+            spans = run.operations.spans
+            players = Players(settings, learner, watch, scenes, interface, spans)
             outlets = Outlets(run.folder, fence=run.saver.lock.check)
-            with closing(outlets), ordering(settings.compile_requests) as orders:
-                intake = Intake(run.folder, found.entries, orders)
+            with (
+                run.operations("run", settings.rounds, task=settings.task, algorithm=settings.algorithm),
+                closing(outlets),
+                ordering(settings.compile_requests, spans) as orders,
+            ):
+                intake = Intake(run.folder, found.entries, orders, operations=run.operations)
                 intake.begin(found, scenes, source)
                 _work(players, intake, (run, outlets), out)
         except (LockError, CheckpointError):
@@ -149,7 +151,8 @@ def _work(players: Players, intake: Intake, kept: tuple[Run, Outlets], out: Text
     findings, stopped = Findings(), None
     try:
         if settings.demonstrations and not learner.done and not run.begun:
-            out.write(_demonstrate(players))
+            with run.operations("demonstrate", rounds=settings.demonstrations):
+                out.write(_demonstrate(players))
             run.tensors = learner_tensors(learner)
         _learn(players, intake, run, progress)
         settle(run)
@@ -164,7 +167,7 @@ def _work(players: Players, intake: Intake, kept: tuple[Run, Outlets], out: Text
         out.write(f"{asked}: stopped after round {learner.done}; {again(run.folder)} goes on\n")
     finally:
         players.shutdown()
-        close_run(run)
+        settle(run)
     write_report(run.folder, findings, outlets.write)
     out.write(f"{run.folder / 'report.html'}\n")
     if stopped is not None:
@@ -179,8 +182,7 @@ def check(settings: TrainSettings) -> None:
         raise SettingsError(
             f"--room-for = {settings.room_for!r}: a policy of --policy-network graph plays every task; expected none"
         )
-    if settings.tensorboard:
-        require_tensorboard()
+    require_sinks(settings)
     if settings.progress == "tqdm":
         require_tqdm()
 
@@ -199,8 +201,10 @@ def _learn(players: Players, intake: Intake, run: Run, progress: Progress) -> No
                     "interface": to_table(players.interface),
                     "blueprints": players.documents(),
                 }
-            row = _round(players, run, row)
-            record(run, learner, row)
+            with run.operations("round", learner.done + 1) as said:
+                row = _round(players, run, row)
+                said |= {"return": row["return"], "val_accuracy": row["val_accuracy"]}
+                record(run, learner, row)
             left = (time.perf_counter() - start) / (learner.done - first) * (settings.rounds - learner.done)
             progress.show(learner.done, settings.rounds, round_line(row), left)
     finally:
@@ -225,7 +229,8 @@ def _collect(tracks: Sequence[Track], seed: int, run: Run) -> list[TensorDictBas
             begun[place:] = [now]
             pause(run, begun)
 
-        batches.append(play(track, seed, begun[place] if place < len(begun) else None, so_far))
+        with run.operations.spans.span("collect", task=track.task):
+            batches.append(play(track, seed, begun[place] if place < len(begun) else None, so_far))
     return batches
 
 
@@ -241,7 +246,8 @@ def _round(players: Players, run: Run, before: dict[str, Any]) -> dict[str, Any]
         reach("minibatch")
 
     try:
-        learned = learner.update(batches, look)
+        with run.operations.spans.span("learn"):
+            learned = learner.update(batches, look)
     except ConfigError as error:
         raise SettingsError(f"--reward = {settings.reward!r}: {error}; expected finite rewards") from None
     ended = time.perf_counter()
@@ -265,31 +271,3 @@ def _round(players: Players, run: Run, before: dict[str, Any]) -> dict[str, Any]
 def round_seed(seed: int, number: int) -> int:
     """Seed of a round's environments and draws; training uses even numbers, held-out evaluation odd ones."""
     return 2 * (seed * ROUNDS + number)
-
-
-def evaluate_run(
-    rules_of_tasks: Sequence[Rules],
-    settings: TrainSettings,
-    kept: tuple[Run, Outlets],
-    progress: Progress,
-    ends: tuple[Watch, TextIO],
-) -> Findings:
-    """Play the learned policy and the baselines on held-out environments of every task; write what came of it.
-
-    Returns:
-      the first task's findings; the others' are in files of their own, ``evaluation-2.json`` and on.
-    """
-    (run, outlets), (watch, out), found = kept, ends, []
-    for place, rules in enumerate(rules_of_tasks, start=1):
-        scene = build_scene(rules, settings.eval_envs, settings.backend, settings.device)
-        scene = scene._replace(engine=interruptible(scene.engine, watch))
-        policies = policies_of(scene, load_run(run.folder), greedy=False)
-        report, outcomes = compare(scene, policies, HELD_OUT, progress.note)
-        watch.check()  # nobody looked while the static network trained
-        progress.close()
-        name = "evaluation.json" if place == 1 else f"evaluation-{place}.json"
-        outlets.write(run.folder / name, to_json(report, indent=2) + "\n")
-        out.write("\n" + table(report))
-        where = scene.engine.structure.slot_names
-        found.append(Findings(report, tuple(outcomes), scene.engine.codec.blueprint_names, where))
-    return found[0]

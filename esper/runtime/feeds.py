@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO
 
+from esper.nissa.event_record import KINDS
 from esper.nissa.operations import NO_OPERATIONS, Operations
 from esper.nissa.sinks.fan_out import FanOut, Opener
 from esper.nissa.sinks.opening import SinkPlace, openers_of, parse_sinks
@@ -17,8 +18,20 @@ from esper.nissa.tracing import open_spans, require_tracing
 from esper.runtime.scene import Scene
 from esper.runtime.train_settings import TrainSettings
 from esper.runtime.worker_settings import WorkerSettings
+from esper.tezzeret.stages.worker import OUTCOMES
 from esper.urza.store import Tiers
 from esper.version import __version__
+
+EVENTS = [Change("esper_events", 0.0, (kind,)) for kind in KINDS]
+
+BEGINNING = [Change("esper_rounds", 0.0), Change("esper_kernel_failures", 0.0), *EVENTS]
+"""Counters that are there from the beginning, so that their first increase is one."""
+
+WORKER_BEGINNING = [*EVENTS, *(Change("esper_compile_requests", 0.0, (outcome,)) for outcome in OUTCOMES)]
+"""The same of a worker."""
+
+LEVELS = ("entries", "bytes", "waiting")
+"""Numbers of a store that rise and fall, and are no counters."""
 
 
 def require_sinks(settings: TrainSettings | WorkerSettings) -> None:
@@ -84,7 +97,7 @@ def _run_endpoint(settings: TrainSettings, folder: Path, scenes: Sequence[Scene]
     def opened() -> Opened:
         tallies = tallies_so_far(folder / STATE, rows, facts)
         told = [Change("esper_run_info", 1.0, labels), Change("esper_rounds_wanted", facts.rounds)]
-        told += [Change("esper_rounds", 0.0), Change("esper_kernel_failures", 0.0)]
+        told += BEGINNING
         return open_prometheus(address, changed(_without_info(tallies), told), facts, folder / STATE, feed.changes)
 
     return opened
@@ -103,11 +116,11 @@ def worker_operations(settings: WorkerSettings, store: Tiers, out: TextIO) -> Op
 
     def live() -> Iterable[Change]:
         found = feed.changes()
-        counts = {f"{tier}": each for tier, each in store.metrics().items()}
         found += [
             Change("esper_store_operations", number, (tier, name))
-            for tier, each in counts.items()
-            for name, number in each.items()
+            for tier, counts in store.metrics().items()
+            for name, number in counts.items()
+            if name not in LEVELS
         ]
         try:
             queue = store.queue.counters()
@@ -117,7 +130,8 @@ def worker_operations(settings: WorkerSettings, store: Tiers, out: TextIO) -> Op
 
     if settings.metrics_port >= 0:
         address, none = (settings.metrics_host, settings.metrics_port), RunFacts((), 0, 0, 0)
-        openers["prometheus"] = lambda: open_prometheus(address, Tallies(), none, None, live)
+        begun = changed(Tallies(), WORKER_BEGINNING)
+        openers["prometheus"] = lambda: open_prometheus(address, begun, none, None, live)
     return _opened(feed, openers, settings.trace, "esper-worker", out)
 
 

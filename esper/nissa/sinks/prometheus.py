@@ -89,13 +89,20 @@ class PrometheusSink:
 
     def round(self, row: Row) -> None:
         """See ``Sink``."""
-        self.tallies = after_round(self.tallies, row, self._facts, time.time())
-        if self._state is not None:
-            replace_file(self._state, to_text(self.tallies).encode())
+        self._publish(after_round(self.tallies, row, self._facts, time.time()))
 
     def event(self, event: Event) -> None:
         """See ``Sink``."""
-        self.tallies = changed(self.tallies, of_event(event))
+        self._publish(changed(self.tallies, of_event(event)))
+
+    def _publish(self, tallies: Tallies) -> None:
+        """Keep tallies before anybody sees them, so that no counter is ever lower than it was seen; without a disk they
+        are seen all the same.
+        """
+        if self._state is not None:
+            with contextlib.suppress(OSError):
+                replace_file(self._state, to_text(tallies).encode())
+        self.tallies = tallies
 
     def close(self) -> None:
         """Stop listening, and free the port."""

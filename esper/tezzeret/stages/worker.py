@@ -24,6 +24,9 @@ from esper.urza.store.compile_queue import LEASE
 POLL = 2.0
 """Seconds between two looks at an empty queue."""
 
+OUTCOMES = ("published", "found", "failed", "released", "lost")
+"""How a request ends; see ``Finished``."""
+
 FACTS = ("place", "site", "dtype", "backend", "device")
 """Facts of a request that a job has."""
 

@@ -63,16 +63,17 @@ class GuardedSink:
 
     def put(self, call: Callable[[Sink], None]) -> None:
         """Hand something over; at once."""
-        if not self.gone:
-            busy = self._since
-            if self._waiting.qsize() and busy and time.monotonic() - busy > self._timeout:
-                self._give_up(f"hangs for more than {self._timeout:.0f} s")
-            try:
-                self._waiting.put_nowait(call)
-                return
-            except queue.Full:
-                self._give_up(f"does not keep up: {self._waiting.maxsize} rounds and events wait for it")
-        self.lost += 1
+        busy = self._since
+        if not self.gone and busy and time.monotonic() - busy > self._timeout:
+            self._give_up(f"hangs for more than {self._timeout:g} s")
+        if self.gone:
+            self.lost += 1
+            return
+        try:
+            self._waiting.put_nowait(call)
+        except queue.Full:
+            self._give_up(f"does not keep up: {self._waiting.maxsize} rounds and events wait for it")
+            self.lost += 1
 
     def finish(self) -> None:
         """Ask it to close when it has taken what waits."""
@@ -131,6 +132,7 @@ class GuardedSink:
 
     def _give_up(self, reason: str) -> None:
         self.gone = True
+        self.lost += self._waiting.qsize()
         self._warn(f"{reason}; left out from here on")
 
     def _warn(self, what: str) -> None:

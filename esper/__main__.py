@@ -13,6 +13,7 @@ with ending_on_interrupt(__name__ == "__main__" or is_command()):
     from esper.nissa.sinks import SinkError
     from esper.runtime.blueprint import blueprints
     from esper.runtime.catalogue import TasksSettings, show_tasks
+    from esper.runtime.dashboards import dashboards
     from esper.runtime.data_check import data_check
     from esper.runtime.demo import DemoSettings, demonstrate
     from esper.runtime.dlq import dead_letters
@@ -61,6 +62,7 @@ BASES: dict[str, Base] = {"train": settings_before}
 
 WORDS: dict[str, tuple[str, Callable[[Sequence[str]], int | None]]] = {
     "blueprint": ("Kinds of seed as documents: blueprint list | check | compile | demo | ...", blueprints),
+    "dashboards": ("Files with which Prometheus and Grafana watch runs: dashboards export DIRECTORY", dashboards),
     "data": ("What a dataset or recorded episodes hold, and whether they load: data check | report PATH", data_check),
     "dlq": ("Writes of runs that failed: dlq ls | retry | drop [DIRECTORY]", dead_letters),
     "store": ("Artefacts and where they are kept: store ls | get | verify | gc | invalidate", artefact_store),

@@ -15,6 +15,7 @@ from torchrl.collectors import Collector
 
 from esper.engine import Engine
 from esper.leyline.state import State
+from esper.nissa.spans import NO_SPANS, Spans
 from esper.runtime.interrupt import Watch, draws_at, draws_now, interruptible, torch_draws_from
 from esper.runtime.scene import Scene
 from esper.runtime.step_recorder import StepRecorder
@@ -60,14 +61,25 @@ def part_of(horizon: int) -> int:
     return next(length for length in range(longest, 0, -1) if horizon % length == 0)
 
 
+class Playing(NamedTuple):
+    """What a track has to do with besides its scene.
+
+    Attributes:
+      shard: which of all environments these are; None = all.
+      record: whether its steps are kept for a dataset.
+      spans: where parts of a step are recorded.
+    """
+
+    shard: Shard | None = None
+    record: bool = False
+    spans: Spans = NO_SPANS
+
+
+ALL_OF_THEM = Playing()
+
+
 def make_track(
-    scene: Scene,
-    interface: Interface,
-    learner: Learner,
-    watch: Watch,
-    place: int = 0,
-    shard: Shard | None = None,
-    record: bool = False,
+    scene: Scene, interface: Interface, learner: Learner, watch: Watch, place: int = 0, playing: Playing = ALL_OF_THEM
 ) -> Track:
     """What plays a scene.
 
@@ -77,15 +89,15 @@ def make_track(
       learner: whose policy plays.
       watch: looked at before every step.
       place: which of the learner's tasks it is.
-      shard: which of all environments these are; None = all.
-      record: whether its steps are kept for a dataset.
+      playing: what else concerns it.
     """
-    timed = Stopwatch(interruptible(scene.engine, watch))
-    numbers = None if shard is None else shard.numbers
+    timed = Stopwatch(interruptible(scene.engine, watch), playing.spans)
+    numbers = None if playing.shard is None else playing.shard.numbers
     env = EsperEnv(timed.engine, scene.mode, scene.params, interface=interface, numbers=numbers)
     go_on = GoOn()
-    collector = make_collector(env, learner.view(place), part_of(scene.engine.config.horizon), go_on, shard)
-    return Track(scene.rules.task, env, timed, collector, iter(collector), go_on, StepRecorder(env) if record else None)
+    collector = make_collector(env, learner.view(place), part_of(scene.engine.config.horizon), go_on, playing.shard)
+    recorder = StepRecorder(env) if playing.record else None
+    return Track(scene.rules.task, env, timed, collector, iter(collector), go_on, recorder)
 
 
 def residing(engine: Engine, residence: Residence) -> Engine:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from esper.leyline.config import ConfigError
+from esper.nissa.spans import NO_SPANS, Spans
 from esper.runtime.run_blueprints import blueprint_from, document_id
 from esper.runtime.scene import Scene
 from esper.tezzeret.blueprints import Document, canonical
@@ -18,11 +19,13 @@ class CompileOrders:
     Attributes:
       store: whose queue it is, and where results are.
       placed: id of a document -> id of its request in the queue.
+      traces: id of a document -> traceparent of the order, which all that is done for it is a part of.
     """
 
-    def __init__(self, store: Tiers) -> None:
-        self.store = store
+    def __init__(self, store: Tiers, spans: Spans = NO_SPANS) -> None:
+        self.store, self._spans = store, spans
         self.placed: dict[str, str] = {}
+        self.traces: dict[str, str] = {}
 
     def arrived(self, document: Document, scenes: Sequence[Scene]) -> bool:
         """Whether a document was compiled, validated and published, for the first slot that is for it.
@@ -46,7 +49,8 @@ class CompileOrders:
             return False
         from esper.tezzeret.stages.fetching import fetch  # nothing else needs what it imports
 
-        ready = fetch(self.store, found.artefact)
+        with self._spans.span("blueprint.load", self.traces.get(id, ""), artefact=found.artefact):
+            ready = fetch(self.store, found.artefact)
         if isinstance(ready, Failure):
             raise ConfigError(f"{ready.reason}: {ready.detail}")
         return True
@@ -59,10 +63,15 @@ class CompileOrders:
             pairs = [place[:2] for place in places if suits(*place)]
             if pairs:
                 facts = {"dtype": engine.config.precision.value, "backend": engine.backend.name}
-                site = words_of(*pairs[0])
-                self.placed[document_id(document)] = self.store.queue.enqueue(canonical(document), site=site, **facts)
+                self._enqueue(document, {"site": words_of(*pairs[0]), **facts})
                 return True
         return False
+
+    def _enqueue(self, document: Document, facts: dict[str, str]) -> None:
+        id = document_id(document)
+        with self._spans.span("blueprint.order", name=document.name, id=id):
+            self.traces[id] = self._spans.traceparent()
+            self.placed[id] = self.store.queue.enqueue(canonical(document), traceparent=self.traces[id], **facts)
 
     def taken(self, id: str) -> None:
         """Note that the run grows with a document."""
@@ -72,7 +81,7 @@ class CompileOrders:
 
 
 @contextmanager
-def ordering(wanted: bool) -> Iterator[CompileOrders | None]:
+def ordering(wanted: bool, spans: Spans = NO_SPANS) -> Iterator[CompileOrders | None]:
     """A context with the orders of a run, in the store that the environment names; with none unless they are wanted.
 
     Raises:
@@ -86,4 +95,4 @@ def ordering(wanted: bool) -> Iterator[CompileOrders | None]:
     except StoreError as error:
         raise SettingsError(f"--compile-requests: {error}") from None
     with store:
-        yield CompileOrders(store)
+        yield CompileOrders(store, spans)

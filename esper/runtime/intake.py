@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from esper.nissa.event_record import event
+from esper.nissa.operations import NO_OPERATIONS, Operations
 from esper.runtime import requests
 from esper.runtime.compile_orders import CompileOrders
 from esper.runtime.players import Players
@@ -117,6 +119,7 @@ class Intake:
       waiting: ids of those that were ordered and have not arrived.
       stuck: requests that were decided on and cannot be removed.
       closed: whether nothing is taken but what was taken before: several ranks would have to decide alike.
+      operations: where it is told.
     """
 
     folder: Path
@@ -125,6 +128,7 @@ class Intake:
     waiting: list[str] = field(default_factory=list)
     stuck: set[str] = field(default_factory=set)
     closed: bool = False
+    operations: Operations = NO_OPERATIONS
 
     def begin(self, found: Founding, scenes: Sequence[Scene], source: Origin | None) -> None:
         """Keep what the run begins with, and of a run that goes on in another directory what it has kept.
@@ -190,9 +194,11 @@ class Intake:
             logger.warning("blueprint %s: not recorded (%s); the run goes on without it for now", name, cause(error))
             return
         self.entries.append(entry)
-        players.take(ready)
-        if self.orders is not None:
-            self.orders.taken(entry.id)
+        parent = "" if self.orders is None else self.orders.traces.get(entry.id, "")
+        with self.operations("blueprint.take", round, parent, name=name, id=entry.id):
+            players.take(ready)
+            if self.orders is not None:
+                self.orders.taken(entry.id)
         self._done_with(request)
         where = _where(entry.backends)
         logger.info("blueprint %s %s: taken after round %d: %s", name, entry.id, round, where)
@@ -200,6 +206,8 @@ class Intake:
 
     def _refuse(self, request: requests.Request, entry: RunBlueprint) -> None:
         logger.warning("blueprint %s %s: refused: %s", entry.name, entry.id[:12], entry.reason)
+        said = {"name": entry.name, "id": entry.id, "error": entry.reason}
+        self.operations.sinks.event(event("blueprint.take", False, entry.round or 0, **said))
         self.entries.append(entry)
         self.waiting = [id for id in self.waiting if id != entry.id]
         self._try_to_write()

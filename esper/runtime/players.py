@@ -11,8 +11,9 @@ from typing import NamedTuple
 from tensordict import TensorDictBase
 
 from esper.leyline.config import ConfigError, Precision
+from esper.nissa.spans import NO_SPANS, Spans
 from esper.runtime.adopt import Adopted, adopt
-from esper.runtime.collect import Track, make_track, residing
+from esper.runtime.collect import Playing, Track, make_track, residing
 from esper.runtime.interrupt import Watch
 from esper.runtime.record_training import TaskEpisodes
 from esper.runtime.run_blueprints import blueprint_from, document_id, is_for
@@ -79,6 +80,7 @@ class Players:
       watch: looked at before every step.
       scenes: task by task.
       interface: the policy's, where all tasks share it.
+      spans: where what takes time within a step is recorded.
       residence: of the tasks' datasets, where they take turns on the device.
       tracks: task by task.
       episodes: task by task, where what they play goes; empty: it is not kept.
@@ -89,6 +91,7 @@ class Players:
     watch: Watch
     scenes: list[Scene]
     interface: Interface
+    spans: Spans = NO_SPANS
     residence: Residence | None = field(init=False)
     tracks: list[Track] = field(init=False)
     episodes: Sequence[TaskEpisodes] = ()
@@ -108,7 +111,8 @@ class Players:
         if self.residence is not None:
             scene = scene._replace(engine=residing(scene.engine, self.residence))
         shard = shard_of(self.settings.num_envs, self.learner.ranks) if self.learner.ranks.size > 1 else None
-        return make_track(scene, interface, self.learner, self.watch, place, shard, self.settings.record)
+        playing = Playing(shard, self.settings.record, self.spans)
+        return make_track(scene, interface, self.learner, self.watch, place, playing)
 
     def keep(self, seed: int, number: int, batches: Sequence[TensorDictBase]) -> None:
         """Put a round to the datasets, if there are any; see ``TaskEpisodes.append``."""

@@ -23,10 +23,13 @@ CONFIG = "config.json"
 OWN = ("out", "resume", "dry_run")
 """Settings of one command, which say nothing of the run."""
 
+FEEDS = ("tensorboard", "metrics_port", "metrics_host", "trace", "sinks")
+"""Settings of who watches."""
+
 INCIDENTAL = (
     *OWN,
+    *FEEDS,
     "progress",
-    "tensorboard",
     "eval_envs",
     "heuristic",
     "save_every",

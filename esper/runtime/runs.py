@@ -18,7 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from esper.nissa.operations import NO_OPERATIONS, Operations
 from esper.nissa.sinks import METRICS, Metrics, lines_until, read_rows
+from esper.nissa.sinks.prometheus import STATE
 from esper.runtime.best_rounds import Best, best_of
 from esper.runtime.collect import Begun, from_tensors, to_tensors
 from esper.runtime.policy_checkpoint import (
@@ -73,6 +75,7 @@ class Run:
       done: rounds so far.
       tensors: the learner after them.
       begun: what was played of the round that is gone on with, task by task.
+      operations: where it is told what the run does.
     """
 
     folder: Path
@@ -83,6 +86,11 @@ class Run:
     done: int
     tensors: dict[str, Tensor]
     begun: list[Begun]
+    operations: Operations = NO_OPERATIONS
+
+    def tell(self, operations: Operations) -> None:
+        """Let sinks and a trace have what the run does from here on."""
+        self.operations = self.saver.operations = operations
 
 
 def places(settings: TrainSettings) -> tuple[Path, Origin | None]:
@@ -145,7 +153,7 @@ def open_run(
         }
         table |= {"blueprints": [document_id(document) for document in scenes[0].rules.documents]}
         table |= {} if loaded is None else {name: loaded.table[name] for name in IN_FORCE if name in loaded.table}
-        metrics = Metrics(folder, settings.tensorboard, learner.done, lock.check)
+        metrics = Metrics(folder, lock.check)
         tensors = learner_tensors(learner)
         run = Run(folder, table, metrics, saver, best_of(learner, loaded, best), learner.done, tensors, begun)
         if moment not in series.moments(folder / SERIES):
@@ -194,7 +202,7 @@ def abandon(run: Run) -> None:
     """Take back a run of no round, which holds nothing and would stand in the way of the next start."""
     for moment in series.moments(run.saver.folder):
         remove_folder(series.member(run.saver.folder, moment))
-    names = [run.folder / name for name in (METRICS, *FACTS, RECORD, OWNER, LOCK)]
+    names = [run.folder / name for name in (METRICS, STATE, *FACTS, RECORD, OWNER, LOCK)]
     for path in (*(run.folder / FOLDER).glob("*.json"), *names):
         path.unlink(missing_ok=True)
     for folder in (run.saver.folder, run.folder / FOLDER, run.folder):
@@ -216,6 +224,7 @@ def record(run: Run, learner: AnyLearner, row: dict[str, Any]) -> None:
             f"round {run.done}; expected a smaller learning rate, or finite rewards"
         )
     run.metrics.write(row)
+    run.operations.sinks.round(row)
     run.best.look(learner.done, row["return"], tensors)
     run.done, run.tensors, run.begun = learner.done, tensors, []
     pause(run, [])
@@ -283,18 +292,7 @@ def settle(run: Run) -> None:
     run.saver.finish(run.metrics.settle)
 
 
-def close_run(run: Run) -> None:
-    """Let the rounds so far be on the disk.
-
-    Raises:
-      CheckpointError: the last checkpoint cannot be written.
-    """
-    try:
-        settle(run)
-    finally:
-        run.metrics.close()
-
-
 def release(run: Run) -> None:
-    """Let others write in the run directory."""
+    """Let whoever watches know that it ended, and others write in the run directory."""
+    run.operations.close()
     run.saver.lock.release()

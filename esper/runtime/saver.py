@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from esper.nissa.operations import NO_OPERATIONS, Operations
 from esper.urza import series
 from esper.urza.checkpoint import CheckpointError, save
 from esper.urza.lock import Lock
@@ -33,6 +34,7 @@ class Saver:
       every: least seconds between checkpoints; 0 = as many as ``SHARE`` allows.
       keep: how many of the newest there are.
       saved: moment of the newest one on the disk, if any.
+      operations: where it is told.
     """
 
     def __init__(self, folder: Path, lock: Lock, every: float, keep: int) -> None:
@@ -40,6 +42,7 @@ class Saver:
         self.saved: Moment | None = max(series.moments(folder), default=None)
         self._pending: tuple[Moment, Contents] | None = None
         self._ended, self._cost = -float("inf"), 0.0
+        self.operations: Operations = NO_OPERATIONS
 
     def offer(self, moment: Moment, contents: Contents) -> None:
         """Say what may be the next checkpoint."""
@@ -65,8 +68,9 @@ class Saver:
         moment, contents = self._pending
         self.lock.check()
         start = time.monotonic()
-        first()
-        save(series.member(self.folder, moment), *contents())
+        with self.operations("checkpoint", moment.rounds, steps=moment.steps):
+            first()
+            save(series.member(self.folder, moment), *contents())
         self.saved, self._pending = moment, None
         series.prune(self.folder, self.keep)
         self._ended = time.monotonic()

@@ -4,12 +4,13 @@ import math
 import os
 import socket
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import TextIO
 
+from esper.runtime.feeds import require_sinks, worker_operations
 from esper.runtime.interrupt import Watch, watched
 from esper.runtime.worker_settings import WorkerSettings
-from esper.tezzeret.stages import CompilerChild, CompileWorker, Confines, Finished
+from esper.tezzeret.stages import CompileObserver, CompilerChild, CompileWorker, Confines, Finished
 from esper.urza.store import StoreSettings, from_environment, open_store
 from esper.utils.documents import one_line
 from esper.utils.terminal import output
@@ -30,19 +31,23 @@ def work(settings: WorkerSettings, out: TextIO | None = None) -> CompileWorker:
       Stopped: it was asked to; what it had is in the queue again.
     """
     out = output(out)
+    require_sinks(settings)
     where = StoreSettings(folder=settings.store) if settings.store else from_environment()
     with ExitStack() as stack:
         store = stack.enter_context(open_store(where))
         child = stack.enter_context(CompilerChild(Confines(settings.seconds, settings.memory << 20)))
         watch = stack.enter_context(watched())
+        operations = stack.enter_context(closing(worker_operations(settings, store, out)))
         name = f"{socket.gethostname()}:{os.getpid()}"
         worker = CompileWorker(store, name, child, settings.lease, settings.poll)
+        worker.observer = CompileObserver(operations)
         done = threading.Event()
         stack.callback(done.set)
         threading.Thread(target=_look, args=(watch, worker, done), daemon=True).start()
         out.write(f"worker {name}: {_counts(store.queue.counters())}\n")
         out.flush()
-        worker.serve(lambda finished: _tell(finished, out), settings.drain)
+        with operations("worker", name=name):
+            worker.serve(lambda finished: _tell(finished, out), settings.drain)
         out.write(summary(worker) + "\n")
         out.flush()
         watch.check()

@@ -1,11 +1,17 @@
-"""How much of an engine's time its evaluations take."""
+"""How much of an engine's time its evaluations take, and spans of a step's parts."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from esper.engine import Engine
+from esper.nissa.spans import NO_SPANS, Spans
+from esper.tezzeret.backend import Backend
 from esper.tezzeret.score import Scores
+
+PARTS = ("plan", "epoch", "evaluate")
+"""Parts of a step that are spans, in order; on a CPU, where calls wait, they last as long as what they do."""
 
 
 class Stopwatch:
@@ -16,9 +22,10 @@ class Stopwatch:
       seconds: so far; set it to 0 to begin anew.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, spans: Spans = NO_SPANS) -> None:
         self.seconds = 0.0
-        evaluate = engine.backend.evaluate
+        backend = engine.backend if spans is NO_SPANS else recorded_parts(engine.backend, spans)
+        evaluate = backend.evaluate
 
         def timed(*arguments: Any) -> Scores:
             start = time.perf_counter()
@@ -26,4 +33,18 @@ class Stopwatch:
             self.seconds += time.perf_counter() - start
             return scores
 
-        self.engine = replace(engine, backend=engine.backend._replace(evaluate=timed))
+        self.engine = replace(engine, backend=backend._replace(evaluate=timed))
+
+
+def recorded_parts(backend: Backend, spans: Spans) -> Backend:
+    """The same backend, the parts of whose steps are spans."""
+
+    def recorded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def within(*arguments: Any) -> Any:
+            with spans.detail(name):
+                return function(*arguments)
+
+        return within
+
+    parts: dict[str, Any] = {name: recorded(name, getattr(backend, name)) for name in PARTS}
+    return backend._replace(**parts)

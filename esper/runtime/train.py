@@ -5,7 +5,7 @@ learner, nothing else. What a run leaves behind is described in ``esper.runtime.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any, TextIO
@@ -15,25 +15,24 @@ from tensordict import TensorDictBase
 
 from esper.leyline.config import ConfigError
 from esper.nissa.progress import Progress, make_progress, require_tqdm
-from esper.nissa.sinks import METRICS, read_rows, require_tensorboard
-from esper.runtime.collect import Begun, Track, play
-from esper.runtime.compare import compare
+from esper.nissa.sinks import METRICS, read_rows
+from esper.runtime.collect import Begun, play
 from esper.runtime.compile_orders import ordering
 from esper.runtime.demonstrations import demonstrate
+from esper.runtime.evaluate_run import evaluate_run
+from esper.runtime.feeds import require_sinks, run_operations
 from esper.runtime.fingerprints import expect_common, fingerprints
 from esper.runtime.intake import Intake
-from esper.runtime.interrupt import Stopped, Watch, interruptible, watched
+from esper.runtime.interrupt import Stopped, watched
 from esper.runtime.machine import moved
 from esper.runtime.outlets import Outlets
 from esper.runtime.players import Players
-from esper.runtime.policies import policies_of
-from esper.runtime.policy_checkpoint import learner_tensors, load_run
+from esper.runtime.policy_checkpoint import learner_tensors
 from esper.runtime.record_training import recording
 from esper.runtime.report import Findings, write_report
 from esper.runtime.resume import again
-from esper.runtime.runs import Run, abandon, close_run, open_run, pause, record, release, settle
-from esper.runtime.scene import Rules, Scene, build_scene
-from esper.runtime.table import table
+from esper.runtime.runs import Run, abandon, open_run, pause, record, release, settle
+from esper.runtime.scene import Scene
 from esper.runtime.told import READ, left_out, of_episodes, round_line, time_split
 from esper.runtime.train_settings import TrainSettings
 from esper.runtime.train_setup import build
@@ -43,7 +42,6 @@ from esper.tamiyo.interface import PolicyNetwork, to_table
 from esper.urza.checkpoint import CheckpointError
 from esper.urza.lock import LockError
 from esper.urza.series import Moment
-from esper.utils.documents import to_json
 from esper.utils.failpoints import reach
 from esper.utils.resilience.causes import Nature, cause_of
 from esper.utils.settings import SettingsError
@@ -52,9 +50,6 @@ from esper.utils.terminal import output
 
 ROUNDS = 1_000_003
 """Rounds of a run that have environments of their own; demonstrations have the last ones of seed 0, in every run."""
-
-HELD_OUT = 1
-"""Seed of the evaluation at the end: odd, as ``evaluate``'s default; training uses even ones."""
 
 
 def train(
@@ -93,12 +88,18 @@ def train(
     with watched() as watch:  # before there is a checkpoint, from which a run that is stopped goes on
         run = open_run((folder, source), settings, scenes, interface, learner)
         try:
+            run.tell(run_operations(settings, run.folder, scenes, out))
             begin(run.folder, learner)
-            players = Players(settings, learner, watch, scenes, interface)
+            players = Players(settings, learner, watch, scenes, interface, run.operations.spans)
             outlets = Outlets(run.folder, fence=run.saver.lock.check)
             kept = recording(run.folder, settings, scenes, learner.done)
-            with closing(outlets), ordering(settings.compile_requests) as orders, kept as players.episodes:
-                intake = Intake(run.folder, found.entries, orders, closed=ranks.size > 1)
+            with (
+                run.operations("run", settings.rounds, task=settings.task, algorithm=settings.algorithm),
+                closing(outlets),
+                ordering(settings.compile_requests, players.spans) as orders,
+                kept as players.episodes,
+            ):
+                intake = Intake(run.folder, found.entries, orders, operations=run.operations, closed=ranks.size > 1)
                 intake.begin(found, scenes, source)
                 _work(players, intake, (run, outlets), out)
         except (LockError, CheckpointError):
@@ -132,7 +133,8 @@ def _work(players: Players, intake: Intake, kept: tuple[Run, Outlets], out: Text
     findings, stopped = Findings(), None
     try:
         if settings.demonstrations and not learner.done and not run.begun:
-            out.write(_demonstrate(players))
+            with run.operations("demonstrate", rounds=settings.demonstrations):
+                out.write(_demonstrate(players))
             run.tensors = learner_tensors(learner)
         _learn(players, intake, run, progress)
         settle(run)
@@ -147,7 +149,7 @@ def _work(players: Players, intake: Intake, kept: tuple[Run, Outlets], out: Text
         out.write(f"{asked}: stopped after round {learner.done}; {again(run.folder)} goes on\n")
     finally:
         players.shutdown()
-        close_run(run)
+        settle(run)
     write_report(run.folder, findings, outlets.write)
     out.write(f"{run.folder / 'report.html'}\n")
     if stopped is not None:
@@ -162,8 +164,7 @@ def check(settings: TrainSettings) -> None:
         raise SettingsError(
             f"--room-for = {settings.room_for!r}: a policy of --policy-network graph plays every task; expected none"
         )
-    if settings.tensorboard:
-        require_tensorboard()
+    require_sinks(settings)
     if settings.progress == "tqdm":
         require_tqdm()
 
@@ -182,8 +183,10 @@ def _learn(players: Players, intake: Intake, run: Run, progress: Progress) -> No
                     "interface": to_table(players.interface),
                     "blueprints": players.documents(),
                 }
-            row = train_round(players, run, row)
-            record(run, learner, row)
+            with run.operations("round", learner.done + 1) as said:
+                row = train_round(players, run, row)
+                said |= {"return": row["return"], "val_accuracy": row["val_accuracy"]}
+                record(run, learner, row)
             left = (time.perf_counter() - start) / (learner.done - first) * (settings.rounds - learner.done)
             progress.show(learner.done, settings.rounds, round_line(row), left)
     finally:
@@ -198,10 +201,10 @@ def _demonstrate(players: Players) -> str:
     return demonstrate(plays, players.learner, seeds, settings.lstm, players.watch.check)
 
 
-def _collect(tracks: Sequence[Track], seed: int, run: Run | None) -> list[TensorDictBase]:
+def _collect(players: Players, seed: int, run: Run | None) -> list[TensorDictBase]:
     """One episode of every environment of every task; of a run, those that were begun before are gone on with."""
     begun, batches = [] if run is None else list(run.begun), list[TensorDictBase]()
-    for place, track in enumerate(tracks):
+    for place, track in enumerate(players.tracks):
         track.env.engine_seconds = track.validation.seconds = 0.0
 
         def so_far(now: Begun, place: int = place) -> None:
@@ -209,7 +212,8 @@ def _collect(tracks: Sequence[Track], seed: int, run: Run | None) -> list[Tensor
             if run is not None:
                 pause(run, begun)
 
-        batches.append(play(track, seed, begun[place] if place < len(begun) else None, so_far))
+        with players.spans.span("collect", task=track.task):
+            batches.append(play(track, seed, begun[place] if place < len(begun) else None, so_far))
     return batches
 
 
@@ -225,7 +229,7 @@ def train_round(players: Players, run: Run | None, before: dict[str, Any]) -> di
     settings, tracks, learner, failed = players.settings, players.tracks, players.learner, players.failures()
     number, begun = learner.done, time.perf_counter()
     ranks = learner.ranks
-    batches = _collect(tracks, round_seed(settings.seed, number), run if ranks.size == 1 else None)
+    batches = _collect(players, round_seed(settings.seed, number), run if ranks.size == 1 else None)
     collected = time.perf_counter()
 
     def look() -> None:
@@ -233,7 +237,8 @@ def train_round(players: Players, run: Run | None, before: dict[str, Any]) -> di
         reach("minibatch")
 
     try:
-        learned = learner.update(batches, look)
+        with players.spans.span("learn"):
+            learned = learner.update(batches, look)
     except ConfigError as error:
         raise SettingsError(f"--reward = {settings.reward!r}: {error}; expected finite rewards") from None
     players.keep(round_seed(settings.seed, number), number, batches)
@@ -260,31 +265,3 @@ def train_round(players: Players, run: Run | None, before: dict[str, Any]) -> di
 def round_seed(seed: int, number: int) -> int:
     """Seed of a round's environments and draws; training uses even numbers, held-out evaluation odd ones."""
     return 2 * (seed * ROUNDS + number)
-
-
-def evaluate_run(
-    rules_of_tasks: Sequence[Rules],
-    settings: TrainSettings,
-    kept: tuple[Run, Outlets],
-    progress: Progress,
-    ends: tuple[Watch, TextIO],
-) -> Findings:
-    """Play the learned policy and the baselines on held-out environments of every task; write what came of it.
-
-    Returns:
-      the first task's findings; the others' are in files of their own, ``evaluation-2.json`` and on.
-    """
-    (run, outlets), (watch, out), found = kept, ends, []
-    for place, rules in enumerate(rules_of_tasks, start=1):
-        scene = build_scene(rules, settings.eval_envs, settings.backend, settings.device)
-        scene = scene._replace(engine=interruptible(scene.engine, watch))
-        policies = policies_of(scene, load_run(run.folder), greedy=False)
-        report, outcomes = compare(scene, policies, HELD_OUT, progress.note)
-        watch.check()  # nobody looked while the static network trained
-        progress.close()
-        name = "evaluation.json" if place == 1 else f"evaluation-{place}.json"
-        outlets.write(run.folder / name, to_json(report, indent=2) + "\n")
-        out.write("\n" + table(report))
-        where = scene.engine.structure.slot_names
-        found.append(Findings(report, tuple(outcomes), scene.engine.codec.blueprint_names, where))
-    return found[0]

@@ -14,6 +14,8 @@ import torch
 from esper.nissa.progress import Progress, make_progress
 from esper.nissa.sinks import METRICS, read_rows
 from esper.runtime.build import find_device
+from esper.runtime.evaluate_run import evaluate_run
+from esper.runtime.feeds import run_operations
 from esper.runtime.fingerprints import LEARNER
 from esper.runtime.interrupt import Stopped, Watch, watched
 from esper.runtime.outlets import Outlets
@@ -21,10 +23,10 @@ from esper.runtime.policies import policies_of
 from esper.runtime.policy_checkpoint import learner_tensors, load_run
 from esper.runtime.report import Findings, write_report
 from esper.runtime.resume import Origin, again
-from esper.runtime.runs import Run, abandon, close_run, open_run, places, record, release, settle
+from esper.runtime.runs import Run, abandon, open_run, places, record, release, settle
 from esper.runtime.scene import Scene, build_scene, expect_numbers_for
 from esper.runtime.start_from import start_from
-from esper.runtime.train import check, evaluate_run
+from esper.runtime.train import check
 from esper.runtime.train_settings import TrainSettings
 from esper.simic.episodes.dataset import Episodes
 from esper.simic.offline.fitted import fitted_value
@@ -85,7 +87,11 @@ def train_offline(settings: TrainSettings, out: TextIO | None = None) -> Offline
         run = open_run((folder, source), settings, [scene], interface, learner)
         run.table["dataset_digest"] = episodes.digest
         try:
-            with closing(Outlets(run.folder, fence=run.saver.lock.check)) as outlets:
+            run.tell(run_operations(settings, run.folder, [scene], out))
+            with (
+                closing(Outlets(run.folder, fence=run.saver.lock.check)) as outlets,
+                run.operations("run", settings.rounds, task=settings.task, algorithm=settings.algorithm),
+            ):
                 _work(settings, data, learner, (run, outlets), (watch, out))
         except SettingsError:
             if source is None and learner.done == 0:
@@ -171,7 +177,7 @@ def _work(
         progress.close()
         out.write(f"{asked}: stopped after round {learner.done}; {again(run.folder)} goes on\n")
     finally:
-        close_run(run)
+        settle(run)
     write_report(run.folder, findings, outlets.write)
     out.write(f"{run.folder / 'report.html'}\n")
     if stopped is not None:
@@ -188,8 +194,9 @@ def _learn(
     row: dict[str, Any] = before[-1] if before else {}
     try:
         while learner.done < settings.rounds:
-            row = _round(settings, data, learner, (watch, row))
-            record(run, learner, row)
+            with run.operations("round", learner.done + 1):
+                row = _round(settings, data, learner, (watch, row))
+                record(run, learner, row)
             left = (time.perf_counter() - start) / (learner.done - first) * (settings.rounds - learner.done)
             progress.show(learner.done, settings.rounds, _line(learner, row), left)
     finally:

@@ -8,6 +8,7 @@ from esper.leyline.config import ConfigError, Determinism, Precision
 from esper.nissa.progress import KINDS
 from esper.runtime.build import DEVICES
 from esper.runtime.scene import LEVELS, MODES, PRECISIONS, Rules, rules_of, tasks_of
+from esper.runtime.sink_settings import METRICS_HOST, METRICS_PORT, SINKS, TRACE
 from esper.simic.offline.config import ALGORITHMS, OfflineConfig
 from esper.simic.ppo_config import RANGES, PPOConfig
 from esper.simic.rewards import DEFAULT_REWARD
@@ -121,6 +122,10 @@ class TrainSettings:
     progress: str = setting("auto", "auto = a bar on a terminal, lines elsewhere", choices=KINDS)
     tensorboard: bool = setting(False, "also write TensorBoard events")
     threads: int = setting(0, "threads of a process; 0 = torch's choice, under torchrun cores / ranks", 0, 1024)
+    metrics_port: int = setting(-1, METRICS_PORT, -1, 65535)
+    metrics_host: str = setting("127.0.0.1", METRICS_HOST)
+    trace: str = setting("", TRACE)
+    sinks: str = setting("", SINKS)
     dry_run: bool = setting(False, "check and build everything, say what would run, and write nothing")
 
     def ppo(self) -> PPOConfig:

@@ -100,6 +100,8 @@ def _expect_what_comes(settings: TrainSettings, scene: Scene, ranks: Ranks) -> N
     if settings.demonstrations:
         scripts_of(scene.task)
     policies_of(scene, None, greedy=False)
+    if settings.record and ranks.size > 1:
+        raise SettingsError(f"--record true: {ranks.size} ranks, each with some environments; expected one rank")
     if ranks.size == 1:
         expect_numbers_for(scene, settings.eval_envs, "--eval-envs")
     elif settings.eval_envs not in (0, settings.num_envs) and _is_swept(scene):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from esper.runtime.sink_settings import METRICS_HOST, METRICS_PORT, SINKS, TRACE
 from esper.utils.settings import setting
 
 
@@ -15,3 +16,7 @@ class WorkerSettings:
     seconds: float = setting(300.0, "for one document, at most", low=1.0, high=86400.0)
     memory: int = setting(2048, "megabytes for one document, at most", low=16, high=1 << 20)
     drain: bool = setting(False, "end when the queue is empty")
+    metrics_port: int = setting(-1, METRICS_PORT, -1, 65535)
+    metrics_host: str = setting("127.0.0.1", METRICS_HOST)
+    trace: str = setting("", TRACE)
+    sinks: str = setting("", SINKS)

@@ -105,8 +105,8 @@ def descend(
       steps: decisions of the minibatch, on all ranks together.
 
     Returns:
-      ``LOSSES``, [], as far as they come from these parts. Each decision of the minibatch counts alike. Law: with a length of the longest episode or more,
-      the gradients are those of whole episodes to the bit.
+      ``LOSSES``, [], as far as they come from these parts. Each decision of the minibatch counts alike. Law: with a
+      length of the longest episode or more, the gradients are those of whole episodes to the bit.
     """
     longest = max(part.shape[1] for part in parts)
     length = chunking.length or longest

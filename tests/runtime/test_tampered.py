@@ -9,8 +9,7 @@ import pytest
 from runtime_forks import one_life, result, words
 
 import esper.__main__
-from esper.nissa import sinks
-from esper.nissa.sinks import METRICS
+from esper.nissa.sinks import METRICS, record
 from esper.runtime.machine import VERSIONS
 from esper.runtime.policy_checkpoint import SERIES
 from esper.urza import series
@@ -69,7 +68,7 @@ def test_want_of_memory_while_a_round_is_recorded_leaves_a_run_to_go_on_with(who
         raise MemoryError
 
     folder = tmp_path / "run"
-    monkeypatch.setattr(sinks, "append_line", append)
+    monkeypatch.setattr(record, "append_line", append)
     assert esper.__main__.main(words(folder, ROUNDS, save_every="1e9")) == 1
     assert esper.__main__.main(words(folder, ROUNDS, save_every="1e9")) == 0
     assert result(folder) == whole[1]

@@ -5,6 +5,7 @@ from esper.tezzeret.stages.building import check_contract, form_of
 from esper.tezzeret.stages.fetching import ReadyBlueprint, fetch
 from esper.tezzeret.stages.forms import BlueprintForm, Subject, eager_form, subject_of
 from esper.tezzeret.stages.isolation import CompilerChild, Confines
+from esper.tezzeret.stages.observer import CompileObserver as CompileObserver
 from esper.tezzeret.stages.package import BlueprintPackage, PackageError, unpack
 from esper.tezzeret.stages.pipeline import compile_document
 from esper.tezzeret.stages.refusal import REASONS, ArtefactRefused

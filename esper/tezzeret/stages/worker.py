@@ -9,10 +9,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 from esper.tezzeret.stages.cost_model import predict_job, rank_correlation, urgency
 from esper.tezzeret.stages.isolation import CompilerChild
+from esper.tezzeret.stages.observer import CompileObserver
 from esper.tezzeret.stages.pipeline import compile_document
 from esper.tezzeret.stages.reports import VALIDATION, StageReport
 from esper.tezzeret.stages.request import CompileJob
@@ -21,6 +23,9 @@ from esper.urza.store.compile_queue import LEASE
 
 POLL = 2.0
 """Seconds between two looks at an empty queue."""
+
+OUTCOMES = ("published", "found", "failed", "released", "lost")
+"""How a request ends; see ``Finished``."""
 
 FACTS = ("place", "site", "dtype", "backend", "device")
 """Facts of a request that a job has."""
@@ -51,6 +56,7 @@ class CompileWorker:
     Attributes:
       counts: requests by outcome, and ``polls``.
       measured: of those that were compiled, predicted and measured seconds.
+      observer: who is told.
     """
 
     def __init__(
@@ -68,6 +74,7 @@ class CompileWorker:
         self.store, self.name, self.child, self.lease, self.poll = store, name, child, lease, poll
         self.counts: Counter[str] = Counter()
         self.measured: list[tuple[float, float]] = []
+        self.observer = CompileObserver()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._known: dict[str, float] = {}
@@ -121,12 +128,13 @@ class CompileWorker:
         if request is None:
             return None
         predicted = self._predicted(request)
-        with self._renewed(request):
+        with self._renewed(request), self.observer.request(request.id, self.store.queue.traceparent(request.id)):
             id, reports = compile_document(
-                job_of(request), self.store, self.child, begun=lambda stage: self._note(request, stage)
+                job_of(request), self.store, self.child, self.observer.reported, partial(self._note, request)
             )
         finished = self._end(request, id, reports, predicted)
         self.counts[finished.outcome] += 1
+        self.observer.ended(finished.outcome, finished.seconds, predicted, finished.report.line.strip())
         if finished.outcome == "published":
             self.measured.append((predicted, finished.seconds))
         return finished
@@ -149,6 +157,7 @@ class CompileWorker:
         return Finished(request, id, last, predicted, seconds, outcome if held else "lost")
 
     def _note(self, request: CompileRequest, stage: str) -> None:
+        self.observer.begun(stage)
         if stage == VALIDATION:
             self.store.queue.validating(request)
 

@@ -70,11 +70,12 @@ class CompileQueue:
     ) -> None:
         self._connections, self._watched, self._postponed, self._clock = connections, watched, postponed, clock
 
-    def enqueue(self, document: bytes, **facts: Any) -> str:
+    def enqueue(self, document: bytes, *, traceparent: str = "", **facts: Any) -> str:
         """Propose a document. The same one for the same facts is there once; one that failed is tried again.
 
         Args:
           document: up to ``LARGEST`` bytes, looked at by nobody here.
+          traceparent: of the span that asks, for whoever does it; of equal requests, the first one's.
           facts: the site it is for, and so on.
 
         Returns:
@@ -89,7 +90,7 @@ class CompileQueue:
         id = request_id(document, text)
         body = json.dumps(document.decode("latin-1"))  # any bytes, in characters that every database takes
         try:
-            self._watched.ask("database", lambda: self._propose(id, body, text, now))
+            self._watched.ask("database", lambda: self._propose(id, body, text, now, traceparent))
         except OSError as error:
             self._postponed.wait(PostponedWrite(f"request {id}", "request", now, facts=json.dumps([body, text])), error)
         return id
@@ -100,7 +101,7 @@ class CompileQueue:
         id = operation.target.removeprefix("request ")
         self._watched.ask("database", lambda: self._propose(id, body, text, operation.written))
 
-    def _propose(self, id: str, body: str, facts: str, now: int) -> None:
+    def _propose(self, id: str, body: str, facts: str, now: int, traceparent: str = "") -> None:
         with self._connections.writing() as execute:
             rows = request_rows(execute, id)
             if rows and rows[0][3] not in (BlueprintStatus.FAILED.value, BlueprintStatus.ARCHIVED.value):
@@ -115,6 +116,22 @@ class CompileQueue:
                 status=BlueprintStatus.PROPOSED.value,
                 now=now,
             )
+            execute("DELETE FROM request_traces WHERE id = :id", id=id)
+            if traceparent:
+                execute("INSERT INTO request_traces (id, traceparent) VALUES (:id, :it)", id=id, it=traceparent[:64])
+
+    def traceparent(self, id: str) -> str:
+        """Of the span that asked for a request; empty where there is none, or the database is lost."""
+
+        def read() -> Rows:
+            with self._connections.reading() as execute:
+                return execute("SELECT traceparent FROM request_traces WHERE id = :id", id=id)
+
+        try:
+            rows = self._watched.ask("database", read)
+        except OSError:
+            return ""
+        return str(rows[0][0]) if rows else ""
 
     def list(self, *statuses: BlueprintStatus) -> tuple[CompileRequest, ...]:
         """Requests that are in one of these, or all, the oldest first; what is damaged is left out."""

@@ -13,6 +13,7 @@ SCHEMA = (
     "worker TEXT NOT NULL, token VARCHAR(64) NOT NULL, expires BIGINT NOT NULL, artefact VARCHAR(64) NOT NULL, "
     "reason TEXT NOT NULL)",
     "CREATE INDEX IF NOT EXISTS requests_by_status ON requests (status, created)",
+    "CREATE TABLE IF NOT EXISTS request_traces (id VARCHAR(64) PRIMARY KEY, traceparent VARCHAR(64) NOT NULL)",
 )
 
 COLUMNS = "id, document, facts, status, created, changed, attempts, worker, token, expires, artefact, reason"

@@ -1,10 +1,9 @@
-"""Sinks: where a run's numbers go, under the same names everywhere."""
+"""A run's own record of its rounds: ``metrics.jsonl``, whose digest every checkpoint holds."""
 
 import contextlib
 import errno
 import hashlib
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,6 @@ METRICS = "metrics.jsonl"
 
 LARGEST = 1 << 32
 """Bytes that are read of a metrics file."""
-
-logger = logging.getLogger("esper")
 
 
 class SinkError(ValueError):
@@ -95,22 +92,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 class Metrics:
-    """The sinks of a run: ``metrics.jsonl``, and TensorBoard's events if asked for."""
+    """``metrics.jsonl``, as a run adds to it."""
 
-    def __init__(self, folder: Path, tensorboard: bool, done: int, fence: Callable[[], object] = lambda: None) -> None:
-        """Open the sinks.
+    def __init__(self, folder: Path, fence: Callable[[], object] = lambda: None) -> None:
+        """Take it as it is.
 
         Args:
-          folder: run directory; its metrics hold the first ``done`` rounds.
-          tensorboard: also write events, into the folder ``tensorboard``.
-          done: rounds so far; later ones that are there already are taken back.
+          folder: run directory; its metrics hold the rounds so far, and no later ones.
           fence: called before a line is added; what it raises keeps the line out of the file.
-
-        Raises:
-          SinkError: tensorboard is asked for and not installed.
         """
         self.path, self._fence = folder / METRICS, fence
-        self.events = _event_writer(folder / "tensorboard", done + 1) if tensorboard else None
         self.digest = hashlib.sha256(self.path.read_bytes() if self.path.exists() else b"")
         self._waiting: list[str] = []
 
@@ -121,21 +112,6 @@ class Metrics:
         self._waiting.append(line)
         with contextlib.suppress(OSError):
             self._append()
-        self._write_events(row)
-
-    def _write_events(self, row: dict[str, float]) -> None:
-        """Show a round in TensorBoard, as long as that can be written; the rows hold the same numbers."""
-        if self.events is None:
-            return
-        try:
-            for name, value in row.items():
-                if isinstance(value, str):
-                    continue
-                self.events.add_scalar(name, value, int(row["round"]))
-            self.events.flush()
-        except OSError as error:
-            self.events = None
-            logger.warning("tensorboard: %s; no events from here on, %s has all rounds", cause(error), self.path)
 
     def settle(self) -> None:
         """Let every round be on the disk.
@@ -153,28 +129,3 @@ class Metrics:
         while self._waiting:
             append_line(self.path, self._waiting[0])
             del self._waiting[0]
-
-    def close(self) -> None:
-        """Finish the files."""
-        if self.events is not None:
-            with contextlib.suppress(OSError):  # each round was flushed, or told
-                self.events.close()
-
-
-def require_tensorboard() -> None:
-    """Check that events can be written.
-
-    Raises:
-      SinkError: tensorboard is not installed.
-    """
-    try:
-        import torch.utils.tensorboard  # noqa: F401
-    except ImportError:
-        raise SinkError("--tensorboard true: needs tensorboard; pip install 'esper-growth[tensorboard]'") from None
-
-
-def _event_writer(folder: Path, first: int) -> Any:
-    require_tensorboard()
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder), purge_step=first)

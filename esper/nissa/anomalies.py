@@ -227,3 +227,8 @@ def anomalies(samples: Iterable[Mapping[str, Any]], rules: Sequence[Rule] = RULE
         memory, new = observe(memory, sample, rules)
         found += new
     return memory, found
+
+
+def told_of(found: Sequence[Anomaly]) -> dict[str, Any]:
+    """What a round's row says of the anomalies in it: ``anomalies`` is how many, ``anomaly`` which (empty of none)."""
+    return {"anomalies": len(found), "anomaly": "; ".join(each.line for each in found)}

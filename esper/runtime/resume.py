@@ -23,7 +23,12 @@ CONFIG = "config.json"
 OWN = ("out", "resume", "dry_run")
 """Settings of one command, which say nothing of the run."""
 
-INCIDENTAL = (*OWN, "progress", "tensorboard", "eval_envs", "heuristic", "save_every", "keep", "compile_requests")
+WATCHED = ("watch", "watch_port", "watch_envs")
+"""Settings of what is seen of a run."""
+
+BESIDE = ("progress", "tensorboard", "eval_envs", "heuristic", "save_every", "keep", "compile_requests")
+
+INCIDENTAL = (*OWN, *WATCHED, *BESIDE)
 """Settings that do not decide what a run computes."""
 
 

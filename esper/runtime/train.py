@@ -13,29 +13,31 @@ from typing import Any, TextIO
 from tensordict import TensorDictBase
 
 from esper.leyline.config import ConfigError
+from esper.nissa.anomalies import Anomaly
 from esper.nissa.progress import Progress, make_progress, require_tqdm
 from esper.nissa.sinks import METRICS, read_rows, require_tensorboard
 from esper.runtime.build import find_device
 from esper.runtime.collect import Begun, Track, play
-from esper.runtime.compare import compare
 from esper.runtime.compile_orders import ordering
 from esper.runtime.demonstrations import demonstrate, scripts_of
 from esper.runtime.fingerprints import fingerprints
 from esper.runtime.intake import Intake, expect_used, founding
-from esper.runtime.interrupt import Stopped, Watch, interruptible, watched
+from esper.runtime.interrupt import Stopped, watched
 from esper.runtime.machine import moved
 from esper.runtime.outlets import Outlets
 from esper.runtime.players import Players, shared_interface, shown_interfaces, sizes_of
 from esper.runtime.policies import policies_of
-from esper.runtime.policy_checkpoint import learner_tensors, load_run
+from esper.runtime.policy_checkpoint import learner_tensors
 from esper.runtime.report import Findings, write_report
 from esper.runtime.resume import again
+from esper.runtime.run_evaluation import evaluate_run
+from esper.runtime.run_health import blueprints_json, health_lines, run_health
 from esper.runtime.runs import Run, abandon, close_run, open_run, pause, places, record, release, settle
-from esper.runtime.scene import Rules, Scene, build_scene, expect_numbers_for
+from esper.runtime.scene import Scene, build_scene, expect_numbers_for
 from esper.runtime.start_from import start_from
-from esper.runtime.table import table
 from esper.runtime.told import left_out, of_episodes, round_line, time_split
 from esper.runtime.train_settings import TrainSettings
+from esper.runtime.watching import Watching
 from esper.simic.ppo import Learner
 from esper.tamiyo.interface import Interface, PolicyNetwork, to_table
 from esper.tamiyo.networks import build_policies
@@ -51,9 +53,6 @@ from esper.utils.terminal import output
 
 ROUNDS = 1_000_003
 """Rounds of a run that have environments of their own; demonstrations have the last ones of seed 0, in every run."""
-
-HELD_OUT = 1
-"""Seed of the evaluation at the end: odd, as ``evaluate``'s default; training uses even ones."""
 
 
 def train(settings: TrainSettings, out: TextIO | None = None) -> Learner:
@@ -151,10 +150,12 @@ def _work(players: Players, intake: Intake, kept: tuple[Run, Outlets], out: Text
         if settings.demonstrations and not learner.done and not run.begun:
             out.write(_demonstrate(players))
             run.tensors = learner_tensors(learner)
-        _learn(players, intake, run, progress)
+        _learn(players, intake, (run, outlets), progress)
         settle(run)
         rows = read_rows(run.folder / METRICS)
-        out.write(time_split(rows) + left_out(rows))
+        health = run_health(run.folder, rows)
+        out.write(time_split(rows) + left_out(rows) + health_lines(health))
+        outlets.write(run.folder / "blueprints.json", to_json(blueprints_json(health), indent=2) + "\n")
         if settings.eval_envs:
             ends = (players.watch, out)
             findings = evaluate_run([scene.rules for scene in players.scenes], settings, kept, progress, ends)
@@ -185,12 +186,13 @@ def check(settings: TrainSettings) -> None:
         require_tqdm()
 
 
-def _learn(players: Players, intake: Intake, run: Run, progress: Progress) -> None:
+def _learn(players: Players, intake: Intake, kept: tuple[Run, Outlets], progress: Progress) -> None:
     """All rounds that are left, each recorded whole or not at all; between them what was asked for is taken."""
-    settings, learner = players.settings, players.learner
+    (run, outlets), settings, learner = kept, players.settings, players.learner
     start, first = time.perf_counter(), learner.done
     before = read_rows(run.folder / METRICS)
     row: dict[str, Any] = before[-1] if before else {}
+    watching = Watching(outlets, settings.watch_envs, before)
     try:
         while learner.done < settings.rounds:
             players.watch.check()
@@ -199,8 +201,10 @@ def _learn(players: Players, intake: Intake, run: Run, progress: Progress) -> No
                     "interface": to_table(players.interface),
                     "blueprints": players.documents(),
                 }
-            row = _round(players, run, row)
+            row, found = _round(players, run, watching, row)
             record(run, learner, row)
+            for anomaly in found:
+                progress.note(anomaly.line)
             left = (time.perf_counter() - start) / (learner.done - first) * (settings.rounds - learner.done)
             progress.show(learner.done, settings.rounds, round_line(row), left)
     finally:
@@ -215,25 +219,29 @@ def _demonstrate(players: Players) -> str:
     return demonstrate(plays, players.learner, seeds, settings.lstm, players.watch.check)
 
 
-def _collect(tracks: Sequence[Track], seed: int, run: Run) -> list[TensorDictBase]:
+def _collect(tracks: Sequence[Track], seed: int, run: Run, watching: Watching) -> list[TensorDictBase]:
     """One episode of every environment of every task; those that were begun before are gone on with."""
-    begun, batches = list(run.begun), list[TensorDictBase]()
+    begun, batches, number = list(run.begun), list[TensorDictBase](), run.done + 1
+    watching.listen(tracks, [part.played.shape[1] for part in begun])
     for place, track in enumerate(tracks):
         track.env.engine_seconds = track.validation.seconds = 0.0
 
         def so_far(now: Begun, place: int = place) -> None:
             begun[place:] = [now]
             pause(run, begun)
+            watching.so_far(tracks, number)
 
         batches.append(play(track, seed, begun[place] if place < len(begun) else None, so_far))
     return batches
 
 
-def _round(players: Players, run: Run, before: dict[str, Any]) -> dict[str, Any]:
+def _round(
+    players: Players, run: Run, watching: Watching, before: dict[str, Any]
+) -> tuple[dict[str, Any], list[Anomaly]]:
     """One episode of every environment of every task, and what is learned from it; with the row before."""
     settings, tracks, learner, failed = players.settings, players.tracks, players.learner, players.failures()
     number, begun = learner.done, time.perf_counter()
-    batches = _collect(tracks, round_seed(settings.seed, number), run)
+    batches = _collect(tracks, round_seed(settings.seed, number), run, watching)
     collected = time.perf_counter()
 
     def look() -> None:
@@ -259,37 +267,10 @@ def _round(players: Players, run: Run, before: dict[str, Any]) -> dict[str, Any]
     if len(tracks) > 1:
         row |= {f"{name}/{track.task}": one[name] for track, one in zip(tracks, told, strict=True) for name in one}
     ends = [track.env.ended for track in tracks]
-    return row | learned | fingerprints(before, ends, batches, learner)
+    seen, found = watching.after(tracks, row | learned)
+    return row | learned | seen | fingerprints(before, ends, batches, learner), found
 
 
 def round_seed(seed: int, number: int) -> int:
     """Seed of a round's environments and draws; training uses even numbers, held-out evaluation odd ones."""
     return 2 * (seed * ROUNDS + number)
-
-
-def evaluate_run(
-    rules_of_tasks: Sequence[Rules],
-    settings: TrainSettings,
-    kept: tuple[Run, Outlets],
-    progress: Progress,
-    ends: tuple[Watch, TextIO],
-) -> Findings:
-    """Play the learned policy and the baselines on held-out environments of every task; write what came of it.
-
-    Returns:
-      the first task's findings; the others' are in files of their own, ``evaluation-2.json`` and on.
-    """
-    (run, outlets), (watch, out), found = kept, ends, []
-    for place, rules in enumerate(rules_of_tasks, start=1):
-        scene = build_scene(rules, settings.eval_envs, settings.backend, settings.device)
-        scene = scene._replace(engine=interruptible(scene.engine, watch))
-        policies = policies_of(scene, load_run(run.folder), greedy=False)
-        report, outcomes = compare(scene, policies, HELD_OUT, progress.note)
-        watch.check()  # nobody looked while the static network trained
-        progress.close()
-        name = "evaluation.json" if place == 1 else f"evaluation-{place}.json"
-        outlets.write(run.folder / name, to_json(report, indent=2) + "\n")
-        out.write("\n" + table(report))
-        where = scene.engine.structure.slot_names
-        found.append(Findings(report, tuple(outcomes), scene.engine.codec.blueprint_names, where))
-    return found[0]

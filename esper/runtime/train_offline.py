@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 import torch
 
+from esper.nissa.anomalies import anomalies, observe, told_of
 from esper.nissa.progress import Progress, make_progress
 from esper.nissa.sinks import METRICS, read_rows
 from esper.runtime.build import find_device
@@ -21,10 +22,11 @@ from esper.runtime.policies import policies_of
 from esper.runtime.policy_checkpoint import learner_tensors, load_run
 from esper.runtime.report import Findings, write_report
 from esper.runtime.resume import Origin, again
+from esper.runtime.run_evaluation import evaluate_run
 from esper.runtime.runs import Run, abandon, close_run, open_run, places, record, release, settle
 from esper.runtime.scene import Scene, build_scene, expect_numbers_for
 from esper.runtime.start_from import start_from
-from esper.runtime.train import check, evaluate_run
+from esper.runtime.train import check
 from esper.runtime.train_settings import TrainSettings
 from esper.simic.episodes.dataset import Episodes
 from esper.simic.offline.fitted import fitted_value
@@ -186,10 +188,15 @@ def _learn(
     start, first = time.perf_counter(), learner.done
     before = read_rows(run.folder / METRICS)
     row: dict[str, Any] = before[-1] if before else {}
+    memory, _ = anomalies(before)
     try:
         while learner.done < settings.rounds:
             row = _round(settings, data, learner, (watch, row))
+            memory, found = observe(memory, row)
+            row |= told_of(found)
             record(run, learner, row)
+            for anomaly in found:
+                progress.note(anomaly.line)
             left = (time.perf_counter() - start) / (learner.done - first) * (settings.rounds - learner.done)
             progress.show(learner.done, settings.rounds, _line(learner, row), left)
     finally:

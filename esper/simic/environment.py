@@ -1,6 +1,7 @@
 """The TorchRL environment: the one stateful shell around the pure engine."""
 
 import time
+from collections.abc import Callable
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -12,9 +13,10 @@ from esper.engine import Engine
 from esper.kasmina.structure import seed_sizes
 from esper.leyline.codes import Refusal
 from esper.leyline.config import ConfigError, Determinism
+from esper.leyline.events import Transition
 from esper.leyline.state import State, validated
 from esper.leyline.streams import Stream
-from esper.simic.rewards import DEFAULT_REWARD, OwnReward, RewardMode, RewardParams, build_reward_params, reward
+from esper.simic.rewards import DEFAULT_REWARD, OwnReward, Reward, RewardMode, RewardParams, build_reward_params, reward
 from esper.tamiyo.interface import Interface, translate
 from esper.tamiyo.tiles import DRAW_KEY
 from esper.utils import rng
@@ -56,6 +58,7 @@ class EsperEnv(EnvBase):
     the last step led to, also where episodes began anew since. A state that is put into ``goes_on_from`` is what the
     next reset of all environments finds: its episodes go on. No step keeps a graph, whatever of the engine's or the
     reward's numbers asks for one; ``engine.step`` itself gives derivatives.
+    ``heard``, if it is set, is told every step: the state it led to, what it reported, and the reward.
     ``engine_seconds`` adds up the time spent in the engine.
     """
 
@@ -91,6 +94,7 @@ class EsperEnv(EnvBase):
         self.next_seed, self.numbers = seed, numbers
         self.strict = config.deterministic is Determinism.STRICT
         self.goes_on_from: State | None = None
+        self.heard: Callable[[State, Transition, Reward], object] | None = None
         self.state: State = engine.init(seed, numbers)
         self.ended = self.state
         self.interface = engine.interface if interface is None else interface.to(device)
@@ -148,6 +152,8 @@ class EsperEnv(EnvBase):
         self.state, event = self.engine.step(before, self.translation.action(tensordict["action"]))
         self.engine_seconds, self.ended = self.engine_seconds + time.perf_counter() - start, self.state
         earned = reward(self.mode, self.params, self.engine.structure, before, self.state, event)
+        if self.heard is not None:
+            self.heard(self.state, event, earned)
         out = self._describe(event.result.refusal, event.judgement.rolled_back)
         over = (self.state.epoch >= self.engine.config.horizon).unsqueeze(1)
         flags = {"done": over, "terminated": torch.zeros_like(over), "truncated": over.clone()}

@@ -101,7 +101,7 @@ def blueprint_table(rows: Sequence[Mapping[str, Any]], costs: Mapping[str, Bluep
     names = list(dict.fromkeys(key.removeprefix(prefix) for row in rows for key in row if key.startswith(prefix)))
     lines = []
     for name in names:
-        told = [row for row in rows if _is_number(row.get(f"{GERMINATED}/{name}"))]
+        told = [row for row in rows if all(_is_number(row.get(f"{what}/{name}")) for what in COUNTED)]
         placed, good, bad, _ = (int(sum(row[f"{what}/{name}"] for row in told)) for what in COUNTED)
         gain, cost = _mean([(row, row.get(f"{GAIN}/{name}", math.nan)) for row in told], name), costs.get(name)
         lines.append(

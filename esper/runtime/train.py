@@ -37,6 +37,7 @@ from esper.runtime.scene import Scene, build_scene, expect_numbers_for
 from esper.runtime.start_from import start_from
 from esper.runtime.told import left_out, of_episodes, round_line, time_split
 from esper.runtime.train_settings import TrainSettings
+from esper.runtime.watch import shown_live
 from esper.runtime.watching import Watching
 from esper.simic.ppo import Learner
 from esper.tamiyo.interface import Interface, PolicyNetwork, to_table
@@ -94,7 +95,12 @@ def train(settings: TrainSettings, out: TextIO | None = None) -> Learner:
         try:
             players = Players(settings, learner, watch, scenes, interface)
             outlets = Outlets(run.folder, fence=run.saver.lock.check)
-            with closing(outlets), ordering(settings.compile_requests) as orders:
+            port = settings.watch_port if settings.watch else None
+            with (
+                closing(outlets),
+                ordering(settings.compile_requests) as orders,
+                shown_live(run.folder, port, out),
+            ):
                 intake = Intake(run.folder, found.entries, orders)
                 intake.begin(found, scenes, source)
                 _work(players, intake, (run, outlets), out)

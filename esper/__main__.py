@@ -30,6 +30,7 @@ with ending_on_interrupt(__name__ == "__main__" or is_command()):
     from esper.runtime.supervise import follow_supervisor, supervise
     from esper.runtime.surgery import SurgerySettings, perform
     from esper.runtime.train_settings import TrainSettings
+    from esper.runtime.watch import watch
     from esper.runtime.worker import serve_queue
     from esper.runtime.worker_settings import WorkerSettings
     from esper.simic.episodes.shards import EpisodesError
@@ -70,6 +71,7 @@ WORDS: dict[str, tuple[str, Callable[[Sequence[str]], int | None]]] = {
         "A training run that is started again when it dies: supervise [--restarts N] -- train ...",
         supervise,
     ),
+    "watch": ("A page on this machine that shows runs as they go: watch RUN [RUN ...] [--port N]", watch),
 }
 """Commands that take words: a line on each, and what runs; it may give an exit status."""
 

@@ -69,6 +69,24 @@ class Outlets:
         except DeadLetterError as error:
             self._tell("queue", f"{error}; an older {path.name} may wait there")
 
+    def attempt(self, path: Path, do: Callable[[], object]) -> bool:
+        """Write what will be written anew soon, or what only a live view reads: no second try, no letter.
+
+        Args:
+          path: for the one warning when it fails.
+          do: what is done; may raise ``OSError``.
+
+        Returns:
+          whether it was.
+        """
+        try:
+            self._fence()
+            do()
+        except OSError as error:
+            self._tell(path.name, f"{path}: {cause_of(error).name}: {cause(error)}; the run goes on, it is tried again")
+            return False
+        return True
+
     def close(self) -> None:
         """Close the queue; it goes where nothing is in it."""
         if self.letters is not None:

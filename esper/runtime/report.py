@@ -16,6 +16,7 @@ from esper.runtime.report_episodes import action_section, episode_section, seed_
 from esper.runtime.report_evaluation import evaluation_section, headline, value_section
 from esper.runtime.report_frontier import frontier_section
 from esper.runtime.rollout import Outcome
+from esper.runtime.run_health import health_section, run_health
 from esper.runtime.table import number
 
 ROWS = 200
@@ -93,7 +94,8 @@ def write_report(folder: Path, findings: Findings, write: Callable[[Path, str], 
     rows = read_rows(folder / METRICS)
     best = load_run(folder, "best").table["done"]
     frontier = frontier_section(folder, config["task"])
-    write(folder / "report.html", report(config, versions, rows, best, findings, frontier))
+    health = health_section(run_health(folder, rows))
+    write(folder / "report.html", report(config, versions, rows, best, findings, health, frontier))
 
 
 def report(
@@ -102,7 +104,7 @@ def report(
     rows: list[dict[str, Any]],
     best: int,
     findings: Findings,
-    frontier: Markup,
+    *further: Markup,
 ) -> str:
     """The document.
 
@@ -112,7 +114,7 @@ def report(
       rows: of its metrics.
       best: round after which the best policy was stored.
       findings: what was played.
-      frontier: the part on static and grown networks, empty where none was made.
+      *further: parts made elsewhere, such as the run's health, and static networks beside grown ones.
     """
     done, total = len(rows), config["rounds"]
     state = f"finished after {done} rounds" if done >= total else f"stopped after {done} of {total} rounds"
@@ -135,7 +137,7 @@ def report(
         ]
     else:
         sections.append(page.paragraph("Nothing was played on held-out environments.", kind="remark"))
-    sections += [learning_section(rows), time_section(rows), settings_section(config, versions), frontier]
+    sections += [learning_section(rows), time_section(rows), *further, settings_section(config, versions)]
     return page.page(f"Esper: {config['task']}, seed {config['seed']}", *sections)
 
 

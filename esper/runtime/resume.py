@@ -23,20 +23,12 @@ CONFIG = "config.json"
 OWN = ("out", "resume", "dry_run")
 """Settings of one command, which say nothing of the run."""
 
-FEEDS = ("tensorboard", "metrics_port", "metrics_host", "trace", "sinks")
+FEEDS = ("tensorboard", "metrics_port", "metrics_host", "trace", "sinks", "watch", "watch_port", "watch_envs")
 """Settings of who watches."""
 
-INCIDENTAL = (
-    *OWN,
-    *FEEDS,
-    "progress",
-    "eval_envs",
-    "heuristic",
-    "save_every",
-    "keep",
-    "compile_requests",
-    "threads",
-)
+BESIDE = ("progress", "eval_envs", "heuristic", "save_every", "keep", "compile_requests", "threads")
+
+INCIDENTAL = (*OWN, *FEEDS, *BESIDE)
 """Settings that do not decide what a run computes."""
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from tensordict import TensorDictBase
 
+from esper.kasmina.structure import Structure
+from esper.nissa.blueprint_table import BlueprintCost
 from esper.nissa.sinks import write_text
 from esper.runtime.collect import part_of
 from esper.runtime.machine import VERSIONS, machine
@@ -55,6 +57,7 @@ def resolved(scene: Scene) -> dict[str, Any]:
     return {
         "host": {"name": structure.host.name, "parameters": structure.host.num_params},
         "blueprints": [blueprint.name for blueprint in structure.blueprints],
+        "blueprint_costs": {name: list(cost) for name, cost in blueprint_costs(structure).items()},
         "backend": list(scene.engine.backend.describe()),
         "part": part_of(scene.engine.config.horizon),
         "data": scene.engine.data.record(),
@@ -62,6 +65,18 @@ def resolved(scene: Scene) -> dict[str, Any]:
         "hypers": leaves(scene.engine.hypers),
         "rewards": leaves(scene.params),
     }
+
+
+def blueprint_costs(structure: Structure) -> dict[str, BlueprintCost]:
+    """What a seed of each blueprint costs in a host, at the dearest of the slots that take it."""
+    host = sum(block.flops for block in structure.host.blocks)
+    found = dict[str, BlueprintCost]()
+    for number, blueprint in enumerate(structure.blueprints):
+        places = [slot for slot in structure.slots if blueprint.suits(slot.reads, slot.acts, slot.is_bypass)]
+        if places:
+            work = max(blueprint.flops(slot.reads, slot.acts) for slot in places)
+            found[blueprint.name] = BlueprintCost(int(structure.sizes[:, number].max()), 1 + work / host)
+    return found
 
 
 def versions() -> dict[str, str]:

@@ -34,7 +34,7 @@ class StepRecorder:
         """Listen from here on, behind what was played of the episodes, as ``so_far`` told it; empty: they begin."""
         count = len(next(iter(played.values()))) if played else 0
         self.frames = [{name: value[step] for name, value in played.items()} for step in range(count)]
-        self.env.listener = self._hear
+        self.env.listeners["recorder"] = self._hear
 
     def so_far(self) -> dict[str, Tensor]:
         """The frames, [t, E, ...] each."""
@@ -42,7 +42,8 @@ class StepRecorder:
 
     def take(self) -> list[dict[str, Tensor]]:
         """The frames, which are forgotten; nothing is kept until the next ``begin``."""
-        frames, self.frames, self.env.listener = self.frames, [], None
+        frames, self.frames = self.frames, []
+        self.env.listeners.pop("recorder", None)
         return frames
 
     def _hear(self, before: State, after: State, event: Transition, earned: Reward) -> None:

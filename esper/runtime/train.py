@@ -14,6 +14,7 @@ import torch
 from tensordict import TensorDictBase
 
 from esper.leyline.config import ConfigError
+from esper.nissa.anomalies import Anomaly
 from esper.nissa.progress import Progress, make_progress, require_tqdm
 from esper.nissa.sinks import METRICS, read_rows
 from esper.runtime.collect import Begun, play
@@ -31,17 +32,21 @@ from esper.runtime.policy_checkpoint import learner_tensors
 from esper.runtime.record_training import recording
 from esper.runtime.report import Findings, write_report
 from esper.runtime.resume import again
+from esper.runtime.run_health import blueprints_json, health_lines, run_health
 from esper.runtime.runs import Run, abandon, open_run, pause, record, release, settle
 from esper.runtime.scene import Scene
 from esper.runtime.told import READ, left_out, of_episodes, round_line, time_split
 from esper.runtime.train_settings import TrainSettings
 from esper.runtime.train_setup import build
+from esper.runtime.watch import shown_live
+from esper.runtime.watching import Watching
 from esper.simic.ppo import Learner
 from esper.simic.ranks import ALONE, Ranks, whole
 from esper.tamiyo.interface import PolicyNetwork, to_table
 from esper.urza.checkpoint import CheckpointError
 from esper.urza.lock import LockError
 from esper.urza.series import Moment
+from esper.utils.documents import to_json
 from esper.utils.failpoints import reach
 from esper.utils.resilience.causes import Nature, cause_of
 from esper.utils.settings import SettingsError
@@ -50,6 +55,10 @@ from esper.utils.terminal import output
 
 ROUNDS = 1_000_003
 """Rounds of a run that have environments of their own; demonstrations have the last ones of seed 0, in every run."""
+
+
+Recorded = tuple[Run, Watching]
+"""Where a round goes, and who watches it."""
 
 
 def train(
@@ -92,11 +101,12 @@ def train(
             begin(run.folder, learner)
             players = Players(settings, learner, watch, scenes, interface, run.operations.spans)
             outlets = Outlets(run.folder, fence=run.saver.lock.check)
-            kept = recording(run.folder, settings, scenes, learner.done)
+            kept, port = recording(run.folder, settings, scenes, learner.done), settings.watch_port
             with (
                 run.operations("run", settings.rounds, task=settings.task, algorithm=settings.algorithm),
                 closing(outlets),
                 ordering(settings.compile_requests, players.spans) as orders,
+                shown_live(run.folder, port if settings.watch else None, out),
                 kept as players.episodes,
             ):
                 intake = Intake(run.folder, found.entries, orders, operations=run.operations, closed=ranks.size > 1)
@@ -136,10 +146,12 @@ def _work(players: Players, intake: Intake, kept: tuple[Run, Outlets], out: Text
             with run.operations("demonstrate", rounds=settings.demonstrations):
                 out.write(_demonstrate(players))
             run.tensors = learner_tensors(learner)
-        _learn(players, intake, run, progress)
+        _learn(players, intake, (run, outlets), progress)
         settle(run)
         rows = read_rows(run.folder / METRICS)
-        out.write(time_split(rows) + left_out(rows))
+        health = run_health(run.folder, rows)
+        out.write(time_split(rows) + left_out(rows) + health_lines(health))
+        outlets.write(run.folder / "blueprints.json", to_json(blueprints_json(health), indent=2) + "\n")
         if settings.eval_envs:
             ends = (players.watch, out)
             findings = evaluate_run([scene.rules for scene in players.scenes], settings, kept, progress, ends)
@@ -169,12 +181,13 @@ def check(settings: TrainSettings) -> None:
         require_tqdm()
 
 
-def _learn(players: Players, intake: Intake, run: Run, progress: Progress) -> None:
+def _learn(players: Players, intake: Intake, kept: tuple[Run, Outlets], progress: Progress) -> None:
     """All rounds that are left, each recorded whole or not at all; between them what was asked for is taken."""
-    settings, learner = players.settings, players.learner
+    (run, outlets), settings, learner = kept, players.settings, players.learner
     start, first = time.perf_counter(), learner.done
     before = read_rows(run.folder / METRICS)
     row: dict[str, Any] = before[-1] if before else {}
+    watching = Watching(outlets, settings.watch_envs if learner.ranks.size == 1 else 0, before)
     try:
         while learner.done < settings.rounds:
             players.watch.check()
@@ -184,9 +197,11 @@ def _learn(players: Players, intake: Intake, run: Run, progress: Progress) -> No
                     "blueprints": players.documents(),
                 }
             with run.operations("round", learner.done + 1) as said:
-                row = train_round(players, run, row)
+                row, found = train_round(players, (run, watching), row)
                 said |= {"return": row["return"], "val_accuracy": row["val_accuracy"]}
                 record(run, learner, row)
+            for anomaly in found:
+                progress.note(anomaly.line)
             left = (time.perf_counter() - start) / (learner.done - first) * (settings.rounds - learner.done)
             progress.show(learner.done, settings.rounds, round_line(row), left)
     finally:
@@ -201,26 +216,40 @@ def _demonstrate(players: Players) -> str:
     return demonstrate(plays, players.learner, seeds, settings.lstm, players.watch.check)
 
 
-def _collect(players: Players, seed: int, run: Run | None) -> list[TensorDictBase]:
-    """One episode of every environment of every task; of a run, those that were begun before are gone on with."""
-    begun, batches = [] if run is None else list(run.begun), list[TensorDictBase]()
-    for place, track in enumerate(players.tracks):
+def _collect(players: Players, seed: int, recorded: Recorded | None) -> list[TensorDictBase]:
+    """One episode of every environment of every task; of one rank, those that were begun before are gone on with."""
+    goes_on, tracks = recorded is not None and players.learner.ranks.size == 1, players.tracks
+    begun, batches = list(recorded[0].begun) if recorded and goes_on else [], list[TensorDictBase]()
+    if recorded:
+        recorded[1].listen(tracks, [part.played.shape[1] for part in begun])
+    for place, track in enumerate(tracks):
         track.env.engine_seconds = track.validation.seconds = 0.0
 
         def so_far(now: Begun, place: int = place) -> None:
             begun[place:] = [now]
-            if run is not None:
-                pause(run, begun)
+            if recorded and goes_on:
+                pause(recorded[0], begun)
+                recorded[1].so_far(tracks, recorded[0].done + 1)
 
         with players.spans.span("collect", task=track.task):
             batches.append(play(track, seed, begun[place] if place < len(begun) else None, so_far))
     return batches
 
 
-def train_round(players: Players, run: Run | None, before: dict[str, Any]) -> dict[str, Any]:
-    """One episode of every environment of every task, and what is learned from it; with the row before.
+def train_round(
+    players: Players, recorded: Recorded | None, before: dict[str, Any]
+) -> tuple[dict[str, Any], list[Anomaly]]:
+    """One episode of every environment of every task, and what is learned from it.
 
     Several ranks play whole rounds: what each has begun is nowhere kept.
+
+    Args:
+      players: of this rank.
+      recorded: of the first rank; None on others.
+      before: the row of the round before.
+
+    Returns:
+      the round's row, and what is out of the ordinary in it.
 
     Raises:
       SettingsError: nothing can be learned from it.
@@ -229,7 +258,7 @@ def train_round(players: Players, run: Run | None, before: dict[str, Any]) -> di
     settings, tracks, learner, failed = players.settings, players.tracks, players.learner, players.failures()
     number, begun = learner.done, time.perf_counter()
     ranks = learner.ranks
-    batches = _collect(players, round_seed(settings.seed, number), run if ranks.size == 1 else None)
+    batches = _collect(players, round_seed(settings.seed, number), recorded)
     collected = time.perf_counter()
 
     def look() -> None:
@@ -259,7 +288,8 @@ def train_round(players: Players, run: Run | None, before: dict[str, Any]) -> di
         row |= {f"{name}/{track.task}": one[name] for track, one in zip(tracks, told, strict=True) for name in one}
     ends = [track.env.ended for track in tracks]
     expect_common(learner)
-    return row | learned | fingerprints(before, ends, batches, learner)
+    seen, found = recorded[1].after(tracks, row | learned) if recorded else ({}, [])
+    return row | learned | seen | fingerprints(before, ends, batches, learner), found
 
 
 def round_seed(seed: int, number: int) -> int:

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 import torch
 
+from esper.nissa.anomalies import anomalies, observe, told_of
 from esper.nissa.progress import Progress, make_progress
 from esper.nissa.sinks import METRICS, read_rows
 from esper.runtime.build import find_device
@@ -192,11 +193,16 @@ def _learn(
     start, first = time.perf_counter(), learner.done
     before = read_rows(run.folder / METRICS)
     row: dict[str, Any] = before[-1] if before else {}
+    memory, _ = anomalies(before)
     try:
         while learner.done < settings.rounds:
             with run.operations("round", learner.done + 1):
                 row = _round(settings, data, learner, (watch, row))
+                memory, found = observe(memory, row)
+                row |= told_of(found)
                 record(run, learner, row)
+            for anomaly in found:
+                progress.note(anomaly.line)
             left = (time.perf_counter() - start) / (learner.done - first) * (settings.rounds - learner.done)
             progress.show(learner.done, settings.rounds, _line(learner, row), left)
     finally:

@@ -93,7 +93,7 @@ def _follow(settings: TrainSettings, group: Group) -> Learner:
                 while learner.done < settings.rounds:
                     watch.check()
                     intake.before_round(players, lambda text: None)
-                    row = train_round(players, None, row)
+                    row, _ = train_round(players, None, row)
             finally:
                 players.shutdown()
         return learner

@@ -120,6 +120,11 @@ class TrainSettings:
     )
     keep: int = setting(3, "newest checkpoints that are kept", low=2, high=10**6)
     progress: str = setting("auto", "auto = a bar on a terminal, lines elsewhere", choices=KINDS)
+    watch: bool = setting(False, "serve a page that shows the run as it goes; esper watch RUN does so from outside")
+    watch_port: int = setting(8766, "port of that page, on 127.0.0.1; 0 = any that is free", low=0, high=65535)
+    watch_envs: int = setting(
+        2, "environments of every task whose decisions watch.jsonl and seeds.jsonl tell; 0 = none", low=0, high=65536
+    )
     tensorboard: bool = setting(False, "also write TensorBoard events")
     threads: int = setting(0, "threads of a process; 0 = torch's choice, under torchrun cores / ranks", 0, 1024)
     metrics_port: int = setting(-1, METRICS_PORT, -1, 65535)

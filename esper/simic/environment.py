@@ -62,7 +62,7 @@ class EsperEnv(EnvBase):
     the last step led to, also where episodes began anew since. A state that is put into ``goes_on_from`` is what the
     next reset of all environments finds: its episodes go on. No step keeps a graph, whatever of the engine's or the
     reward's numbers asks for one; ``engine.step`` itself gives derivatives.
-    ``engine_seconds`` adds up the time spent in the engine. ``listener``, if there is one, is told of every step.
+    ``listeners`` are told of every step, by name. ``engine_seconds`` adds up the time spent in the engine.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class EsperEnv(EnvBase):
         self.next_seed, self.numbers = seed, numbers
         self.strict = config.deterministic is Determinism.STRICT
         self.goes_on_from: State | None = None
-        self.listener: Listener | None = None
+        self.listeners = dict[str, Listener]()
         self.state: State = engine.init(seed, numbers)
         self.ended = self.state
         self.interface = engine.interface if interface is None else interface.to(device)
@@ -155,8 +155,8 @@ class EsperEnv(EnvBase):
         self.state, event = self.engine.step(before, self.translation.action(tensordict["action"]))
         self.engine_seconds, self.ended = self.engine_seconds + time.perf_counter() - start, self.state
         earned = reward(self.mode, self.params, self.engine.structure, before, self.state, event)
-        if self.listener is not None:
-            self.listener(before, self.state, event, earned)
+        for listener in self.listeners.values():
+            listener(before, self.state, event, earned)
         out = self._describe(event.result.refusal, event.judgement.rolled_back)
         over = (self.state.epoch >= self.engine.config.horizon).unsqueeze(1)
         flags = {"done": over, "terminated": torch.zeros_like(over), "truncated": over.clone()}

@@ -109,9 +109,7 @@ class Reference:
             key = rng.fold_in(rng.key(5), number)
             near = x if self._subject.vocabulary else _moved(x, rng.fold_in(key, 1))
             runs.append(self._at((_moved(params, rng.fold_in(key, 0)), buffers, near)))
-        return {
-            name: torch.stack([(run[name] - exact).abs() for run in runs]) for name, exact in self.exact.items()
-        }
+        return {name: torch.stack([(run[name] - exact).abs() for run in runs]) for name, exact in self.exact.items()}
 
     def off(self, name: str, found: Tensor) -> float:
         """How far a result is off, in units of what is allowed; more than 1 is too far."""
@@ -132,7 +130,9 @@ class Reference:
 
     def _unit(self, name: str) -> float:
         """The unit roundoff of the largest number that a result is made of."""
-        alike = [each for each in self.results if each.startswith("gradient")] if name.startswith("gradient") else [name]
+        alike = (
+            [each for each in self.results if each.startswith("gradient")] if name.startswith("gradient") else [name]
+        )
         most = max(float(self.results[each].abs().max()) for each in alike if self.results[each].numel())
         return most * torch.finfo(self.results[name].dtype).eps / 2
 

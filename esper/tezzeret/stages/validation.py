@@ -15,7 +15,6 @@ from esper.tezzeret.stages.bounds import Bounds, check_leak, check_time
 from esper.tezzeret.stages.forms import BlueprintForm, Subject, eager_form
 from esper.tezzeret.stages.inputs import BATCHES, DRAWS, NETWORKS, DrawnBatch, Numbers, batch_of, goal_of, numbers_of
 from esper.tezzeret.stages.refusal import ArtefactRefused, require
-from esper.utils import rng
 
 __all__ = ["TOLERANCE", "ArtefactRefused", "validate"]
 

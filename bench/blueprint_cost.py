@@ -4,7 +4,8 @@ Run from the repository's root: ``python -m bench.blueprint_cost [--backend B] [
 For every shipped blueprint: an epoch of SGD steps of the same hosts on the same minibatches, in turns of one run, with
 the seed fossilized in every environment (a part of the network like any other), as a document and in its Python form;
 and of hosts that have the same layers as a block of their own. Of a bypass, whose layers lie beside the host's, these
-are the host without a seed and a host of nothing but the bypass, one after the other.
+are the host without a seed and a host of nothing but the bypass, and of what lies behind the point where it ends, one
+after the other.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from torch import Tensor
 import esper
 from bench.seed_cost import epoch_of
 from esper.kasmina.blueprint import Blueprint
-from esper.kasmina.bypass_blueprints import CONV_BYPASSES
+from esper.kasmina.bypass_blueprints import CONV_BYPASSES, MAP_BYPASSES, conv_bypass, linear_probe
 from esper.kasmina.cnn import cnn_host
 from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
 from esper.kasmina.host import Host, HostBlock, plain_block
@@ -33,7 +34,7 @@ from esper.kasmina.layout import Params, fan_in_uniform
 from esper.kasmina.seeding import Seeds, place_seeds
 from esper.kasmina.site import Site, vector_site
 from esper.kasmina.token_blueprints import TOKEN_BLUEPRINTS
-from esper.kasmina.token_bypasses import TOKEN_BYPASSES
+from esper.kasmina.token_bypasses import TOKEN_BYPASSES, TOKEN_PROBE
 from esper.kasmina.transformer import transformer_host
 from esper.kasmina.vector_blueprints import VECTOR_BLUEPRINTS
 from esper.kasmina.vector_bypasses import VECTOR_BYPASSES
@@ -56,13 +57,20 @@ class Place(NamedTuple):
       host: with a slot behind block 0.
       data: that it learns.
       kinds: blueprints that keep the shape there.
-      bypasses: from the input to the logits.
+      bypasses: from the input to the logits, or to where ``slot`` says.
+      slot: of bypasses.
     """
 
     host: Host
     data: Dataset
     kinds: tuple[Blueprint, ...]
     bypasses: tuple[Blueprint, ...]
+    slot: str = "input:logits"
+
+    @property
+    def target(self) -> str:
+        """The point where bypasses act."""
+        return self.slot.partition(":")[2]
 
 
 def _dense(outputs: int, inputs: int, site: Site | None) -> HostBlock:
@@ -82,9 +90,18 @@ def places() -> dict[str, Place]:
     token = transformer_host(VOCABULARY, LENGTH, num_layers=1, num_heads=4, width=WIDTH)
     images, vectors = (synthetic(shape, CLASSES, num_train=256, num_val=64) for shape in ((1, 8, 8), (16,)))
     texts = markov(draw_chain(VOCABULARY, 1.0, 0), LENGTH, num_train=256, num_val=64)
+    to_logits = (*CONV_BYPASSES, conv_bypass(8, 2, "group"), linear_probe(True))
+    maps = {
+        f"maps, {pools} pools": Place(
+            cnn_host((1, 8, 8), CLASSES, num_blocks=max(1, pools), base_channels=8, pool_blocks=pools),
+            *(images, (), (kind,), f"input:block{max(1, pools) - 1}"),
+        )
+        for pools, kind in enumerate(MAP_BYPASSES)
+    }
     return {
-        "conv": Place(conv, images, CONV_BLUEPRINTS, CONV_BYPASSES),
-        "token": Place(token, texts, TOKEN_BLUEPRINTS, TOKEN_BYPASSES),
+        "conv": Place(conv, images, CONV_BLUEPRINTS, to_logits),
+        **maps,
+        "token": Place(token, texts, TOKEN_BLUEPRINTS, (*TOKEN_BYPASSES, TOKEN_PROBE)),
         "vector": Place(Host("vectors", (16,), CLASSES, blocks), vectors, VECTOR_BLUEPRINTS, VECTOR_BYPASSES),
     }
 
@@ -108,17 +125,19 @@ def inserted(host: Host, kind: Blueprint) -> Host:
     return host._replace(name=f"{host.name} with {kind.name}", blocks=(first, block, *shifted))
 
 
-def alone(host: Host, kind: Blueprint) -> Host:
-    """A host of nothing but a bypass."""
-    source, target = host.points["input"], host.points["logits"]
+def alone(place: Place, kind: Blueprint) -> Host:
+    """A host of nothing but a bypass, and of what lies behind it."""
+    host = place.host
+    source, target = host.points["input"], host.points[place.target]
+    rest = () if place.target == "logits" else host.blocks[int(place.target.removeprefix("block")) + 1 :]
     params, buffers = kind.params(source, target), kind.buffers(source, target)
     block = HostBlock(params, buffers, kind.train, kind.infer, None, kind.flops(source, target))
-    return host._replace(name=kind.name, blocks=(block,))
+    return host._replace(name=kind.name, blocks=(block, *rest))
 
 
 def epoch_with(place: Place, host: Host, kind: Blueprint | None, asked: argparse.Namespace) -> Callable[[], Any]:
     """An epoch of the host, with the seed in every environment, or without slots."""
-    slots: tuple[int | str, ...] = () if kind is None else ("input:logits" if kind.is_bypass else 0,)
+    slots: tuple[int | str, ...] = () if kind is None else (place.slot if kind.is_bypass else 0,)
     settings: dict[str, Any] = {"steps_per_epoch": asked.steps, "batch_size": asked.batch, "slots": slots}
     settings |= {"blends": (Blend.LINEAR,)}
     task = esper.Task("cost", host, () if kind is None else (kind,), place.data, settings)
@@ -135,15 +154,15 @@ def measure(place: Place, where: str, kind: Blueprint, asked: argparse.Namespace
     """One blueprint's row."""
     document = document_of(kind, where)
     runs = [epoch_with(place, place.host, each, asked) for each in (document, kind)]
-    hosts = (place.host, alone(place.host, kind)) if kind.is_bypass else (inserted(place.host, kind),)
+    hosts = (place.host, alone(place, kind)) if kind.is_bypass else (inserted(place.host, kind),)
     runs += [epoch_with(place, host, None, asked) for host in hosts]
     taken: list[list[float]] = [[] for _ in runs]
     for turn in range(asked.repeat + 1):
         for index in range(len(runs)) if turn % 2 else reversed(range(len(runs))):
-            begun = time.perf_counter()
+            begun = time.process_time()
             runs[index]()
             if turn:  # the first only warms up
-                taken[index].append(time.perf_counter() - begun)
+                taken[index].append(time.process_time() - begun)
     mine, python, *rest = taken
     block = [sum(each) for each in zip(*rest, strict=True)]
     ratios = {
@@ -158,7 +177,7 @@ def table(found: dict[str, Any]) -> str:
     lines = [
         "# What a slot with a document costs\n",
         f"An epoch, E = {found['envs']}, minibatches of {found['batch']}, backend {found['backend']}, one thread, "
-        f"{found['turns']} turns, medians. {found['platform']}, torch {found['torch']}.\n",
+        f"{found['turns']} turns, medians of processor time. {found['platform']}, torch {found['torch']}.\n",
         f"| site | blueprint | ms | of its Python form (<= {ALLOWED['python']}) | of the same layers in the host "
         f"(<= {ALLOWED['block']}) |",
         "|---|---|---|---|---|",

@@ -2,6 +2,8 @@
 
 import torch
 
+from esper.tezzeret.blueprints import shipped
+
 
 def test_rows_of_every_kind(bench_module, tmp_path):
     bench = bench_module("blueprint_cost")
@@ -20,11 +22,14 @@ def test_rows_of_every_kind(bench_module, tmp_path):
     assert (tmp_path / "blueprint_cost.md").read_text().count("\n|") == 2 + len(found["rows"])
 
 
-def test_every_shipped_blueprint_of_a_preset_has_a_document(bench_module):
-    bench = bench_module("blueprint_cost")
+def test_every_document_has_a_row(bench_module):
+    bench, known = bench_module("blueprint_cost"), shipped()
+    missing = {document.name for document in known.values()}
     for where, place in bench.places().items():
         for kind in (*place.kinds, *place.bypasses):
             assert bench.document_of(kind, where).name == kind.name
+            missing.discard(kind.name)
+    assert not missing
 
 
 def test_the_layers_in_the_host_are_the_slot_s(bench_module):
@@ -38,7 +43,4 @@ def test_the_layers_in_the_host_are_the_slot_s(bench_module):
     named = kind.layout(site).views(row)
     assert torch.equal(whole.blocks[1].infer(named, {}, x), kind.infer(named, {}, x))
     bypass = place.bypasses[0]
-    assert (
-        bench.alone(place.host, bypass).num_params
-        == bypass.layout(*map(place.host.points.get, ("input", "logits"))).size
-    )
+    assert bench.alone(place, bypass).num_params == bypass.layout(*map(place.host.points.get, ("input", "logits"))).size

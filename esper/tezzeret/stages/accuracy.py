@@ -10,15 +10,15 @@ Two rules; a number passes by either.
    same float32 numbers, whose own error is 1e-9 of a float32 form's. The number passes if it is off the truth by at
    most ``MULTIPLE`` times the tensor's rounding error, plus its own jump.
 
-The rounding error is that of the eager form, measured: it runs in float32 at the batch's numbers and at ``NUDGES``
-others, each moved by ``NUDGE`` units in the last place in a random direction, as little as a few roundings move it. Of
-every run the largest error in the tensor is taken, and of these the median; it is at least the unit roundoff of
-the tensor's largest number, or of any gradient's for gradients, which are sums of products of one another. (Random perturbation as a measure of
-rounding: Monte Carlo arithmetic, Parker 1997; a result is as good as the arithmetic lets it be where it is near the
-exact one of numbers nearby: Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 1.5.) A number's own
-jump is the largest of its errors in those runs: rounding decides on which side of a relu's edge a number falls, and
-there a derivative jumps for this number, not for its neighbours. The median keeps one run's jump from allowing anything
-to the rest of the tensor.
+The rounding error is that of the eager form, measured: it runs in float32 once as it is and ``RUNS`` times with every
+operation's result moved by ``UNITS`` in the last place, up or down at random (Monte Carlo arithmetic, Parker 1997; see
+``esper.tezzeret.stages.rounding``). Of every run the largest error in the tensor is taken, and of these the median; it
+is at least the unit roundoff of the tensor's largest number. A number's own jump is the largest of its errors in those runs: rounding decides on which side of a relu's edge a number
+falls, and there a derivative jumps for this number, not for its neighbours. The median keeps one run's jump from
+allowing anything to the rest of the tensor.
+
+That a result is as good as the arithmetic lets it be where it differs from the exact one by what rounding does anyway:
+Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 1.5.
 """
 
 from collections.abc import Callable
@@ -29,16 +29,16 @@ from torch import Tensor
 
 from esper.tezzeret.stages.forms import BlueprintForm, Goal, Subject
 from esper.tezzeret.stages.refusal import require
-from esper.utils import rng
+from esper.tezzeret.stages.rounding import OtherRounding
 
 TOLERANCE = 1e-5
 """Relative and absolute."""
 
-MULTIPLE = 4.0
+MULTIPLE = 2.0
 """Times the eager form's rounding error."""
 
-NUDGE, NUDGES = 4.0, 8
-"""Units in the last place of a change that rounding might have made, and how many are tried."""
+UNITS, RUNS = 1.0, 8
+"""Units in the last place by which results of operations are moved, and how often that is tried."""
 
 Row = tuple[Tensor, Tensor, Tensor]
 """Parameters [n, P], buffers [n, R], features or tokens [n, B, ...]."""
@@ -83,32 +83,29 @@ class Reference:
         """
         self._eager, self._subject, self._row = eager, subject, row
         self._goal = goal_of(eager.infer(*row))
-        self.results = self._at(row)
+        self.results = self._at(row, self._goal)
 
     @property
     def goal(self) -> Goal:
         """What gradients are taken of."""
         return self._goal
 
-    def _at(self, row: Row) -> Results:
-        goal = self._goal._replace(weight=self._goal.weight.to(row[0].dtype))
+    def _at(self, row: Row, goal: Goal) -> Results:
         return results_of(self._eager, self._subject, row, goal)
 
     @cached_property
     def exact(self) -> Results:
         """In float64."""
         params, buffers, x = (each.double() if each.is_floating_point() else each for each in self._row)
-        return self._at((params, buffers, x))
+        return self._at((params, buffers, x), self._goal._replace(weight=self._goal.weight.double()))
 
     @cached_property
     def errors(self) -> dict[str, Tensor]:
-        """Of the eager form, by name of the result: [1 + NUDGES, n, ...]."""
-        params, buffers, x = self._row
+        """Of the eager form, by name of the result: [1 + RUNS, n, ...]."""
         runs = [self.results]
-        for number in range(NUDGES):
-            key = rng.fold_in(rng.key(5), number)
-            near = x if self._subject.vocabulary else _moved(x, rng.fold_in(key, 1))
-            runs.append(self._at((_moved(params, rng.fold_in(key, 0)), buffers, near)))
+        for number in range(RUNS):
+            with OtherRounding(number, UNITS):
+                runs.append(self._at(self._row, self._goal))
         return {name: torch.stack([(run[name] - exact).abs() for run in runs]) for name, exact in self.exact.items()}
 
     def off(self, name: str, found: Tensor) -> float:
@@ -129,19 +126,10 @@ class Reference:
         return _ratio((found - self.exact[name]).abs(), MULTIPLE * rounding + errors.amax(0))
 
     def _unit(self, name: str) -> float:
-        """The unit roundoff of the largest number that a result is made of."""
-        alike = (
-            [each for each in self.results if each.startswith("gradient")] if name.startswith("gradient") else [name]
-        )
-        most = max(float(self.results[each].abs().max()) for each in alike if self.results[each].numel())
-        return most * torch.finfo(self.results[name].dtype).eps / 2
+        """The unit roundoff of a result's largest number."""
+        return float(self.results[name].abs().max()) * torch.finfo(self.results[name].dtype).eps / 2
 
 
 def _ratio(off: Tensor, allowed: Tensor) -> Tensor:
     """What is off nothing is within everything that is allowed."""
     return torch.where(off == 0, 0.0, off / allowed)
-
-
-def _moved(values: Tensor, key: Tensor) -> Tensor:
-    sign = rng.uniform(key, tuple(values.shape), -1.0, 1.0, values.dtype).to(values.device).sign()
-    return values * (1 + NUDGE * torch.finfo(values.dtype).eps * sign)

@@ -26,7 +26,9 @@ Change = Callable[[Tensor], Tensor]
 
 
 def subject_drawn(made: Made) -> Subject:
-    return subject_of(blueprint_of(parse(made.data, "drawn")), made.source, made.target if made.table["bypass"] else None)
+    return subject_of(
+        blueprint_of(parse(made.data, "drawn")), made.source, made.target if made.table["bypass"] else None
+    )
 
 
 def told(form: BlueprintForm, subject: Subject, kind: str = "normal", samples: int = 16) -> Reference:
@@ -123,7 +125,9 @@ def test_two_orders_of_a_sum_are_equally_exact() -> None:
     width = 64
     params = lambda site: (fan_in_uniform("w", (width, width), width),)  # noqa: E731
     apply = lambda params, x: x + linear(x, 30 * params["w"])  # noqa: E731
-    subject = subject_of(preserving("sum", frozenset({"vector"}), params, apply, lambda site: 2, 9.0), vector_site(width))
+    subject = subject_of(
+        preserving("sum", frozenset({"vector"}), params, apply, lambda site: 2, 9.0), vector_site(width)
+    )
     form = eager_form(subject)
 
     def backwards(params: Tensor, x: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ QUICK = Effort(warm=1, runs=3)
 def say(line: str) -> None:
     """For whoever asks for large counts with ``-s``."""
     sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def job_of(made: Made, **words: str) -> CompileJob:
@@ -70,8 +71,10 @@ def test_drawn_documents_go_through_on_native(number: int) -> None:
 @pytest.mark.large
 def test_three_thousand_drawn_documents_go_through_on_native() -> None:
     begun, failed, worst = time.perf_counter(), [], [0.0]
-    for made in documents(32, 3000):
+    for number, made in enumerate(documents(32, 3000)):
         report = through(made, worst)
+        if number % 100 == 99:
+            say(f"{number + 1} documents, {len(failed)} failed, {time.perf_counter() - begun:.0f} s")
         if not report.passed:
             failed.append(f"{made.table['name']}: {report.line}")
     seconds = time.perf_counter() - begun

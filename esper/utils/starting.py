@@ -47,8 +47,8 @@ def ending_on_interrupt(active: bool) -> Iterator[None]:
 
 @contextmanager
 def collecting_nothing(active: bool) -> Iterator[None]:
-    """Keep the cyclic garbage collector still while the block imports, and let it never look through what there is then:
-    what modules define stays. It took a fifth of the time of a command's start.
+    """Keep the cyclic garbage collector still while the block imports, and never let it look through what there is
+    then: what modules define stays. It took a fifth of the time of a command's start.
 
     Args:
       active: False: the block runs as it would without, as befits a process that has garbage of its own.

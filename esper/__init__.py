@@ -5,12 +5,12 @@ environments. ``esper.engine`` tells a step in order; ``esper.leyline`` says wha
 """
 
 from esper.tezzeret import toolchain
-from esper.utils.starting import ending_on_interrupt, is_command, runs_networks
+from esper.utils.starting import collecting_nothing, ending_on_interrupt, is_command, runs_networks
 from esper.version import __version__ as __version__
 
 if runs_networks():
     toolchain.begin()
-with ending_on_interrupt(is_command()):  # importing torch takes its time
+with ending_on_interrupt(is_command()), collecting_nothing(is_command()):  # importing torch takes its time
     from esper.engine import Engine
     from esper.leyline.actions import Action, Blend, Op
     from esper.leyline.config import Config, ConfigError

@@ -1,5 +1,6 @@
 """While a command starts: Ctrl-C ends the process at once, when nothing is there yet that could be told or saved."""
 
+import gc
 import signal
 import sys
 import threading
@@ -42,3 +43,22 @@ def ending_on_interrupt(active: bool) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def collecting_nothing(active: bool) -> Iterator[None]:
+    """Keep the cyclic garbage collector still while the block imports, and never let it look through what there is
+    then: what modules define stays. It took a fifth of the time of a command's start.
+
+    Args:
+      active: False: the block runs as it would without, as befits a process that has garbage of its own.
+    """
+    if not (active and gc.isenabled()):
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()

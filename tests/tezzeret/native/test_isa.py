@@ -65,6 +65,20 @@ def test_every_tile_of_a_convolution(kernel: int, batch: int) -> None:
     assert_agrees(deal(enclose(writer.code()), 2, batch))
 
 
+SHAPES = [((3, 2, 4), 9), ((6, 4, 6), 5), ((2, 1, 8), 4), ((4, 17, 15), 3), ((1, 5, 8), 8), ((8, 8, 8), 2)]
+"""Rows of whole tiles and of parts, one row and more than a strip; channels that leave a rest, and too few of them."""
+
+
+@pytest.mark.usefixtures("build")
+@pytest.mark.parametrize(("shape", "out"), SHAPES)
+def test_convolutions_by_minimal_filtering(shape: tuple[int, int, int], out: int) -> None:
+    """Behind another, so that gradients of the input are asked for; and where the direct form stays."""
+    writer = Writer(shape)
+    first = writer.add(Op.CONV, out=shape[0], kernel=1, bias=True)
+    writer.add(Op.CONV, first, out=out, kernel=3, bias=True)
+    assert_agrees(deal(enclose(writer.code()), 2, 5))
+
+
 @pytest.fixture
 def fresh() -> Iterator[None]:
     unload()

@@ -52,11 +52,12 @@ HEADS = (
     "over first, %",
     "over best fixed, %",
     "exploring, % by third",
+    "arms tried, %",
 )
 """Columns of the table."""
 
-DECISIONS = 400
-"""Decisions that are timed."""
+DECISIONS, WARM_UP = 1000, 25
+"""Decisions that are timed, and that are made before."""
 
 
 def outcome_of(scene: Scene, policy: Policy, seed: int) -> Outcome:
@@ -70,7 +71,9 @@ def after(scene: Scene, name: str, episodes: int) -> Page:
     for episode in range(episodes):
         seed = TRAINING + 2 * episode
         statistics = outcome_of(scene, bandit_policy(name, bandit, statistics), seed).memory.statistics
-    return page_of(scene.engine, outcome_of(scene, bandit_policy(name, bandit, statistics), HELD_OUT))
+    played = outcome_of(scene, bandit_policy(name, bandit, statistics), HELD_OUT)
+    tried = float((played.memory.statistics.chosen > 0).double().mean())
+    return page_of(scene.engine, played, tried=tried)
 
 
 def interval(figure: Callable[[Tensor], Tensor], envs: int) -> dict[str, float]:
@@ -109,18 +112,25 @@ def row(one: Page, wait: Page, rivals: dict[str, Page]) -> dict[str, Any]:
     return found
 
 
-def seconds_of(engine: Engine, policy: Policy) -> dict[str, float]:
-    """Processor time of one decision for all environments, ms: median and 99th percentile of DECISIONS."""
-    state, envs = engine.init(HELD_OUT), engine.config.num_envs
-    memory, times = policy.init(envs), []
-    keys = rng.fold_in(rng.key(0), torch.arange(envs))
-    seen = policy_input(engine, state, keys)
-    for step in range(DECISIONS + 20):
-        given = seen._replace(key=rng.fold_in(keys, step))
+@torch.no_grad()
+def milliseconds_of(engine: Engine, policy: Policy) -> dict[str, float]:
+    """Processor time of one decision for all environments, ms: median and 99th percentile of DECISIONS.
+
+    They are those of an episode, one after the other and again, each time with other keys.
+    """
+    state, envs, episode, times = engine.init(HELD_OUT), engine.config.num_envs, [], []
+    memory, keys = policy.init(envs), rng.fold_in(rng.key(0), torch.arange(envs))
+    for epoch in range(engine.config.horizon):
+        episode.append((memory, policy_input(engine, state, rng.fold_in(keys, epoch))))
+        memory, decision = policy.act(*episode[-1])
+        state, _ = engine.step(state, decision.action)
+    for number in range(DECISIONS + WARM_UP):
+        memory, seen = episode[number % len(episode)]
+        seen = seen._replace(key=rng.fold_in(keys, number))
         began = time.process_time()
-        policy.act(memory, given)
+        policy.act(memory, seen)
         times.append(1000 * (time.process_time() - began))
-    median, late = torch.quantile(torch.tensor(times[20:]), torch.tensor([0.5, 0.99])).tolist()
+    median, late = torch.quantile(torch.tensor(times[WARM_UP:]), torch.tensor([0.5, 0.99])).tolist()
     return {"median": median, "p99": late, "p99_per_env": late / envs}
 
 
@@ -166,7 +176,7 @@ def timings(task: str, sizes: tuple[int, ...], backend: str) -> dict[str, dict[s
     """How long decisions take, by number of environments and strategy."""
     scenes = {size: build_scene(Rules(task=task), size, backend) for size in sizes}
     return {
-        str(size): {name: seconds_of(scene.engine, NAMED[name](scene, None)) for name in STRATEGIES}
+        str(size): {name: milliseconds_of(scene.engine, NAMED[name](scene, None)) for name in STRATEGIES}
         for size, scene in scenes.items()
     }
 
@@ -193,6 +203,7 @@ def text(found: dict[str, Any]) -> str:
         cells += [shown(each["effectiveness"])]
         cells += [shown(each.get(key), "+.1f") for key in ("minus first", "minus best fixed")]
         cells += [shown(each.get(key), "+.0f") for key in ("over first", "over best fixed")] + [explored]
+        cells.append(f"{100 * each['tried']:.0f}" if "tried" in each else "")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", "Fixed arms on training environments, pp/adaptation:", ""]
     lines += [f"- {name}: {value:.1f}" for name, value in found["fixed_on_training"].items()]

@@ -94,7 +94,9 @@ def everybody(trial: Trial, asked: StudySettings) -> tuple[dict[str, Page], dict
     if "scripts" in only:
         rows |= best_script(trial)
     if "told" in only:
-        rows |= by_what_is_told(trial)
+        seen = trial.held.engine.data.variation.seen
+        for names in (seen, [name for name in asked.groups.split(",") if name in seen]):
+            rows |= by_what_is_told(trial, names)
         more["by_group"] = by_group(trial, asked.groups.split(","))
     if "rule" in only:
         rows |= tuned_rule(trial, asked.candidates)

@@ -41,6 +41,9 @@ CHOOSING = 2**33
 STARTS = (0, 12)
 """Epochs from which scripts grow, in the search."""
 
+FEW = 3
+"""Environments that choose a script for their group."""
+
 CHOSEN = ", choosing"
 """Behind the name of what was played where choices are made."""
 
@@ -113,9 +116,11 @@ def gathered(name: str, pages: Sequence[Page], which: Tensor) -> Page:
     return Page(name, **columns, facts={"chosen": counts})
 
 
-def by_what_is_told(trial: Trial) -> dict[str, Page]:
-    """The best of the task's scripts for every group of the numbers that an environment is told, low or high each."""
-    names = trial.held.engine.data.variation.seen
+def by_what_is_told(trial: Trial, names: Sequence[str]) -> dict[str, Page]:
+    """The best of the task's scripts for every group of some numbers that an environment is told, low or high each.
+
+    Where a group has fewer than ``FEW`` of the environments in which choices are made, it has the best script of all.
+    """
     if not names or not trial.held.task.scripts:
         return {}
     chosen, held = task_scripts(trial, chooses=True), task_scripts(trial)
@@ -125,7 +130,7 @@ def by_what_is_told(trial: Trial) -> dict[str, Page]:
         groups_of(scene, seed, names) for scene, seed in ((trial.choosing, CHOOSING), (trial.held, HELD_OUT))
     )
     for name, group in there.items():
-        if int(group.sum()) >= FEWEST:
+        if int(group.sum()) >= FEW:
             which[here[name]] = seen[:, group].mean(1).argmax()
     name = f"script by {', '.join(names)}"
     return {name: gathered(name, held, which)}

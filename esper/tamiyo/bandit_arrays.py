@@ -27,7 +27,7 @@ from esper.utils.torch_private import parts_of
 Array = npt.NDArray[Any]
 
 _LIVE = np.isin(np.arange(max(Stage) + 1), [int(stage) for stage in LIVE])
-_RANKS = np.array([RANKS.get(op, 0) for op in range(max(Op) + 1)])
+_RANKS = np.array([RANKS.get(op, 0) for op in sorted(Op)])
 
 
 class Columns(NamedTuple):
@@ -87,7 +87,7 @@ def decide_on_arrays(bandit: Bandit, memory: BanditMemory, seen: PolicyInput) ->
     viable, waiting = _viable(bandit, columns, look, germinated_at)
     taken, envs = _select(bandit, statistics, viable, seen), np.arange(len(viable))
     arm = taken.arm
-    place = (np.arange(len(columns.op)) == columns.arms[arm][:, None]) & viable.any(1)[:, None]
+    place = (np.arange(len(columns.op)) == columns.arms[arm][:, None]) & viable.any(1, keepdims=True)
     action = _tend(bandit.rule, columns, look, place)
     planted = columns.op[action] == int(Op.GERMINATE)
     account = _account(bandit.config, columns, look, (statistics, taken, viable), (action, planted, waiting))

@@ -36,19 +36,20 @@ def block(k0: Tensor, k1: Tensor, c0: Tensor, c1: Tensor) -> tuple[Tensor, Tenso
 
     Law: the same bits on every device, by whichever way.
     """
-    words, shape = (k0, k1, c0, c1), c0.shape
-    if k0.shape != shape:
-        shape = torch.broadcast_shapes(k0.shape, shape)
-    count = shape.numel()
-    if not 0 < count <= MANY or not all(map(is_plain, words)):
+    words = (k0, k1, c0, c1)
+    if not all(map(is_plain, words)):
         return _rounds(*words)
     arrays = tuple(word.numpy() for word in words)
+    whole = np.broadcast(arrays[0], arrays[2])
+    count, shape = whole.size, whole.shape
+    if not 0 < count <= MANY:
+        return _rounds(*words)
     if count > FEW:
         x0, x1 = (torch.from_numpy(x.astype(np.int64)) for x in _rounds_of_words(*map(_narrow, arrays)))
         return x0, x1
-    ones, size = _ones(count), 8 * count
-    wide = (int.from_bytes(np.broadcast_to(array, shape).tobytes(), sys.byteorder) for array in arrays)
-    found = (bytearray(x.to_bytes(size, sys.byteorder)) for x in _rounds(*wide, ones))
+    key0, key1, count0, count1 = (int.from_bytes(np.full(shape, each).tobytes(), sys.byteorder) for each in arrays)
+    wide = _rounds(key0, key1, count0, count1, _ones(count))
+    found = (bytearray(x.to_bytes(8 * count, sys.byteorder)) for x in wide)
     x0, x1 = (torch.frombuffer(x, dtype=torch.int64).reshape(shape) for x in found)
     return x0, x1
 

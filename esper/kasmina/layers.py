@@ -3,9 +3,7 @@
 They are plain functions of tensors. Anything written for one network works too, through ``torch.func.vmap``; these
 forms compile without specialising on n. Who overrides torch's functions (``torch.overrides``) sees a layer as one.
 
-Features may have fewer bits than weights (``esper.leyline.config.Precision``). Weights are then rounded for matrix
-products alone; what is summed up for a mean or a variance is summed up in the weights' type, and what is kept for a
-gradient has the features' type.
+Features may have fewer bits than weights: see ``esper.kasmina.moments``.
 """
 
 import functools
@@ -17,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from esper.kasmina.moments import EPSILON, centre, like_features, moments, normalise, summed_in
 from esper.utils import rng
 
 __all__ = [
@@ -53,21 +52,8 @@ def layer(function: Layer) -> Layer:
     return cast(Layer, call)
 
 
-EPSILON = 1e-5
-"""Added to variances; the default of torch.nn's norms."""
-
 RUNNING_MOMENTUM = 0.1
 """Weight of the newest batch in the running statistics; torch.nn.BatchNorm2d's default."""
-
-
-def like_features(weight: Tensor, x: Tensor) -> Tensor:
-    """A weight in the type of features that it is multiplied with."""
-    return weight if weight.dtype == x.dtype else weight.to(x.dtype)
-
-
-def summed_in(weight: Tensor) -> torch.dtype:
-    """The type of sums over features that a weight belongs to: its own, of 32 bits at the least."""
-    return torch.promote_types(weight.dtype, torch.float32)
 
 
 def per_channel(vector: Tensor, features: Tensor) -> Tensor:
@@ -153,28 +139,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return out.reshape(*x.shape[:-1], weight.shape[1])
 
 
-def moments(x: Tensor, dims: tuple[int, ...], kept: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance over some dimensions, which stay with size 1; in two passes, as ``var_mean`` is slow.
-
-    Of features with fewer bits than ``kept``, the type of the results: E[x^2] - E[x]^2. Where that cancels, x itself
-    has no digits left: at a mean of 2^8 deviations bf16 rounds to a whole deviation, ``kept`` = float32 to 2^-8 of the
-    variance. And the gradient keeps x alone.
-    """
-    if x.dtype == kept:
-        mean = x.mean(dims, keepdim=True)
-        return mean, (x - mean).square().mean(dims, keepdim=True)
-    mean = x.mean(dims, keepdim=True, dtype=kept)
-    count = x.numel() // max(mean.numel(), 1)
-    squares = torch.linalg.vector_norm(x, 2, dims, keepdim=True, dtype=kept).square() / count
-    return mean, (squares - mean.square()).clamp(min=0)
-
-
-def normalise(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    """(x - mean) / sqrt(variance + EPSILON), in the type of x."""
-    scale = torch.rsqrt(variance + EPSILON)
-    return (x - mean) * scale if x.dtype == mean.dtype else (x * scale - mean * scale).to(x.dtype)
-
-
 @layer
 def batch_norm(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise each channel over samples and positions (Ioffe & Szegedy 2015), training form.
@@ -189,10 +153,15 @@ def batch_norm(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor,
       output uses the biased one, as torch does).
     """
     dims = (1, *range(3, x.dim()))
-    mean, variance = moments(x, dims, summed_in(weight))
-    scale, shift = per_channel(weight, x) * torch.rsqrt(variance + EPSILON), per_channel(bias, x)
-    narrow = x.dtype != mean.dtype
-    out = (x * scale + (shift - mean * scale)).to(x.dtype) if narrow else (x - mean) * scale + shift
+    if x.dtype == summed_in(weight):
+        mean, variance = moments(x, dims)
+        scale = per_channel(weight, x) * torch.rsqrt(variance + EPSILON)
+        out = (x - mean) * scale + per_channel(bias, x)
+    else:
+        centred = centre(x, dims, summed_in(weight))
+        mean, variance = centred.mean, centred.variance
+        scale = per_channel(weight, x) * torch.rsqrt(variance + EPSILON)
+        out = (centred.scaled(scale) + per_channel(bias, x)).to(x.dtype)
     samples = x[0, :, 0].numel()
     unbiased = variance * (samples / max(samples - 1, 1))
     return out, mean.flatten(1), unbiased.flatten(1)
@@ -260,8 +229,11 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
     """
     grouped = x.unflatten(2, (groups, -1))
     dims = tuple(range(3, grouped.dim()))
-    mean, variance = moments(grouped, dims, summed_in(weight))
-    normed = normalise(grouped, mean, variance).flatten(2, 3)
+    if x.dtype == summed_in(weight):
+        normed = normalise(grouped, *moments(grouped, dims)).flatten(2, 3)
+    else:
+        centred = centre(grouped, dims, summed_in(weight))
+        normed = centred.scaled(torch.rsqrt(centred.variance + EPSILON)).to(x.dtype).flatten(2, 3)
     return like_features(normed * per_channel(weight, x) + per_channel(bias, x), x)
 
 

@@ -5,7 +5,6 @@ draws stand. All of that is a ``Begun``; a round that goes on from it ends in th
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +12,6 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.collectors import Collector
 
-from esper.engine import Engine
 from esper.leyline.state import State
 from esper.nissa.spans import NO_SPANS, Spans
 from esper.runtime.interrupt import Watch, draws_at, draws_now, interruptible, torch_draws_from
@@ -24,7 +22,6 @@ from esper.simic.environment import EsperEnv
 from esper.simic.ppo import GoOn, Learner, make_collector
 from esper.simic.ranks import Shard
 from esper.tamiyo.interface import Interface
-from esper.tolaria.residence import Residence
 from esper.urza.states import batches_of, state_of, tensors_of
 
 PARTS = 4
@@ -98,17 +95,6 @@ def make_track(
     collector = make_collector(env, learner.view(place), part_of(scene.engine.config.horizon), go_on, playing.shard)
     recorder = StepRecorder(env) if playing.record else None
     return Track(scene.rules.task, env, timed, collector, iter(collector), go_on, recorder)
-
-
-def residing(engine: Engine, residence: Residence) -> Engine:
-    """The same engine, each of whose steps and tests begins by bringing its dataset to the device."""
-    plan, data = engine.backend.plan, engine.data
-
-    def bring(*arguments: Any) -> Any:
-        residence.bring(data)
-        return plan(*arguments)
-
-    return replace(engine, backend=engine.backend._replace(plan=bring))
 
 
 def play(track: Track, seed: int, begun: Begun | None, pause: Callable[[Begun], object]) -> TensorDictBase:

@@ -13,9 +13,10 @@ from tensordict import TensorDictBase
 from esper.leyline.config import ConfigError, Precision
 from esper.nissa.spans import NO_SPANS, Spans
 from esper.runtime.adopt import Adopted, adopt
-from esper.runtime.collect import Playing, Track, make_track, residing
+from esper.runtime.collect import Playing, Track, make_track
 from esper.runtime.interrupt import Watch
 from esper.runtime.record_training import TaskEpisodes
+from esper.runtime.residing import residing
 from esper.runtime.run_blueprints import blueprint_from, document_id, is_for
 from esper.runtime.scene import Rules, Scene, build_scene, tasks_of
 from esper.runtime.train_settings import TrainSettings
@@ -100,19 +101,14 @@ class Players:
         """Make the tracks."""
         self.residence = Residence(int(self.settings.data_limit * 2**20)) if self.settings.data_limit else None
         if self.residence is not None:
-            lodge = self.residence.lodge
-            engines = [replace(scene.engine, data=lodge(scene.engine.data)) for scene in self.scenes]
-            self.scenes[:] = [scene._replace(engine=own) for scene, own in zip(self.scenes, engines, strict=True)]
+            self.scenes[:] = [scene._replace(engine=residing(scene.engine, self.residence)) for scene in self.scenes]
         shown = shown_interfaces(self.settings, self.scenes, self.interface)
         self.tracks = [self._track(place, shown[place]) for place in range(len(self.scenes))]
 
     def _track(self, place: int, interface: Interface) -> Track:
-        scene = self.scenes[place]
-        if self.residence is not None:
-            scene = scene._replace(engine=residing(scene.engine, self.residence))
         shard = shard_of(self.settings.num_envs, self.learner.ranks) if self.learner.ranks.size > 1 else None
         playing = Playing(shard, self.settings.record, self.spans)
-        return make_track(scene, interface, self.learner, self.watch, place, playing)
+        return make_track(self.scenes[place], interface, self.learner, self.watch, place, playing)
 
     def keep(self, seed: int, number: int, batches: Sequence[TensorDictBase]) -> None:
         """Put a round to the datasets, if there are any; see ``TaskEpisodes.append``."""

@@ -31,6 +31,8 @@ def build(structure: Structure, device: torch.device) -> Backend:
     """
     _check(structure, device)
     network = lower_structure(structure)
+    recompute = ("recompute: changes nothing here: kernels keep less than what recomputing would keep",)
+    of_no_use = recompute if structure.config.recompute else ()
 
     def forward(plan: Plan, learners: Learners, alphas: Tensor, batch: Batch) -> tuple[Tensor, Learners]:
         return eager.forward(structure, eager.plan(structure, plan.table, device), learners, alphas, batch)
@@ -42,7 +44,7 @@ def build(structure: Structure, device: torch.device) -> Backend:
         minibatch_step=partial(minibatch_step, network),
         epoch=partial(epoch, network),
         evaluate=partial(evaluate, network),
-        describe=lambda: ("native: the whole network in one C++ library",),
+        describe=lambda: ("native: the whole network in one C++ library", *of_no_use),
         independent=True,
     )
     return without_derivatives(backend)

@@ -135,7 +135,7 @@ def undone(case: Operand, source: int, name: str) -> dict[str, Tensor]:
     """
     computed = Forward(case.body.graph)(case.learned.params, case.learned.buffers, case.inputs)
     x = computed.values[source]
-    mean, variance = (each.flatten(1) for each in moments(x, (1, *range(3, x.dim())), x.dtype))
+    mean, variance = (each.flatten(1) for each in moments(x, (1, *range(3, x.dim()))))
     tensors = {"weight": (variance + EPSILON).sqrt(), "bias": mean, "mean": mean, "variance": variance}
     return {f"{name}.{each}": value for each, value in tensors.items()}
 

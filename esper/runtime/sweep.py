@@ -111,22 +111,24 @@ def plan(settings: SweepSettings, common: Sequence[str]) -> list[Planned]:
     seeds = settings.seeds.split(",")
     if not all(seed.isdecimal() for seed in seeds) or len(set(seeds)) < len(seeds):
         raise SettingsError(f"--seeds = {settings.seeds!r}: expected different integers with commas between")
-    values = [value if isinstance(value, tuple) else (value,) for value in settings.vary.values()]
+    values = [_several(value) for value in settings.vary.values()]
     found = list[Planned]()
     for chosen in product(*values):
         varied = dict(zip(settings.vary, chosen, strict=True))
         for seed in seeds:
             name = ",".join(f"{key}={value}" for key, value in {**varied, "seed": seed}.items())
-            folder = user_path(settings.out) / name_of(name)
+            folder = user_path(settings.out) / folder_name(name)
             words = ["--threads", str(threads), *common, *_flags(varied), "--seed", seed, "--out", str(folder)]
             read_settings(TrainSettings, words, "esper train", trust=expect_nothing_imported)
             found.append(Planned(varied, int(seed), folder, ["train", *words, "--resume", "auto", "--progress", "off"]))
     return found
 
 
-def name_of(text: str) -> str:
-    """The folder of a run: ``=`` becomes ``-``."""
-    return folder_name(text)
+def _several(value: Entry) -> tuple[Any, ...]:
+    """The values of a name; on the command line ``+`` stands between them, in a file they are a list."""
+    if isinstance(value, str):
+        return tuple(value.split("+"))
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _threads(settings: SweepSettings) -> int:

@@ -83,6 +83,8 @@ def _follow(settings: TrainSettings, group: Group) -> Learner:
     try:
         built = build(settings, group)
         learner = built.learner
+        if settings.dry_run:
+            return learner
         with watched() as watch:
             group.look = watch.check
             hand_on(learner)

@@ -51,7 +51,7 @@ class Built(NamedTuple):
 
 
 def build(settings: TrainSettings, ranks: Ranks) -> Built:
-    """Build everything that a run needs.
+    """Build everything that a run needs. All ranks of a job do so, and wait for each other.
 
     Args:
       settings: everything.
@@ -69,6 +69,7 @@ def build(settings: TrainSettings, ranks: Ranks) -> Built:
         _expect_what_comes(settings, scene, ranks)
     interface = shared_interface(settings, scenes)
     learner = _learner(settings, scenes, interface, ranks, is_new=source is None)
+    ranks.sum(torch.zeros(1, device=device))  # nobody writes before all have looked at the run directory
     return Built(folder, source, device, found, scenes, interface, learner, said)
 
 

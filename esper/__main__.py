@@ -29,6 +29,7 @@ with ending_on_interrupt(__name__ == "__main__" or is_command()):
     from esper.runtime.store import artefact_store
     from esper.runtime.supervise import follow_supervisor, supervise
     from esper.runtime.surgery import SurgerySettings, perform
+    from esper.runtime.sweep import sweep
     from esper.runtime.train_settings import TrainSettings
     from esper.runtime.watch import watch
     from esper.runtime.worker import serve_queue
@@ -67,6 +68,7 @@ WORDS: dict[str, tuple[str, Callable[[Sequence[str]], int | None]]] = {
     "data": ("What a dataset or recorded episodes hold, and whether they load: data check | report PATH", data_check),
     "dlq": ("Writes of runs that failed: dlq ls | retry | drop [DIRECTORY]", dead_letters),
     "store": ("Artefacts and where they are kept: store ls | get | verify | gc | invalidate", artefact_store),
+    "sweep": ("A grid of settings by seeds, a training run each: sweep [--vary NAME=A+B] -- train ...", sweep),
     "supervise": (
         "A training run that is started again when it dies: supervise [--restarts N] -- train ...",
         supervise,

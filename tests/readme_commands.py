@@ -29,7 +29,7 @@ SMALL = {
     "demo": ["--num-envs", "6"],
     "generate": ["--num-envs", "2", "--episodes", "12", "--horizon", "1", "--progress", "off", *ENGINE],
 }
-SMALL["supervise"] = SMALL["train"]
+SMALL["supervise"] = SMALL["sweep"] = SMALL["train"]
 """Flags that make a command small; a later flag beats an earlier one."""
 
 

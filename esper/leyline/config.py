@@ -94,6 +94,10 @@ class Config:
         as "input:logits" or "block0:block2"; numbers ascend, repeats allowed.
       blends: blends on offer, without repeats.
       batch_size: samples B per SGD step and environment, >= 1.
+      accumulate: parts of equal size into which a minibatch falls, >= 1; a divisor of batch_size. They are gone through
+        one after the other and their gradients averaged, so that the features of one part are held at a time. The step
+        is that of the whole minibatch, to rounding, but for what belongs to a part: the statistics of batch
+        normalisation, and draws of modules that draw (dropout).
       steps_per_epoch: SGD steps k per environment step, >= 1.
       val_samples: validation samples V that decisions are made on, >= 1: a subset by a fixed key, chosen when an engine
         is made; None = at most twice an epoch's training samples, 2 k B, so that validation costs no more than training
@@ -120,6 +124,7 @@ class Config:
     blends: tuple[Blend, ...] = (Blend.LINEAR, Blend.SIGMOID, Blend.GATED)
     batch_size: int = 64
     steps_per_epoch: int = 16
+    accumulate: int = 1
     val_samples: int | None = None
     eval_batch_size: int = 512
     horizon: int = 25
@@ -140,11 +145,15 @@ class Config:
     def __post_init__(self) -> None:
         """Check every field; raise ``ConfigError`` with one line."""
         least = {"num_envs": 1, "batch_size": 1, "steps_per_epoch": 1, "eval_batch_size": 1, "horizon": 1}
-        least |= {"loss_window": 2, "history": 1, "crop_padding": 0}
+        least |= {"accumulate": 1, "loss_window": 2, "history": 1, "crop_padding": 0}
         for name, low in least.items():
             self._count(name, low, "")
         if self.val_samples is not None:
             self._count("val_samples", 1, ", or None")
+        if self.batch_size % self.accumulate:
+            raise ConfigError(
+                f"config.accumulate = {self.accumulate}: expected a divisor of batch_size {self.batch_size}"
+            )
         kinds = {"sample_order": SampleOrder, "host_optimizer": str, "seed_optimizer": str, "isolation": Isolation}
         kinds |= {
             "precision": Precision,

@@ -100,7 +100,7 @@ def own_device(name: str, launched: Launch) -> str:
     return name if index else f"cuda:{launched.local_rank}"
 
 
-class Group:
+class RankGroup:
     """The ranks of a job, as ``esper.simic.ranks.Ranks`` has them.
 
     Attributes:
@@ -170,7 +170,7 @@ class Group:
 
 
 @contextmanager
-def joined(launched: Launch, device: str) -> Iterator[Group]:
+def joined(launched: Launch, device: str) -> Iterator[RankGroup]:
     """Be one of the job's ranks within the block.
 
     Raises:
@@ -180,7 +180,10 @@ def joined(launched: Launch, device: str) -> Iterator[Group]:
     place = torch.device(device)
     on_gpu = place.type == "cuda"
     try:
-        store, rank, size = next(iter(rendezvous("env://", timeout=PATIENCE)))
+        shared, rank, size = next(iter(rendezvous("env://", timeout=PATIENCE)))
+        # the launcher keeps its store over restarts, with the addresses of ranks that are dead
+        store = dist.PrefixStore(f"start/{launched.restarts}", shared)
+        store.set_timeout(PATIENCE)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
             store=store,
@@ -192,7 +195,7 @@ def joined(launched: Launch, device: str) -> Iterator[Group]:
     except RuntimeError as error:
         raise RankLostError(f"rank {launched.rank}: the others cannot be reached ({cause(error)[:120]})") from None
     try:
-        group = Group(launched, store)
+        group = RankGroup(launched, store)
         group.sum(torch.zeros(1, device=place))  # connects all, within the time that a rank waits
         yield group
     finally:

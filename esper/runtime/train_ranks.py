@@ -15,7 +15,7 @@ from typing import Any, TextIO
 import safetensors.torch
 import torch
 
-from esper.runtime.distributed import Group, Launch, RankLostError, cores, joined, own_device
+from esper.runtime.distributed import Launch, RankGroup, RankLostError, cores, joined, own_device
 from esper.runtime.intake import Intake
 from esper.runtime.interrupt import watched
 from esper.runtime.players import Players
@@ -61,7 +61,7 @@ def train_on_ranks(settings: TrainSettings, launched: Launch, out: TextIO | None
         return _lead(settings, group, out) if group.rank == 0 else _follow(settings, group)
 
 
-def _lead(settings: TrainSettings, group: Group, out: TextIO | None) -> Learner:
+def _lead(settings: TrainSettings, group: RankGroup, out: TextIO | None) -> Learner:
     """The first rank's part."""
     try:
         return train(settings, out, group, lambda folder, learner: _begin(folder, learner, group))
@@ -71,18 +71,20 @@ def _lead(settings: TrainSettings, group: Group, out: TextIO | None) -> Learner:
         raise
 
 
-def _begin(folder: Path, learner: Learner, group: Group) -> None:
+def _begin(folder: Path, learner: Learner, group: RankGroup) -> None:
     """Write down a start, and hand the learner on."""
     _write_start(folder, group.launched)
     hand_on(learner)
 
 
-def _follow(settings: TrainSettings, group: Group) -> Learner:
+def _follow(settings: TrainSettings, group: RankGroup) -> Learner:
     """Another rank's part. What it fails by the first one tells; that one of them is gone the launcher does."""
     logging.getLogger("esper").setLevel(logging.ERROR)
     try:
         built = build(settings, group)
         learner = built.learner
+        if settings.dry_run:
+            return learner
         with watched() as watch:
             group.look = watch.check
             hand_on(learner)

@@ -26,7 +26,7 @@ from esper.tamiyo.networks import build_policies
 from esper.utils.settings import Entry, SettingsError
 
 
-class Built(NamedTuple):
+class RunParts(NamedTuple):
     """A run that could begin.
 
     Attributes:
@@ -50,8 +50,8 @@ class Built(NamedTuple):
     said: tuple[str, ...]
 
 
-def build(settings: TrainSettings, ranks: Ranks) -> Built:
-    """Build everything that a run needs.
+def build(settings: TrainSettings, ranks: Ranks) -> RunParts:
+    """Build everything that a run needs. All ranks of a job do so, and wait for each other.
 
     Args:
       settings: everything.
@@ -69,7 +69,8 @@ def build(settings: TrainSettings, ranks: Ranks) -> Built:
         _expect_what_comes(settings, scene, ranks)
     interface = shared_interface(settings, scenes)
     learner = _learner(settings, scenes, interface, ranks, is_new=source is None)
-    return Built(folder, source, device, found, scenes, interface, learner, said)
+    ranks.sum(torch.zeros(1, device=device))  # nobody writes before all have looked at the run directory
+    return RunParts(folder, source, device, found, scenes, interface, learner, said)
 
 
 def _scene(rules: Rules, settings: TrainSettings, ranks: Ranks, device: torch.device) -> Scene:

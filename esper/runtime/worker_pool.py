@@ -178,8 +178,7 @@ class ProcessWorker:
           threads: of torch, in it.
         """
         group: dict[str, Any] = {"process_group": 0} if os.name == "posix" else {}
-        environment = {name: value for name, value in os.environ.items() if not _of_a_group(name)}
-        environment |= {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+        environment = own_surroundings() | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
         self._process = subprocess.Popen(
             [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
@@ -223,6 +222,11 @@ class ProcessWorker:
                     pipe.close()
             except BrokenPipeError:
                 continue
+
+
+def own_surroundings() -> dict[str, str]:
+    """The environment of a process that is no part of a group, wherever it was started from."""
+    return {name: value for name, value in os.environ.items() if not _of_a_group(name)}
 
 
 def _of_a_group(name: str) -> bool:

@@ -17,6 +17,14 @@ class Batch(NamedTuple):
     targets: Tensor  # int64 [E, B, ...]
     key: Tensor | None = None  # int64 [E, 2]; for modules that draw
 
+    def parts(self, count: int) -> "list[Batch]":
+        """Equal parts of the samples, in order. Modules that draw do so in each part by a key of its own."""
+        if count == 1:
+            return [self]
+        cuts = zip(self.inputs.chunk(count, 1), self.targets.chunk(count, 1), strict=True)
+        keys = [None if self.key is None else rng.fold_in(self.key, number) for number in range(count)]
+        return [Batch(*cut, key) for cut, key in zip(cuts, keys, strict=True)]
+
 
 class Batches(NamedTuple):
     """The minibatches of an epoch.

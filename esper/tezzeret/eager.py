@@ -174,10 +174,31 @@ def train_rows(
     alphas: tuple[Tensor, ...],
     batch: Batch,
 ) -> MinibatchResult:
-    """``minibatch_step`` on compact rows; ``call`` is how units are called."""
-    grads, (loss, score), tape = compute_gradients(structure, call, table, plan, rows, alphas, batch)
-    moved = _with_buffers(structure, rows, tape)
-    return MinibatchResult(learn(structure, call, table, plan, moved, grads), loss, score, grads)
+    """``minibatch_step`` on compact rows; ``call`` is how units are called.
+
+    With ``config.accumulate`` above 1 the minibatch is gone through in so many parts, one after the other, and their
+    gradients are averaged; the features of one part are kept at a time.
+    """
+    found, parts = list[tuple[Gradients, Tensor, Tensor]](), batch.parts(structure.config.accumulate)
+    for part in parts:
+        grads, (loss, score), tape = compute_gradients(structure, call, table, plan, rows, alphas, part)
+        rows = _with_buffers(structure, rows, tape)
+        found = [_sum(*found, (grads, loss, score))]
+    grads, loss, score = found[0]
+    if len(parts) > 1:
+        grads = Gradients(grads.host / len(parts), tuple(each / len(parts) for each in grads.seeds))
+        loss, score = loss / len(parts), score / len(parts)
+    return MinibatchResult(learn(structure, call, table, plan, rows, grads), loss, score, grads)
+
+
+def _sum(
+    first: tuple[Gradients, Tensor, Tensor], *more: tuple[Gradients, Tensor, Tensor]
+) -> tuple[Gradients, Tensor, Tensor]:
+    """Gradients, losses and scores, each added up."""
+    for grads, loss, score in more:
+        seeds = tuple(one + other for one, other in zip(first[0].seeds, grads.seeds, strict=True))
+        first = Gradients(first[0].host + grads.host, seeds), first[1] + loss, first[2] + score
+    return first
 
 
 def _with_buffers(structure: Structure, rows: LearnerRows, tape: Tape) -> LearnerRows:

@@ -20,7 +20,7 @@ from esper.leyline.events import Epoch, Health
 from esper.leyline.hypers import HyperParams
 from esper.leyline.learners import Learners, Weights
 from esper.leyline.stages import ACTIVE, MERGED, Stage, is_in
-from esper.tezzeret.backend import Backend
+from esper.tezzeret.backend import Backend, BackendError
 from esper.tezzeret.batches import Batch, Batches, batch_at
 from esper.tezzeret.guard import without_derivatives
 from esper.tezzeret.health import SlotGradients, measure_health, rows_finite
@@ -214,6 +214,8 @@ def forward(
 def build(structure: Structure, device: torch.device) -> Backend:
     """The oracle of a structure; its plan is the table itself."""
     del device
+    if structure.config.accumulate > 1:
+        raise BackendError(f"backend 'oracle': accumulate = {structure.config.accumulate}; expected 1")
 
     def plan(table: SlotTable, device: torch.device) -> SlotTable:
         del device

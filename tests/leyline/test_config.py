@@ -54,6 +54,7 @@ CHANGES = {
     "blends": (Blend.COSINE,),
     "batch_size": 8,
     "steps_per_epoch": 1,
+    "accumulate": 2,
     "val_samples": 3,
     "eval_batch_size": 1,
     "horizon": 1,

@@ -63,6 +63,7 @@ def _check(structure: Structure, device: torch.device) -> None:
 
     require(device.type == "cpu", f"device {device.type}", "cpu")
     require(config.precision is Precision.FLOAT32, f"precision {config.precision.value}", "float32")
+    require(config.accumulate == 1, f"accumulate = {config.accumulate}", "1")
     for rule in (structure.host_optimizer, structure.seed_optimizer):
         require(rule.name in KNOWN, f"optimizer {rule.name!r}", " or ".join(KNOWN))
     plain = structure.objective is cross_entropy()

@@ -3,8 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from esper.leyline.config import ConfigError
-from esper.utils.documents import figure
+from esper.simic.ranges import expect_in_ranges
 
 RANGES: dict[str, tuple[float, float]] = {
     "gamma": (0.0, 1.0),
@@ -23,6 +22,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "target_kl": (0.0, math.inf),  # infinite: no update ends early
 }
 """Closed ranges of the learner's numbers."""
+
+WHOLE = ("epochs", "minibatches")
+"""Those that are integers."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,4 @@ class PPOConfig:
 
     def __post_init__(self) -> None:
         """Check every number; raise ``ConfigError`` with one line."""
-        for name, (low, high) in RANGES.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-                raise ConfigError(f"ppo.{name} = {value!r}: expected {figure(low)} to {figure(high)}")
+        expect_in_ranges("ppo", self, RANGES, WHOLE)

@@ -1,6 +1,5 @@
 """``esper train --record``: what is recorded is what was played, is there whatever was killed, and changes nothing."""
 
-import json
 import os
 import random
 import signal
@@ -92,9 +91,8 @@ def test_probabilities_are_those_of_the_policy_that_played(tiny_task, tmp_path):
 
 
 def test_an_offline_learner_learns_from_a_run(recorded, tmp_path):
-    numbers = json.dumps({"updates": 2, "fitted": 1})
-    given = {"record": "false", "algorithm": "bc", "dataset": recorded / "episodes", "offline": numbers}
-    run(*words(tmp_path / "run", 1, **given))
+    given = {"record": "false", "algorithm": "bc", "dataset": recorded / "episodes"}
+    run(*words(tmp_path / "run", 1, **given), "--offline", "updates=2,fitted=1")
     assert read_rows(tmp_path / "run" / METRICS)[0]["policy_loss"] > 0
 
 

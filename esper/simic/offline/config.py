@@ -1,10 +1,9 @@
 """Numbers of the offline learners, and what is allowed of each."""
 
-import math
 from dataclasses import dataclass
 
 from esper.leyline.config import ConfigError
-from esper.utils.documents import figure
+from esper.simic.ranges import expect_in_ranges
 
 ALGORITHMS = ("bc", "iql", "cql")
 """Behaviour cloning, implicit Q-learning, conservative Q-learning."""
@@ -43,8 +42,9 @@ class OfflineConfig:
       gamma: discount per decision.
       expectile: IQL's tau.
       beta: IQL's inverse temperature, per unit of return; TorchRL calls it ``temperature``.
-      alpha: weight of CQL's penalty, return squared per nat; 1 is that of the source's discrete experiments with
-        one-tenth of the data and more (Kumar et al. 2020, appendix F), whose rewards are cut to [-1, 1].
+      alpha: weight of CQL's penalty, return squared per nat. 1 is what the source's discrete experiments take on a
+        tenth of a replay, and 4 on a hundredth (Kumar et al. 2020, appendix F, ``minq_weight`` in the authors' code);
+        their rewards are cut to [-1, 1]. d3rlpy's discrete CQL takes 1, too.
       temperature: return per nat of the policy that is drawn from CQL's values; near 0 it is their maximum.
       target_rate: share of the critics that the targets take over with each step.
       lr: Adam's rate.
@@ -78,13 +78,6 @@ class OfflineConfig:
 
     def __post_init__(self) -> None:
         """Check every number; raise ``ConfigError`` with one line."""
-        for name, (low, high) in OFFLINE_RANGES.items():
-            value = getattr(self, name)
-            kind = int if name in WHOLE else (int, float)
-            if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
-                number = "an integer from" if name in WHOLE else "a number from"
-                raise ConfigError(f"offline.{name} = {value!r}: expected {number} {figure(low)} to {figure(high)}")
-            if not math.isfinite(value):
-                raise ConfigError(f"offline.{name} = {value!r}: expected a finite number")
+        expect_in_ranges("offline", self, OFFLINE_RANGES, WHOLE)
         if self.horizon not in HORIZONS:
             raise ConfigError(f"offline.horizon = {self.horizon!r}: expected {' or '.join(HORIZONS)}")

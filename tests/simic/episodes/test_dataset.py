@@ -103,6 +103,14 @@ def files_of(folder):
     return {name: path.read_bytes() for name, path in found.items() if name not in skipped}
 
 
+@pytest.fixture(params=["held in memory", "from the files"])
+def size(request, monkeypatch):
+    """Both ways of reading: a small dataset's columns stay in memory."""
+    if request.param == "from the files":
+        monkeypatch.setattr("esper.simic.episodes.dataset.SMALL", 0)
+
+
+@pytest.mark.usefixtures("size")
 def test_what_is_read_is_what_was_written(dataset):
     every, read = [each for shard in model() for each in shard], Episodes.open(dataset)
     read.verify()
@@ -120,6 +128,7 @@ def test_what_is_read_is_what_was_written(dataset):
         assert read.read("last_mask", torch.tensor([place]))[0].tolist() == each["mask"][-1].tolist()
 
 
+@pytest.mark.usefixtures("size")
 @pytest.mark.parametrize("length", [0, 1, 2, 4, 100])
 def test_windows_are_the_episodes_cut_into_pieces(dataset, length):
     """Against slices of the list: no window holds rows of two episodes, and no row is in two windows or in none."""
@@ -149,6 +158,7 @@ def test_windows_are_the_episodes_cut_into_pieces(dataset, length):
         assert rest["action_mask"].all() and not rest["next", "reward"].any() and not rest["observation"].any()
 
 
+@pytest.mark.usefixtures("size")
 def test_a_window_does_not_depend_on_its_neighbours(dataset):
     read = Episodes.open(dataset)
     table = read.windows(5)
@@ -249,6 +259,21 @@ def test_episodes_are_there_once_and_one_process_writes(tmp_path):
     with pytest.raises(EpisodesError, match="holds other things"):
         write_episodes(tmp_path / "other", FACTS, COLUMNS)
     assert (tmp_path / "other" / "thesis.txt").read_text() == "mine"
+
+
+def test_what_is_taken_back_is_written_again_to_the_same_bytes(dataset, tmp_path):
+    shards = model()
+    folder = write(tmp_path / "set", shards)
+    kept = len(shards) // 2
+    first = sum(map(len, shards[:kept]))
+    with write_episodes(folder, FACTS, COLUMNS) as writer:
+        writer.take_back(first)
+        read = Episodes.open(folder)
+        read.verify()
+        assert read.numbers.tolist() == list(range(first)) and len(list((folder / "shards").iterdir())) == kept
+        for shard in shards[kept:]:
+            writer.append(writer.next_episode, *arrays(shard))
+    assert files_of(folder) == files_of(dataset)
 
 
 def test_no_room_is_said_before_anything_is_written(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Operations: what is told when something is done, as an event to the sinks and as a span to the trace."""
+"""OperationLog: what is told when something is done, as an event to the sinks and as a span to the trace."""
 
 import time
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from esper.nissa.spans import NO_SPANS, Spans
 from esper.utils.documents import cause
 
 
-class Operations:
+class OperationLog:
     """Where it is told.
 
     Attributes:
@@ -52,5 +52,5 @@ class Operations:
         self.spans.close()
 
 
-NO_OPERATIONS = Operations(FanOut({}), NO_SPANS)
+NO_OPERATIONS = OperationLog(FanOut({}), NO_SPANS)
 """Tells nobody."""

@@ -34,7 +34,7 @@ class RunFacts(NamedTuple):
     rounds: int
 
 
-class Spread(NamedTuple):
+class HistogramCounts(NamedTuple):
     """A histogram: how many values were at most each of ``SECONDS``, and above the one before; the last: all others."""
 
     counts: tuple[int, ...]
@@ -52,7 +52,7 @@ class Tallies(NamedTuple):
 
     round: int = 0
     values: Mapping[Series, float] = {}
-    spreads: Mapping[Series, Spread] = {}
+    spreads: Mapping[Series, HistogramCounts] = {}
 
 
 class Change(NamedTuple):
@@ -163,14 +163,14 @@ def changed(tallies: Tallies, changes: Iterable[Change]) -> Tallies:
             if metric.kind is MetricKind.COUNTER:
                 values[series] = values.get(series, 0.0) + value
             else:
-                spreads[series] = _observed(spreads.get(series, Spread((0,) * (len(SECONDS) + 1), 0.0)), value)
+                spreads[series] = _observed(spreads.get(series, HistogramCounts((0,) * (len(SECONDS) + 1), 0.0)), value)
     return tallies._replace(values=values, spreads=spreads)
 
 
-def _observed(spread: Spread, value: float) -> Spread:
+def _observed(spread: HistogramCounts, value: float) -> HistogramCounts:
     place = next((place for place, bound in enumerate(SECONDS) if value <= bound), len(SECONDS))
     counts = tuple(count + (place == number) for number, count in enumerate(spread.counts))
-    return Spread(counts, spread.total + value)
+    return HistogramCounts(counts, spread.total + value)
 
 
 def to_text(tallies: Tallies) -> str:
@@ -189,7 +189,9 @@ def from_text(text: str) -> Tallies:
     try:
         table = json.loads(text)
         values = {(name, tuple(labels)): float(value) for name, labels, value in table["values"] if _is_number(value)}
-        spreads = {(n, tuple(labels)): Spread(tuple(map(int, c)), float(t)) for n, labels, c, t in table["spreads"]}
+        spreads = {
+            (n, tuple(labels)): HistogramCounts(tuple(map(int, c)), float(t)) for n, labels, c, t in table["spreads"]
+        }
         found = Tallies(int(table["round"]), values, spreads)
     except (TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"no tallies: {error!r}") from None

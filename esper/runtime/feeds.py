@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TextIO
 
 from esper.nissa.event_record import KINDS
-from esper.nissa.operations import NO_OPERATIONS, Operations
+from esper.nissa.operations import NO_OPERATIONS, OperationLog
 from esper.nissa.sinks.fan_out import FanOut, Opener
 from esper.nissa.sinks.opening import SinkPlace, openers_of, parse_sinks
 from esper.nissa.sinks.prometheus import STATE, open_prometheus, require_prometheus, tallies_so_far
@@ -68,7 +68,7 @@ class Feed:
         return found
 
 
-def run_operations(settings: TrainSettings, folder: Path, scenes: Sequence[Scene], out: TextIO) -> Operations:
+def run_operations(settings: TrainSettings, folder: Path, scenes: Sequence[Scene], out: TextIO) -> OperationLog:
     """Open what a run asks for, and tell of it.
 
     Args:
@@ -109,7 +109,7 @@ def _without_info(tallies: Tallies) -> Tallies:
     return tallies._replace(values=kept)
 
 
-def worker_operations(settings: WorkerSettings, store: Tiers, out: TextIO) -> Operations:
+def worker_operations(settings: WorkerSettings, store: Tiers, out: TextIO) -> OperationLog:
     """Open what a worker asks for, and tell of it."""
     feed = Feed()
     openers = openers_of(settings.sinks, SinkPlace(Path.cwd(), asdict(settings), out))
@@ -135,10 +135,10 @@ def worker_operations(settings: WorkerSettings, store: Tiers, out: TextIO) -> Op
     return _opened(feed, openers, settings.trace, "esper-worker", out)
 
 
-def _opened(feed: Feed, openers: dict[str, Opener], trace: str, service: str, out: TextIO) -> Operations:
+def _opened(feed: Feed, openers: dict[str, Opener], trace: str, service: str, out: TextIO) -> OperationLog:
     if not openers and not trace:
         return NO_OPERATIONS
     feed.sinks = FanOut(openers)
     out.write("".join(f"{line}\n" for line in feed.sinks.lines))
     out.flush()
-    return Operations(feed.sinks, open_spans(trace, service))
+    return OperationLog(feed.sinks, open_spans(trace, service))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from esper.nissa.event_record import event
-from esper.nissa.operations import NO_OPERATIONS, Operations
+from esper.nissa.operations import NO_OPERATIONS, OperationLog
 from esper.runtime import requests
 from esper.runtime.compile_orders import CompileOrders
 from esper.runtime.players import Players
@@ -128,7 +128,7 @@ class Intake:
     waiting: list[str] = field(default_factory=list)
     stuck: set[str] = field(default_factory=set)
     closed: bool = False
-    operations: Operations = NO_OPERATIONS
+    operations: OperationLog = NO_OPERATIONS
 
     def begin(self, found: Founding, scenes: Sequence[Scene], source: Origin | None) -> None:
         """Keep what the run begins with, and of a run that goes on in another directory what it has kept.

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esper.nissa.operations import NO_OPERATIONS, Operations
+from esper.nissa.operations import NO_OPERATIONS, OperationLog
 from esper.nissa.sinks import METRICS, Metrics, lines_until, read_rows
 from esper.nissa.sinks.prometheus import STATE
 from esper.runtime.best_rounds import Best, best_of
@@ -86,9 +86,9 @@ class Run:
     done: int
     tensors: dict[str, Tensor]
     begun: list[Begun]
-    operations: Operations = NO_OPERATIONS
+    operations: OperationLog = NO_OPERATIONS
 
-    def tell(self, operations: Operations) -> None:
+    def tell(self, operations: OperationLog) -> None:
         """Let sinks and a trace have what the run does from here on."""
         self.operations = self.saver.operations = operations
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from esper.nissa.operations import NO_OPERATIONS, Operations
+from esper.nissa.operations import NO_OPERATIONS, OperationLog
 from esper.urza import series
 from esper.urza.checkpoint import CheckpointError, save
 from esper.urza.lock import Lock
@@ -42,7 +42,7 @@ class Saver:
         self.saved: Moment | None = max(series.moments(folder), default=None)
         self._pending: tuple[Moment, Contents] | None = None
         self._ended, self._cost = -float("inf"), 0.0
-        self.operations: Operations = NO_OPERATIONS
+        self.operations: OperationLog = NO_OPERATIONS
 
     def offer(self, moment: Moment, contents: Contents) -> None:
         """Say what may be the next checkpoint."""

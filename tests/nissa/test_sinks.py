@@ -101,18 +101,18 @@ def test_a_sink_that_hangs_makes_nobody_wait_and_is_left_out(caplog, monkeypatch
     monkeypatch.setattr("esper.nissa.sinks.fan_out.PATIENCE", 0.2)
     held = threading.Event()
     stuck, good = Kept(held=held), Kept()
-    fan = FanOut({"stuck": opened(stuck), "good": opened(good)}, Limits(1, 30.0, 1, 0.1))
+    fan = FanOut({"stuck": opened(stuck), "good": opened(good)}, Limits(1, 30.0, 1, 1.0))
     start = time.monotonic()
     for number in range(1, 4):
         fan.round({"round": number})
-    assert time.monotonic() - start < 0.1
-    time.sleep(0.15)
+    assert time.monotonic() - start < 1
+    time.sleep(1.1)
     fan.round({"round": 4})
     fan.close()
-    assert time.monotonic() - start < 2 and good.taken == [1, 2, 3, 4]
+    assert time.monotonic() - start < 5 and good.taken == [1, 2, 3, 4]
     assert fan.health()["stuck"] == (False, 3)  # two that waited, and the one after them
     (line,) = warnings_of(caplog)
-    assert line.startswith("sink stuck: hangs for more than 0.1 s; left out from here on")
+    assert line.startswith("sink stuck: hangs for more than 1 s; left out from here on")
     held.set()
     until(lambda: stuck.closed)
 

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import itertools
 import json
 import os
 import re
@@ -14,7 +15,8 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
-from runtime_documents import document, expect_same_end, record, settings
+from runtime_documents import document, expect_same_end, record
+from runtime_documents import settings as many_rounds
 from runtime_forks import HORIZON, NAME, one_life, words
 
 import esper.__main__
@@ -31,6 +33,10 @@ from esper.utils.failpoints import Fault
 pytest.importorskip("prometheus_client", reason="prometheus-client")
 pytest.importorskip("opentelemetry.sdk", reason="opentelemetry-sdk")
 pytestmark = pytest.mark.usefixtures("tiny_task")
+
+
+def settings(folder, **more):
+    return many_rounds(folder, **({"rounds": 3, "horizon": HORIZON, "save_every": 0.05} | more))
 
 
 def scraped(address):
@@ -98,47 +104,59 @@ def test_what_is_scraped_is_what_the_rows_say(watched):
         scraped(out.address)  # the port is free again
     last = json.loads((place / "run" / "prometheus.json").read_text())
     values = {(name, *labels): value for name, labels, value in last["values"]}
-    assert values["esper_rounds",] == len(rows) == 4 and values["esper_decisions",] == 4 * 2 * 4
+    assert values["esper_rounds",] == len(rows) == 3 and values["esper_decisions",] == 3 * 2 * HORIZON
     assert values["esper_return", NAME] == rows[-1]["return"] and values["esper_measure", "lr"] == rows[-1]["lr"]
-    assert values["esper_actions", "wait"] == pytest.approx(8 * sum(row["share_wait"] for row in rows))
+    assert values["esper_actions", "wait"] == pytest.approx(2 * HORIZON * sum(row["share_wait"] for row in rows))
     spreads = {(name, *labels): total for name, labels, _, total in last["spreads"]}
     assert spreads["esper_round_seconds",] == pytest.approx(sum(row["seconds"] for row in rows))
     assert spreads["esper_phase_seconds", "learn"] == pytest.approx(sum(row["learn_seconds"] for row in rows))
-    assert values["esper_events", "round.done"] == 4 and values["esper_events", "run.done"] == 1
-    assert sum("esper_return" in name for scrape in out.seen for name in scrape) >= 3
+    assert values["esper_events", "round.done"] == 3 and values["esper_events", "run.done"] == 1
+    assert sum("esper_return" in name for scrape in out.seen for name in scrape) >= 2
 
 
 def test_the_log_and_the_console_have_rounds_and_events(watched):
     place, out = watched
     lines = [json.loads(line) for line in (place / "run" / "log.jsonl").read_text().splitlines()]
     rounds = [line["fields"] for line in lines if line["kind"] == "round"]
-    assert [row["learner_hash"] for row in rounds] == [
-        row["learner_hash"] for row in read_rows(place / "run" / METRICS)
-    ]
+    assert rounds == read_rows(place / "run" / METRICS)
     kinds = [line["kind"] for line in lines]
-    assert kinds.count("round.done") == 4 and kinds[-1] == "run.done" and "checkpoint.done" in kinds
+    assert kinds.count("round.done") == 3 and kinds[-1] == "run.done" and "checkpoint.done" in kinds
     took = [line["fields"]["took"] for line in lines if line["kind"] == "round.done"]
-    assert all(took[place] >= rounds[place]["seconds"] for place in range(4))
-    assert out.getvalue().count(" round.done ") == 4
+    assert all(took[place] >= rounds[place]["seconds"] for place in range(3))
+    assert out.getvalue().count(" round.done ") == 3
 
 
 def test_a_trace_has_a_runs_parts_one_within_the_other(watched):
     spans = spans_in(watched[0] / "trace.jsonl")
     assert len({span["context"]["trace_id"] for span in spans}) == 1
     counts = {path: sum(span["path"] == path for span in spans) for path in {span["path"] for span in spans}}
-    assert counts["run"] == 1 and counts["run/round"] == counts["run/round/learn"] == 4
+    assert counts["run"] == 1 and counts["run/round"] == counts["run/round/learn"] == 3
     steps = {f"run/round/collect/{part}" for part in ("plan", "epoch", "evaluate")}
-    assert all(counts[path] == 4 * 4 for path in steps)
-    assert set(counts) - steps == {"run", "run/checkpoint"} | {
-        f"run/round{part}" for part in ("", "/collect", "/learn", "/checkpoint", "/collect/checkpoint")
-    }
+    assert all(counts[path] == 3 * HORIZON for path in steps)
+    further = {path for path in counts if not path.endswith("/checkpoint")}
+    assert further == steps | {"run", "run/round", "run/round/collect", "run/round/learn"}
     order = [span["name"] for span in spans if span["name"] in ("plan", "epoch", "evaluate")]
-    assert order == ["plan", "epoch", "evaluate"] * 16
+    assert order == ["plan", "epoch", "evaluate"] * (3 * HORIZON)
     ends = {span["context"]["span_id"]: (span["start_time"], span["end_time"]) for span in spans}
     for span in spans:
         if span["parent_id"] is not None:
             start, end = ends[span["parent_id"]]
             assert start <= span["start_time"] <= span["end_time"] <= end
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A folder of a file system without a free block."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], capture_output=True).returncode:
+        pytest.skip("mounts no tmpfs")
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            (place / "filled").write_bytes(bytes(1 << 20))
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 class Wicked:
@@ -157,7 +175,7 @@ class Wicked:
         self.held.wait(60)
 
 
-def test_the_bits_are_the_same_where_every_watcher_fails(plain, tmp_path, monkeypatch, caplog):
+def test_the_bits_are_the_same_where_every_watcher_fails(plain, full_disk, tmp_path, monkeypatch, caplog):
     """The endpoint is killed while it is scraped, the log's and the trace's disks are full, a sink raises and hangs."""
     servers, opening, wicked = [], PrometheusSink.__init__, Wicked()
 
@@ -177,8 +195,7 @@ def test_the_bits_are_the_same_where_every_watcher_fails(plain, tmp_path, monkey
     monkeypatch.setitem(WORDS, "wicked", SinkWord("", "", lambda argument, place: Opened(wicked)))
     monkeypatch.setattr("esper.nissa.sinks.fan_out.PATIENCE", 0.5)
     out = Watching(kill)
-    (tmp_path / "full").symlink_to("/dev/full")
-    more = {"metrics_port": 0, "trace": "/dev/full", "sinks": f"wicked,json:{tmp_path / 'full'}"}
+    more = {"metrics_port": 0, "trace": str(full_disk / "trace"), "sinks": f"wicked,json:{full_disk / 'log'}"}
     train(settings(tmp_path / "run", **more), out)
     wicked.held.set()
     expect_same_end(tmp_path / "run", plain)
@@ -207,7 +224,7 @@ def test_counters_never_fall_over_a_kill_and_what_goes_on(tmp_path):
         {(n, *labels): v for n, labels, v in one["values"] if n in ("esper_rounds", "esper_decisions", "esper_actions")}
         for one in seen
     ]
-    for before, after in zip(counters, counters[1:], strict=False):
+    for before, after in itertools.pairwise(counters):
         assert all(after[name] >= value for name, value in before.items())
     assert counters[0]["esper_rounds",] == 2 and counters[2]["esper_rounds",] == 4
     assert counters[2]["esper_decisions",] == 4 * 2 * HORIZON
@@ -227,7 +244,7 @@ class Growing(io.StringIO):
         if "  2/" in text:
             flags = ["--store", str(self.store), "--drain", "true", "--trace", str(self.trace)]
             command = [sys.executable, "-m", "esper", "worker", *flags]
-            self.said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+            self.said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600).stdout
         return super().write(text)
 
 
@@ -303,9 +320,7 @@ def test_spans_go_to_a_collector_and_one_that_is_away_ends_nothing(tmp_path, mon
         ("--trace", "trace.jsonl", "opentelemetry.sdk.trace", "tracing"),
     ],
 )
-def test_what_is_not_installed_is_said_before_anything_begins(
-    flag, value, module, extra, tmp_path, monkeypatch, capsys
-):
+def test_what_is_not_installed_is_said_before_anything(flag, value, module, extra, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, module, None)
     assert esper.__main__.main(["train", flag, value, "--out", str(tmp_path / "x")]) == 2
     assert f"pip install 'esper-growth[{extra}]'" in capsys.readouterr().err and not (tmp_path / "x").exists()

@@ -32,6 +32,7 @@ from esper.tamiyo.observation import Scales
 DOCUMENTS = int(os.environ.get("ESPER_DOCUMENTS", "60"))
 
 UNDRAWN = {"task", "room_for", "out", "resume", "dry_run", "backend", "num_envs", "features", "lstm", "head"}
+UNDRAWN |= {"metrics_port", "metrics_host", "trace", "sinks"}
 """Drawn from what is quick, or said by the test."""
 
 WEIRD = st.sampled_from(

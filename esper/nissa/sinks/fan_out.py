@@ -131,6 +131,8 @@ class GuardedSink:
             self._warn(f"{cause(error)} at its end")
 
     def _give_up(self, reason: str) -> None:
+        if self.gone:
+            return
         self.gone = True
         self.lost += self._waiting.qsize()
         self._warn(f"{reason}; left out from here on")

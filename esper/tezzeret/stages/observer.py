@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from esper.nissa.event_record import event
-from esper.nissa.operations import NO_OPERATIONS, Operations
+from esper.nissa.operations import NO_OPERATIONS, OperationLog
 from esper.tezzeret.stages.reports import NAMES, StageReport
 
 SPANS = dict(
@@ -18,7 +18,7 @@ SPANS = dict(
 class CompileObserver:
     """Hears of the stages of one request after the other, in whatever process they run."""
 
-    def __init__(self, operations: Operations = NO_OPERATIONS) -> None:
+    def __init__(self, operations: OperationLog = NO_OPERATIONS) -> None:
         self._operations, self._begun = operations, dict[str, int]()
 
     @contextmanager

@@ -23,25 +23,24 @@ from esper.runtime.demonstrations import demonstrate, scripts_of
 from esper.runtime.fingerprints import fingerprints
 from esper.runtime.intake import Intake, expect_used, founding
 from esper.runtime.interrupt import Stopped, watched
+from esper.runtime.learner import make_learner
 from esper.runtime.machine import moved
 from esper.runtime.outlets import Outlets
-from esper.runtime.players import Players, shared_interface, shown_interfaces, sizes_of
+from esper.runtime.players import Players, shared_interface
 from esper.runtime.policies import policies_of
 from esper.runtime.policy_checkpoint import learner_tensors
 from esper.runtime.report import Findings, write_report
 from esper.runtime.resume import again
 from esper.runtime.run_evaluation import evaluate_run
-from esper.runtime.run_health import blueprints_json, health_lines, run_health
+from esper.runtime.run_health import BLUEPRINT_TABLE, blueprints_json, health_lines, run_health
 from esper.runtime.runs import Run, abandon, close_run, open_run, pause, places, record, release, settle
 from esper.runtime.scene import Scene, build_scene, expect_numbers_for
-from esper.runtime.start_from import start_from
 from esper.runtime.told import left_out, of_episodes, round_line, time_split
 from esper.runtime.train_settings import TrainSettings
 from esper.runtime.watch import shown_live
 from esper.runtime.watching import Watching
 from esper.simic.ppo import Learner
-from esper.tamiyo.interface import Interface, PolicyNetwork, to_table
-from esper.tamiyo.networks import build_policies
+from esper.tamiyo.interface import PolicyNetwork, to_table
 from esper.urza.checkpoint import CheckpointError
 from esper.urza.lock import LockError
 from esper.urza.series import Moment
@@ -84,7 +83,7 @@ def train(settings: TrainSettings, out: TextIO | None = None) -> Learner:
     for scene in scenes:
         _expect_what_comes(settings, scene)
     interface = shared_interface(settings, scenes)
-    learner = _learner(settings, scenes, interface, is_new=source is None)
+    learner = make_learner(settings, scenes, interface, is_new=source is None)
     if settings.dry_run:
         out.write(f"{folder}: nothing written\n" + "".join(line for scene in scenes for line in _resolved(scene)))
         return learner
@@ -123,17 +122,6 @@ def _expect_what_comes(settings: TrainSettings, scene: Scene) -> None:
     expect_numbers_for(scene, settings.eval_envs, "--eval-envs")
 
 
-def _learner(settings: TrainSettings, scenes: Sequence[Scene], interface: Interface, is_new: bool) -> Learner:
-    """The learner as it starts, with a view of its policy for every task."""
-    network, shown = PolicyNetwork(settings.policy_network), shown_interfaces(settings, scenes, interface)
-    device = find_device(settings.device, "--device")
-    views = [view.to(device) for view in build_policies(network, sizes_of(settings), shown, settings.seed)]
-    learner = Learner(views[0], settings.ppo(), settings.rounds, settings.seed, views=views)
-    if settings.start_from and is_new:
-        start_from(settings, views[0], interface)
-    return learner
-
-
 def _leaves_nothing(error: Exception, run: Run) -> bool:
     """Whether a run that failed in its first round is taken back: where its settings are at fault, and where nothing is
     kept of it. What is kept goes on once the surroundings are well; of a fault that nobody knows it may be evidence.
@@ -161,7 +149,7 @@ def _work(players: Players, intake: Intake, kept: tuple[Run, Outlets], out: Text
         rows = read_rows(run.folder / METRICS)
         health = run_health(run.folder, rows)
         out.write(time_split(rows) + left_out(rows) + health_lines(health))
-        outlets.write(run.folder / "blueprints.json", to_json(blueprints_json(health), indent=2) + "\n")
+        outlets.write(run.folder / BLUEPRINT_TABLE, to_json(blueprints_json(health), indent=2) + "\n")
         if settings.eval_envs:
             ends = (players.watch, out)
             findings = evaluate_run([scene.rules for scene in players.scenes], settings, kept, progress, ends)

@@ -90,22 +90,20 @@ def test_killing_the_page_changes_no_bit(settings, plain, tmp_path, monkeypatch)
     assert pages and "2/3" in out.getvalue() and chain(folder) == chain(plain)
 
 
-def test_a_port_that_is_taken_costs_a_warning(settings, plain, tmp_path, caplog):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        train(replace(settings, out=str(tmp_path / "run"), watch=True, watch_port=port), io.StringIO())
-    assert chain(tmp_path / "run") == chain(plain)
-    assert [record.message for record in caplog.records if f"port {port}" in record.message]
-
-
-def test_a_full_disk_for_its_files_costs_a_warning_each(settings, plain, tmp_path, monkeypatch, caplog):
+def test_a_full_disk_for_its_files_and_a_port_that_is_taken_cost_a_warning_each(
+    settings, plain, tmp_path, monkeypatch, caplog
+):
     def full(path, text):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(module, "write_text", full)
     monkeypatch.setattr(module, "append_line", full)
-    train(replace(settings, out=str(tmp_path / "run"), watch_envs=2), io.StringIO())
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        watched = {"watch": True, "watch_port": port, "watch_envs": 2}
+        train(replace(settings, out=str(tmp_path / "run"), **watched), io.StringIO())
     assert chain(tmp_path / "run") == chain(plain)
+    assert len([record for record in caplog.records if f"port {port}" in record.message]) == 1
     told = [record.message for record in caplog.records if "disk full" in record.message]
     assert len(told) == 2 and "watch.jsonl" in told[0] and "seeds.jsonl" in told[1]
 

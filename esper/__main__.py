@@ -18,6 +18,7 @@ with ending_on_interrupt(__name__ == "__main__" or is_command()):
     from esper.runtime.demo import DemoSettings, demonstrate
     from esper.runtime.dlq import dead_letters
     from esper.runtime.doctor import DoctorSettings, diagnose, intruder
+    from esper.runtime.estimate import EstimateSettings, estimate
     from esper.runtime.evaluate import EvaluateSettings, evaluate
     from esper.runtime.export import ExportSettings, export
     from esper.runtime.generate import GenerateSettings, generate
@@ -56,6 +57,7 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any, TextIO | None], object]]] = 
     "tasks": (TasksSettings, show_tasks),
     "doctor": (DoctorSettings, diagnose),
     "worker": (WorkerSettings, serve_queue),
+    "estimate": (EstimateSettings, estimate),
 }
 """Commands that take settings: what they are, and what runs."""
 

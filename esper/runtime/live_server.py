@@ -7,9 +7,11 @@ elsewhere could have its own name resolve to this address and read what it likes
 import hashlib
 import json
 import logging
+import socket
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -53,6 +55,7 @@ class LiveServer(ThreadingHTTPServer):
 
     Attributes:
       runs: what is shown, in order.
+      links: connections that are open.
     """
 
     daemon_threads = True
@@ -65,12 +68,19 @@ class LiveServer(ThreadingHTTPServer):
           OSError: the port is taken.
         """
         self.runs, self.asking = tuple(runs), threading.Lock()
+        self.links = set[socket.socket]()
         super().__init__((ADDRESS, port), LiveHandler)
 
     @property
     def url(self) -> str:
         """Where the page is."""
         return f"http://{ADDRESS}:{self.server_address[1]}/"
+
+    def cut(self) -> None:
+        """End every connection: a browser asks again and again on the one that it has."""
+        for link in tuple(self.links):
+            with suppress(OSError):
+                link.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that went away is no news; anything else is told, and the next request is served."""
@@ -88,6 +98,16 @@ class LiveHandler(BaseHTTPRequestHandler):
     server_version = "esper"
     sys_version = ""
     protocol_version = "HTTP/1.1"
+
+    def setup(self) -> None:
+        """Count the connection."""
+        super().setup()
+        self.server.links.add(self.connection)
+
+    def finish(self) -> None:
+        """It is over."""
+        self.server.links.discard(self.connection)
+        super().finish()
 
     def do_GET(self) -> None:
         """Answer with the body."""
@@ -168,3 +188,4 @@ class LivePage:
         self.server.shutdown()
         self._thread.join()
         self.server.server_close()
+        self.server.cut()

@@ -13,6 +13,9 @@ from esper.nissa.narrative import Sentence, narrate
 from esper.nissa.trends import Trend, trends
 from esper.runtime.watching import OLDER_SEEDS, SEEDS, lines_of
 
+BLUEPRINT_TABLE = "blueprint_table.json"
+"""File of a run directory that holds the table of blueprints."""
+
 TRENDS = ("return", "val_accuracy", "val_loss", "entropy", "seconds", "memory_bytes")
 """Series whose trend is told."""
 

@@ -32,7 +32,7 @@ from esper.runtime.policy_checkpoint import learner_tensors
 from esper.runtime.record_training import recording
 from esper.runtime.report import Findings, write_report
 from esper.runtime.resume import again
-from esper.runtime.run_health import blueprints_json, health_lines, run_health
+from esper.runtime.run_health import BLUEPRINT_TABLE, blueprints_json, health_lines, run_health
 from esper.runtime.runs import Run, abandon, open_run, pause, record, release, settle
 from esper.runtime.scene import Scene
 from esper.runtime.told import READ, left_out, of_episodes, round_line, time_split
@@ -151,7 +151,7 @@ def _work(players: Players, intake: Intake, kept: tuple[Run, Outlets], out: Text
         rows = read_rows(run.folder / METRICS)
         health = run_health(run.folder, rows)
         out.write(time_split(rows) + left_out(rows) + health_lines(health))
-        outlets.write(run.folder / "blueprints.json", to_json(blueprints_json(health), indent=2) + "\n")
+        outlets.write(run.folder / BLUEPRINT_TABLE, to_json(blueprints_json(health), indent=2) + "\n")
         if settings.eval_envs:
             ends = (players.watch, out)
             findings = evaluate_run([scene.rules for scene in players.scenes], settings, kept, progress, ends)

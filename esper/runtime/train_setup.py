@@ -1,6 +1,6 @@
 """What a training run is built of, before anything is played: scenes, what the policy sees and says, the learner."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -11,18 +11,17 @@ from esper.leyline.hypers import HyperParams, numbers
 from esper.runtime.build import find_device
 from esper.runtime.demonstrations import scripts_of
 from esper.runtime.intake import Founding, expect_used, founding
-from esper.runtime.players import shared_interface, shown_interfaces, sizes_of
+from esper.runtime.learner import make_learner
+from esper.runtime.players import shared_interface
 from esper.runtime.policies import policies_of
 from esper.runtime.resume import Origin
 from esper.runtime.runs import places
 from esper.runtime.scene import Rules, Scene, build_scene, expect_numbers_for
-from esper.runtime.start_from import start_from
 from esper.runtime.train_settings import TrainSettings
 from esper.simic.ppo import Learner
 from esper.simic.ranks import Ranks, Shard, shard_of
 from esper.simic.rewards import RewardParams
-from esper.tamiyo.interface import Interface, PolicyNetwork
-from esper.tamiyo.networks import build_policies
+from esper.tamiyo.interface import Interface
 from esper.utils.settings import Entry, SettingsError
 
 
@@ -68,7 +67,7 @@ def build(settings: TrainSettings, ranks: Ranks) -> RunParts:
     for scene in scenes:
         _expect_what_comes(settings, scene, ranks)
     interface = shared_interface(settings, scenes)
-    learner = _learner(settings, scenes, interface, ranks, is_new=source is None)
+    learner = make_learner(settings, scenes, interface, source is None, ranks)
     ranks.sum(torch.zeros(1, device=device))  # nobody writes before all have looked at the run directory
     return RunParts(folder, source, device, found, scenes, interface, learner, said)
 
@@ -114,16 +113,3 @@ def _expect_what_comes(settings: TrainSettings, scene: Scene, ranks: Ranks) -> N
 
 def _is_swept(scene: Scene) -> bool:
     return any(number.dim() for table in (scene.engine.hypers, scene.params) for number in table.values())
-
-
-def _learner(
-    settings: TrainSettings, scenes: Sequence[Scene], interface: Interface, ranks: Ranks, is_new: bool
-) -> Learner:
-    """The learner as it starts, with a view of its policy for every task."""
-    network, shown = PolicyNetwork(settings.policy_network), shown_interfaces(settings, scenes, interface)
-    device = find_device(settings.device, "--device")
-    views = [view.to(device) for view in build_policies(network, sizes_of(settings), shown, settings.seed)]
-    learner = Learner(views[0], settings.ppo(), settings.rounds, settings.seed, views=views, ranks=ranks)
-    if settings.start_from and is_new:
-        start_from(settings, views[0], interface)
-    return learner

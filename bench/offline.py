@@ -4,8 +4,8 @@
     python -m bench.offline --out runs/offline the study; a part that is there already is not made again
 
 One PPO run gives the mix its learned policy. ``esper generate`` records 2,000 episodes of wait, random, three scripts
-and that policy. Then from all of it, and from all but the episodes of the best script: BC, BC by the small network
-without memory, IQL and CQL; and BC of the best recorded policy alone, by mean return. Every policy plays the same
+and that policy. From all of it: BC, BC by the small network without memory, IQL and CQL; from all but the episodes of
+the best script: BC and IQL; and BC of the best recorded policy alone, by mean return. Every policy plays the same
 held-out environments, whose seed no record has; each is compared with the others by paired differences and their 95 %
 intervals (Student's t). PPO from the start and PPO that starts from IQL's policy go on side by side.
 """

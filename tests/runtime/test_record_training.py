@@ -93,7 +93,7 @@ def test_probabilities_are_those_of_the_policy_that_played(tiny_task, tmp_path):
 def test_an_offline_learner_learns_from_a_run(recorded, tmp_path):
     given = {"record": "false", "algorithm": "bc", "dataset": recorded / "episodes"}
     run(*words(tmp_path / "run", 1, **given), "--offline", "updates=2,fitted=1")
-    assert read_rows(tmp_path / "run" / METRICS)[0]["policy_loss"] > 0
+    assert read_rows(tmp_path / "run" / METRICS)[0]["surprise"] > 0
 
 
 def test_two_tasks_have_a_dataset_each(tiny_task, tmp_path):

@@ -164,8 +164,8 @@ def _run(command: str, words: Sequence[str]) -> int:
 
 def overview() -> str:
     """The commands, a line each."""
-    lines = [f"  {name:<10}{(kind.__doc__ or '').partition(chr(10))[0]}" for name, (kind, _) in COMMANDS.items()]
-    lines += [f"  {name:<10}{line}" for name, (line, _) in WORDS.items()]
+    lines = [f"  {name:<12}{(kind.__doc__ or '').partition(chr(10))[0]}" for name, (kind, _) in COMMANDS.items()]
+    lines += [f"  {name:<12}{line}" for name, (line, _) in WORDS.items()]
     return "\n".join(["usage: esper COMMAND [--help] [settings], or esper --version", "", *lines])
 
 

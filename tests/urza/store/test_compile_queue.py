@@ -126,3 +126,17 @@ def test_what_cannot_be_asked_for_is_one_line(opened):
         with pytest.raises(StoreError, match="expected") as error:
             queue.enqueue(document, **facts)
         assert "\n" not in str(error.value)
+
+
+@DATABASES
+def test_who_asks_is_kept_beside_a_request_and_makes_it_no_other_one(queue_of, kind):
+    """Of equal requests the first one's span; of one that is asked for anew, the new one's."""
+    queue, _ = queue_of(kind)
+    first, second = (f"00-{word * 16}-{word * 8}-01" for word in ("ab", "cd"))
+    id = queue.enqueue(b"{}", traceparent=first)
+    assert id == queue.enqueue(b"{}", traceparent=second) == queue.enqueue(b"{}")
+    assert queue.traceparent(id) == first and queue.claim("w").facts == {}
+    other = queue.enqueue(b"{}", site="x")
+    assert queue.traceparent(other) == "" == queue.traceparent("0" * 64)
+    assert queue.fail(queue.claim("w"), "no") and queue.enqueue(b"{}", site="x", traceparent=second) == other
+    assert queue.traceparent(other) == second

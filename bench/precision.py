@@ -64,7 +64,7 @@ def compare_losses(precision: str, envs: int) -> dict[str, float]:
 
 def accuracy(precision: str, envs: int, horizon: int) -> torch.Tensor:
     """Test accuracy at the end of an episode, [E]."""
-    rules = Rules(horizon=horizon, engine={"precision": precision})
+    rules = Rules(horizon=horizon, precision=precision)
     scene = build_scene(rules, envs, "eager")
     return rollout(scene.engine, play(scene.engine, SCRIPT), SEED, scene.mode, scene.params)[1].test_accuracy
 

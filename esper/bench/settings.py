@@ -137,7 +137,12 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
     """Where and how networks are run, and where the results go."""
     flag = parser.add_argument
     flag("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
-    flag("--dtype", choices=[p.value for p in Precision], default=Precision.FLOAT32.value, help="default: float32")
+    flag(
+        "--dtype",
+        choices=[p.value for p in Precision if not p.is_mixed],
+        default=Precision.FLOAT32.value,
+        help="default: float32",
+    )
     flag("--backend", choices=CHOICES, default="auto", help="how networks are run (default: auto)")
     flag("--json", metavar="FILE", help="write everything there")
 

@@ -16,7 +16,7 @@ from torchrl.modules import ActorValueOperator, LSTMModule, MaskedCategorical, P
 
 from esper.leyline.actions import COLUMNS, TARGETS, Blend, Codec, Op
 from esper.leyline.config import Precision
-from esper.tamiyo.amp import Memory, narrowing
+from esper.tamiyo.amp import NarrowLSTM, narrowing
 from esper.tamiyo.logits import HeadLogits, factored_logits, num_slots
 from esper.utils import rng
 
@@ -168,7 +168,7 @@ def build_actor_critic(config: ActorCriticConfig, codec: Codec, observation_size
     key = rng.fold_in(rng.key(seed), _STREAM)
     with torch.random.fork_rng(devices=[]):  # constructors draw; what they draw is overwritten
         features = Features(observation_size, config.features)
-        lstm = Memory(config.features, config.lstm, batch_first=True)
+        lstm = NarrowLSTM(config.features, config.lstm, batch_first=True)
         norm = nn.LayerNorm(config.lstm)
         heads = ActionHeads(codec, config)
         value = ValueHead(config)

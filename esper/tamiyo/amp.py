@@ -31,7 +31,7 @@ def narrowing(forward: Forward) -> Forward:
     return cast(Forward, call)
 
 
-class Memory(nn.LSTM):
+class NarrowLSTM(nn.LSTM):
     """``torch.nn.LSTM``, whose matrix products may be in bfloat16; states are float32."""
 
     @narrowing

@@ -24,7 +24,7 @@ from esper.tamiyo.actor_critic import (
     initialise,
     rescale,
 )
-from esper.tamiyo.amp import Memory, narrowing
+from esper.tamiyo.amp import NarrowLSTM, narrowing
 from esper.tamiyo.graph_network import GraphEncoder, GraphHeads, Places, Tables, places_of, tables_of
 from esper.tamiyo.interface import Interface
 from esper.utils import rng
@@ -95,7 +95,7 @@ def build_graph_policies(
     ops = ops or max((task.codec.ops for task in tasks), key=len)
     with torch.random.fork_rng(devices=[]):  # constructors draw; what they draw is overwritten
         encoder, heads, value = GraphEncoder(config.features), GraphHeads(config, ops), ValueHead(config)
-        lstm, norm = Memory(config.features, config.lstm, batch_first=True), nn.LayerNorm(config.lstm)
+        lstm, norm = NarrowLSTM(config.features, config.lstm, batch_first=True), nn.LayerNorm(config.lstm)
     initialise(nn.ModuleList((encoder, lstm, norm, heads, value)), key)
     asked = [heads.target[-1]] if heads.target else []
     for last in (heads.op[-1], heads.slot.out, heads.seed.out, heads.blend[-1], *asked):

@@ -156,9 +156,11 @@ def test_blends_are_checked(blends: object) -> None:
 
 
 def test_precision_knows_its_dtype() -> None:
-    assert {each: each.dtype for each in Precision} == {
-        Precision.FLOAT32: torch.float32,
-        Precision.FLOAT64: torch.float64,
+    assert {each: (each.dtype, each.features) for each in Precision} == {
+        Precision.FLOAT32: (torch.float32, torch.float32),
+        Precision.FLOAT64: (torch.float64, torch.float64),
+        Precision.BF16: (torch.float32, torch.bfloat16),
+        Precision.FLOAT16: (torch.float32, torch.float16),
     }
 
 

@@ -7,6 +7,7 @@ goes on by the same command.
 """
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields
@@ -181,7 +182,7 @@ def _run(settings: SweepSettings, members: Sequence[Planned], folder: Path, out:
 
 def _wait(pool: WorkerPool, count: int, watch: Watch, progress: Progress, fail: Callable[[str, str], object]) -> None:
     """Take what is done as it comes."""
-    ended = 0
+    ended, start = 0, time.perf_counter()
     while ended < count:
         watch.check()
         done = pool.done(LOOK)
@@ -191,7 +192,8 @@ def _wait(pool: WorkerPool, count: int, watch: Watch, progress: Progress, fail: 
         if said := _failure(done):
             fail(done.job["folder"], said)
         name = Path(done.job["folder"]).name
-        progress.show(ended, count, f"{name}: {said or 'done'}", float("nan"))
+        left = (time.perf_counter() - start) / ended * (count - ended)
+        progress.show(ended, count, f"{name}: {said or 'done'}", left)
 
 
 def _failure(done: JobDone) -> str:

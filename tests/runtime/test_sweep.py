@@ -17,7 +17,7 @@ SMALL += ["--engine", "steps_per_epoch=1,batch_size=4,val_samples=8"]
 
 
 def test_a_sweep_is_its_runs_and_goes_on_where_it_was(tmp_path, capsys):
-    command = ["sweep", "--out", str(tmp_path / "s"), "--seeds", "4", "--progress", "off", "--processes", "2"]
+    command = ["sweep", "--out", str(tmp_path / "s"), "--seeds", "4", "--progress", "lines", "--processes", "2"]
     command += ["--vary", "lr=0.0+0.01", "--", "train", *SMALL]
     assert esper.__main__.main(command) == 0
     said = capsys.readouterr().out

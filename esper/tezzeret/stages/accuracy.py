@@ -34,8 +34,10 @@ from esper.tezzeret.stages.rounding import OtherRounding
 TOLERANCE = 1e-5
 """Relative and absolute."""
 
-MULTIPLE = 2.0
-"""Times the eager form's rounding error."""
+MULTIPLE = 4.0
+"""Times the eager form's rounding error. Operations are moved once, whatever number of terms they sum, and the native
+program sums in other orders inside them: of some hundred drawn documents the most that it needed was 2.1.
+"""
 
 UNITS, RUNS = 1.0, 8
 """Units in the last place by which results of operations are moved, and how often that is tried."""

@@ -53,8 +53,9 @@ def check_blueprint(
       target: where it acts; None: there.
       num_networks: rows n, >= 2.
       batch_size: samples B.
-      starts_alive: whether gradients must flow from the start, in every network; False: in some, away from it. A seed
-        that is 0 at first, and takes the place of the features, passes nothing on before it has learned.
+      starts_alive: whether gradients must flow from the start to parameters and input, in every network; False: to
+        parameters, in some network (to none of them, and it never learns), and to the input away from the start. A
+        seed that is 0 at first, and takes the place of the features, passes nothing on before it has learned.
 
     Raises:
       BlueprintError: the first contract that is broken, or what the blueprint raised.
@@ -163,10 +164,10 @@ def _check_gradients(case: _Case, flat: Tensor, x: Tensor) -> None:
     def weighed(rows: Tensor, features: Tensor) -> Tensor:
         return (_apply(case, rows, features, train=True) * target).sum()
 
-    start = flat if case.starts_alive else _trained(flat)
-    found = {"parameters": torch.func.grad(weighed)(start, x)}
+    found = {"parameters": torch.func.grad(weighed)(flat, x)}
     if not case.takes_tokens:  # a bypass that ends in zeros passes nothing on before it has learned
-        found["input"] = torch.func.grad(weighed, argnums=1)(_trained(flat) if case.is_bypass else start, x)
+        start = flat if case.starts_alive and not case.is_bypass else _trained(flat)
+        found["input"] = torch.func.grad(weighed, argnums=1)(start, x)
     for name, grad in found.items():
         _expect(case, bool(torch.isfinite(grad).all()), f"a non-finite gradient to its {name}", "finite numbers")
         flows = grad.flatten(1).abs().sum(1) > 0

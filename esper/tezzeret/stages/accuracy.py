@@ -13,9 +13,9 @@ Two rules; a number passes by either.
 The rounding error is that of the eager form, measured: it runs in float32 once as it is and ``RUNS`` times with every
 operation's result moved by ``UNITS`` in the last place, up or down at random (Monte Carlo arithmetic, Parker 1997; see
 ``esper.tezzeret.stages.rounding``). Of every run the largest error in the tensor is taken, and of these the median; it
-is at least the unit roundoff of the tensor's largest number. A number's own jump is the largest of its errors in those runs: rounding decides on which side of a relu's edge a number
-falls, and there a derivative jumps for this number, not for its neighbours. The median keeps one run's jump from
-allowing anything to the rest of the tensor.
+is at least the unit roundoff of the tensor's largest number. A number's own jump is the largest of its errors in those
+runs: rounding decides on which side of a relu's edge a number falls, and there a derivative jumps for this number, not
+for its neighbours. The median keeps one run's jump from allowing anything to the rest of the tensor.
 
 That a result is as good as the arithmetic lets it be where it differs from the exact one by what rounding does anyway:
 Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 1.5.
@@ -34,8 +34,10 @@ from esper.tezzeret.stages.rounding import OtherRounding
 TOLERANCE = 1e-5
 """Relative and absolute."""
 
-MULTIPLE = 2.0
-"""Times the eager form's rounding error."""
+MULTIPLE = 4.0
+"""Times the eager form's rounding error. Operations are moved once, whatever number of terms they sum, and the native
+program sums in other orders inside them: of some hundred drawn documents the most that it needed was 2.1.
+"""
 
 UNITS, RUNS = 1.0, 8
 """Units in the last place by which results of operations are moved, and how often that is tried."""

@@ -91,12 +91,17 @@ def build(work: Work, log: ReportLog) -> Built:
 
 
 def _build(work: Work, log: ReportLog) -> Built:
-    form, choices, checked = _compiled(work, log)
+    compiled, ways, checked = _compiled(work, log)
     with log.stage(STAGES[4]) as facts:
-        facts |= profile(form, work.subject, work.dtype, work.device, work.effort)
-        chosen = optimize(dict.fromkeys(choices, facts["train_ms"]))
+        forms = {way: compiled if way.backend == compiled.backend else eager_form(work.subject) for way in ways}
+        profiles = {
+            way: profile(form, work.subject, work.dtype, work.device, work.effort) for way, form in forms.items()
+        }
+        chosen = optimize({way: found["train_ms"] for way, found in profiles.items()})
+        facts |= {"way": chosen.name, **profiles[chosen]}
+    form, timings = forms[chosen], {way.name: found["train_ms"] for way, found in profiles.items()}
     with log.stage(STAGES[5]) as packed:
-        about = _metadata(work, form, chosen) | {"profile": dict(facts), "validation": checked}
+        about = _metadata(work, form, chosen) | {"profile": profiles[chosen], "ways": timings, "validation": checked}
         package = pack(work.document, work.subject, about)
         packed |= {"bytes": len(package), "sha256": hashlib.sha256(package).hexdigest()}
     return Built(package, form.code)
@@ -126,8 +131,11 @@ def _compiled_by(
         facts |= {"backend": backend, "dtype": work.request.dtype, **form.facts}
         facts |= {f"passed over {name}": why for name, why in passed_over.items()}
     with log.stage(STAGES[3]) as facts:
-        choices = variants(backend, work.device)
-        facts |= {"cpu": device_facts(work.request.device).get("instruction_set") or "any", "ways": choices[0].name}
+        choices = variants(backend, work.device, work.request.backend == "auto")
+        facts |= {
+            "cpu": device_facts(work.request.device).get("instruction_set") or "any",
+            "ways": "; ".join(way.name for way in choices),
+        }
         facts |= {"cuda": "skipped: no CUDA"} if not torch.cuda.is_available() else {}
         facts |= {"choices": len(choices)}
     with log.stage(VALIDATION) as checked:

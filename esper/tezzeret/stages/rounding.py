@@ -21,7 +21,7 @@ CHOSEN = ("amax", "amin", "max", "min", "sort", "topk", "maximum", "minimum", "g
 """Operations that pick numbers and round nothing; gradients find what was picked by its being equal."""
 
 
-class OtherRounding(DispatchMode):  # type: ignore[misc]
+class OtherRounding(DispatchMode):
     """A context in which floating results are moved at random, each by ``units`` in its last place, up or down."""
 
     def __init__(self, number: int, units: float) -> None:

@@ -94,7 +94,7 @@ def _compare(setting: Setting, numbers: Numbers, batch: DrawnBatch) -> dict[str,
     reference = Reference(eager, subject, row, lambda y: goal_of(subject, _finite(y, batch), batch.targets))
     gave = _given(form, subject, row, reference, batch)
     off = {"outputs": 0.0, "gradients": 0.0}
-    for name, wanted in reference.results.items():
+    for name in reference.results:
         part = "gradients" if name.startswith("gradient") else "outputs"
         worst = _expect_near(reference, batch, name, gave[name])
         off[part] = max(off[part], worst)

@@ -64,14 +64,14 @@ def zeroed(values: Tensor) -> Tensor:
     return torch.cat((values[:1], torch.zeros_like(values[1:])))
 
 
-def alive(subject: Subject) -> Iterator[tuple[str, slice]]:
+def alive(subject: Subject) -> Iterator[slice]:
     """Tensors whose gradient is more than rounding, by the exact one: a thousandth of it could be told."""
     reference = told(eager_form(subject), subject)
     for param in subject.layout.params:
         name = f"gradient of {param.name!r}"
         rounding = float((reference.results[name] - reference.exact[name]).abs().max())
         if float(reference.exact[name].abs().max()) > max(1e-6, 1e5 * rounding):
-            yield param.name, subject.layout.columns(param.name)
+            yield subject.layout.columns(param.name)
 
 
 def mutants(form: BlueprintForm, subject: Subject) -> Iterator[tuple[str, str, BlueprintForm]]:
@@ -83,10 +83,10 @@ def mutants(form: BlueprintForm, subject: Subject) -> Iterator[tuple[str, str, B
         yield "an input's gradient a thousandth off", "wrong gradients", trained(form, "inputs", lambda g: 1.001 * g)
         yield "an input's gradient blocked", "blocked gradient", trained(form, "inputs", torch.zeros_like)
         yield "a zeroed row of input gradients", "wrong gradients", trained(form, "inputs", zeroed)
-    names = list(alive(subject))
-    if names:
+    tensors = list(alive(subject))
+    if tensors:
         yield "a zeroed row of gradients", "wrong gradients", trained(form, "params", zeroed)
-    for name, columns in names:
+    for columns in tensors:
         yield "a tensor's gradient a thousandth off", "wrong gradients", trained(form, "params", times(1.001, columns))
         yield "a tensor's gradient blocked", "blocked gradient", trained(form, "params", times(0.0, columns))
 

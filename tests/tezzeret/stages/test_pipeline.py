@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,15 +15,18 @@ from esper.tezzeret.stages import (
     NAMES,
     STAGES,
     VALIDATION,
+    BlueprintForm,
     CompileJob,
+    ReadyBlueprint,
     StageReport,
     building,
     compile_document,
+    fetch,
     unpack,
 )
 from esper.tezzeret.stages.native_form import form_of_code, from_bytes, native_form
 from esper.tezzeret.stages.reports import as_table, from_table
-from esper.tezzeret.stages.variants import VARIANTS, Variant, optimize
+from esper.tezzeret.stages.variants import VARIANTS, optimize, variants
 from esper.urza.store import Tiers
 
 Request = Callable[..., CompileJob]
@@ -117,7 +121,7 @@ def test_an_artefact_that_is_not_what_it_should_be_is_not_stored(
 def test_auto_passes_over_what_cannot_run_it(store: Tiers, request_of: Request) -> None:
     """Tests' ``auto`` has no Inductor: float64 is for eager alone."""
     id, reports = compile_document(request_of("conv_light", backend="auto"), store)
-    assert id is not None and unpack(store.get(id).data).facts["backend"] == "native"
+    assert id is not None and reports[2].facts["backend"] == "native"
     id, reports = compile_document(request_of("conv_light", backend="auto", dtype="float64"), store)
     assert id is not None and unpack(store.get(id).data).facts["backend"] == "eager"
     assert reports[2].facts["backend"] == "eager"
@@ -131,7 +135,31 @@ def test_every_shipped_document_goes_through_on_native(request_of: Request) -> N
 
 
 def test_the_fastest_way_is_chosen_and_of_equals_the_first() -> None:
-    ways = VARIANTS["inductor", "cuda"]
-    assert len(ways) == 2
+    ways = VARIANTS["native", "cpu"]
+    assert [way.backend for way in ways] == ["native", "eager"]
     assert optimize({ways[0]: 2.0, ways[1]: 1.0}) == ways[1] and optimize(dict.fromkeys(ways, 1.0)) == ways[0]
-    assert Variant("compiled", captured=True).name == "compiled, contiguous, captured graph"
+    assert variants("native", torch.device("cpu"), False) == ways[:1]
+    assert variants("eager", torch.device("cpu"), True) == variants("eager", torch.device("cpu"), False) == ways[1:]
+
+
+@pytest.mark.parametrize("fastest", ["native", "eager"])
+def test_what_was_measured_chooses_and_the_choice_is_kept(
+    fastest: str, store: Tiers, request_of: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked by name, a backend is the one that is taken, however slow."""
+    plain = building.profile
+
+    def profiled(form: BlueprintForm, *given: Any) -> dict[str, float]:
+        return plain(form, *given) | {"train_ms": 1.0 if form.backend == fastest else 2.0}
+
+    monkeypatch.setattr(building, "profile", profiled)
+    id, reports = compile_document(request_of("conv_light", backend="auto", site="conv:3x4x4"), store)
+    facts = unpack(store.get(id).data).facts
+    assert facts["backend"] == fastest and facts["profile"]["train_ms"] == 1.0
+    assert sorted(facts["ways"].values()) == [1.0, 2.0] and len(facts["ways"]) == 2
+    assert facts["choice"]["mode"] == {"native": "native program", "eager": "operations one by one"}[fastest]
+    assert reports[5].facts["way"] == f"{facts['choice']['mode']}, contiguous"
+    found = fetch(store, id)
+    assert isinstance(found, ReadyBlueprint) and found.form.backend == fastest
+    id, _ = compile_document(request_of("conv_light", backend="native", site="conv:3x4x4"), store)
+    assert list(unpack(store.get(id).data).facts["ways"]) == ["native program, contiguous"]

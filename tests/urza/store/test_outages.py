@@ -305,32 +305,47 @@ def killed_put(settings, fault, puts, word):
     return status, [text[place : place + 64] for place in range(0, len(text), 64)]
 
 
-WRITER = """
-import json, sys
+WRITERS = """
+import json, os, sys
 from esper.urza.store import StoreSettings, open_store
 from esper.utils import failpoints
-settings, point, arrival, puts, word = json.loads(sys.argv[1])
-with failpoints.awaiting(failpoints.Fault(point, "kill", arrival)), open_store(StoreSettings(**settings)) as store:
-    for number in range(puts):
-        sys.stdout.write(store.put(f"{number} of {word} ".encode() * 50, json.loads(sys.argv[2])))
-        sys.stdout.flush()
+for line in sys.stdin:
+    settings, point, arrival, puts, word, facts = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        try:
+            fault = failpoints.Fault(point, "kill", arrival)
+            with failpoints.awaiting(fault), open_store(StoreSettings(**settings)) as store:
+                for number in range(puts):
+                    os.write(1, store.put(f"{number} of {word} ".encode() * 50, facts).encode())
+            os._exit(0)
+        finally:
+            os._exit(9)
+    os.write(1, f" {os.waitpid(child, 0)[1]}\\n".encode())
 """
 
 
-def killed_writer(settings, fault, puts, word):
-    """As ``killed_put``, of a new process: the bucket's client has threads, which a forked one lacks."""
-    told = json.dumps([dataclasses.asdict(settings), fault.point, fault.first, puts, word])
-    words = [sys.executable, "-c", WRITER, told, json.dumps(GOOD)]
-    ended = subprocess.run(words, stdout=subprocess.PIPE, text=True, timeout=120)
-    assert ended.returncode in (0, -signal.SIGKILL), ended.returncode
-    text = ended.stdout
-    return -ended.returncode, [text[place : place + 64] for place in range(0, len(text), 64)]
+@pytest.fixture(scope="module")
+def writers():
+    """A process that forks writers: a bucket's client has threads, which a process forked from here would lack."""
+    words = [sys.executable, "-W", "ignore", "-c", WRITERS]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+
+        def write(settings, fault, puts, word):
+            told = [dataclasses.asdict(settings), fault.point, fault.first, puts, word, GOOD]
+            server.stdin.write(json.dumps(told) + "\n")
+            server.stdin.flush()
+            text, _, status = server.stdout.readline().rpartition(" ")
+            assert int(status) in (0, signal.SIGKILL), status
+            return int(status), [text[place : place + 64] for place in range(0, len(text), 64)]
+
+        yield write
+        server.stdin.close()
 
 
-def expect_killed(settings, point, arrival, puts=2):
+def expect_killed(settings, point, arrival, puts=2, written=killed_put):
     word = f"{point}-{arrival}"
-    kill = killed_writer if settings.objects else killed_put
-    status, ids = kill(settings, failpoints.Fault(point, "kill", arrival), puts, word)
+    status, ids = written(settings, failpoints.Fault(point, "kill", arrival), puts, word)
     with open_store(settings) as store:
         for number, id in enumerate(ids):
             assert store.get(id).data == f"{number} of {word} ".encode() * 50
@@ -362,11 +377,11 @@ def test_a_writer_that_is_killed_leaves_nothing_wrong(settings_of, fault):
 @FORKS
 @pytest.mark.large
 @pytest.mark.parametrize("kind", ["directory", "sqlite", "redis", "postgres", "all"])
-def test_a_writer_that_is_killed_anywhere_leaves_nothing_wrong(settings_of, kind):
+def test_a_writer_that_is_killed_anywhere_leaves_nothing_wrong(settings_of, kind, writers):
     settings, killed, runs = settings_of(kind), 0, 0
     for point in (*failpoints.ON_FILES, "put", "commit"):
         for arrival in range(1, 20):
-            status = expect_killed(settings, point, arrival)
+            status = expect_killed(settings, point, arrival, written=writers if settings.objects else killed_put)
             runs += 1
             killed += status == signal.SIGKILL
             if status == 0:

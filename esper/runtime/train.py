@@ -19,7 +19,6 @@ from esper.runtime.build import find_device
 from esper.runtime.collect import Begun, Track, play
 from esper.runtime.compile_orders import ordering
 from esper.runtime.demonstrations import demonstrate, scripts_of
-from esper.runtime.evaluate_run import evaluate_run
 from esper.runtime.feeds import require_sinks, run_operations
 from esper.runtime.fingerprints import fingerprints
 from esper.runtime.intake import Intake, expect_used, founding
@@ -31,6 +30,7 @@ from esper.runtime.policies import policies_of
 from esper.runtime.policy_checkpoint import learner_tensors
 from esper.runtime.report import Findings, write_report
 from esper.runtime.resume import again
+from esper.runtime.run_evaluation import evaluate_run
 from esper.runtime.runs import Run, abandon, open_run, pause, places, record, release, settle
 from esper.runtime.scene import Scene, build_scene, expect_numbers_for
 from esper.runtime.start_from import start_from
@@ -160,7 +160,8 @@ def _work(players: Players, intake: Intake, kept: tuple[Run, Outlets], out: Text
         out.write(time_split(rows) + left_out(rows))
         if settings.eval_envs:
             ends = (players.watch, out)
-            findings = evaluate_run([scene.rules for scene in players.scenes], settings, kept, progress, ends)
+            with run.operations("evaluate", learner.done, environments=settings.eval_envs):
+                findings = evaluate_run([scene.rules for scene in players.scenes], settings, kept, progress, ends)
     except Stopped as asked:
         stopped = asked
         progress.close()

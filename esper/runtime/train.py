@@ -20,7 +20,6 @@ from esper.nissa.sinks import METRICS, read_rows
 from esper.runtime.collect import Begun, play
 from esper.runtime.compile_orders import ordering
 from esper.runtime.demonstrations import demonstrate
-from esper.runtime.evaluate_run import evaluate_run
 from esper.runtime.feeds import require_sinks, run_operations
 from esper.runtime.fingerprints import expect_common, fingerprints
 from esper.runtime.intake import Intake
@@ -32,6 +31,7 @@ from esper.runtime.policy_checkpoint import learner_tensors
 from esper.runtime.record_training import recording
 from esper.runtime.report import Findings, write_report
 from esper.runtime.resume import again
+from esper.runtime.run_evaluation import evaluate_run
 from esper.runtime.run_health import BLUEPRINT_TABLE, blueprints_json, health_lines, run_health
 from esper.runtime.runs import Run, abandon, open_run, pause, record, release, settle
 from esper.runtime.scene import Scene
@@ -154,7 +154,8 @@ def _work(players: Players, intake: Intake, kept: tuple[Run, Outlets], out: Text
         outlets.write(run.folder / BLUEPRINT_TABLE, to_json(blueprints_json(health), indent=2) + "\n")
         if settings.eval_envs:
             ends = (players.watch, out)
-            findings = evaluate_run([scene.rules for scene in players.scenes], settings, kept, progress, ends)
+            with run.operations("evaluate", learner.done, environments=settings.eval_envs):
+                findings = evaluate_run([scene.rules for scene in players.scenes], settings, kept, progress, ends)
     except Stopped as asked:
         stopped = asked
         progress.close()

@@ -15,7 +15,6 @@ from esper.nissa.anomalies import anomalies, observe, told_of
 from esper.nissa.progress import Progress, make_progress
 from esper.nissa.sinks import METRICS, read_rows
 from esper.runtime.build import find_device
-from esper.runtime.evaluate_run import evaluate_run
 from esper.runtime.feeds import run_operations
 from esper.runtime.fingerprints import LEARNER
 from esper.runtime.interrupt import Stopped, Watch, watched
@@ -24,6 +23,7 @@ from esper.runtime.policies import policies_of
 from esper.runtime.policy_checkpoint import learner_tensors, load_run
 from esper.runtime.report import Findings, write_report
 from esper.runtime.resume import Origin, again
+from esper.runtime.run_evaluation import evaluate_run
 from esper.runtime.runs import Run, abandon, open_run, places, record, release, settle
 from esper.runtime.scene import Scene, build_scene, expect_numbers_for
 from esper.runtime.start_from import start_from
@@ -172,7 +172,8 @@ def _work(
             outlets.write(run.folder / OFFLINE, to_json(judged, indent=2) + "\n")
             out.write(judgement_line(judged))
         if settings.eval_envs:
-            findings = evaluate_run(settings.rules(), settings, kept, progress, ends)
+            with run.operations("evaluate", learner.done, environments=settings.eval_envs):
+                findings = evaluate_run(settings.rules(), settings, kept, progress, ends)
     except Stopped as asked:
         stopped = asked
         progress.close()

@@ -1,4 +1,4 @@
-"""The evaluation at a run's end, of its policy against the others, on every task."""
+"""The evaluation at a run's end: its policy and the baselines on held-out environments of every task."""
 
 from collections.abc import Sequence
 from typing import TextIO
@@ -17,7 +17,7 @@ from esper.runtime.train_settings import TrainSettings
 from esper.utils.documents import to_json
 
 HELD_OUT = 1
-"""Seed of the evaluation: odd, as ``evaluate``'s default; training uses even ones."""
+"""Seed of the evaluation at the end: odd, as ``evaluate``'s default; training uses even ones."""
 
 
 def evaluate_run(
@@ -32,17 +32,6 @@ def evaluate_run(
     Returns:
       the first task's findings; the others' are in files of their own, ``evaluation-2.json`` and on.
     """
-    with kept[0].operations("evaluate", kept[0].done, environments=settings.eval_envs):
-        return _evaluated(rules_of_tasks, settings, kept, progress, ends)
-
-
-def _evaluated(
-    rules_of_tasks: Sequence[Rules],
-    settings: TrainSettings,
-    kept: tuple[Run, Outlets],
-    progress: Progress,
-    ends: tuple[Watch, TextIO],
-) -> Findings:
     (run, outlets), (watch, out), found = kept, ends, []
     for place, rules in enumerate(rules_of_tasks, start=1):
         scene = build_scene(rules, settings.eval_envs, settings.backend, settings.device)

@@ -82,7 +82,7 @@ RULES = (
     Rule("failed compilations", ABOVE, ("compile_failed",), 1, 0.05, 1, 0.5, "share of compilations that failed"),
     Rule("slow compilations", ABOVE, ("compile_seconds",), 1, 5.0, 1, 60.0, "mean seconds of a compilation"),
 )
-"""All rules. The numbers are those of the source systems' analyser; those of ``spike`` are the governor's."""
+"""All rules. The numbers of ``spike`` are the governor's."""
 
 LONGEST = max(max(rule.window, rule.in_a_row) for rule in RULES)
 
@@ -115,7 +115,7 @@ class Anomaly(NamedTuple):
         return f"anomaly in round {self.round} ({self.severity}): {told} ({self.rule} {figure(self.score)})"
 
 
-class Memory(NamedTuple):
+class AnomalyMemory(NamedTuple):
     """What judging the next sample needs; begins empty. Keys are (rule, series).
 
     Attributes:
@@ -180,7 +180,9 @@ def judge_sample(rule: Rule, window: Sequence[float], value: float, streak: int 
     return (value - mean) / max(sigma, 1e-300), beyond
 
 
-def observe(memory: Memory, sample: Mapping[str, Any], rules: Sequence[Rule] = RULES) -> tuple[Memory, list[Anomaly]]:
+def observe(
+    memory: AnomalyMemory, sample: Mapping[str, Any], rules: Sequence[Rule] = RULES
+) -> tuple[AnomalyMemory, list[Anomaly]]:
     """Judge a sample.
 
     Args:
@@ -206,7 +208,7 @@ def observe(memory: Memory, sample: Mapping[str, Any], rules: Sequence[Rule] = R
                 found.append(_anomaly(rule, name, float(value), score, int(sample["round"])))
             if not (rule.kind is SPIKE and beyond):  # as the governor: a window of normal values
                 windows[key] = (*window, float(value))[-max(rule.window, rule.in_a_row) :]
-    return Memory(windows, streaks), found
+    return AnomalyMemory(windows, streaks), found
 
 
 def _tells(rule: Rule, streak: int) -> bool:
@@ -220,9 +222,11 @@ def _anomaly(rule: Rule, name: str, value: float, score: float, number: int) -> 
     return Anomaly(number, rule.name, name, value, score, "high" if severe else "medium", rule.says)
 
 
-def anomalies(samples: Iterable[Mapping[str, Any]], rules: Sequence[Rule] = RULES) -> tuple[Memory, list[Anomaly]]:
+def anomalies(
+    samples: Iterable[Mapping[str, Any]], rules: Sequence[Rule] = RULES
+) -> tuple[AnomalyMemory, list[Anomaly]]:
     """All of a run, in order, and the memory after it; see ``observe``."""
-    memory, found = Memory(), list[Anomaly]()
+    memory, found = AnomalyMemory(), list[Anomaly]()
     for sample in samples:
         memory, new = observe(memory, sample, rules)
         found += new

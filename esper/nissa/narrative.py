@@ -1,7 +1,6 @@
 """A run in words: what it learned, what grew, what failed and why, and what to look at; from the numbers of its rounds.
 
-Every sentence names the numbers that it is made of. Thresholds are those of the source systems' field reports where
-these had some.
+Every sentence names the numbers that it is made of.
 """
 
 import math

@@ -44,7 +44,7 @@ class EstimateSettings(TrainSettings):
     json: bool = setting(False, "print one JSON object instead of text")
 
 
-class Probe(NamedTuple):
+class ShortRun(NamedTuple):
     """A short run at one number of environments.
 
     Attributes:
@@ -78,12 +78,12 @@ class Needs(NamedTuple):
     seconds: float
 
 
-def counted(probe: Probe, decisions: int) -> int:
+def counted(probe: ShortRun, decisions: int) -> int:
     """Bytes that an environment holds at least, in a round of so many decisions."""
     return STATES * probe.state + EPISODES * decisions * probe.decision
 
 
-def needs(small: Probe, large: Probe, num_envs: int, decisions: int, rounds: int) -> Needs:
+def needs(small: ShortRun, large: ShortRun, num_envs: int, decisions: int, rounds: int) -> Needs:
     """What a run will need.
 
     Args:
@@ -108,7 +108,7 @@ def needs(small: Probe, large: Probe, num_envs: int, decisions: int, rounds: int
     return Needs(int(max(memory, 0)), one, one * rounds)
 
 
-def probed(settings: TrainSettings) -> Probe:
+def probed(settings: TrainSettings) -> ShortRun:
     """Play two rounds, the first of which compiles, and measure the second."""
     device = find_device(settings.device, "--device")
     restart_peak(device)
@@ -127,7 +127,7 @@ def probed(settings: TrainSettings) -> Probe:
     left = sum(_bytes(dict(batch.flatten_keys().items())) for batch in batches)
     horizon = batches[0].shape[1]
     players.shutdown()
-    return Probe(
+    return ShortRun(
         num_envs=settings.num_envs,
         decisions=horizon,
         peak=peak(device),
@@ -164,7 +164,7 @@ def estimate(settings: EstimateSettings, out: TextIO | None = None) -> Needs:
     return found
 
 
-def _lines(probes: list[Probe], found: Needs, facts: Mapping[str, Any]) -> list[str]:
+def _lines(probes: list[ShortRun], found: Needs, facts: Mapping[str, Any]) -> list[str]:
     large, mib = probes[1], 1 << 20
     return [
         f"measured: {probes[0].num_envs} and {large.num_envs} environments, {large.decisions} decisions: "

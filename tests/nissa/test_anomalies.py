@@ -10,7 +10,7 @@ import torch
 from esper.leyline.codes import Verdict
 from esper.leyline.config import Config
 from esper.leyline.hypers import build_hypers
-from esper.nissa.anomalies import RULES, Memory, anomalies, deviate, observe
+from esper.nissa.anomalies import RULES, AnomalyMemory, anomalies, deviate, observe
 from esper.nissa.trends import trend, trends
 from esper.tolaria.governor import _remember, initial_governor, judge
 
@@ -118,7 +118,7 @@ def test_a_memory_goes_on_where_it_was_and_inputs_are_as_they_were():
     for sample in values[30:]:
         memory, new = observe(memory, sample)
         rest += new
-    assert first + rest == anomalies(values)[1] and anomalies(values[:30])[0] == Memory(*kept)
+    assert first + rest == anomalies(values)[1] and anomalies(values[:30])[0] == AnomalyMemory(*kept)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -5,15 +5,15 @@ import json
 
 import pytest
 
-from esper.runtime.estimate import EPISODES, STATES, EstimateSettings, Probe, counted, estimate, needs, probed
+from esper.runtime.estimate import EPISODES, STATES, EstimateSettings, ShortRun, counted, estimate, needs, probed
 from esper.utils.settings import SettingsError
 
 MIB = 1 << 20
 
 
 def test_the_lines_by_hand():
-    small = Probe(10, 5, 100 * MIB, 1.0, 0.5, 1000, 10)
-    large = Probe(20, 5, 120 * MIB, 1.5, 0.7, 1000, 10)
+    small = ShortRun(10, 5, 100 * MIB, 1.0, 0.5, 1000, 10)
+    large = ShortRun(20, 5, 120 * MIB, 1.5, 0.7, 1000, 10)
     found = needs(small, large, 100, 5, 3)
     assert found.memory == (120 + 80 * 2) * MIB
     assert found.round_seconds == pytest.approx((1.5 + 80 * 0.05) + (0.7 + 80 * 0.02))
@@ -24,7 +24,7 @@ def test_the_lines_by_hand():
 
 
 def test_memory_is_never_less_than_what_can_be_counted():
-    small = Probe(10, 5, 100 * MIB, 1.0, 0.5, MIB, 10)
+    small = ShortRun(10, 5, 100 * MIB, 1.0, 0.5, MIB, 10)
     flat = small._replace(num_envs=20)
     found = needs(small, flat, 1020, 5, 1)
     assert found.memory == 100 * MIB + 1000 * (STATES * MIB + EPISODES * 50) == 100 * MIB + 1000 * counted(flat, 5)
@@ -34,10 +34,10 @@ def test_memory_is_never_less_than_what_can_be_counted():
 
 def test_what_is_said_is_near_what_a_run_holds():
     out = io.StringIO()
-    settings = EstimateSettings(task="synthetic", num_envs=192, rounds=5, horizon=6, features=8, lstm=8, json=True)
+    settings = EstimateSettings(task="synthetic", num_envs=96, rounds=5, horizon=3, features=8, lstm=8, json=True)
     found = estimate(settings, out)
     told = json.loads(out.getvalue())
-    assert (told["memory"], told["num_envs"], told["decisions"]) == (found.memory, 192, 6)
+    assert (told["memory"], told["num_envs"], told["decisions"]) == (found.memory, 96, 3)
     assert [probe["num_envs"] for probe in told["probes"]] == [16, 64]
     real = probed(settings)
     assert found.memory == pytest.approx(real.peak, rel=0.25)

@@ -27,6 +27,7 @@ SMALL = {
     "inspect": ["--horizon", "1"],
     "export": ["--horizon", "1"],
     "demo": ["--num-envs", "6"],
+    "estimate": ["--num-envs", "2", "--horizon", "1", *ENGINE],
     "generate": ["--num-envs", "2", "--episodes", "12", "--horizon", "1", "--progress", "off", *ENGINE],
 }
 SMALL["supervise"] = SMALL["sweep"] = SMALL["train"]

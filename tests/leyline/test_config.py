@@ -63,6 +63,7 @@ CHANGES = {
     "seed_optimizer": "adam",
     "isolation": Isolation.NONE,
     "deterministic": Determinism.STRICT,
+    "recompute": True,
     "auto_advance": False,
     "retarget": True,
     "precision": Precision.FLOAT64,
@@ -114,7 +115,11 @@ def test_counts_are_checked(name: str, least: int) -> None:
         ("isolation", "none", "Isolation.STRAIGHT_THROUGH or Isolation.OBJECTIVE or Isolation.NONE"),
         ("mirror", "yes", "True or False"),
         ("retarget", 1, "True or False"),
-        ("precision", torch.float32, "Precision.FLOAT32 or Precision.FLOAT64"),
+        (
+            "precision",
+            torch.float32,
+            " or ".join(f"Precision.{name}" for name in ("FLOAT32", "FLOAT64", "BF16", "FLOAT16")),
+        ),
         ("auto_advance", 1, "True or False"),
     ],
 )

@@ -1,11 +1,10 @@
 """Run directories: what a training run leaves behind, and how it is taken up again.
 
 ``config.json`` holds the settings, ``resolved.json`` every number in force and the parts of the data by task,
-``versions.json`` what it ran on (``esper.runtime.machine``), ``metrics.jsonl`` a line per round (validation accuracies
-and losses: no round reads the test part), ``checkpoints`` the learner after the last rounds that were written, and
-after the round that ended the best ``SMOOTHING`` rounds in a row, ``evaluation.json`` and ``report.html`` what came of
-it, on the test part. Of these only the checkpoints are read when a run goes on, and the metrics, whose digest they
-hold; of a run with blueprints from documents also their documents, ``blueprints`` (``esper.runtime.run_blueprints``).
+``versions.json`` what it ran on (``esper.runtime.machine``), ``metrics.jsonl`` a line per round (validation: no round
+reads the test part), ``checkpoints`` the learner after the last rounds that were written, and after the best
+``SMOOTHING`` rounds in a row, ``evaluation.json`` and ``report.html`` what came of it, on the test part. When a run
+goes on, only checkpoints are read, metrics, whose digest they hold, and documents (``esper.runtime.run_blueprints``).
 """
 
 import logging
@@ -47,6 +46,7 @@ from esper.runtime.run_facts import FACTS, write_facts
 from esper.runtime.saver import Saver
 from esper.runtime.scene import Scene
 from esper.runtime.train_settings import TrainSettings
+from esper.runtime.watching import SEEDS, WATCH
 from esper.tamiyo.interface import Interface, to_table
 from esper.urza import series
 from esper.urza.checkpoint import Checkpoint, CheckpointError
@@ -202,7 +202,7 @@ def abandon(run: Run) -> None:
     """Take back a run of no round, which holds nothing and would stand in the way of the next start."""
     for moment in series.moments(run.saver.folder):
         remove_folder(series.member(run.saver.folder, moment))
-    names = [run.folder / name for name in (METRICS, STATE, *FACTS, RECORD, OWNER, LOCK)]
+    names = [run.folder / name for name in (METRICS, STATE, WATCH, SEEDS, *FACTS, RECORD, OWNER, LOCK)]
     for path in (*(run.folder / FOLDER).glob("*.json"), *names):
         path.unlink(missing_ok=True)
     for folder in (run.saver.folder, run.folder / FOLDER, run.folder):

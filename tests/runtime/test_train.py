@@ -135,7 +135,8 @@ def test_the_best_policy_is_the_one_after_the_best_rounds_in_a_row(settings, who
 def test_a_run_directory_tells_what_was_run(settings, whole):
     folder = Path(settings.out)
     names = ["checkpoints", "config.json", "evaluation.json", "lock", "metrics.jsonl", "owner.json", "report.html"]
-    assert sorted(path.name for path in folder.iterdir()) == [*names, "resolved.json", "versions.json"]
+    names += ["blueprint_table.json", "resolved.json", "seeds.jsonl", "versions.json", "watch.jsonl"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(names)
     kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
     assert len(kept) <= settings.keep and kept[-1] == f"round-{ROUNDS:06d}"
     assert json.loads((folder / "config.json").read_text()) == asdict(settings)

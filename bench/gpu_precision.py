@@ -44,4 +44,4 @@ def precision_row(shape: str, envs: int, few: int, seconds: float) -> Row:
     def run(setup: Setup) -> Figures:
         return narrow(shape, setup.size(envs, few), setup)
 
-    return Row(f"{shape}-{envs}-bf16", f"steps of {envs:,} environments in bf16 beside float32", run, seconds)
+    return Row(f"bf16-{shape}-{envs}", f"steps of {envs:,} environments in bf16 beside float32", run, seconds)

@@ -85,7 +85,10 @@ def normalise(estimate: TensorDict, values: Tensor, ranks: Ranks = ALONE) -> Ten
     advantage, target = estimate["advantage"], estimate["value_target"]
     finite = torch.isfinite(advantage)
     count, mean, square = _moments(advantage, finite, ranks)
-    std = (square / (count - 1).clamp(min=1)).sqrt()
+    degrees = (count - 1).clamp(min=1)
+    std = (square / degrees).sqrt()
+    if ranks.size == 1:  # torch's own deviation, nearer than a sum of squares; the mean's is 0, so only degrees differ
+        std = torch.where(finite, advantage, mean).std() * ((advantage.numel() - 1) / degrees).sqrt()
     scaled = torch.where(finite & (count > 1), (advantage - mean) / std.clamp(min=1e-6), 0.0)
     kept = {"advantage": scaled, "value_target": torch.where(finite, target, values)}
     return TensorDict(kept, batch_size=estimate.batch_size)

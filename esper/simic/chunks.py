@@ -134,7 +134,7 @@ def descend(
 
 def _weighed(found: Sequence[tuple[float, dict[str, Tensor]]], zero: Tensor) -> dict[str, Any]:
     """``LOSSES`` of several tasks, each with its share; a loss of weight 0 is left out by TorchRL, and 0."""
-    return {name: sum(share * said.get(name, zero).mean() for share, said in found) for name in LOSSES}
+    return {name: sum((share * said.get(name, zero).mean() for share, said in found), zero) for name in LOSSES}
 
 
 def _once(loss: nn.Module, chunk: TensorDictBase, memory: Memory) -> tuple[dict[str, Tensor], Memory]:

@@ -179,7 +179,8 @@ def train_rows(
     With ``config.accumulate`` above 1 the minibatch is gone through in so many parts, one after the other, and their
     gradients are averaged; the features of one part are kept at a time.
     """
-    found, parts = list[tuple[Gradients, Tensor, Tensor]](), batch.parts(structure.config.accumulate)
+    parts = batch.parts(structure.config.accumulate)
+    found: list[tuple[Gradients, Tensor, Tensor]] = []  # a called alias is more than Dynamo traces
     for part in parts:
         grads, (loss, score), tape = compute_gradients(structure, call, table, plan, rows, alphas, part)
         rows = _with_buffers(structure, rows, tape)

@@ -39,11 +39,11 @@ def block(k0: Tensor, k1: Tensor, c0: Tensor, c1: Tensor) -> tuple[Tensor, Tenso
     words = (k0, k1, c0, c1)
     if not all(map(is_plain, words)):
         return _rounds(*words)
-    arrays = tuple(word.numpy() for word in words)
-    whole = np.broadcast(arrays[0], arrays[2])
-    count, shape = whole.size, whole.shape
+    shape = torch.broadcast_shapes(k0.shape, c0.shape)
+    count = shape.numel()
     if not 0 < count <= MANY:
         return _rounds(*words)
+    arrays = tuple(word.numpy() for word in words)
     if count > FEW:
         x0, x1 = (torch.from_numpy(x.astype(np.int64)) for x in _rounds_of_words(*map(_narrow, arrays)))
         return x0, x1

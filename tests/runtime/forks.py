@@ -20,6 +20,7 @@ from collections import Counter
 from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
@@ -27,7 +28,7 @@ import esper.__main__
 from esper.kasmina.cnn import cnn_host
 from esper.kasmina.conv_blueprints import CONV_BLUEPRINTS
 from esper.nissa.sinks import METRICS, digest_of, read_rows
-from esper.runtime import debug, tasks
+from esper.runtime import debug, tasks, watching
 from esper.runtime.outlets import Outlets
 from esper.runtime.policy_checkpoint import SERIES, WHICH, load_run
 from esper.runtime.saver import Saver
@@ -55,10 +56,12 @@ def tiny():
 
 @contextmanager
 def known():
-    """The tiny task has a name, for this process and its copies."""
+    """The tiny task has a name, for this process and its copies. The page sees every decision, not only when a second
+    has passed: which fault points are reached, and when, does not depend on the clock.
+    """
     tasks.TASKS[NAME] = tiny
     try:
-        with debug.watching(False):
+        with debug.watching(False), patch.object(watching, "PAUSE", 0.0):
             yield
     finally:
         del tasks.TASKS[NAME]

@@ -85,7 +85,7 @@ def test_ppo_starts_from_it(dataset, tmp_path):
         ({"dataset": ""}, "expected --dataset"),
         ({"reward": "sparse"}, "its reward is"),
         ({"task": "synthetic"}, "its task is 'tiny'"),
-        ({"demonstrations": 1}, "neither --room-for nor --demonstrations"),
+        ({"demonstrations": 1}, "none of --room-for, --demonstrations and --record"),
         ({"offline": {"tau": 0.7}}, "--offline: tau: unknown; known are gamma, expectile"),
         ({"offline": {"expectile": 1.5}}, "offline.expectile = 1.5: expected a number from 0.5 to 0.999"),
         ({"offline": {"updates": 2.5}}, "offline.updates = 2.5: expected an integer"),

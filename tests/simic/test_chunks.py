@@ -37,7 +37,7 @@ def double(policy, batch, chunk=0):
 def gradient(policy, data, chunking) -> tuple[Tensor, dict[str, Tensor]]:
     learner = Learner(policy, PPOConfig(), 2)
     learner.optimizer.zero_grad()
-    told = descend([data], [learner.loss], chunking)
+    told = descend([data], [learner.loss], chunking, data.numel())
     return torch.cat([parameter.grad.flatten() for parameter in policy.parameters()]), told
 
 
@@ -86,7 +86,7 @@ def test_truncated_gradients_are_those_of_a_memory_that_is_given_anew(monkeypatc
         lstm = nn.LSTM(3, 4, batch_first=True).double()
     x, zero = rng.normal(rng.key(2), (5, 7, 3), torch.float64), torch.zeros(5, 7, 1, 4, dtype=torch.float64)
     data = TensorDict({"x": x, **dict.fromkeys(REMEMBERED, zero), "action_log_prob": x[..., 0]}, batch_size=[5, 7])
-    descend([data], [Squares(lstm)], Chunking(3))
+    descend([data], [Squares(lstm)], Chunking(3), data.numel())
     found = [parameter.grad.clone() for parameter in lstm.parameters()]
     memory, total = (zero[:, 0].mT.reshape(1, 5, 4),) * 2, torch.zeros((), dtype=torch.float64)
     for step in range(7):

@@ -76,7 +76,7 @@ def test_a_grown_network_trains_on_every_backend_that_takes_it(folder):
     task, states = named("digits"), []
     host = esper.host(read_network(folder / "first.safetensors"), task.data.train.inputs[:4])
     for backend in ("auto", "eager"):
-        engine = esper.make(task._replace(host=host), 2, backend=backend, slots=(), steps_per_epoch=2)
+        engine = esper.make(task._replace(host=host), 2, backend=backend, slots=(), steps_per_epoch=4)
         state, _ = engine.step(engine.init(0), torch.zeros(2, dtype=torch.int64))
         states.append(state)
     for name in ("params", "moments"):

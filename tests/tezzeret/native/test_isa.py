@@ -65,7 +65,15 @@ def test_every_tile_of_a_convolution(kernel: int, batch: int) -> None:
     assert_agrees(deal(enclose(writer.code()), 2, batch))
 
 
-SHAPES = [((3, 2, 4), 9), ((6, 4, 6), 5), ((2, 1, 8), 4), ((4, 17, 15), 3), ((1, 5, 8), 8), ((8, 8, 8), 2)]
+SHAPES = [
+    ((3, 2, 12), 9),
+    ((6, 4, 10), 5),
+    ((2, 1, 16), 4),
+    ((4, 17, 15), 3),
+    ((1, 5, 12), 8),
+    ((8, 3, 11), 2),
+    ((3, 2, 8), 9),
+]
 """Rows of whole tiles and of parts, one row and more than a strip; channels that leave a rest, and too few of them."""
 
 

@@ -4,7 +4,7 @@ import os
 import shutil
 from typing import Any, Protocol, TextIO
 
-from esper.nissa.sinks import SinkError
+from esper.nissa.sinks.optional import optional_module
 
 KINDS = ("auto", "bar", "lines", "tqdm", "off")
 """What ``make_progress`` accepts; auto = a bar on a terminal, lines elsewhere; tqdm fits itself into notebooks."""
@@ -55,11 +55,7 @@ def require_tqdm() -> Any:
     Raises:
       SinkError: tqdm is not installed.
     """
-    try:
-        from tqdm.auto import tqdm
-    except ImportError:
-        raise SinkError("--progress tqdm: needs tqdm; pip install 'esper-growth[tqdm]'") from None
-    return tqdm
+    return optional_module("tqdm.auto", "--progress tqdm", "tqdm", "tqdm").tqdm
 
 
 def clock(seconds: float) -> str:

@@ -1,6 +1,6 @@
 """Engines whose datasets take turns on a device, see ``esper.tolaria.residence``."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from torch import Tensor
 
@@ -15,14 +15,13 @@ class ResidentEngine(Engine):
     """An engine that brings its dataset to the device before it reads samples.
 
     Attributes:
-      residence: of the dataset; never None.
+      residence: of the dataset.
     """
 
-    residence: Residence | None = None
+    residence: Residence = field(kw_only=True)
 
     def bring(self) -> None:
         """Have the samples on the device."""
-        assert self.residence is not None
         self.residence.bring(self.data)
 
     def step(self, state: State, action: Tensor) -> tuple[State, Transition]:
@@ -38,5 +37,5 @@ class ResidentEngine(Engine):
 
 def residing(engine: Engine, residence: Residence) -> ResidentEngine:
     """The same engine, whose dataset is taken in."""
-    own = {field.name: getattr(engine, field.name) for field in fields(Engine)}
+    own = {each.name: getattr(engine, each.name) for each in fields(Engine)}
     return ResidentEngine(**{**own, "data": residence.lodge(engine.data)}, residence=residence)

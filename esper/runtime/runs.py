@@ -4,7 +4,7 @@
 ``versions.json`` what it ran on (``esper.runtime.machine``), ``metrics.jsonl`` a line per round (validation: no round
 reads the test part), ``checkpoints`` the learner after the last rounds that were written, and after the best
 ``SMOOTHING`` rounds in a row, ``evaluation.json`` and ``report.html`` what came of it, on the test part. When a run
-goes on, only checkpoints are read, metrics, whose digest they hold, and documents (``esper.runtime.run_blueprints``).
+goes on, it reads checkpoints, metrics (they hold the digest) and documents (``esper.runtime.run_blueprints``) alone.
 """
 
 import logging

@@ -84,22 +84,36 @@ def normalise(estimate: TensorDict, values: Tensor, ranks: Ranks = ALONE) -> Ten
     """
     advantage, target = estimate["advantage"], estimate["value_target"]
     finite = torch.isfinite(advantage)
-    count, mean, square = _moments(advantage, finite, ranks)
-    degrees = (count - 1).clamp(min=1)
-    std = (square / degrees).sqrt()
-    if ranks.size == 1:  # torch's own deviation, nearer than a sum of squares; the mean's is 0, so only degrees differ
-        std = torch.where(finite, advantage, mean).std() * ((advantage.numel() - 1) / degrees).sqrt()
+    count, mean = _mean(advantage, finite, ranks)
+    std = _deviation(advantage, finite, (count, mean), ranks)
     scaled = torch.where(finite & (count > 1), (advantage - mean) / std.clamp(min=1e-6), 0.0)
     kept = {"advantage": scaled, "value_target": torch.where(finite, target, values)}
     return TensorDict(kept, batch_size=estimate.batch_size)
 
 
-def _moments(values: Tensor, counted: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:
-    """Of all ranks' values that count: how many, their mean, and the sum of squares around it; three times []."""
+def _mean(values: Tensor, counted: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor]:
+    """Of all ranks' values that count: how many, and their mean; twice []."""
     held = torch.stack((counted.sum().to(values.dtype), torch.where(counted, values, 0.0).sum()))
     count, total = ranks.sum(held)
-    mean = total / count
-    return count, mean, ranks.sum(torch.where(counted, (values - mean) ** 2, 0.0).sum())
+    return count, total / count
+
+
+def _squares(values: Tensor, counted: Tensor, mean: Tensor, ranks: Ranks) -> Tensor:
+    """The sum of squares around the mean, of all ranks' values that count, []."""
+    return ranks.sum(torch.where(counted, (values - mean) ** 2, 0.0).sum())
+
+
+def _deviation(values: Tensor, counted: Tensor, centre: tuple[Tensor, Tensor], ranks: Ranks) -> Tensor:
+    """Unbiased deviation of all ranks' values that count, with their count and mean, [].
+
+    One rank has it from torch, in one pass; its last place may differ from that of the sum over ranks.
+    """
+    count, mean = centre
+    degrees = (count - 1).clamp(min=1)
+    if ranks.size > 1:
+        return (_squares(values, counted, mean, ranks) / degrees).sqrt()
+    spread = torch.where(counted, values, mean).std()  # the mean's deviation is 0: only the divisor counts it
+    return spread * ((values.numel() - 1) / degrees).sqrt()
 
 
 class PreparedBatch(NamedTuple):
@@ -119,8 +133,8 @@ def variance(values: Tensor, counted: Tensor, ranks: Ranks = ALONE) -> Tensor:
       counted: bool, likewise.
       ranks: of the job.
     """
-    count, _, square = _moments(values, counted, ranks)
-    return square / torch.where(count > 1, count - 1, torch.nan)
+    count, mean = _mean(values, counted, ranks)
+    return _squares(values, counted, mean, ranks) / torch.where(count > 1, count - 1, torch.nan)
 
 
 def prepare(

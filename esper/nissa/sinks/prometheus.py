@@ -12,8 +12,8 @@ from typing import Any
 
 from esper.nissa.event_record import Event
 from esper.nissa.metric_table import FOREIGN, TABLE, Metric, MetricKind
+from esper.nissa.sinks.optional import optional_module
 from esper.nissa.sinks.protocol import Opened, Row
-from esper.nissa.sinks.record import SinkError
 from esper.nissa.tallies import SECONDS, Change, RunFacts, Tallies, after_round, changed, from_text, of_event, to_text
 from esper.utils.files import read_file, replace_file
 
@@ -35,11 +35,7 @@ def require_prometheus() -> Any:
     Raises:
       SinkError: it is not installed.
     """
-    try:
-        import prometheus_client
-    except ImportError:
-        raise SinkError("--metrics-port: needs prometheus-client; pip install 'esper-growth[prometheus]'") from None
-    return prometheus_client
+    return optional_module("prometheus_client", "--metrics-port", "prometheus-client", "prometheus")
 
 
 def tallies_so_far(path: Path | None, rows: Iterable[Row], facts: RunFacts) -> Tallies:

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from esper.nissa.event_record import Event
+from esper.nissa.sinks.optional import optional_module
 from esper.nissa.sinks.protocol import Row
-from esper.nissa.sinks.record import SinkError
 
 FOLDER = "tensorboard"
 """In a run's directory."""
@@ -17,11 +17,7 @@ def require_tensorboard() -> Any:
     Raises:
       SinkError: tensorboard is not installed.
     """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise SinkError("--tensorboard true: needs tensorboard; pip install 'esper-growth[tensorboard]'") from None
-    return SummaryWriter
+    return optional_module("torch.utils.tensorboard", "--tensorboard true", "tensorboard", "tensorboard").SummaryWriter
 
 
 class TensorBoardSink:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from esper.nissa.event_record import Event
+from esper.nissa.sinks.optional import optional_module
 from esper.nissa.sinks.protocol import Row
-from esper.nissa.sinks.record import SinkError
 from esper.utils.documents import to_json
 
 
@@ -17,11 +17,7 @@ def require_wandb() -> Any:
     Raises:
       SinkError: it is not installed.
     """
-    try:
-        import wandb
-    except ImportError:
-        raise SinkError("--sinks wandb: needs wandb; pip install 'esper-growth[wandb]'") from None
-    return wandb
+    return optional_module("wandb", "--sinks wandb", "wandb", "wandb")
 
 
 def require_mlflow() -> Any:
@@ -30,11 +26,7 @@ def require_mlflow() -> Any:
     Raises:
       SinkError: it is not installed.
     """
-    try:
-        import mlflow.tracking
-    except ImportError:
-        raise SinkError("--sinks mlflow: needs mlflow-skinny; pip install 'esper-growth[mlflow]'") from None
-    return mlflow.tracking
+    return optional_module("mlflow.tracking", "--sinks mlflow", "mlflow-skinny", "mlflow")
 
 
 def _finite(row: Row) -> dict[str, float]:

@@ -57,6 +57,11 @@ less, and returns differ by tens of points: nearly all weights are cut. Targets 
 study's 1,000 updates; and what lies behind the last decision is worth nothing here (``esper.simic.ppo``).
 """
 
+TUNING = {"lr": 3e-4, "entropy_start": 0.002, "entropy_end": 0.001}
+"""How PPO goes on from IQL's policy: as from demonstrations (``bench.study``), in small steps. By the defaults, which
+are for a policy that knows nothing, returns fall first and did not come back within seven rounds.
+"""
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -210,7 +215,7 @@ def study(out: Path, sizes: Sizes) -> str:
     runs |= learners(out, alone, sizes, " best recorded", ("bc",)) | learners(
         out, poorer, sizes, " without best", ("bc", "iql")
     )
-    runs["iql tuned"] = run(out, "iql tuned", rounds=sizes.tuned, start_from=str(runs["iql"]))
+    runs["iql tuned"] = run(out, "iql tuned", rounds=sizes.tuned, start_from=str(runs["iql"]), **TUNING)
     whole = f"best recorded policy: {best}\n" + table(played(out, sizes, runs), recorded)
     whole += catching_up(runs["iql tuned"], ppo)
     replace_file(out / "offline.txt", whole.encode())

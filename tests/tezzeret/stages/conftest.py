@@ -36,7 +36,7 @@ def request_of():
 
 FOLDER = Path(__file__).parents[1] / "blueprints"
 
-for _name in ("generate", "broken"):
+for _name in ("generate", "broken", "judge"):
     if f"blueprint_{_name}" not in sys.modules:
         _spec = importlib.util.spec_from_file_location(f"blueprint_{_name}", FOLDER / f"{_name}.py")
         _module = importlib.util.module_from_spec(_spec)

@@ -64,13 +64,16 @@ def zeroed(values: Tensor) -> Tensor:
     return torch.cat((values[:1], torch.zeros_like(values[1:])))
 
 
-def alive(subject: Subject) -> Iterator[slice]:
-    """Tensors whose gradient is more than rounding, by the exact one: a thousandth of it could be told."""
-    reference = told(eager_form(subject), subject)
+def tells(reference: Reference, name: str) -> bool:
+    """Whether a result is more than rounding, by the exact one: a thousandth of it could be told."""
+    rounding = float((reference.results[name] - reference.exact[name]).abs().max())
+    return float(reference.exact[name].abs().max()) > max(1e-6, 1e5 * rounding)
+
+
+def alive(subject: Subject, reference: Reference) -> Iterator[slice]:
+    """Tensors whose gradient is more than rounding."""
     for param in subject.layout.params:
-        name = f"gradient of {param.name!r}"
-        rounding = float((reference.results[name] - reference.exact[name]).abs().max())
-        if float(reference.exact[name].abs().max()) > max(1e-6, 1e5 * rounding):
+        if tells(reference, f"gradient of {param.name!r}"):
             yield subject.layout.columns(param.name)
 
 
@@ -79,11 +82,12 @@ def mutants(form: BlueprintForm, subject: Subject) -> Iterator[tuple[str, str, B
     yield "outputs a thousandth off", "wrong values", outputs(form, lambda y: 1.001 * y)
     yield "a zeroed row of outputs", "wrong values", outputs(form, zeroed)
     yield "losses a thousandth off", "wrong values", trained(form, "losses", lambda losses: 1.001 * losses)
-    if told(form, subject).results.get("gradient of the input", torch.zeros(1)).abs().max() > 1e-6:
+    reference = told(eager_form(subject), subject)
+    if "gradient of the input" in reference.results and tells(reference, "gradient of the input"):
         yield "an input's gradient a thousandth off", "wrong gradients", trained(form, "inputs", lambda g: 1.001 * g)
         yield "an input's gradient blocked", "blocked gradient", trained(form, "inputs", torch.zeros_like)
         yield "a zeroed row of input gradients", "wrong gradients", trained(form, "inputs", zeroed)
-    tensors = list(alive(subject))
+    tensors = list(alive(subject, reference))
     if tensors:
         yield "a zeroed row of gradients", "wrong gradients", trained(form, "params", zeroed)
     for columns in tensors:

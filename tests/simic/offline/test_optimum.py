@@ -204,6 +204,16 @@ def test_implicit_q_learning_finds_what_expectiles_say():
         assert found == pytest.approx(earned(first, expectile_plan(level, first)), abs=1e-9)
 
 
+@pytest.mark.large
+def test_implicit_q_learning_finds_the_optimum():
+    """At a level whose expectiles say the best plan, which it takes longer to learn."""
+    level = 0.98
+    policy = learned("iql", expectile=level, beta=10.0, lr=3e-3, value_weight=9.0, updates=1500).policy
+    for first in range(STATES):
+        assert earned(first, expectile_plan(level, first)) == pytest.approx(best(0, first), abs=1e-9)
+        assert earned(first, plan(policy, first)) == pytest.approx(best(0, first), abs=1e-9)
+
+
 def every_path(first):
     """All plans from a state."""
     reach = [((), first)]

@@ -1,0 +1,65 @@
+"""Every block of Python in the documents runs alone, and the guide's commands run in order at small sizes."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from docs_texts import DOCUMENTS, FOLDER, blocks, commands, esper_words, name_of
+
+from esper.__main__ import main
+
+SPEC = importlib.util.spec_from_file_location("readme_commands", Path(__file__).parents[1] / "readme_commands.py")
+assert SPEC is not None and SPEC.loader is not None
+readme = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(readme)
+
+PYTHON = [(name_of(path), number, body) for path in DOCUMENTS for number, body in enumerate(blocks(path, "python"))]
+FILE = re.compile(r"# (\w+\.py)\n")
+
+
+@pytest.mark.parametrize(("document", "number", "body"), PYTHON, ids=[f"{name}-{at}" for name, at, _ in PYTHON])
+def test_a_python_block_runs_alone(document, number, body, capsys):
+    exec(compile(body, f"{document}, block {number}", "exec"), {"__name__": "pasted"})
+    assert "nan" not in capsys.readouterr().out
+
+
+def test_the_guide_has_a_block_on_each_of_the_five():
+    assert len(blocks(FOLDER / "guide.md", "python")) >= 8
+
+
+def test_the_guide_s_commands_run_in_order_with_its_own_module(tmp_path, monkeypatch, capfd):
+    """In one folder: later commands read what earlier ones wrote."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(readme.STORE, str(tmp_path / "store"))
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    readme.prepare(tmp_path)
+    for body in blocks(FOLDER / "guide.md", "python"):
+        if found := FILE.match(body):
+            (tmp_path / found[1]).write_text(body, encoding="utf-8")
+    data, told = tmp_path / "d.npz", []
+    for command in commands():
+        words = esper_words(command.words)
+        if command.document.endswith("guide.md") and words is not None and words[0] != "data":
+            told.append([word.replace("PATH", str(data)) for word in words])
+    told = [words for words in told if "FILE" not in words and len(words) > 2]
+    for words in told:
+        status = main([*words, *readme.SMALL.get(words[0], [])])
+        said = capfd.readouterr()
+        assert status == 0, f"{words}: {said.err}"
+    assert len(told) >= 7
+    sys.modules.pop("mine", None)
+
+
+def test_data_check_reads_what_the_guide_s_first_block_describes(tmp_path, capsys):
+    draw = np.random.default_rng(0)
+    names = ("train", "test")
+    np.savez(
+        tmp_path / "d.npz",
+        **{f"x_{part}": draw.integers(0, 256, (20, 1, 8, 8)).astype(np.uint8) for part in names},
+        **{f"y_{part}": np.arange(20) % 4 for part in names},
+    )
+    assert main(["data", "check", str(tmp_path / "d.npz")]) == 0
+    assert "20" in capsys.readouterr().out

@@ -101,6 +101,7 @@ def _api(given: argparse.Namespace, out: TextIO) -> int:
     for name in names:
         if not (name.split(".")[0] == PACKAGE and _is_there(name)):
             raise SettingsError(f"--modules {name!r}: expected modules of {PACKAGE} with commas between")
+    names = sorted({module for name in names for module in modules_of(name)})
     folder = _directory(given.place)
     pdoc.render.configure(docformat="google", show_source=False, footer_text=f"{PACKAGE} {__version__}")
     with warnings.catch_warnings(record=True) as seen:
@@ -114,6 +115,17 @@ def _api(given: argparse.Namespace, out: TextIO) -> int:
     out.writelines(f"left out: {line}\n" for line in lost)
     out.write(f"{sum(1 for _ in folder.rglob('*.html'))} pages: {folder / 'index.html'}\n")
     return int(bool(lost))
+
+
+def modules_of(name: str) -> list[str]:
+    """A module of the package and all below it, by name. Kernels for GPUs are left out: to import them needs Triton."""
+    path = FOLDER.parents[1].joinpath(*name.split("."))
+    if not path.is_dir():
+        return [name]
+    files = [file.relative_to(path.parent) for file in path.rglob("*.py") if file.parent.name != "kernels"]
+    inside = [".".join(file.with_suffix("").parts).removesuffix(".__init__") for file in files]
+    above = name.rpartition(".")[0]
+    return [f"{above}.{module}" if above else module for module in inside]
 
 
 def _is_there(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import pkgutil
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,8 +12,9 @@ from docs_texts import FOLDER, PACKAGE, text_of
 
 import esper
 from esper.__main__ import main
-from esper.docs.command import documents
+from esper.docs.command import documents, modules_of
 from esper.nissa.sinks.record import SinkError
+from esper.simic.utility import growth as described
 
 
 def said(*words):
@@ -61,6 +63,15 @@ def test_without_pdoc_it_says_how_to_get_it(tmp_path, monkeypatch):
         documents(["api", str(tmp_path)], io.StringIO())
 
 
+def test_a_package_s_modules_are_those_of_its_files():
+    """As Python itself finds them, without importing any."""
+    found = {each.name for each in pkgutil.walk_packages([str(PACKAGE / "leyline")], "esper.leyline.")}
+    assert {*modules_of("esper.leyline")} == found | {"esper.leyline"} and "esper.leyline.stages" in found
+    assert modules_of("esper.version") == ["esper.version"]
+    whole = modules_of("esper")
+    assert len(whole) == len({*whole}) > 300 and {"esper", "esper.__main__", "esper.docs.command"} <= {*whole}
+
+
 class Text(HTMLParser):
     """A page's text, and the ends that links into it may have."""
 
@@ -91,10 +102,8 @@ def test_the_reference_has_the_public_names_with_their_docstrings(tmp_path, caps
     assert {"Stage", "Stage.FOSSILIZED"} <= stages.ids
     utility = page(tmp_path / "api" / "esper" / "simic" / "utility.html")
     assert {"growth", "own_price", "utility"} <= utility.ids
-    from esper.simic.utility import growth
-
     words = " ".join(utility.words)
-    assert growth.__doc__.split("\n")[0] in words and "Arguments:" in words
+    assert described.__doc__.split("\n")[0] in words and "Arguments:" in words
     assert esper.__version__ in words
 
 

@@ -24,10 +24,12 @@ class Command(NamedTuple):
     Attributes:
       document: its name.
       words: of it, without what precedes it (``VAR=value``) and without a comment.
+      is_whole: whether it stands in a block, to be run as it is, and not in a sentence.
     """
 
     document: str
     words: tuple[str, ...]
+    is_whole: bool
 
 
 @cache
@@ -67,7 +69,7 @@ def anchors(path):
 
 def split(line):
     """Words of a line of a shell; comments, and assignments before the command, are left out."""
-    words = shlex.split(line, comments=True)
+    words = shlex.split(re.sub(r"(^|\s)#.*$", "", line))
     while words and re.match(r"[A-Z_]+=", words[0]):
         words = words[1:]
     return tuple(words)
@@ -78,8 +80,8 @@ def commands():
     found = []
     for path in DOCUMENTS:
         lines = "\n".join(blocks(path, "bash")).replace("\\\n", " ").splitlines()
-        found += [Command(name_of(path), split(line)) for line in lines if split(line)]
-        found += [Command(name_of(path), split(span)) for span in spans(path) if span.startswith("esper ")]
+        found += [Command(name_of(path), split(line), True) for line in lines if split(line)]
+        found += [Command(name_of(path), split(span), False) for span in spans(path) if span.startswith("esper ")]
     return found
 
 

@@ -35,7 +35,7 @@ def agrees(text, outcomes):
 
 
 def test_a_blueprint_of_one_s_own_grows_beside_the_shipped():
-    out, settings = io.StringIO(), own_blueprint.BlueprintExampleSettings(num_envs=6, horizon=8, hidden=4)
+    out, settings = io.StringIO(), own_blueprint.BlueprintExampleSettings(num_envs=6, horizon=4, hidden=4)
     outcomes = own_blueprint.run(settings, out)
     agrees(out.getvalue(), outcomes)
     assert "rows4: 366 parameters beside the host's 94" in out.getvalue()  # (8 + 1) 4 + (8 * 4 + 1) 10
@@ -63,7 +63,7 @@ def test_its_blueprint_is_that_of_a_loop_over_networks_and_rows():
 
 
 def test_a_module_grows_and_is_taken_home():
-    out, settings = io.StringIO(), own_module.ModuleExampleSettings(num_envs=6, horizon=8)
+    out, settings = io.StringIO(), own_module.ModuleExampleSettings(num_envs=6, horizon=4)
     grown = own_module.run(settings, out)
     agrees(out.getvalue(), grown.outcomes)
     assert "310 parameters" in out.getvalue()  # 64 * 4 + 4 + 4 * 10 + 10
@@ -89,7 +89,7 @@ def test_its_policy_does_what_it_says():
 
 
 def test_a_policy_of_one_s_own_plays_beside_scripts():
-    out, settings = io.StringIO(), own_policy.PolicyExampleSettings(num_envs=6, horizon=6)
+    out, settings = io.StringIO(), own_policy.PolicyExampleSettings(num_envs=6, horizon=3)
     outcomes = own_policy.run(settings, out)
     agrees(out.getvalue(), outcomes)
     assert int(outcomes[0].refused.sum()) == 0 and float(outcomes[-1].added.sum()) == 0

@@ -254,7 +254,13 @@ MADE_ELSEWHERE = {
 """Texts of others."""
 
 
-@pytest.mark.parametrize("text", error_texts())
+def quoted():
+    """Texts of errors in the table, and in the sentences of any document: code with an ellipsis."""
+    sentences = [span for path in DOCUMENTS for span in spans(path) if "…" in span]
+    return sorted({*error_texts(), *sentences})
+
+
+@pytest.mark.parametrize("text", quoted())
 def test_a_text_of_an_error_is_in_the_source(text):
     assert text in MADE_ELSEWHERE or any(text in source for source in source_texts()), text
 

@@ -9,6 +9,7 @@ from esper.utils.starting import ending_on_interrupt, is_command
 from esper.version import __version__
 
 with ending_on_interrupt(__name__ == "__main__" or is_command()):
+    from esper.docs.command import documents
     from esper.leyline.config import ConfigError
     from esper.nissa.sinks import SinkError
     from esper.runtime.blueprint import blueprints
@@ -69,6 +70,7 @@ WORDS: dict[str, tuple[str, Callable[[Sequence[str]], int | None]]] = {
     "dashboards": ("Files with which Prometheus and Grafana watch runs: dashboards export DIRECTORY", dashboards),
     "data": ("What a dataset or recorded episodes hold, and whether they load: data check | report PATH", data_check),
     "dlq": ("Writes of runs that failed: dlq ls | retry | drop [DIRECTORY]", dead_letters),
+    "docs": ("Guides, runbooks, examples and the API reference: docs list | show | export | api", documents),
     "store": ("Artefacts and where they are kept: store ls | get | verify | gc | invalidate", artefact_store),
     "sweep": ("A grid of settings by seeds, a training run each: sweep [--vary NAME=A+B] -- train ...", sweep),
     "supervise": (

@@ -30,7 +30,8 @@ LAYERS = {
     "runtime": 8,
     "bench": 9,
     "__init__": 10,
-    "__main__": 10,
+    "docs": 11,
+    "__main__": 12,
 }
 
 

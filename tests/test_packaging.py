@@ -26,7 +26,8 @@ def test_the_wheel_ships_esper_and_nothing_else(wheel):
     assert "esper/tolaria/datasets/digits.npz" in wheel
     assert "esper/py.typed" in wheel
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "esper").rglob("*.py")}
-    assert sources <= set(wheel)
+    documents = {str(path.relative_to(ROOT)) for path in (ROOT / "esper").rglob("*.md")}
+    assert sources | documents <= set(wheel) and len(documents) >= 9
 
 
 def test_importing_esper_loads_no_triton_no_torchrl_and_no_foreign_kernels():

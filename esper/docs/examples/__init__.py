@@ -1,0 +1,1 @@
+"""Worked examples, each a command: ``python -m esper.docs.examples.own_policy --help``."""

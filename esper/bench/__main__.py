@@ -29,7 +29,7 @@ with ending_on_interrupt(__name__ == "__main__"):
     from esper.utils.settings import SettingsError
 
 RED, MISUSED, INTERRUPTED = 1, 2, 130
-"""Exit statuses: a gate was red; a word on the command line is not allowed; Ctrl-C."""
+"""Exit statuses: a gate, or what was compared, was red; a word on the command line is not allowed; Ctrl-C."""
 
 
 def run(asked: Asked, out: TextIO, notes: TextIO, table: dict[str, Case] | None = None) -> int:
@@ -103,6 +103,17 @@ def _settings(asked: Asked, bench: Bench) -> dict[str, Any]:
     }
 
 
+def _compare(asked: Asked, out: TextIO, notes: TextIO) -> int:
+    """Print two runs side by side; 0, 1 if something is red, 2 with one line if nothing could be compared."""
+    found = compare(*asked.files)
+    out.write(found.text)
+    if not found.judged:
+        names = ", ".join(map(str, asked.files))
+        notes.write(one_line(f"esper.bench: {names}: nothing compared; expected runs of equal settings") + "\n")
+        return MISUSED
+    return RED if found.red else 0
+
+
 def main(words: Sequence[str] | None = None, out: TextIO | None = None, notes: TextIO | None = None) -> int:
     """Run a command.
 
@@ -111,8 +122,8 @@ def main(words: Sequence[str] | None = None, out: TextIO | None = None, notes: T
       out, notes: where the report and the progress go; None = standard output and standard error.
 
     Returns:
-      exit status: 0; 1 if a gate was red; 2 with one line for a word that is not allowed or a process that failed;
-      130 after Ctrl-C.
+      exit status: 0; 1 if a gate, or what was compared, was red; 2 with one line for a word that is not allowed, a
+      process that failed, or two files that cannot be compared; 130 after Ctrl-C.
     """
     out, notes = sys.stdout if out is None else out, sys.stderr if notes is None else notes
     try:
@@ -121,8 +132,7 @@ def main(words: Sequence[str] | None = None, out: TextIO | None = None, notes: T
             out.write(listing(cases_of(TASKS[asked.task]())))
             return 0
         if asked.action == "compare":
-            out.write(compare(*asked.files))
-            return 0
+            return _compare(asked, out, notes)
         if asked.action == THROUGHPUT:
             return throughput(asked, out, notes)
         return run(asked, out, notes)

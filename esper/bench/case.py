@@ -62,6 +62,7 @@ class Trial(NamedTuple):
       state: from which every repeat starts.
       extra: what else the case's gate looks at.
       close: gives back what a repeat holds on to.
+      rates: of a case with parts, what was measured of each so far; see ``Result.rates``.
     """
 
     run: Callable[[], Any]
@@ -69,6 +70,7 @@ class Trial(NamedTuple):
     state: State
     extra: Any = None
     close: Callable[[], None] = lambda: None
+    rates: Callable[[], dict[str, list[list[float]]]] = dict
 
 
 class Case(NamedTuple):

@@ -1,4 +1,4 @@
-"""Counting what should not happen: compilations, and waiting for the device.
+"""Counting: compilations and waits for the device, which should not happen, and launches and allocated bytes.
 
 On a GPU, torch itself reports every wait. On a CPU nothing waits, so what *would* wait is counted: every value that
 leaves a tensor for Python or NumPy, in Python (``tolist``, ``numpy``, ``cpu``) or inside an operator that needs a
@@ -9,11 +9,12 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch.autograd.profiler_util import MEMORY_EVENT_NAME
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from esper.utils import threefry
@@ -48,37 +49,76 @@ def compilations() -> Iterator[list[int]]:
         yield found
 
 
+class DeviceWork(NamedTuple):
+    """What a run makes a device do.
+
+    Attributes:
+      waits: times that the host waits for it.
+      launches: on a CPU operators, those inside others as well; on a GPU kernels and copies.
+      bytes: that torch allocates on it, whether or not they are given back.
+    """
+
+    waits: int
+    launches: int
+    bytes: int
+
+
 def count_waits(run: Callable[[], Any], device: torch.device) -> int:
     """How often a run makes the host wait for the device."""
-    return _reported_waits(run) if device.type == "cuda" else _reads(run)
+    return count_work(run, device).waits
 
 
-def _reported_waits(run: Callable[[], Any]) -> int:
-    before = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings(record=True) as caught:
+def count_work(run: Callable[[], Any], device: torch.device) -> DeviceWork:
+    """What a run makes the device do; equal runs give equal numbers."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", _QUIET)
+    return _on_gpu(run, device) if device.type == "cuda" else _on_cpu(run)
+
+
+def _on_gpu(run: Callable[[], Any], device: torch.device) -> DeviceWork:
+    before, allocated = torch.cuda.get_sync_debug_mode(), _allocated(device)
+    with (
+        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen,
+        warnings.catch_warnings(record=True) as caught,
+    ):
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
             run()
         finally:
             torch.cuda.set_sync_debug_mode(before)
-    return sum("synchroniz" in str(warning.message) for warning in caught)
+        torch.cuda.synchronize(device)
+    launches = sum(event.device_type() == torch.profiler.DeviceType.CUDA for event in _events(seen))
+    waits = sum("synchroniz" in str(warning.message) for warning in caught)
+    return DeviceWork(waits, launches, _allocated(device) - allocated)
 
 
-def _reads(run: Callable[[], Any]) -> int:
-    os.environ.setdefault("KINETO_LOG_LEVEL", _QUIET)
+def _allocated(device: torch.device) -> int:
+    """Bytes that were allocated so far."""
+    return int(torch.cuda.memory_stats(device)["allocated_bytes.all.allocated"])
+
+
+def _on_cpu(run: Callable[[], Any]) -> DeviceWork:
     as_on_a_device = patch.object(threefry, "MANY", 0)  # on a CPU alone, few numbers are drawn by reading the keys
+    cpu = [torch.profiler.ProfilerActivity.CPU]
     with (
         as_on_a_device,
         _counted_reads() as found,
-        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen,
+        torch.profiler.profile(activities=cpu, profile_memory=True) as seen,
     ):
         run()
+    events = [(event.name(), event) for event in _events(seen)]
+    spans = [(event.start_ns(), event.end_ns()) for name, event in events if name in ONLY_ON_CPU]
+    reads = [event.start_ns() for name, event in events if name in READING_OPERATORS]
+    waits = sum(not any(begin <= read <= end for begin, end in spans) for read in reads)
+    sizes = (event.nbytes() for name, event in events if name == MEMORY_EVENT_NAME)
+    operators = sum("::" in name for name, _ in events)
+    return DeviceWork(found[0] + waits, operators, sum(size for size in sizes if size > 0))
+
+
+def _events(seen: torch.profiler.profile) -> list[Any]:
+    """What a profiler saw."""
     assert seen.profiler is not None and seen.profiler.kineto_results is not None
-    events = seen.profiler.kineto_results.events()
-    spans = [(event.start_ns(), event.end_ns()) for event in events if event.name() in ONLY_ON_CPU]
-    reads = [event.start_ns() for event in events if event.name() in READING_OPERATORS]
-    return found[0] + sum(not any(begin <= read <= end for begin, end in spans) for read in reads)
+    return list(seen.profiler.kineto_results.events())
 
 
 @contextmanager

@@ -61,6 +61,12 @@ class Finding(NamedTuple):
 def findings(results: list[Result]) -> list[Finding]:
     """All numbers that these results allow."""
     timed = [result for result in results if result.seconds]
+    return [*ratios_of(results), *_starts(timed), *_waits(timed)]
+
+
+def ratios_of(results: list[Result]) -> list[Finding]:
+    """Those among them that are ratios within the run, so that they say something of another machine as well."""
+    timed = [result for result in results if result.seconds]
     at = {(result.case, result.envs): result for result in timed}
     found = []
     for ratio in RATIOS:
@@ -69,7 +75,34 @@ def findings(results: list[Result]) -> list[Finding]:
             if all((case, envs) in at for case in cases):
                 turns = _turns(ratio.above, ratio.below, {case: at[case, envs].seconds for case in cases})
                 found.append(_finding(ratio.name, f"{envs}", turns, ratio.limit))
-    return [*found, *_scaling(timed), *_starts(timed), *_waits(timed)]
+    return [*found, *_scaling(timed), *_beside(timed)]
+
+
+def beside_first(results: list[Result], first: dict[int, str]) -> list[Finding]:
+    """Every case over one of the same run, turn by turn.
+
+    Args:
+      results: with seconds.
+      first: for a number of environments, the case that others are divided by.
+    """
+    at, found = {(result.case, result.envs): result for result in results}, list[Finding]()
+    for result in results:
+        below = first.get(result.envs, result.case)
+        if below != result.case:
+            turns = _turns(
+                {result.case: 1}, {below: 1}, {case: at[case, result.envs].seconds for case in (result.case, below)}
+            )
+            found.append(_finding(f"{result.case} / {below}", f"{result.envs}", turns, None))
+    return found
+
+
+def _beside(timed: list[Result]) -> list[Finding]:
+    """Of cases with parts: each part's rate beside the others over its rate alone."""
+    return [
+        _finding(f"rate beside others / alone, {part}", f"{result.envs}", [both / alone for alone, both in pairs], None)
+        for result in timed
+        for part, pairs in result.rates.items()
+    ]
 
 
 def _turns(above: Terms, below: Terms, seconds: dict[str, list[float]]) -> list[float]:

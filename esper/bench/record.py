@@ -1,6 +1,7 @@
 """What a run leaves behind: its results with everything needed to judge them, as one JSON object."""
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -13,11 +14,15 @@ import torch
 
 from esper.bench.fresh import Probe
 from esper.bench.measure import percentile
+from esper.utils.documents import shown
 from esper.utils.settings import SettingsError
 from esper.version import __version__
 
-FORMAT = 2
+FORMAT = 3
 """Version of the file's structure."""
+
+READ = (2, 3)
+"""Versions that are read; 2 has neither launches nor bytes."""
 
 PACKAGES = ("torch", "tensordict", "torchrl", "numpy")
 
@@ -33,6 +38,8 @@ class Result:
       counted: runs over which was counted what follows; 0 = nothing was.
       recompiles: compilations during them; everything had been compiled before.
       waits: times the host waited for the device during them.
+      launches, bytes: of them, see ``meter.DeviceWork``; None where they were not counted.
+      rates: of a case with parts, units a second of each, repeat by repeat: alone, and beside all others.
       probe: what a fresh process found.
     """
 
@@ -44,7 +51,19 @@ class Result:
     counted: int = 0
     recompiles: int = 0
     waits: int = 0
+    launches: int | None = None
+    bytes: int | None = None
+    rates: dict[str, list[list[float]]] = field(default_factory=dict)
     probe: Probe | None = None
+
+    @property
+    def counts(self) -> dict[str, int | None]:
+        """What was counted, by name; empty where nothing was."""
+        found = {name: getattr(self, name) for name in COUNTS}
+        return found if self.counted else {}
+
+
+COUNTS = ("recompiles", "waits", "launches", "bytes")
 
 
 def summary(result: Result) -> dict[str, float | None]:
@@ -121,11 +140,14 @@ def read_table(path: Path) -> dict[str, Any]:
     """
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SettingsError(f"{path}: {str(error).splitlines()[0]}") from None
     found = table.get("format") if isinstance(table, dict) else None
-    if found != FORMAT:
-        raise SettingsError(f"{path}: format {found!r}; expected {FORMAT}, as written by run --json")
+    if found not in READ:
+        raise SettingsError(f"{path}: format {shown(found)}; expected {FORMAT}, as written by run --json")
+    for name in ("machine", "settings"):
+        if not isinstance(table.get(name), dict):
+            raise SettingsError(f"{path}: {name} {shown(table.get(name))}; expected a table, as written by run --json")
     return table
 
 
@@ -137,7 +159,7 @@ def results_of(table: dict[str, Any]) -> list[Result]:
     """
     try:
         return [_result(row) for row in table["results"]]
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SettingsError(
             f"results: {type(error).__name__}: {error}; expected rows as written by run --json"
         ) from None
@@ -145,4 +167,11 @@ def results_of(table: dict[str, Any]) -> list[Result]:
 
 def _result(row: dict[str, Any]) -> Result:
     probe = None if row["probe"] is None else Probe(**row["probe"])
-    return Result(**{name: value for name, value in row.items() if name != "summary"} | {"probe": probe})
+    found = Result(**{name: value for name, value in row.items() if name != "summary"} | {"probe": probe})
+    numbers = [*found.seconds, *(rate for pairs in found.rates.values() for pair in pairs for rate in pair)]
+    counts = [found.envs, found.counted, *(count for count in found.counts.values() if count is not None)]
+    if not all(isinstance(each, int | float) and 0 < each < math.inf for each in numbers):
+        raise ValueError(f"{shown(found.case)}: seconds and rates are positive numbers")
+    if not isinstance(found.case, str) or any(type(count) is not int or count < 0 for count in counts):
+        raise ValueError(f"{shown(found.case)}: a case is a word, and counts are integers")
+    return found

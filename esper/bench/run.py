@@ -7,7 +7,7 @@ from typing import NamedTuple
 from esper.bench.case import Bench, Case, Trial
 from esper.bench.fresh import Probe, ask
 from esper.bench.measure import interleave
-from esper.bench.meter import compilations, count_waits
+from esper.bench.meter import compilations, count_work
 from esper.bench.record import Result
 
 
@@ -54,7 +54,7 @@ def run_cases(
         runs = [(each.trial.run, each.case.most) for each in ready]
         columns = interleave(runs, repeat, bench.device, lambda turn: note(f"turn {turn} of {repeat}"))
         for each, seconds in zip(ready, columns, strict=True):
-            each.result.seconds = seconds
+            each.result.seconds, each.result.rates = seconds, each.trial.rates()
     for each in ready:
         if fresh and each.case.probed:
             note(f"{each.case.name}, E = {each.result.envs}: fresh process")
@@ -67,9 +67,10 @@ def prepare(bench: Bench, case: Case, envs: int, stack: ExitStack) -> Ready:
     trial = case.prepare(bench, envs)
     stack.callback(trial.close)
     result = Result(case.name, case.unit, envs, wrong=case.gate(trial))
-    if result.wrong is None:
+    if result.wrong is None and case.counted:
         result.counted = case.counted
         with compilations() as compiled:  # whatever is compiled at first has been
-            result.waits = sum(count_waits(trial.run, bench.device) for _ in range(case.counted))
+            runs = [count_work(trial.run, bench.device) for _ in range(case.counted)]
+        result.waits, result.launches, result.bytes = map(sum, zip(*runs, strict=True))
         result.recompiles = compiled[0]
     return Ready(case, trial, result)

@@ -107,7 +107,10 @@ def _parser() -> argparse.ArgumentParser:
         each.add_argument("--task", choices=tuple(TASKS), default="digits_v1", help="preset (default: digits_v1)")
         if name == "run":
             _add_run_flags(each)
-    both = actions.add_parser("compare", help="two files of run --json", allow_abbrev=False)
+    text = (
+        "two files of run --json, old and new: counts exactly, ratios within a run to 5 %; exit status 1 if one is red"
+    )
+    both = actions.add_parser("compare", help=text, description=text, allow_abbrev=False)
     both.add_argument("files", nargs=2, metavar="FILE.json")
     return parser
 

@@ -15,7 +15,14 @@ from esper.utils.documents import shown
 MOST_SAMPLES = 1 << 31
 """What a count may be at most; those of ``MOST`` are sizes of tensors for every environment, or of a loop."""
 
-MOST = {"batch_size": 1 << 20, "loss_window": 1 << 16, "history": 1 << 12, "horizon": 10**6, "crop_padding": 1 << 10}
+MOST = {
+    "batch_size": 1 << 20,
+    "loss_window": 1 << 16,
+    "history": 1 << 12,
+    "decision_history": 1 << 12,
+    "horizon": 10**6,
+    "crop_padding": 1 << 10,
+}
 
 
 class ConfigError(ValueError):
@@ -117,6 +124,7 @@ class Config:
       deterministic: what the bits of an environment's trajectory may depend on.
       loss_window: epochs W the governor remembers, >= 2.
       history: epochs H of loss and accuracy kept in the signals, >= 1.
+      decision_history: decisions D kept in the signals, which recurrent and memoryless policies see; 0 = none.
     """
 
     num_envs: int
@@ -141,11 +149,12 @@ class Config:
     deterministic: Determinism = Determinism.ORDINARY
     loss_window: int = 20
     history: int = 5
+    decision_history: int = 0
 
     def __post_init__(self) -> None:
         """Check every field; raise ``ConfigError`` with one line."""
         least = {"num_envs": 1, "batch_size": 1, "steps_per_epoch": 1, "eval_batch_size": 1, "horizon": 1}
-        least |= {"accumulate": 1, "loss_window": 2, "history": 1, "crop_padding": 0}
+        least |= {"accumulate": 1, "loss_window": 2, "history": 1, "crop_padding": 0, "decision_history": 0}
         for name, low in least.items():
             self._count(name, low, "")
         if self.val_samples is not None:

@@ -2,11 +2,11 @@
 
 Immutable by law: no function writes into its input, and what leaves a function of the engine is locked.
 E environments, S slots, P host parameters, Q seed parameters (the arenas of all slots side by side), M optimizer
-moments, C classes, H history, W window of the governor, R buffers of seeds.
+moments, C classes, H history, D decisions that are remembered, W window of the governor, R buffers of seeds.
 Accuracies, improvements and contributions are percentage points (0 to 100); losses are nats; ages are epochs.
 """
 
-from typing import Any, Self, TypeVar
+from typing import Any, NotRequired, Self, TypeVar
 
 import torch
 from tensordict import TypedTensorDict
@@ -80,6 +80,8 @@ class Signals(Fields):
     gradient_norm: Tensor  # L2 norm of the host's gradient
     vanishing: Tensor  # fraction of the host's tensors whose gradient vanishes
     exploding: Tensor  # fraction of the host's tensors whose gradient explodes
+    # int64 [E, D, 3]: Op, slot (-1 without one), refused; newest last, -1 where absent. Not there where D is 0
+    decisions: NotRequired[Tensor]  # type: ignore[valid-type]  # mypy knows it of TypedDict alone
 
 
 def validated(signals: Signals) -> tuple[Tensor, Tensor]:

@@ -79,6 +79,7 @@ RULES = (
     Rule("rollbacks", ABOVE, ("rolled_back",), 1, 0.10, 1, 1.0, "rollbacks per environment and episode"),
     Rule("failing seeds", BELOW, ("seed_success",), 5, 0.5, 5, 0.0, "less than half of the seeds succeed, 5 rounds"),
     Rule("memory", GROWTH, ("memory_bytes",), 3, 0.5, 3, 1.0, "grew by half within 3 rounds"),
+    Rule("memory runs out", BELOW, ("memory_left",), 1, 0.1, 1, 0.05, "share of the memory that is left"),
     Rule("failed compilations", ABOVE, ("compile_failed",), 1, 0.05, 1, 0.5, "share of compilations that failed"),
     Rule("slow compilations", ABOVE, ("compile_seconds",), 1, 5.0, 1, 60.0, "mean seconds of a compilation"),
 )
@@ -111,8 +112,12 @@ class Anomaly(NamedTuple):
     @property
     def line(self) -> str:
         """On one line."""
+        return self.line_in("round")
+
+    def line_in(self, what: str) -> str:
+        """The same, where samples are called otherwise than rounds."""
         told = f"{self.series} = {figure(self.value)}: {self.says}"
-        return f"anomaly in round {self.round} ({self.severity}): {told} ({self.rule} {figure(self.score)})"
+        return f"anomaly in {what} {self.round} ({self.severity}): {told} ({self.rule} {figure(self.score)})"
 
 
 class AnomalyMemory(NamedTuple):

@@ -16,25 +16,25 @@ from esper.runtime.build import find_device
 from esper.runtime.collect import play
 from esper.runtime.interrupt import Watch
 from esper.runtime.learner import make_learner
+from esper.runtime.memory_plan import SPARE, held_at_least
 from esper.runtime.players import Players, shared_interface
 from esper.runtime.scene import build_scene
 from esper.runtime.train_settings import TrainSettings
 from esper.urza.states import tensors_of
 from esper.utils.documents import to_json
-from esper.utils.resident import peak, restart_peak
+from esper.utils.memory_room import Room, room
+from esper.utils.resident import peak, resident, restart_peak
 from esper.utils.settings import SettingsError, setting
 from esper.utils.terminal import output
 
 SMALL, LARGE = 16, 64
 """Environments of the two probes, at most."""
 
+MOST_ENVS = 65536
+"""Environments of a run, at most."""
+
 SHORT = 10
 """Decisions of a probe's episode, at most."""
-
-STATES, EPISODES = 4, 2
-"""Copies that are held at once, at least: of a state (before and after a step, learners on the way, what the collector
-holds), and of an episode's decisions (parts and whole).
-"""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Needs(NamedTuple):
 
 def counted(probe: ShortRun, decisions: int) -> int:
     """Bytes that an environment holds at least, in a round of so many decisions."""
-    return STATES * probe.state + EPISODES * decisions * probe.decision
+    return held_at_least(probe.state, decisions * probe.decision)
 
 
 def needs(small: ShortRun, large: ShortRun, num_envs: int, decisions: int, rounds: int) -> Needs:
@@ -95,7 +95,7 @@ def needs(small: ShortRun, large: ShortRun, num_envs: int, decisions: int, round
     """
     between = large.num_envs - small.num_envs
     measured = (large.peak - small.peak) / between if between else 0.0
-    longer = EPISODES * (decisions - large.decisions) * large.decision
+    longer = held_at_least(0, (decisions - large.decisions) * large.decision)
     each = max(measured + longer, counted(large, decisions))
     memory = large.peak + large.num_envs * longer + (num_envs - large.num_envs) * each
     share = decisions / large.decisions
@@ -157,11 +157,40 @@ def estimate(settings: EstimateSettings, out: TextIO | None = None) -> Needs:
     probes = [probed(replace(settings, num_envs=size, horizon=min(decisions, SHORT))) for size in sizes]
     found = needs(probes[0], probes[1], settings.num_envs, decisions, settings.rounds)
     facts = {"num_envs": settings.num_envs, "decisions": decisions, "rounds": settings.rounds, **found._asdict()}
+    device = find_device(settings.device, "--device")
+    here, held = room(device), resident(device)
+    facts |= {"room": None if here is None else here._asdict()}
+    most = None if here is None else fitting(probes[0], probes[1], decisions, int((held + here.left) * (1 - SPARE)))
+    facts |= {"num_envs_that_fit": most}
     if settings.json:
         out.write(to_json(facts | {"probes": [probe._asdict() for probe in probes]}) + "\n")
     else:
-        out.write("".join(f"{line}\n" for line in _lines(probes, found, facts)))
+        out.write(
+            "".join(f"{line}\n" for line in [*_lines(probes, found, facts), *_fits(settings.num_envs, most, here)])
+        )
     return found
+
+
+def fitting(small: ShortRun, large: ShortRun, decisions: int, memory: int) -> int:
+    """The most environments whose run needs no more memory than this; 0 where two would need more."""
+    low, high = 0, MOST_ENVS + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if needs(small, large, middle, decisions, 1).memory <= memory else (low, middle)
+    return low if low >= 2 else 0
+
+
+def _fits(num_envs: int, most: int | None, here: Room | None) -> list[str]:
+    """Whether that is here; nothing where it cannot be told."""
+    if most is None or here is None:
+        return []
+    left = f"{here.left / (1 << 20):,.0f} of {here.limit / (1 << 20):,.0f} MiB of {here.place} are left"
+    if num_envs <= most:
+        return [f"room: {left}: it fits, and so would --num-envs {most}"]
+    words = (
+        f"--num-envs {most} would" if most else "no number of environments does; fewer decisions need less (--horizon)"
+    )
+    return [f"room: {left}: it does not fit, {words}"]
 
 
 def _lines(probes: list[ShortRun], found: Needs, facts: Mapping[str, Any]) -> list[str]:

@@ -46,9 +46,9 @@ MEASURED = ("test_accuracy", "test_loss", "price")
 """Of every episode: pp and nats of the network at its end on the test part, pp per e-fold of parameters."""
 
 
-ELSEWHERE = ("num_envs", "deterministic", "horizon", "recompute")
+ELSEWHERE = ("num_envs", "deterministic", "horizon", "recompute", "decision_history")
 """Fields of ``Config`` that are no facts of all episodes, since no bit depends on them, or are
-among them under their own name."""
+among them under their own name, or as names of columns."""
 
 
 class Mix(NamedTuple):

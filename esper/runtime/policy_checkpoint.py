@@ -23,6 +23,7 @@ from esper.simic.adam import place_of
 from esper.simic.offline.learner import OfflineLearner
 from esper.simic.ppo import Learner
 from esper.tamiyo.actor_critic import ActorCriticConfig
+from esper.tamiyo.decision_columns import decisions_seen
 from esper.tamiyo.interface import Interface, PolicyNetwork, Translation, from_table, translate
 from esper.tamiyo.networks import build_policies
 from esper.tamiyo.policies import Policy, learned_policy
@@ -189,7 +190,8 @@ def load_policy(loaded: Checkpoint, task: Interface, greedy: bool, strict: bool 
       strict: see ``learned_policy``.
 
     Raises:
-      CheckpointError: its tensors do not fit its settings, or it knows no seed of the task.
+      CheckpointError: its tensors do not fit its settings, it knows no seed of the task, or it was made to see more
+        or fewer decisions than the task shows.
     """
     settings, own = loaded.table["settings"], from_table(loaded.table["interface"])
     sizes = ActorCriticConfig(*(settings[name] for name in ("features", "lstm", "head") if name in settings))
@@ -202,6 +204,7 @@ def load_policy(loaded: Checkpoint, task: Interface, greedy: bool, strict: bool 
     policy = policy.to(task.codec.op.device)
     translation = translate(seen, task)
     _expect_known(translation, task, settings)
+    _expect_same_memory(seen, task, settings)
     return learned_policy(policy, sizes.lstm, greedy, translation, strict)
 
 
@@ -226,4 +229,14 @@ def _expect_known(translation: Translation, task: Interface, settings: dict[str,
         raise CheckpointError(
             f"policy of {settings.get('task', 'another task')}: a recurrent one, which knows slots and blueprints by "
             "name, and none of this task's; expected a run with --room-for this task, or with --policy-network graph"
+        )
+
+
+def _expect_same_memory(seen: Interface, task: Interface, settings: dict[str, Any]) -> None:
+    """Raise unless the task shows as many decisions as the policy was made to see: none shown would mean none taken."""
+    mine, theirs = decisions_seen(seen.columns), decisions_seen(task.columns)
+    if mine != theirs:
+        raise CheckpointError(
+            f"policy of {settings.get('task', 'another task')}: sees the last {mine} decisions, and the task shows "
+            f"{theirs}; expected --engine decision_history={mine}"
         )

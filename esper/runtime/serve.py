@@ -71,6 +71,7 @@ def _tell(finished: Finished, out: TextIO) -> None:
             f"(predicted {finished.predicted:.2f} s)  {what}"
         )
         + "\n"
+        + "".join(f"{one_line(each.line_in('request'))}\n" for each in finished.anomalies)
     )
     out.flush()
 

@@ -12,7 +12,7 @@ from esper.runtime.build import find_device
 from esper.runtime.demonstrations import scripts_of
 from esper.runtime.intake import Founding, expect_used, founding
 from esper.runtime.learner import make_learner
-from esper.runtime.players import shared_interface
+from esper.runtime.players import is_graph, shared_interface
 from esper.runtime.policies import policies_of
 from esper.runtime.resume import Origin
 from esper.runtime.runs import places
@@ -21,6 +21,7 @@ from esper.runtime.train_settings import TrainSettings
 from esper.simic.ppo import Learner
 from esper.simic.ranks import Ranks, Shard, shard_of
 from esper.simic.rewards import RewardParams
+from esper.tamiyo.decision_columns import decisions_seen
 from esper.tamiyo.interface import Interface
 from esper.utils.settings import Entry, SettingsError
 
@@ -100,6 +101,10 @@ def _expect_what_comes(settings: TrainSettings, scene: Scene, ranks: Ranks) -> N
     if settings.demonstrations:
         scripts_of(scene.task)
     policies_of(scene, None, greedy=False)
+    if is_graph(settings) and (count := decisions_seen(scene.engine.columns)):
+        raise SettingsError(
+            f"--engine decision_history={count}: a policy of --policy-network graph sees no decisions; expected 0"
+        )
     if settings.record and ranks.size > 1:
         raise SettingsError(f"--record true: {ranks.size} ranks, each with some environments; expected one rank")
     if ranks.size == 1:

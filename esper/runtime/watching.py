@@ -27,6 +27,7 @@ from esper.nissa.seeds import lives
 from esper.nissa.sinks import write_text
 from esper.nissa.trace import Trace, record, stack
 from esper.runtime.collect import Track
+from esper.runtime.memory_plan import MemoryWatch
 from esper.runtime.outlets import Outlets
 from esper.simic.rewards import Reward
 from esper.utils.documents import to_json
@@ -88,6 +89,7 @@ class Watching:
         """
         self.envs, self._outlets, self._folder = envs, outlets, outlets.folder
         self._memory, _ = anomalies(rows)
+        self._room, self._looked = MemoryWatch(), -PAUSE
         self._listeners: list[Listener] = []
         self._kept = deque[str](maxlen=KEPT)
         self._shown = -PAUSE
@@ -111,13 +113,17 @@ class Watching:
           played: decisions that were played of each before.
         """
         self._listeners = []
+        self._room.begin([track.env.engine for track in tracks])
         for place, track in enumerate(tracks):
             if self.envs:
                 self._listeners.append(Listener(track, played[place] if place < len(played) else 0))
                 track.env.listeners["watching"] = self._listeners[-1]
 
     def so_far(self, tracks: Sequence[Track], number: int) -> None:
-        """Within a round: let the page see it, now and then."""
+        """Within a round: let the page see it, and look at the memory, now and then."""
+        if time.monotonic() - self._looked >= PAUSE:
+            self._room.look()
+            self._looked = time.monotonic()
         if self.envs and time.monotonic() - self._shown >= PAUSE:
             self._show([*self._kept, *self._lines(tracks, number)])
 
@@ -153,10 +159,11 @@ class Watching:
           row: the round's numbers.
 
         Returns:
-          ``memory_bytes`` (of the device; on a CPU, of the process), of seeds what ``joined`` tells, and
-          ``told_of``.
+          ``memory_bytes`` (of the device; on a CPU, of the process), ``memory_left``, of seeds what ``joined`` tells,
+          and ``told_of``.
         """
         told: dict[str, Any] = {"memory_bytes": resident(torch.device(tracks[0].env.device or "cpu"))}
+        told |= self._room.look()
         if self.envs:
             told |= self._seeds(tracks, int(row["round"]))
         self._memory, found = observe(self._memory, row | told)

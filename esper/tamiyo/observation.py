@@ -1,7 +1,7 @@
 """Observation: what a policy sees of an environment, from one table of columns.
 
 Every column is bounded by [-1, 1]. What is absent differs from what is zero: a slot's measurements come with a flag,
-a history that has not happened yet is -1.
+a history that has not happened yet is -1, and of a decision that was not taken yet no operation is flagged.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +16,7 @@ from esper.leyline.actions import Blend
 from esper.leyline.config import Config, ConfigError
 from esper.leyline.stages import Stage
 from esper.leyline.state import Slots, State
+from esper.tamiyo.decision_columns import decision_flags, decision_labels
 from esper.utils.documents import shown
 
 SMALLEST = 1e-6
@@ -162,6 +163,13 @@ BASE: tuple[Column, ...] = (
         "/ 100, -1 absent",
         _history,
         lambda v: _masked_history(v, v.state.signals.accuracy_history / 100),
+    ),
+    Column(
+        "decision",
+        "1",
+        "one-hot, zeros when absent; where decisions are remembered",
+        lambda config, blueprints: decision_labels(config),
+        lambda v: decision_flags(v.config, v.state.signals),
     ),
 )
 """Columns of the environment."""

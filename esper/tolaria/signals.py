@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
+from esper.leyline.actions import NONE
+from esper.leyline.codes import Refusal
 from esper.leyline.config import Config
-from esper.leyline.events import Epoch, Evaluation
+from esper.leyline.events import ActionResult, Epoch, Evaluation
 from esper.leyline.hypers import HyperParams
 from esper.leyline.state import Signals
 
@@ -17,7 +19,13 @@ def initial_signals(config: Config, num_envs: int, num_classes: int, device: tor
         *("train_loss", "train_accuracy", "val_loss", "val_accuracy", "loss_delta", "accuracy_delta"),
         *("best_accuracy", "gradient_norm", "vanishing", "exploding"),
     )
+    kept = (
+        {}
+        if not config.decision_history
+        else {"decisions": count.new_full((num_envs, config.decision_history, 3), NONE)}
+    )
     return Signals(
+        **kept,
         **{name: zero.clone() for name in scalars},
         **{name: count.clone() for name in ("plateau", "stable_run", "epochs_seen")},
         best_loss=zero + torch.inf,
@@ -82,3 +90,20 @@ def update_signals(
         for name, value in new.items()
     }
     return signals.replace(**rows)
+
+
+def remember_decision(config: Config, signals: Signals, result: ActionResult) -> Signals:
+    """Take in what became of a decision; nothing where no decisions are remembered.
+
+    Args:
+      config: how many are.
+      signals: [E].
+      result: of the decisions.
+
+    Returns:
+      signals. An environment that is rolled back remembers what was decided all the same: that led there.
+    """
+    if not config.decision_history:
+        return signals
+    new = torch.stack((result.op, result.slot, (result.refusal != int(Refusal.NONE)).long()), 1)
+    return signals.replace(decisions=_push(signals.decisions, new))

@@ -18,6 +18,10 @@ LATER = {"slots.target": ("slots.alpha", float(NONE))}
 """Fields that states of older versions do not have: of what shape and type they are, and what they hold then."""
 
 
+OPTIONAL = ("decisions",)
+"""Fields that a state has only where its structure asks for them."""
+
+
 def save_state(path: Path | str, state: State) -> None:
     """Write a state, every environment of it.
 
@@ -98,6 +102,8 @@ def _tensors(tree: Any, place: str) -> dict[str, Tensor]:
     nested = _parts(type(tree))
     for name in type(tree).__annotations__:
         inside = f"{place}.{name}".strip(".")
+        if name in OPTIONAL and tree.get(name, None) is None:
+            continue
         found |= _tensors(tree.get(name), inside) if name in nested else {inside: tree.get(name)}
     return found
 
@@ -115,5 +121,7 @@ def _built(kind: type[Any], tensors: dict[str, Tensor], place: str, batches: dic
     parts, nested = {}, _parts(kind)
     for name in kind.__annotations__:
         inside = f"{place}.{name}".strip(".")
+        if name in OPTIONAL and inside not in tensors:
+            continue
         parts[name] = _built(nested[name], tensors, inside, batches) if name in nested else tensors.pop(inside)
     return kind(**parts, batch_size=batches[place])

@@ -13,7 +13,7 @@ import signal
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 VARIABLE, CHAOS = "ESPER_FAILPOINT", "ESPER_CHAOS"
 
@@ -31,6 +31,13 @@ ERRORS = {"eio": errno.EIO, "enospc": errno.ENOSPC, "emfile": errno.EMFILE}
 
 FAULTS = (*ERRORS, "memory", "kill")
 """``memory``: MemoryError; ``kill``: SIGKILL to this process, where there is one; otherwise it exits at once."""
+
+
+class Awaited(Protocol):
+    """What is asked at every arrival: faults, and whoever else has business there."""
+
+    def met(self, point: str, arrival: int) -> str | None:
+        """What goes wrong at an arrival, if anything; one of ``FAULTS``."""
 
 
 class Fault(NamedTuple):
@@ -71,7 +78,7 @@ arrivals: Counter[str] = Counter()
 struck: Counter[str] = Counter()
 """How many of these arrivals failed."""
 
-_awaited: list[Fault | Chaos] = []
+_awaited: list[Awaited] = []
 
 
 def parse(text: str) -> Fault:
@@ -113,7 +120,7 @@ def parse_chaos(text: str) -> Chaos:
 
 
 @contextmanager
-def awaiting(fault: Fault | Chaos | None) -> Iterator[Counter[str]]:
+def awaiting(fault: Awaited | None) -> Iterator[Counter[str]]:
     """Let faults meet this process within the block; counts start anew, and those of arrivals are handed out."""
     before = list(_awaited)
     _awaited[:] = [] if fault is None else [fault]

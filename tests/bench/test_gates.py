@@ -37,7 +37,8 @@ def bench(small_task, request):
 
 @pytest.fixture(scope="module")
 def table(small_task):
-    return {name: case for name, case in cases_of(small_task).items() if not name.endswith("-start")}
+    apart = ("-start", "-by-side")  # processes that know tasks by name; they have tests of their own
+    return {name: case for name, case in cases_of(small_task).items() if not name.endswith(apart)}
 
 
 def test_every_gate_is_green_and_every_case_is_measured(bench, table):
@@ -125,6 +126,17 @@ def truncated_early(result):
     return batch, result[1]
 
 
+def successor_of_itself(batch):
+    """Every step is followed by itself."""
+    batch["next", "observation"] = batch["observation"]
+    return batch
+
+
+def rewards_late(batch):
+    batch["next", "reward"] = batch["next", "reward"].roll(1, dims=1)
+    return batch
+
+
 FAULTS = {
     "another learning rate": ("host-step", lambda t: with_hypers(t, host_lr=0.15)),
     "another momentum": ("host-step", lambda t: with_hypers(t, momentum=0.0)),
@@ -155,6 +167,10 @@ FAULTS = {
     "illegal actions": ("round", lambda t: spoil(t, illegal)),
     "ends of episodes": ("round", lambda t: spoil(t, truncated_early)),
     "a policy that did not learn": ("round", lambda t: spoil(t, lambda r: (t.extra.restore(), r)[1])),
+    "other numbers than a dataset's": ("replay-sample", lambda t: spoil(t, lambda b: b.set("action", b["action"] + 1))),
+    "a successor of another step": ("replay-sample", lambda t: spoil(t, successor_of_itself)),
+    "a window twice": ("replay-sample", lambda t: spoil(t, lambda b: torch.cat((b, b)))),
+    "rewards of other steps": ("replay-sample", lambda t: spoil(t, rewards_late)),
     "an update cut short": ("round", lambda t: spoil(t, lambda r: (r[0], r[1] | {"epochs": 1}))),
 }
 

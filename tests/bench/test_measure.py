@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esper.bench.measure import SHORTEST, interleave, loops_for, percentile
-from esper.bench.meter import compilations, count_waits
+from esper.bench.meter import compilations, count_waits, count_work
 from esper.utils import resident
 
 CPU = torch.device("cpu")
@@ -74,6 +74,17 @@ def test_counting_leaves_tensors_as_they_were():
     with pytest.raises(ZeroDivisionError):
         count_waits(lambda: 1 // 0, CPU)
     assert not {"cpu", "numpy", "tolist"} & set(vars(torch.Tensor))
+
+
+def test_operators_and_bytes_are_counted_by_hand():
+    """Three additions of 1,000 float32 each, kept or not; an operator that calls another counts for both."""
+    x, kept = torch.ones(1000), []
+    add = count_work(lambda: x + x, CPU)
+    three = count_work(lambda: [kept.append(x + x) for _ in range(3)], CPU)
+    assert (add.waits, add.launches, add.bytes) == (0, 1, 4000)
+    assert (three.waits, three.launches, three.bytes) == (0, 3, 3 * 4000)
+    assert count_work(lambda: torch.zeros(8), CPU).launches == 3  # zeros, and within it empty and zero_
+    assert count_work(lambda: None, CPU) == (0, 0, 0)
 
 
 def test_compilations_are_counted():

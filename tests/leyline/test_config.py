@@ -71,6 +71,7 @@ CHANGES = {
     "mirror": True,
     "loss_window": 2,
     "history": 1,
+    "decision_history": 2,
 }
 
 
@@ -94,6 +95,7 @@ def test_every_field_counts_for_equality_and_none_can_be_set() -> None:
         ("loss_window", 2),
         ("history", 1),
         ("crop_padding", 0),
+        ("decision_history", 0),
     ],
 )
 def test_counts_are_checked(name: str, least: int) -> None:

@@ -97,6 +97,8 @@ def test_rules_of_the_table_by_hand():
     assert [each.round for each in found("seed_success", success, "failing seeds")] == [10]
     assert [each.round for each in found("memory_bytes", [10, 11, 12, 14.9, 17], "memory")] == [5]
     assert not found("memory_bytes", [10, 10, 15, 15, 15], "memory")  # exactly half more is allowed
+    short = found("memory_left", [0.2, 0.1, 0.09, 0.02, 0.3, 0.04], "memory runs out")
+    assert [(each.round, each.severity) for each in short] == [(3, "medium"), (6, "high")]
     assert [each.severity for each in found("compile_seconds", [5.0, 5.1, 1, 61], "slow compilations")] == [
         "medium",
         "high",

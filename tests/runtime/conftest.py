@@ -3,6 +3,7 @@ tests that ask for it.
 """
 
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 
@@ -27,3 +28,18 @@ def tiny_task():
     """The tiny task has a name."""
     with forks.known():
         yield
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A folder of a file system without a free block."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], capture_output=True).returncode:
+        pytest.skip("mounts no tmpfs")
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            (place / "filled").write_bytes(bytes(1 << 20))
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)

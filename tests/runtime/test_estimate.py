@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from esper.runtime.estimate import EPISODES, STATES, EstimateSettings, ShortRun, counted, estimate, needs, probed
+from esper.runtime.estimate import EstimateSettings, ShortRun, counted, estimate, fitting, needs, probed
+from esper.runtime.memory_plan import EPISODES, STATES
 from esper.utils.settings import SettingsError
 
 MIB = 1 << 20
@@ -32,6 +33,16 @@ def test_memory_is_never_less_than_what_can_be_counted():
     assert needs(small, small, 20, 5, 1).round_seconds == pytest.approx(3.0)
 
 
+@pytest.mark.parametrize("memory", [100 * MIB, 121 * MIB, 300 * MIB])
+def test_what_fits_is_the_last_that_does(memory):
+    """Against a walk through all numbers."""
+    small = ShortRun(10, 5, 100 * MIB, 1.0, 0.5, 1000, 10)
+    large = ShortRun(20, 5, 120 * MIB, 1.5, 0.7, 1000, 10)
+    expected = max(count for count in range(200) if needs(small, large, count, 5, 1).memory <= memory)
+    assert fitting(small, large, 5, memory) == expected
+    assert fitting(small, large, 5, 10 * MIB) == 0
+
+
 def test_what_is_said_is_near_what_a_run_holds():
     out = io.StringIO()
     settings = EstimateSettings(task="synthetic", num_envs=96, rounds=5, horizon=3, features=8, lstm=8, json=True)
@@ -39,6 +50,7 @@ def test_what_is_said_is_near_what_a_run_holds():
     told = json.loads(out.getvalue())
     assert (told["memory"], told["num_envs"], told["decisions"]) == (found.memory, 96, 3)
     assert [probe["num_envs"] for probe in told["probes"]] == [16, 64]
+    assert told["room"]["limit"] >= told["room"]["left"] > 0 and told["num_envs_that_fit"] >= 96
     real = probed(settings)
     assert found.memory == pytest.approx(real.peak, rel=0.25)
     assert found.seconds == pytest.approx(5 * found.round_seconds) and found.round_seconds > 0

@@ -144,21 +144,6 @@ def test_a_trace_has_a_runs_parts_one_within_the_other(watched):
             assert start <= span["start_time"] <= span["end_time"] <= end
 
 
-@pytest.fixture
-def full_disk(tmp_path):
-    """A folder of a file system without a free block."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], capture_output=True).returncode:
-        pytest.skip("mounts no tmpfs")
-    try:
-        with pytest.raises(OSError, match="No space left"):
-            (place / "filled").write_bytes(bytes(1 << 20))
-        yield place
-    finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
-
-
 class Wicked:
     """A sink that hangs after it raised."""
 

@@ -5,6 +5,8 @@ Needs ``prometheus-client``, whose text format and HTTP server are used; the num
 """
 
 import contextlib
+import logging
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from esper.nissa.metric_table import FOREIGN, TABLE, Metric, MetricKind
 from esper.nissa.sinks.optional import optional_module
 from esper.nissa.sinks.protocol import Opened, Row
 from esper.nissa.tallies import SECONDS, Change, RunFacts, Tallies, after_round, changed, from_text, of_event, to_text
+from esper.utils.documents import cause
 from esper.utils.files import read_file, replace_file
 
 STATE = "prometheus.json"
@@ -25,6 +28,8 @@ LARGEST = 1 << 24
 
 IDLE = 10.0
 """Seconds that a connection may say nothing."""
+
+logger = logging.getLogger("esper")
 
 Live = Callable[[], Iterable[Change]]
 
@@ -47,6 +52,14 @@ def tallies_so_far(path: Path | None, rows: Iterable[Row], facts: RunFacts) -> T
         kept = from_text(read_file(path, LARGEST).decode()) if path is not None else folded
         return kept if kept.round >= folded.round else folded
     return folded
+
+
+def _tell_error(request: object, address: object) -> None:
+    """A scraper that went away is no news; anything else is told in a line, and the next one is served."""
+    del request, address
+    error = sys.exc_info()[1]
+    if error is not None and not isinstance(error, OSError):
+        logger.warning("metrics: %s", cause(error))
 
 
 class PrometheusSink:
@@ -81,6 +94,7 @@ class PrometheusSink:
         self._server, self._thread = client.start_http_server(address[1], address[0], registry)
         plain = self._server.RequestHandlerClass
         self._server.RequestHandlerClass = type("Handler", (plain,), {"timeout": IDLE})
+        self._server.handle_error = _tell_error
         self.port = int(self._server.server_port)
 
     def round(self, row: Row) -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
+from esper.nissa.anomalies import Anomaly
 from esper.tezzeret.stages.cost_model import predict_job, rank_correlation, urgency
 from esper.tezzeret.stages.isolation import CompilerChild
 from esper.tezzeret.stages.observer import CompileObserver
@@ -40,6 +41,7 @@ class Finished(NamedTuple):
       report: the last stage's.
       predicted, seconds: of compilation; of all stages.
       outcome: "published", "found" (it was there), "failed", "released" (asked to stop) or "lost" (the lease was).
+      anomalies: what is out of the ordinary since then.
     """
 
     request: CompileRequest
@@ -48,6 +50,7 @@ class Finished(NamedTuple):
     predicted: float
     seconds: float
     outcome: str
+    anomalies: tuple[Anomaly, ...] = ()
 
 
 class CompileWorker:
@@ -134,7 +137,8 @@ class CompileWorker:
             )
         finished = self._end(request, id, reports, predicted)
         self.counts[finished.outcome] += 1
-        self.observer.ended(finished.outcome, finished.seconds, predicted, finished.report.line.strip())
+        found = self.observer.ended(finished.outcome, finished.seconds, predicted, finished.report.line.strip())
+        finished = finished._replace(anomalies=tuple(found))
         if finished.outcome == "published":
             self.measured.append((predicted, finished.seconds))
         return finished

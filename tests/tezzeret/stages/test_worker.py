@@ -12,11 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from esper.nissa.operations import OperationLog
+from esper.nissa.sinks.fan_out import FanOut
+from esper.nissa.sinks.protocol import Opened
+from esper.nissa.spans import NO_SPANS
 from esper.tezzeret.blueprints import canonical, infer, shipped
 from esper.tezzeret.blueprints.site_words import pair_of
 from esper.tezzeret.stages import CompileJob, CompilerChild, CompileWorker, Confines, ReadyBlueprint, enqueue, fetch
 from esper.tezzeret.stages import pipeline as stages
 from esper.tezzeret.stages.cost_model import AGEING, predict, predict_job, rank_correlation, urgency
+from esper.tezzeret.stages.observer import CompileObserver
 from esper.tezzeret.stages.reports import VALIDATION
 from esper.urza.store import StoreSettings, Tiers, open_store
 from esper.utils.documents import one_line
@@ -179,3 +184,41 @@ def test_rank_correlation_by_its_definition(pairs: list[tuple[int, int]]) -> Non
     cross = sum((a - means[0]) * (b - means[1]) for a, b in zip(*ranks, strict=True))
     size = math.prod(sum((a - mean) ** 2 for a in each) for each, mean in zip(ranks, means, strict=True)) ** 0.5
     assert math.isclose(found, cross / size, abs_tol=1e-9)
+
+
+def test_many_failures_and_slow_compilations_are_out_of_the_ordinary(store: Tiers) -> None:
+    """Shares and means over the requests that were compiled, told once until they are in order again."""
+    worker, ended = CompileWorker(store, "w"), []
+    asked(store, "lora", backend="native")
+    worker.serve(ended.append, drain=True)
+    enqueue(store, CompileJob(b'{"format": 1}', "broken"))
+    enqueue(store, CompileJob(b'{"format": 2}', "broken"))
+    worker.serve(ended.append, drain=True)
+    assert [each.outcome for each in ended] == ["published", "failed", "failed"]
+    assert [len(each.anomalies) for each in ended] == [0, 1, 0]
+    (found,) = ended[1].anomalies
+    assert (found.rule, found.value, found.severity) == ("failed compilations", 0.5, "medium")
+    assert found.line_in("request").startswith("anomaly in request 2 (medium): compile_failed = 0.5")
+
+
+def test_a_mean_of_five_seconds_is_told_and_so_is_the_event() -> None:
+    told = []
+
+    class Kept:
+        def round(self, row):
+            raise AssertionError
+
+        def event(self, event):
+            told.append(event.fields)
+
+        def close(self):
+            pass
+
+    operations = OperationLog(FanOut({"kept": lambda: Opened(Kept(), "")}), NO_SPANS)
+    observer = CompileObserver(operations)
+    found = [observer.ended("published", seconds, 1.0, "") for seconds in (4.0, 5.5, 6.0, 9.0)]
+    operations.close()
+    assert [[each.rule for each in some] for some in found] == [[], [], ["slow compilations"], []]
+    assert found[2][0].value == pytest.approx((4 + 5.5 + 6) / 3)
+    assert [fields.get("anomalies") for fields in told] == [None, None, 1, None]
+    assert observer.ended("released", 99.0, 1.0, "") == observer.ended("lost", 99.0, 1.0, "") == []

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from esper.bench import fresh, gates, learning
+from esper.bench import fresh, gates, learning, telemetry
 from esper.bench.case import SEED, Bench, Case, Trial, mixed, seeded
 from esper.kasmina.counterfactuals import no_changes
 from esper.kasmina.slot_table import take_table
@@ -101,6 +101,7 @@ def cases_of(task: Task) -> dict[str, Case]:
         ),
         Case("random-walk", "environment step of random legal actions", _walk, gates.walk_gate, counted=WALK),
         learning.ROUND,
+        *telemetry.CASES,
         *fresh.CASES,
     )
     return {case.name: case for case in fixed}

@@ -96,8 +96,9 @@ def _turns(above: Terms, below: Terms, seconds: dict[str, list[float]]) -> list[
 
 
 def _finding(name: str, envs: str, values: list[float], limit: float | None) -> Finding:
-    shares = [percentile(values, share) if values else float("nan") for share in (0.5, 0.1, 0.25, 0.75, 0.9)]
-    return Finding(name, envs, *shares, limit)
+    places = {"median": 0.5, "p10": 0.1, "p25": 0.25, "p75": 0.75, "p90": 0.9}
+    shares = {place: percentile(values, share) if values else float("nan") for place, share in places.items()}
+    return Finding(name, envs, limit=limit, **shares)
 
 
 def _scaling(timed: list[Result]) -> list[Finding]:

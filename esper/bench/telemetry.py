@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDictBase
+from torch import Tensor
 
 from esper.bench import gates, plain
 from esper.bench.case import QUICK, SEED, Bench, Case, Trial
@@ -108,11 +109,17 @@ def _telemetry_gate(trial: Trial) -> str | None:
     wrong = gates.batch_wrong(trial, batch)
     reference = compared.unmeasured()
     leaves = batch.items(include_nested=True, leaves_only=True)
-    other = [key for key, value in leaves if not torch.equal(value, reference[key])]
+    other = [key for key, value in leaves if not _same(value, reference[key])]
     missing = [name for asked, name in EXPECTED.items() if getattr(compared.profile, asked) and name not in row]
     if other:
-        return wrong or f"{other[0]} differs from that of a round without telemetry; expected the same bits"
+        place = other[0] if isinstance(other[0], str) else "/".join(other[0])
+        return wrong or f"{place} differs from that of a round without telemetry; expected the same bits"
     return wrong or (f"the row lacks {', '.join(missing)}" if missing else None)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether all numbers are equal; NaN is what it is where there was no validation yet."""
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def _hosts(bench: Bench, envs: int) -> Trial:

@@ -47,7 +47,11 @@ def sharpness(loss: Loss, params: Tensor, key: Tensor, directions: int, scale: f
 
 def hessian_product(loss: Loss, params: Tensor, vector: Tensor) -> Tensor:
     """The Hessian of every network's loss times its vector, [n, P]; forward over reverse, no Hessian is formed."""
-    product: Tensor = jvp(grad(lambda point: loss(point).sum()), (params,), (vector,))[1]
+
+    def whole(point: Tensor) -> Tensor:
+        return loss(point).sum()
+
+    product: Tensor = jvp(grad(whole), (params,), (vector,))[1]
     return product
 
 

@@ -5,7 +5,7 @@ is measured. With ``off`` nothing of this runs.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Any, NamedTuple
@@ -162,7 +162,7 @@ def _checked(name: str, value: Entry, place: str) -> Any:
             raise SettingsError(f"{place}: {name} = {shown(value)}: expected true or false")
         return value
     number = as_float(value) if kind is float and type(value) is int else value
-    inside = type(number) is kind and measure.low <= number <= measure.high  # type: ignore[arg-type]
+    inside = type(number) is kind and measure.low <= number <= measure.high
     if not inside or (measure.open and number in (measure.low, measure.high)):
         words = "an integer" if kind is int else "a number"
         bounds = f"between {figure(measure.low)} and {figure(measure.high)}, without these"
@@ -173,13 +173,14 @@ def _checked(name: str, value: Entry, place: str) -> Any:
 
 def _percentiles(value: Entry, place: str) -> tuple[float, ...]:
     """Ascending numbers from 0 to 100; one, several, or none."""
+    parts: Sequence[Entry] = value.split("+") if isinstance(value, str) else (value,)
+    parts = value if isinstance(value, tuple) else parts
     try:
-        parts = value.split("+") if isinstance(value, str) else value if isinstance(value, tuple) else (value,)
-        numbers = tuple(float(part) for part in parts if not isinstance(part, bool))
+        numbers = tuple(float(part) for part in parts if not isinstance(part, bool | tuple))
     except (ValueError, OverflowError):
-        parts, numbers = (value,), ()
+        numbers = ()
     ascending = all(low < high for low, high in zip((-math.inf, *numbers), numbers, strict=False))
-    if len(numbers) != len(parts) or not ascending or any(not 0 <= number <= 100 for number in numbers):
+    if len(numbers) < len(parts) or not ascending or any(not 0 <= number <= 100 for number in numbers):
         allowed = "numbers from 0 to 100 that ascend, with + between them"
         raise SettingsError(f"{place}: percentiles = {shown(value)}: expected {allowed}")
     return numbers

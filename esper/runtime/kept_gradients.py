@@ -28,7 +28,7 @@ class SeedPlaces(NamedTuple):
     """Where the seeds of one blueprint stand in a slot, n environments."""
 
     blueprint: int
-    index: Tensor  # int64 [n]; row among the blueprint's; any where there is none
+    rows: Tensor  # int64 [n]; row among the blueprint's; any where there is none
     present: Tensor  # bool [n]
 
 
@@ -50,7 +50,7 @@ def keep_gradients(count: int, kept: KeptGradients | None, grads: MinibatchGradi
     """
     kept = kept or KeptGradients(tuple(_places(slot, count) for slot in grads.seeds), (), ())
     seeds = tuple(
-        tuple(rows.index_select(0, place.index) for rows, place in zip(slot.grads, places, strict=True))
+        tuple(rows.index_select(0, place.rows) for rows, place in zip(slot.grads, places, strict=True))
         for slot, places in zip(grads.seeds, kept.places, strict=True)
     )
     return kept._replace(hosts=(*kept.hosts, grads.host[:count].clone()), seeds=(*kept.seeds, seeds))

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -121,7 +121,9 @@ class Measuring:
         self.training_seconds += time.perf_counter() - begun
         return result
 
-    def _watched(self, arguments: tuple[Any, ...], batches: Batches) -> tuple[Learners, Epoch] | None:
+    def _watched(
+        self, arguments: tuple[HyperParams, Plan, Learners, Tensor], batches: Batches
+    ) -> tuple[Learners, Epoch] | None:
         """The epoch with its gradients; None where they could not be shown, which is said once."""
         watched_epoch = self._given.backend.watched_epoch
         assert watched_epoch is not None

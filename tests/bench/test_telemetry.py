@@ -22,14 +22,26 @@ def bench():
     return Bench(TASKS["synthetic"](), torch.device("cpu"), Precision.FLOAT32, "eager", quick=True)
 
 
-def test_every_case_passes_its_gate_and_ratios_are_taken():
+def test_there_is_a_case_for_every_profile():
+    assert {f"telemetry-{name}" for name in PROFILES} == {name for name in CASES if name.startswith("telemetry-")}
+
+
+def test_cases_pass_their_gates_and_ratios_are_taken():
     out = io.StringIO()
-    words = ["run", "telemetry-*", "hosts-alone", "platform-step", "env-step-dormant", "--quick", "--backend", "eager"]
+    words = [
+        "run",
+        "telemetry-[oms]*",
+        "hosts-alone",
+        "platform-step",
+        "env-step-dormant",
+        "--quick",
+        "--backend",
+        "eager",
+    ]
     assert main([*words, "--task", "synthetic", "--envs", "2", "--repeat", "1"], out, io.StringIO()) == 0
     text = out.getvalue()
     assert "WRONG" not in text and all(len(line) <= 120 for line in text.splitlines())
-    for name in PROFILES:
-        assert f"telemetry-{name}" in text and (name == "off" or f"telemetry {name} / off" in text)
+    assert all(f"telemetry {name} / off" in text for name in ("minimal", "standard"))
     assert "platform / hosts alone" in text and "dormant slots / hosts alone" in text
 
 
@@ -39,9 +51,9 @@ def test_a_round_whose_episodes_are_others_is_wrong():
         stack.callback(trial.close)
         batch, row = trial.run()
         other = batch.clone()
-        other["reward"][0, 0] += 1e-6
+        other["next", "reward"][0, 0] += 1e-6
         found = CASES["telemetry-standard"].gate(trial._replace(run=lambda: (other, row)))
-        assert found == "reward differs from that of a round without telemetry; expected the same bits"
+        assert found == "next/reward differs from that of a round without telemetry; expected the same bits"
         less = {name: value for name, value in row.items() if name != "host_gradient_norm"}
         found = CASES["telemetry-standard"].gate(trial._replace(run=lambda: (batch, less)))
         assert found == "the row lacks host_gradient_norm"

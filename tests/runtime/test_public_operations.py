@@ -50,11 +50,13 @@ def calls(small_task, tmp_path_factory):
     engine, folder = esper.make(small_task, 2, backend="eager"), tmp_path_factory.mktemp("states")
     state, wait = engine.init(0), torch.zeros(2, dtype=torch.int64)
     saved = folder / "saved"
+    with torch.random.fork_rng(devices=[]):
+        net = Net()
     esper.save(saved, state)
     broken = esper.Engine(None, None, engine.hypers, engine.data)
     return {
         "make": (lambda: esper.make(small_task, 2, backend="eager"), lambda: esper.make(small_task, 0)),
-        "host": (lambda: esper.host(Net(), torch.zeros(2, 6)), lambda: esper.host(Net(), None)),
+        "host": (lambda: esper.host(net, torch.zeros(2, 6)), lambda: esper.host(net, None)),
         "load": (lambda: esper.load(saved), lambda: esper.load(folder / "none")),
         "save": (lambda: esper.save(folder / "other", state), lambda: esper.save(saved, state)),
         "engine.init": (lambda: engine.init(1), lambda: engine.init(-1)),

@@ -44,6 +44,9 @@ logger = logging.getLogger("esper")
 MOSTLY_VANISHING, SOME_EXPLODING, UNSOUND = 0.5, 0.01, 0.5
 """Shares of a host's elements above which its gradients are told of, and the health below which they are."""
 
+GRADIENTS, LANDSCAPE = "gradients are", "the loss around networks is"
+"""What may turn out not to be measurable, as a warning has it."""
+
 ENVIRONMENT = "environment/"
 """Before the name of what is known of every environment by itself."""
 
@@ -75,17 +78,13 @@ class Measuring:
         """
         self.profile, self.training_seconds, self._task, self._given = profile, 0.0, task, engine
         self._names = GradientNames(engine.structure, engine.data.train.targets.device)
-        self._decision, self._listens, self._broken = 0, False, False
+        self._decision, self._listens, self._broken = 0, False, set[str]()
         self._kept: KeptGradients | None = None
         self._measured: list[MeasuredEpoch] = []
         backend = engine.backend
         self.engine = engine if profile.is_off else replace(engine, backend=backend._replace(epoch=self._epoch))
-
-    def describe(self) -> tuple[str, ...]:
-        """Lines for people on what cannot be measured here."""
-        if self.profile.gradients and self._given.backend.watched_epoch is None:
-            return (f"telemetry: backend {self._given.backend.name} shows no gradients here: none is measured",)
-        return ()
+        if profile.gradients and backend.watched_epoch is None:
+            logger.warning("telemetry: gradients are not measured: backend %s shows none here", backend.name)
 
     @property
     def _count(self) -> int:
@@ -108,7 +107,7 @@ class Measuring:
     def _is_due(self) -> bool:
         """Whether the epoch that begins is measured: every so many decisions, counted back from the last one."""
         left = self._given.config.horizon - 1 - self._decision
-        shown = self._given.backend.watched_epoch is not None and not self._broken
+        shown = self._given.backend.watched_epoch is not None and GRADIENTS not in self._broken
         return self._listens and shown and bool(self.profile.gradients) and left % self.profile.gradients == 0
 
     def _epoch(
@@ -133,12 +132,28 @@ class Measuring:
         except BackendError:
             raise
         except Exception as error:  # whatever a kernel may raise; the plain epoch has its own way out
-            if is_of_surroundings(error):
-                raise
-            self._broken = True
-            logger.warning("telemetry: gradients are not measured any more: %s", cause(error))
+            self._give_up(GRADIENTS, error)
             return None
         return learners, epoch
+
+    def _give_up(self, what: str, error: Exception) -> None:
+        """Measure something no more, with one warning; raise what another way of measuring could not help."""
+        if is_of_surroundings(error):
+            raise error
+        self._broken = {*self._broken, what}
+        logger.warning("telemetry: %s not measured any more: %s", what, cause(error))
+
+    def _landscape(self, state: State) -> dict[str, Tensor]:
+        """What the profile asks of the loss around the networks; nothing where a module of theirs cannot tell."""
+        asked = self.profile.samples or self.profile.curvature
+        if not asked or LANDSCAPE in self._broken or self._decision != self._given.config.horizon:
+            return {}
+        try:
+            values = landscape(self._given, state, self.profile)
+        except Exception as error:  # modules are users' own, and may lack derivatives of the second order
+            self._give_up(LANDSCAPE, error)
+            return {}
+        return totals("", values, torch.ones_like(next(iter(values.values())), dtype=torch.bool))
 
     def __call__(self, before: State, state: State, event: Transition, earned: Reward) -> None:
         """After a decision: reduce what was kept, and let it leave the device."""
@@ -146,9 +161,7 @@ class Measuring:
         self._decision += 1
         kept, self._kept = self._kept, None
         found = {} if kept is None else self._numbers(kept, event)
-        if self._decision == self._given.config.horizon and (self.profile.samples or self.profile.curvature):
-            values = landscape(self._given, state, self.profile)
-            found |= totals("", values, torch.ones_like(next(iter(values.values())), dtype=torch.bool))
+        found |= self._landscape(state)
         if found:
             self._measured.append(MeasuredEpoch(self._decision, time.time(), Download(found)))
 

@@ -11,8 +11,12 @@ import torch
 from torch.func import hessian
 
 import esper.__main__
+from esper.kasmina.counterfactuals import no_changes
+from esper.kasmina.slot_table import take_table
+from esper.leyline.learners import learners_of
 from esper.leyline.stages import Stage
 from esper.nissa.profiles import PROFILES
+from esper.runtime import measuring as module
 from esper.runtime.landscape import validation_loss
 from esper.runtime.measuring import Measuring, means
 from esper.runtime.train import train
@@ -21,7 +25,7 @@ from esper.simic.environment import EsperEnv
 from esper.tamiyo.baselines import random_legal
 from esper.tezzeret.native.library import library
 from esper.utils import rng
-from esper.utils.settings import SettingsError
+from esper.utils.settings import SettingsError, read_settings
 
 ROUNDS, ENVS, HORIZON = 2, 3, 6
 BACKENDS = ["eager", pytest.param("native", marks=pytest.mark.skipif(library() is None, reason="no library"))]
@@ -153,10 +157,6 @@ def test_the_landscape_of_grown_networks_is_that_of_dense_hessians(small_task):
 
 def engine_loss(engine, state):
     """Validation losses [E] as the engine's own evaluation gives them, alphas as they are now."""
-    from esper.kasmina.counterfactuals import no_changes
-    from esper.kasmina.slot_table import take_table
-    from esper.leyline.learners import learners_of
-
     backend = engine.backend
     plan = backend.plan(take_table(state.slots), torch.device("cpu"))
     samples = engine.data.validation.samples
@@ -180,24 +180,57 @@ def test_means_leave_out_what_has_no_count():
     assert means([pair, {"a": torch.tensor([4.0, 3.0])}]) == {"a": 2.0}
 
 
+def waited(engine, profile, episodes=1):
+    """Episodes in which every environment waits."""
+    measuring, found = Measuring(engine, profile), []
+    env = EsperEnv(measuring.engine)
+    for _ in range(episodes):
+        measuring.begin(env, 0)
+        step = env.reset()
+        for _ in range(engine.config.horizon):
+            step["action"] = torch.zeros(2, dtype=torch.int64)
+            step = env.step(step)["next"]
+        found.append(measuring.after(env, 1))
+    return found
+
+
+def broken(*arguments):
+    raise ZeroDivisionError("a kernel")
+
+
 def test_a_backend_that_fails_while_watched_goes_on_unwatched(small_task, caplog):
     engine = esper.make(small_task, 2, backend="eager", horizon=3)
-
-    def broken(*arguments):
-        raise ZeroDivisionError("a kernel")
-
     cracked = replace(engine, backend=engine.backend._replace(watched_epoch=broken))
-    measuring = Measuring(cracked, replace(PROFILES["off"], gradients=1))
-    env = EsperEnv(measuring.engine)
-    measuring.begin(env, 0)
-    step = env.reset()
-    for _ in range(3):
-        step["action"] = torch.zeros(2, dtype=torch.int64)
-        step = env.step(step)["next"]
-    assert measuring.after(env, 1) == ({}, [])
+    assert waited(cracked, replace(PROFILES["off"], gradients=1), 2) == [({}, []), ({}, [])]
     assert [record.message for record in caplog.records] == [
         "telemetry: gradients are not measured any more: ZeroDivisionError: a kernel"
     ]
+
+
+def test_where_no_gradients_are_shown_a_line_says_so(small_task, caplog):
+    engine = esper.make(small_task, 2, backend="eager", horizon=2, deterministic="strict")
+    assert waited(engine, replace(PROFILES["standard"], resources=False)) == [({}, [])]
+    expected = "telemetry: gradients are not measured: backend eager shows none here"
+    assert [record.message for record in caplog.records] == [expected]
+
+
+def test_a_network_without_second_derivatives_is_played_on(small_task, caplog, monkeypatch):
+    monkeypatch.setattr(module, "landscape", broken)
+    engine = esper.make(small_task, 2, backend="eager", horizon=3)
+    found = waited(engine, replace(PROFILES["off"], gradients=3, curvature=2), 2)
+    assert all("host_gradient_norm" in numbers and "curvature" not in numbers for numbers, _ in found)
+    assert [record.message for record in caplog.records] == [
+        "telemetry: the loss around networks is not measured any more: ZeroDivisionError: a kernel"
+    ]
+
+
+def test_a_lack_of_memory_is_no_fault_of_measuring(small_task, monkeypatch):
+    def full(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(module, "landscape", full)
+    with pytest.raises(MemoryError):
+        waited(esper.make(small_task, 2, backend="eager", horizon=1), replace(PROFILES["off"], samples=1))
 
 
 @pytest.mark.parametrize(
@@ -222,8 +255,6 @@ def test_what_is_not_allowed_is_one_line_at_the_door(words, message, tmp_path, c
 def test_a_file_may_set_numbers_and_a_flag_beats_it(tmp_path):
     path = tmp_path / "settings.toml"
     path.write_text('telemetry = "standard"\n[measure]\nsamples = 3\npercentiles = [5, 95]\n')
-    from esper.utils.settings import read_settings
-
     found = read_settings(TrainSettings, ["--config", str(path), "--measure", "samples=7,layers=true"], "esper train")
     expected = replace(PROFILES["standard"], samples=7, layers=True, percentiles=(5.0, 95.0))
     assert found.profile == expected

@@ -185,6 +185,7 @@ CASES = (
             f"training round, profile {name}",
             partial(_telemetry, name),
             _telemetry_gate,
+            counted=0,
             probed=False,
         )
         for name in PROFILES

@@ -42,6 +42,8 @@ def percentiles(values: Tensor, wanted: Sequence[float]) -> Tensor:
       [n, q]; NaN for a row that holds one, infinite between a number and infinity. Law, of finite rows:
       ``numpy.percentile(values, wanted, axis=1).T``.
     """
+    if not wanted:
+        return values[:, :0]
     ordered, last = values.sort(dim=1).values, values.shape[1] - 1
     columns = []
     for each in wanted:
@@ -52,8 +54,7 @@ def percentiles(values: Tensor, wanted: Sequence[float]) -> Tensor:
         # from the nearer end, as NumPy does it
         between = below + step * share if share < 0.5 else above - step * (1 - share)
         columns.append(below if share == 0 else torch.where(above == torch.inf, above, between))
-    found = torch.stack(columns, 1) if columns else ordered[:, :0]
-    return torch.where(values.isnan().any(1, keepdim=True), torch.nan, found)
+    return torch.where(values.isnan().any(1, keepdim=True), torch.nan, torch.stack(columns, 1))
 
 
 def measure_gradients(

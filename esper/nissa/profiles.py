@@ -36,14 +36,14 @@ MEASURES = {
     "gradients": Measure(
         "decisions from one epoch to the next whose gradients are measured, of all its minibatches, the last of an "
         "episode among them; 0 = never",
-        "native: a call of the library for every minibatch instead of one for all; everywhere: a sort of every "
-        "environment's gradients",
+        "native: a call of the library for every minibatch instead of one for all; everywhere: a sort of the "
+        "hosts' gradients",
         high=100_000,
     ),
     "environments": Measure("the first so many are measured; 0 = all", "in proportion", high=65_536),
     "percentiles": Measure("of gradients' absolute values, ascending", "little beside the sort", high=100),
     "layers": Measure("also the gradients of every block of the host", "a number a block"),
-    "classes": Measure("accuracy by class, where gradients are measured", "it is known anyway"),
+    "classes": Measure("accuracy by class, where gradients are measured", "nothing: it is known anyway"),
     "samples": Measure(
         "random directions in which the loss is looked at after an episode, 1 to 20; 0 = none",
         "a validation of the environments on 256 samples each, by the definition",
@@ -52,7 +52,7 @@ MEASURES = {
     "scale": Measure("length of a step in such a direction, as a share of a standard normal", high=1, open=True),
     "curvature": Measure(
         "products with the Hessian after an episode, for its largest eigenvalue; 0 = none",
-        "about four validations each, by the definition",
+        "about eight validations each, by the definition",
         high=100,
     ),
     "landscape": Measure("the first so many environments whose loss is looked at", "in proportion", low=1, high=1024),
@@ -62,7 +62,7 @@ MEASURES = {
         high=1024,
     ),
     "operations": Measure("whether sinks are told of every call of the engine", "an event a call"),
-    "resources": Measure("memory, queues of sinks, compilations, and the time of training by itself", "microseconds"),
+    "resources": Measure("memory, queues of sinks, and the time of training by itself", "microseconds"),
 }
 """Number -> what it is."""
 

@@ -17,12 +17,14 @@ with ending_on_interrupt(is_command()), collecting_nothing(is_command()):  # imp
     from esper.leyline.hypers import HyperParams
     from esper.leyline.stages import Stage
     from esper.leyline.state import State
+    from esper.nissa.public_operations import public
     from esper.runtime import debug
     from esper.runtime.build import make
     from esper.runtime.task import Task
     from esper.tezzeret.modules import host
-    from esper.urza.states import load_state as load
-    from esper.urza.states import save_state as save
+    from esper.urza.states import load_state, save_state
+
+load, save = public("load")(load_state), public("save")(save_state)
 
 __all__ = [
     "Action",

@@ -32,6 +32,7 @@ with ending_on_interrupt(__name__ == "__main__" or is_command()):
     from esper.runtime.supervise import follow_supervisor, supervise
     from esper.runtime.surgery import SurgerySettings, perform
     from esper.runtime.sweep import sweep
+    from esper.runtime.telemetry import telemetry
     from esper.runtime.train_settings import TrainSettings
     from esper.runtime.watch import watch
     from esper.runtime.worker import serve_queue
@@ -77,6 +78,7 @@ WORDS: dict[str, tuple[str, Callable[[Sequence[str]], int | None]]] = {
         "A training run that is started again when it dies: supervise [--restarts N] -- train ...",
         supervise,
     ),
+    "telemetry": ("What runs measure of their environments, by profile, and what it costs", telemetry),
     "watch": ("A page on this machine that shows runs as they go: watch RUN [RUN ...] [--port N]", watch),
 }
 """Commands that take words: a line on each, and what runs; it may give an exit status."""

@@ -18,6 +18,7 @@ from esper.leyline.hypers import HyperParams
 from esper.leyline.learners import Learners, Weights, learners_of, parts, with_learners
 from esper.leyline.state import Snapshot, State, lock
 from esper.leyline.streams import Stream
+from esper.nissa.public_operations import public
 from esper.tamiyo.interface import Interface
 from esper.tamiyo.observation import STANDARD, Scales, column_names, observe
 from esper.tezzeret import modules
@@ -177,6 +178,7 @@ class Engine:
     def __repr__(self) -> str:
         return f"Engine({self.structure.host.name}, {self.config.num_envs} environments, {self.backend.name})"
 
+    @public("engine.describe")
     def describe(self) -> tuple[str, ...]:
         """What runs where, a line each (see ``Backend.describe``); the last says what data there are."""
         return (*self.backend.describe(), self.data.describe())
@@ -191,6 +193,7 @@ class Engine:
         """All actions."""
         return self.structure.codec
 
+    @public("engine.init")
     def init(self, seed: int, numbers: Tensor | None = None) -> State:
         """A fresh batch of environments; see ``esper.engine.init``.
 
@@ -201,6 +204,7 @@ class Engine:
             expect_rows("init: numbers", numbers, torch.int64, None)
         return init(self.structure, self.data, seed, numbers)
 
+    @public("engine.step")
     def step(self, state: State, action: Tensor) -> tuple[State, Transition]:
         """One decision and one epoch; see ``esper.engine.step``.
 
@@ -211,11 +215,13 @@ class Engine:
         expect_rows("step: action", action, torch.int64, self._fit(state))
         return step(self.structure, self.backend, self.hypers, state, self.data, action)
 
+    @public("engine.test")
     def test(self, state: State) -> Performance:
         """Loss and accuracy [E] on the test part, of every network as it stands: for reports, never for decisions."""
         self._fit(state)
         return measure(self.backend, self.hypers, state, self.data.test)
 
+    @public("engine.network_of")
     def network_of(self, state: State, env: int) -> nn.Module:
         """What has grown in an environment: a module of plain PyTorch, on the state's device.
 
@@ -234,6 +240,7 @@ class Engine:
         self._size(state)
         return modules.network_of(self.structure, state, env)
 
+    @public("engine.reset")
     def reset(self, state: State, fresh: Tensor, seed: int, numbers: Tensor | None = None) -> State:
         """Start some environments anew; see ``esper.engine.reset``.
 
@@ -243,6 +250,7 @@ class Engine:
         expect_rows("reset: fresh", fresh, torch.bool, self._size(state))
         return reset(self.structure, state, self.data, fresh, seed, numbers)
 
+    @public("engine.observe")
     def observe(self, state: State) -> Tensor:
         """What a policy sees, float32 [E, O]; see ``esper.tamiyo.observation``."""
         self._size(state)
@@ -260,6 +268,7 @@ class Engine:
         """Names of the observation's columns."""
         return column_names(self.config, self.codec.blueprint_names, self.data.variation.seen)
 
+    @public("engine.mask")
     def mask(self, state: State) -> Tensor:
         """Which actions are legal, bool [E, A]; exactly those that ``step`` would not refuse."""
         self._fit(state)

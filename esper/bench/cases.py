@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from esper.bench import fresh, gates, learning, replay, side_by_side
+from esper.bench import fresh, gates, learning, replay, side_by_side, telemetry
 from esper.bench.case import SEED, Bench, Case, Trial, mixed, seeded
 from esper.kasmina.counterfactuals import no_changes
 from esper.kasmina.slot_table import take_table
@@ -103,6 +103,7 @@ def cases_of(task: Task) -> dict[str, Case]:
         learning.ROUND,
         replay.REPLAY,
         side_by_side.CASE,
+        *telemetry.CASES,
         *fresh.CASES,
     )
     return {case.name: case for case in fixed}

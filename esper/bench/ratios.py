@@ -1,12 +1,13 @@
 """Ratios between cases: what the figures are for. One table; each says which limit Esper holds itself to, if any.
 
-Cases of one run are interleaved, so a ratio is taken turn by turn, and quoted with its median, p10 and p90.
+Cases of one run are interleaved, so a ratio is taken turn by turn, and quoted with its median, quartiles, p10 and p90.
 """
 
 from typing import NamedTuple
 
 from esper.bench.measure import percentile
 from esper.bench.record import Result
+from esper.nissa.profiles import PROFILES
 
 Terms = dict[str, int]
 """Cases with the factor that each counts by."""
@@ -23,6 +24,9 @@ class Ratio(NamedTuple):
 
 DORMANT = "env-step-dormant"
 
+TELEMETRY_LIMITS = {"production": 1.02, "minimal": 1.02, "standard": 1.05}
+"""Profile -> what a round may take, as a multiple of one without."""
+
 
 def _extra(share: int, kind: str = "", limit: float | None = None) -> Ratio:
     above, below = ({f"env-step-{kind}{percent}": 1, DORMANT: -1} for percent in (share, 100))
@@ -35,6 +39,13 @@ RATIOS = (
     _extra(50),
     _extra(10, "mixed-", 0.2),
     Ratio("training of dormant slots / whole step", {"host-step": 1}, {DORMANT: 1}),
+    Ratio("dormant slots / hosts alone", {DORMANT: 1}, {"hosts-alone": 1}, 1.05),
+    Ratio("platform / hosts alone", {"platform-step": 1}, {"hosts-alone": 1}, 1.05),
+    *(
+        Ratio(f"telemetry {name} / off", {f"telemetry-{name}": 1}, {"telemetry-off": 1}, TELEMETRY_LIMITS.get(name))
+        for name in PROFILES
+        if name != "off"
+    ),
     Ratio("contributions / plain validation", {"contributions": 1, "validation": -1}, {"validation": 1}, 1.3),
 )
 
@@ -49,6 +60,8 @@ class Finding(NamedTuple):
     envs: str
     median: float
     p10: float
+    p25: float
+    p75: float
     p90: float
     limit: float | None = None
 
@@ -116,8 +129,9 @@ def _turns(above: Terms, below: Terms, seconds: dict[str, list[float]]) -> list[
 
 
 def _finding(name: str, envs: str, values: list[float], limit: float | None) -> Finding:
-    shares = [percentile(values, share) if values else float("nan") for share in (0.5, 0.1, 0.9)]
-    return Finding(name, envs, shares[0], shares[1], shares[2], limit)
+    places = {"median": 0.5, "p10": 0.1, "p25": 0.25, "p75": 0.75, "p90": 0.9}
+    shares = {place: percentile(values, share) if values else float("nan") for place, share in places.items()}
+    return Finding(name, envs, limit=limit, **shares)
 
 
 def _scaling(timed: list[Result]) -> list[Finding]:

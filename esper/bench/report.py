@@ -93,10 +93,12 @@ def claims(found: list[Finding]) -> str:
     """Ratios and counts with their limits."""
     if not found:
         return ""
-    widths = (-58, 9, 9, 9, 9, 9, -8)
-    lines = [line(zip(("ratio, or count", "E", "median", "p10", "p90", "limit", ""), widths, strict=True))]
+    widths = (-58, 8, 8, 8, 8, 8, 8, 8, -8)
+    heads = ("ratio, or count", "E", "median", "p10", "p25", "p75", "p90", "limit", "")
+    lines = [line(zip(heads, widths, strict=True))]
     for each in found:
-        cells = [number(each.median), number(each.p10), number(each.p90), number(each.limit), each.verdict]
+        values = (each.median, each.p10, each.p25, each.p75, each.p90, each.limit)
+        cells = [*map(number, values), each.verdict]
         lines.append(line(zip([each.name, each.envs, *cells], widths, strict=True)))
     return "".join(lines)
 

@@ -20,3 +20,4 @@ class Stream(IntEnum):
     LABELS = 11
     DECISION = 12
     OWN_AUGMENT = 13
+    LANDSCAPE = 14

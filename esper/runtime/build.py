@@ -14,6 +14,7 @@ from esper.kasmina.structure import build_structure
 from esper.leyline.config import Config, ConfigError, Precision
 from esper.leyline.hypers import build_hypers, numbers
 from esper.leyline.words import as_meant
+from esper.nissa.public_operations import public
 from esper.runtime.tasks import Task, named
 from esper.tamiyo.observation import build_scales
 from esper.tezzeret.choose import build_backend
@@ -66,6 +67,7 @@ def devices() -> list[str]:
     return ["cpu", *(f"{accelerator.type}:{index}" for index in range(count) if accelerator is not None)]
 
 
+@public("make")
 def make(
     task: str | Task,
     num_envs: int,

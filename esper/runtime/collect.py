@@ -13,8 +13,10 @@ from torch import Tensor
 from torchrl.collectors import Collector
 
 from esper.leyline.state import State
+from esper.nissa.profiles import PROFILES, Profile
 from esper.nissa.spans import NO_SPANS, Spans
 from esper.runtime.interrupt import Watch, draws_at, draws_now, interruptible, torch_draws_from
+from esper.runtime.measuring import Measuring
 from esper.runtime.scene import Scene
 from esper.runtime.step_recorder import StepRecorder
 from esper.runtime.stopwatch import Stopwatch
@@ -40,6 +42,7 @@ class Track(NamedTuple):
     collector: Collector
     batches: Iterator[TensorDictBase]
     go_on: GoOn  # what the policy remembers where an episode is taken up
+    measuring: Measuring  # what measures its environments
     recorder: StepRecorder | None = None  # what keeps its steps for a dataset
 
 
@@ -65,11 +68,13 @@ class Playing(NamedTuple):
       shard: which of all environments these are; None = all.
       record: whether its steps are kept for a dataset.
       spans: where parts of a step are recorded.
+      profile: what is measured of its environments.
     """
 
     shard: Shard | None = None
     record: bool = False
     spans: Spans = NO_SPANS
+    profile: Profile = PROFILES["off"]
 
 
 ALL_OF_THEM = Playing()
@@ -88,13 +93,14 @@ def make_track(
       place: which of the learner's tasks it is.
       playing: what else concerns it.
     """
-    timed = Stopwatch(interruptible(scene.engine, watch), playing.spans)
+    measuring = Measuring(interruptible(scene.engine, watch), playing.profile, scene.rules.task)
+    timed = Stopwatch(measuring.engine, playing.spans)
     numbers = None if playing.shard is None else playing.shard.numbers
     env = EsperEnv(timed.engine, scene.mode, scene.params, interface=interface, numbers=numbers)
     go_on = GoOn()
     collector = make_collector(env, learner.view(place), part_of(scene.engine.config.horizon), go_on, playing.shard)
     recorder = StepRecorder(env) if playing.record else None
-    return Track(scene.rules.task, env, timed, collector, iter(collector), go_on, recorder)
+    return Track(scene.rules.task, env, timed, collector, iter(collector), go_on, measuring, recorder)
 
 
 def play(track: Track, seed: int, begun: Begun | None, pause: Callable[[Begun], object]) -> TensorDictBase:

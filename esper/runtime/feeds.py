@@ -1,12 +1,14 @@
 """What a run or a worker feeds: the sinks and the trace that its settings ask for."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO
 
 from esper.nissa.event_record import KINDS
 from esper.nissa.operations import NO_OPERATIONS, OperationLog
+from esper.nissa.public_operations import telling
 from esper.nissa.sinks.fan_out import FanOut, Opener
 from esper.nissa.sinks.opening import SinkPlace, openers_of, parse_sinks
 from esper.nissa.sinks.prometheus import STATE, open_prometheus, require_prometheus, tallies_so_far
@@ -39,14 +41,22 @@ def require_sinks(settings: TrainSettings | WorkerSettings) -> None:
 
     Raises:
       SinkError: a package is missing, or a word is unknown.
+      SettingsError: a number of the telemetry profile is not allowed.
     """
     if settings.metrics_port >= 0:
         require_prometheus()
     if settings.trace:
         require_tracing(settings.trace)
     parse_sinks(settings.sinks)
+    if isinstance(settings, TrainSettings):
+        _ = settings.profile  # whose numbers are checked
     if isinstance(settings, TrainSettings) and settings.tensorboard:
         require_tensorboard()
+
+
+def telling_calls(settings: TrainSettings, operations: OperationLog) -> AbstractContextManager[None]:
+    """A context in which sinks are told of every call of an engine, if the telemetry profile asks for that."""
+    return telling(operations if settings.profile.operations and operations.sinks.sinks else None)
 
 
 class Feed:

@@ -107,7 +107,7 @@ class Players:
 
     def _track(self, place: int, interface: Interface) -> Track:
         shard = shard_of(self.settings.num_envs, self.learner.ranks) if self.learner.ranks.size > 1 else None
-        playing = Playing(shard, self.settings.record, self.spans)
+        playing = Playing(shard, self.settings.record, self.spans, self.settings.profile)
         return make_track(self.scenes[place], interface, self.learner, self.watch, place, playing)
 
     def keep(self, seed: int, number: int, batches: Sequence[TensorDictBase]) -> None:

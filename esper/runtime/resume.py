@@ -23,7 +23,18 @@ CONFIG = "config.json"
 OWN = ("out", "resume", "dry_run")
 """Settings of one command, which say nothing of the run."""
 
-FEEDS = ("tensorboard", "metrics_port", "metrics_host", "trace", "sinks", "watch", "watch_port", "watch_envs")
+FEEDS = (
+    "tensorboard",
+    "metrics_port",
+    "metrics_host",
+    "trace",
+    "sinks",
+    "watch",
+    "watch_port",
+    "watch_envs",
+    "telemetry",
+    "measure",
+)
 """Settings of who watches."""
 
 BESIDE = ("progress", "eval_envs", "heuristic", "save_every", "keep", "compile_requests", "threads")

@@ -20,7 +20,7 @@ from esper.nissa.sinks import METRICS, read_rows
 from esper.runtime.collect import Begun, play
 from esper.runtime.compile_orders import ordering
 from esper.runtime.demonstrations import demonstrate
-from esper.runtime.feeds import require_sinks, run_operations
+from esper.runtime.feeds import require_sinks, run_operations, telling_calls
 from esper.runtime.fingerprints import expect_common, fingerprints
 from esper.runtime.intake import Intake
 from esper.runtime.interrupt import Stopped, watched
@@ -39,7 +39,7 @@ from esper.runtime.told import READ, left_out, of_episodes, round_line, time_spl
 from esper.runtime.train_settings import TrainSettings
 from esper.runtime.train_setup import build
 from esper.runtime.watch import shown_live
-from esper.runtime.watching import Watching
+from esper.runtime.watching import Telling, Watching
 from esper.simic.ppo import Learner
 from esper.simic.ranks import ALONE, Ranks, whole
 from esper.tamiyo.interface import PolicyNetwork, to_table
@@ -105,6 +105,7 @@ def train(
             with (
                 run.operations("run", settings.rounds, task=settings.task, algorithm=settings.algorithm),
                 closing(outlets),
+                telling_calls(settings, run.operations),
                 ordering(settings.compile_requests, players.spans) as orders,
                 shown_live(run.folder, port if settings.watch else None, out),
                 kept as players.episodes,
@@ -188,7 +189,8 @@ def _learn(players: Players, intake: Intake, kept: tuple[Run, Outlets], progress
     start, first = time.perf_counter(), learner.done
     before = read_rows(run.folder / METRICS)
     row: dict[str, Any] = before[-1] if before else {}
-    watching = Watching(outlets, settings.watch_envs if learner.ranks.size == 1 else 0, before)
+    telling = Telling(settings.profile, run.operations.sinks)
+    watching = Watching(outlets, settings.watch_envs if learner.ranks.size == 1 else 0, before, telling)
     try:
         while learner.done < settings.rounds:
             players.watch.check()

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from esper.leyline.config import ConfigError, Determinism, Precision
+from esper.nissa.profiles import PROFILES, Profile, profile_of
 from esper.nissa.progress import KINDS
 from esper.runtime.build import DEVICES
 from esper.runtime.scene import LEVELS, MODES, PRECISIONS, Rules, rules_of, tasks_of
@@ -131,7 +132,20 @@ class TrainSettings:
     metrics_host: str = setting("127.0.0.1", METRICS_HOST)
     trace: str = setting("", TRACE)
     sinks: str = setting("", SINKS)
+    telemetry: str = setting(
+        "off", "what is measured of the environments: esper telemetry lists it", choices=tuple(PROFILES)
+    )
+    measure: Mapping[str, Entry] = setting({}, "numbers of --telemetry by name, such as gradients and samples")
     dry_run: bool = setting(False, "check and build everything, say what would run, and write nothing")
+
+    @property
+    def profile(self) -> Profile:
+        """What is measured.
+
+        Raises:
+          SettingsError: an unknown number, or a value that is not allowed.
+        """
+        return profile_of(self.telemetry, self.measure)
 
     def ppo(self) -> PPOConfig:
         """The learner's numbers."""

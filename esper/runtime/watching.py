@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,13 +22,17 @@ from esper.leyline.state import State
 from esper.nissa.anomalies import Anomaly, anomalies, observe, told_of
 from esper.nissa.blueprint_table import joined, tally
 from esper.nissa.field_reports import as_table, field_reports
+from esper.nissa.growth_events import EpisodePlace, growth_events
 from esper.nissa.lanes import lanes
+from esper.nissa.profiles import PROFILES, Profile
 from esper.nissa.seeds import lives
 from esper.nissa.sinks import write_text
+from esper.nissa.sinks.fan_out import FanOut
 from esper.nissa.trace import Trace, record, stack
 from esper.runtime.collect import Track
 from esper.runtime.memory_plan import MemoryWatch
 from esper.runtime.outlets import Outlets
+from esper.runtime.resources import resources
 from esper.simic.rewards import Reward
 from esper.utils.documents import to_json
 from esper.utils.files import append_line
@@ -51,11 +55,13 @@ class Listener:
 
     Attributes:
       first: decisions of the round that were played before anybody listened.
+      times: when decisions were over, since 1970.
     """
 
     def __init__(self, track: Track, first: int) -> None:
         self.first, self._codec = first, track.env.engine.codec
         self._frames: list[dict[str, Tensor]] = []
+        self.times: list[float] = []
         self._terms: tuple[str, ...] = ()
 
     def __call__(self, before: State, state: State, event: Transition, earned: Reward) -> None:
@@ -63,6 +69,7 @@ class Listener:
         del before
         self._frames.append(record(self._codec, state, event, earned.terms, earned.total))
         self._terms = tuple(earned.terms)
+        self.times.append(time.time())
 
     def trace(self, envs: int | None = None) -> Trace | None:
         """What was played so far, of the first ``envs`` environments or all; None of nothing."""
@@ -72,21 +79,41 @@ class Listener:
         return stack(chosen, self._terms, [])
 
 
+class Telling(NamedTuple):
+    """What sinks are told of environments.
+
+    Attributes:
+      profile: what is measured.
+      sinks: which have the events.
+    """
+
+    profile: Profile = PROFILES["off"]
+    sinks: FanOut = FanOut({})
+
+
+NOBODY = Telling()
+
+
 class Watching:
     """What watches the rounds of a run.
 
     Attributes:
-      envs: environments of every task whose traces are written; 0 = nothing is recorded.
+      envs: environments of every task whose traces are written; 0 = none is.
+      telling: what else is told.
     """
 
-    def __init__(self, outlets: Outlets, envs: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(
+        self, outlets: Outlets, envs: int, rows: Sequence[Mapping[str, Any]], telling: Telling = NOBODY
+    ) -> None:
         """Begin.
 
         Args:
           outlets: of the run.
           envs: how many environments of every task.
           rows: of the rounds that were finished before.
+          telling: what else is told.
         """
+        self.telling, self._told_envs = telling, telling.profile.events if telling.sinks.sinks else 0
         self.envs, self._outlets, self._folder = envs, outlets, outlets.folder
         self._memory, _ = anomalies(rows)
         self._room, self._looked = MemoryWatch(), -PAUSE
@@ -115,8 +142,10 @@ class Watching:
         self._listeners = []
         self._room.begin([track.env.engine for track in tracks])
         for place, track in enumerate(tracks):
-            if self.envs:
-                self._listeners.append(Listener(track, played[place] if place < len(played) else 0))
+            before = played[place] if place < len(played) else 0
+            track.measuring.begin(track.env, before)
+            if self.envs or self._told_envs:
+                self._listeners.append(Listener(track, before))
                 track.env.listeners["watching"] = self._listeners[-1]
 
     def so_far(self, tracks: Sequence[Track], number: int) -> None:
@@ -160,14 +189,45 @@ class Watching:
 
         Returns:
           ``memory_bytes`` (of the device; on a CPU, of the process), ``memory_left``, of seeds what ``joined`` tells,
-          and ``told_of``.
+          what the telemetry profile measures, and ``told_of``.
         """
         told: dict[str, Any] = {"memory_bytes": resident(torch.device(tracks[0].env.device or "cpu"))}
         told |= self._room.look()
+        for track in tracks:
+            track.env.listeners.pop("watching", None)
         if self.envs:
             told |= self._seeds(tracks, int(row["round"]))
+        told |= self._measures(tracks, int(row["round"]))
         self._memory, found = observe(self._memory, row | told)
         return told | told_of(found), found
+
+    def _measures(self, tracks: Sequence[Track], number: int) -> dict[str, float]:
+        """What was measured, of several tasks also task by task; what happened in environments goes to the sinks."""
+        profile, sinks = self.telling
+        found = dict[str, float]() if not profile.resources else resources(tracks[0].env.device, sinks)
+        by_task = list[dict[str, float]]()
+        for track in tracks:
+            numbers, events = track.measuring.after(track.env, number)
+            by_task.append(numbers)
+            if len(tracks) > 1:
+                found |= {f"{name}/{track.task}": value for name, value in numbers.items()}
+            for event in events if sinks.sinks else ():
+                sinks.event(event)
+        for name in dict.fromkeys(name for numbers in by_task for name in numbers):
+            values = [numbers[name] for numbers in by_task if name in numbers]
+            found[name] = sum(values) / len(values)
+        if self._told_envs:
+            self._tell(tracks, number)
+        return found
+
+    def _tell(self, tracks: Sequence[Track], number: int) -> None:
+        """Let the sinks have what happened in the first environments."""
+        for track, listener in zip(tracks, self._listeners, strict=True):
+            if (trace := listener.trace(self._told_envs)) is not None:
+                slots, history = track.env.engine.structure.slot_names, self.telling.profile.history
+                place = EpisodePlace(number, track.task, track.env.engine.codec, slots, listener.first, history)
+                for event in growth_events(trace, listener.times, place):
+                    self.telling.sinks.event(event)
 
     def _seeds(self, tracks: Sequence[Track], number: int) -> dict[str, float]:
         """Keep the round, report on its seeds, and count them."""
@@ -175,7 +235,6 @@ class Watching:
         self._show(self._kept)
         tallies, reports = [], []
         for track, listener in zip(tracks, self._listeners, strict=True):
-            track.env.listeners.pop("watching", None)
             trace = None if listener.first else listener.trace()
             if trace is None:
                 continue

@@ -29,8 +29,8 @@ def alone(backend: Backend) -> Backend:
     """A backend's functions, environment by environment.
 
     Returns:
-      a backend of the same name. Law: whatever an environment gets does not depend on the number, the order or the
-      numbers of the others, to the bit.
+      a backend of the same name, which shows no gradients. Law: whatever an environment gets does not depend on the
+      number, the order or the numbers of the others, to the bit.
     """
 
     def plan(table: SlotTable, device: torch.device) -> Plan:
@@ -73,6 +73,7 @@ def alone(backend: Backend) -> Backend:
         evaluate=_evaluate_alone(backend),
         describe=lambda: (f"{backend.name}, strictly: every environment by itself", *backend.describe()),
         independent=True,
+        watched_epoch=None,
     )
 
 

@@ -16,6 +16,7 @@ from esper.leyline.events import Epoch
 from esper.leyline.hypers import HyperParams
 from esper.leyline.learners import Learners
 from esper.tezzeret.batches import Batch, Batches
+from esper.tezzeret.health import MinibatchGradients
 from esper.tezzeret.score import Scores
 
 Plan = Any
@@ -24,6 +25,24 @@ Plan = Any
 
 class BackendError(ConfigError):
     """A backend that cannot run a structure; one line with the backend and the reason."""
+
+
+class WatchedBatches(NamedTuple):
+    """The minibatches of an epoch, and what is kept of their gradients.
+
+    Attributes:
+      batches: k minibatches.
+      start: what is kept before the first.
+      fold: (what is kept, a minibatch's gradients) -> what is kept. It writes into neither. None: nothing is kept.
+    """
+
+    batches: Batches
+    start: Any = None
+    fold: Callable[[Any, MinibatchGradients], Any] | None = None
+
+
+WatchedEpoch = Callable[[HyperParams, Plan, Learners, Tensor, WatchedBatches], tuple[Learners, Epoch, Any]]
+"""See ``Backend``."""
 
 
 class Backend(NamedTuple):
@@ -40,6 +59,8 @@ class Backend(NamedTuple):
       independent: whether the bits of an environment's results depend on nothing but its own arguments, whatever the
         number and the order of the others.
       failures: () -> how many kernels raised while they ran, and run as the definition has them since.
+      watched_epoch: (hypers, plan, learners, alphas, watched) -> what ``epoch`` returns, to the bit, and what was kept
+        of the gradients of all its minibatches; None where the backend does not show them.
     """
 
     name: str
@@ -51,3 +72,4 @@ class Backend(NamedTuple):
     describe: Callable[[], tuple[str, ...]]
     independent: bool = False
     failures: Callable[[], int] = lambda: 0
+    watched_epoch: WatchedEpoch | None = None

@@ -10,7 +10,7 @@ learning rates and alphas, through any number of steps.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,10 +22,10 @@ from esper.kasmina.structure import Structure
 from esper.leyline.events import Epoch
 from esper.leyline.hypers import HyperParams
 from esper.leyline.learners import Learners
-from esper.tezzeret.backend import Backend
+from esper.tezzeret.backend import Backend, WatchedBatches
 from esper.tezzeret.batches import Batch, Batches, batch_at
 from esper.tezzeret.gradients import compute_gradients
-from esper.tezzeret.health import SlotGradients, measure_health, rows_finite
+from esper.tezzeret.health import MinibatchGradients, SlotGradients, measure_health, rows_finite
 from esper.tezzeret.learn import (
     Gradients,
     LearnerRows,
@@ -124,13 +124,28 @@ def epoch(
       structure, hypers, plan, learners, alphas, call: as in ``minibatch_step``.
       batches: k minibatches.
     """
+    return watched_epoch(structure, hypers, plan, learners, alphas, WatchedBatches(batches), call)[:2]
+
+
+def watched_epoch(
+    structure: Structure,
+    hypers: HyperParams,
+    plan: Plan,
+    learners: Learners,
+    alphas: Tensor,
+    watched: WatchedBatches,
+    call: Call = pulled,
+) -> tuple[Learners, Epoch, Any]:
+    """The same, with what a fold keeps of every minibatch's gradients; see ``WatchedBatches``."""
     table, rows, weights = rate_table(hypers), gather(structure.slots, plan, learners), alphas_of(plan, alphas)
+    batches, kept, fold = watched
     loss = score = torch.zeros_like(alphas[:, :0]).sum(1)
     for number in range(batches.length):
         step = train_rows(structure, call, table, plan, rows, weights, batch_at(structure, batches, number))
         rows, loss, score = step.rows, loss + step.loss, score + step.score
+        kept = kept if fold is None else fold(kept, seen_gradients(structure, plan, step.grads))
     measures = measure(structure, hypers, plan, step, (loss, score), batches.length)
-    return scatter(structure.slots, plan, learners, rows), measures
+    return scatter(structure.slots, plan, learners, rows), measures, kept
 
 
 def evaluate(
@@ -224,16 +239,7 @@ def measure(
 ) -> Epoch:
     """What an epoch of ``count`` minibatches was seen to do; ``sums`` of their losses and scores."""
     loss, score = sums
-    grads = [
-        SlotGradients(
-            tuple(group.blueprint for group in listed.groups),
-            _own_parts(slot, listed, rows),
-            listed.row_of,
-            listed.present,
-        )
-        for slot, listed, rows in zip(structure.slots, plan.slots, step.grads.seeds, strict=True)
-    ]
-    health = measure_health(structure, hypers, step.grads.host, grads)
+    health = measure_health(structure, hypers, *seen_gradients(structure, plan, step.grads))
     finite = torch.isfinite(loss) & torch.isfinite(health.host_norm)
     finite = finite & rows_finite(step.rows.host.params, step.rows.host.moments)
     for listed, seeds in zip(plan.slots, step.rows.seeds, strict=True):
@@ -241,6 +247,20 @@ def measure(
             sound = rows_finite(seeds.params, seeds.moments)
             finite = finite & (sound.index_select(0, listed.row_of) | ~listed.present)
     return Epoch(loss / count, 100 * score / count, finite, health)
+
+
+def seen_gradients(structure: Structure, plan: Plan, grads: Gradients) -> MinibatchGradients:
+    """A minibatch's gradients for whoever measures them."""
+    seeds = (
+        SlotGradients(
+            tuple(group.blueprint for group in listed.groups),
+            _own_parts(slot, listed, rows),
+            listed.row_of,
+            listed.present,
+        )
+        for slot, listed, rows in zip(structure.slots, plan.slots, grads.seeds, strict=True)
+    )
+    return MinibatchGradients(grads.host, tuple(seeds))
 
 
 def _own_parts(slot: Slot, listed: SlotRows, rows: Tensor) -> tuple[Tensor, ...]:
@@ -260,5 +280,6 @@ def build(structure: Structure, device: torch.device) -> Backend:
         minibatch_step=partial(minibatch_step, structure, call=call),
         epoch=partial(epoch, structure, call=call),
         evaluate=partial(evaluate, structure),
+        watched_epoch=partial(watched_epoch, structure, call=call),
         describe=lambda: ("eager: the definition, operation by operation", *structure.computing),
     )

@@ -22,7 +22,10 @@ ARGUMENTS = {
 }
 """Arguments of a backend's functions, in order. Plans and counterfactuals are whole numbers; they are not looked at."""
 
-CHECKED = ("hypers", "learners", "alphas", "batch", "batches", "samples")
+WATCHED = {"watched_epoch": ("hypers", "plan", "learners", "alphas", "watched")}
+"""The same of what not every backend has."""
+
+CHECKED = ("hypers", "learners", "alphas", "batch", "batches", "samples", "watched")
 
 
 def without_derivatives(backend: Backend) -> Backend:
@@ -32,7 +35,8 @@ def without_derivatives(backend: Backend) -> Backend:
       a backend whose functions raise ``BackendError``, one line, where a tensor among their arguments requires a
       gradient, carries a tangent, or belongs to a transform of ``torch.func``.
     """
-    guarded: dict[str, Any] = {name: _guarded(backend.name, name, getattr(backend, name)) for name in ARGUMENTS}
+    names = [name for name in ARGUMENTS | WATCHED if getattr(backend, name) is not None]
+    guarded: dict[str, Any] = {name: _guarded(backend.name, name, getattr(backend, name)) for name in names}
     return backend._replace(**guarded)
 
 
@@ -41,7 +45,7 @@ def _guarded(backend: str, name: str, function: Callable[..., Result]) -> Callab
 
     @wraps(function)
     def checked(*arguments: Any, **named: Any) -> Result:
-        given = dict(zip(ARGUMENTS[name], arguments, strict=False)) | named
+        given = dict(zip((ARGUMENTS | WATCHED)[name], arguments, strict=False)) | named
         seen, leaves = {key: given[key] for key in CHECKED if key in given}, list[Tensor]()
         for value in seen.values():
             listed.collect(value, leaves)

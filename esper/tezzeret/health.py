@@ -25,6 +25,13 @@ class SlotGradients(NamedTuple):
     present: Tensor  # bool [E]
 
 
+class MinibatchGradients(NamedTuple):
+    """Gradients of one minibatch, before clipping."""
+
+    host: Tensor  # [E, P]
+    seeds: tuple[SlotGradients, ...]  # per slot
+
+
 def measure_health(
     structure: Structure, hypers: HyperParams, host_grad: Tensor, seed_grads: Sequence[SlotGradients]
 ) -> Health:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from esper.nissa.event_record import KINDS, OPERATIONS, event
+from esper.nissa.event_record import KINDS, OCCURRENCES, OPERATIONS, event
 from esper.nissa.sinks import SinkError
 from esper.nissa.sinks.console import ConsoleSink
 from esper.nissa.sinks.fan_out import FanOut, GuardedSink
@@ -186,7 +186,7 @@ def test_the_console_has_a_line_for_every_event():
 
 
 def test_events_come_from_one_table():
-    assert len(set(KINDS)) == len(KINDS) == 2 * len(OPERATIONS)
+    assert len(set(KINDS)) == len(KINDS) == 2 * len(OPERATIONS) + len(OCCURRENCES)
     assert event("run", True).kind == "run.done" and event("compile", False).kind == "compile.failed"
     with pytest.raises(KeyError, match="walk"):
         event("walk", True)

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 import esper.__main__
 from esper.leyline.config import Config
 from esper.leyline.hypers import numbers
+from esper.nissa.profiles import MEASURES
 from esper.runtime.policy_checkpoint import load_run
 from esper.runtime.scene import MODES
 from esper.runtime.train_settings import TrainSettings
@@ -67,6 +68,7 @@ TABLES = {
     "rewards": sorted(numbers(RewardParams)),
     "heuristic": [entry.name for entry in fields(HeuristicConfig)],
     "observation": [entry.name for entry in fields(Scales)],
+    "measure": list(MEASURES),
 }
 
 DRAWN = [entry.name for entry in fields(TrainSettings) if entry.name not in UNDRAWN]

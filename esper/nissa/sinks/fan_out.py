@@ -93,6 +93,11 @@ class GuardedSink:
         """Whether it takes what comes."""
         return not self.gone and self._breaker.circuit.row == 0
 
+    @property
+    def waiting(self) -> int:
+        """Rounds and events that wait for it."""
+        return self._waiting.qsize()
+
     def _serve(self) -> None:
         try:
             opened = self._opener()
@@ -178,6 +183,11 @@ class FanOut:
         """Hand an event to every sink; at once."""
         for sink in self.sinks:
             sink.put(lambda one: one.event(event))
+
+    @property
+    def waiting(self) -> int:
+        """Rounds and events that wait for a sink, of all of them."""
+        return sum(sink.waiting for sink in self.sinks)
 
     def health(self) -> dict[str, tuple[bool, int]]:
         """By sink: whether it takes what comes, and how much it missed."""

@@ -17,7 +17,7 @@ from esper.leyline.events import Epoch
 from esper.leyline.hypers import HyperParams
 from esper.leyline.learners import Learners, Weights
 from esper.tezzeret import eager
-from esper.tezzeret.backend import Backend
+from esper.tezzeret.backend import Backend, WatchedBatches
 from esper.tezzeret.batches import Batch, Batches, batch_at
 from esper.tezzeret.guard import without_derivatives
 from esper.tezzeret.inductor.compiled import compiled
@@ -80,6 +80,7 @@ def build_graph(structure: Structure, compiler: str = "inductor") -> Backend:
         minibatch_step=partial(minibatch_step, own),
         epoch=partial(epoch, own),
         evaluate=partial(evaluate, own),
+        watched_epoch=partial(watched_epoch, own),
         describe=lambda: (
             "inductor: a minibatch and an inference as one compiled graph each",
             *(f"as it is written: {run.what}: {run.reason}" for run in (step, infer) if run.reason is not None),
@@ -128,9 +129,11 @@ def _run(
     plan: Plan,
     learners: Learners,
     alphas: Tensor,
-    batches: Sequence[Callable[[], Batch]],
-) -> tuple[Learners, Epoch]:
-    """Minibatches, one after the other."""
+    drawn: tuple[Sequence[Callable[[], Batch]], WatchedBatches | None],
+) -> tuple[Learners, Epoch, Any]:
+    """Minibatches, one after the other; where they are watched, with what is kept of their gradients."""
+    batches, watched = drawn
+    kept, fold = (None, None) if watched is None else (watched.start, watched.fold)
     structure, rows = own.structure, gather(own.structure.slots, plan, learners)
     state = Training(rows.host, rows.buffers, pack_seeds(plan.slots, rows, alphas_of(plan, alphas)))
     table, objectives = rate_table(hypers), tuple(pack_objective(passage) for passage in plan.objectives)
@@ -139,6 +142,7 @@ def _run(
         mark([(each.slot.groups, each.real) for each in state.seeds])
         state, seen = own.step(state, table, objectives, batch())
         loss, score = loss + seen.loss, score + seen.score
+        kept = kept if fold is None else fold(kept, eager.seen_gradients(structure, plan, seen.grads))
     moments = structure.seed_optimizer.num_moments
     slots = [unpack_seeds(slot, each, moments) for slot, each in zip(structure.slots, state.seeds, strict=True)]
     after = LearnerRows(
@@ -146,22 +150,30 @@ def _run(
     )
     step = eager.MinibatchResult(after, seen.loss, seen.score, seen.grads)
     measures = eager.measure(structure, hypers, plan, step, (loss, score), len(batches))
-    return scatter(structure.slots, plan, learners, after), measures
+    return scatter(structure.slots, plan, learners, after), measures, kept
 
 
 def epoch(
     own: Compiled, hypers: HyperParams, plan: Plan, learners: Learners, alphas: Tensor, batches: Batches
 ) -> tuple[Learners, Epoch]:
     """``epoch`` of the definition."""
+    return watched_epoch(own, hypers, plan, learners, alphas, WatchedBatches(batches))[:2]
+
+
+def watched_epoch(
+    own: Compiled, hypers: HyperParams, plan: Plan, learners: Learners, alphas: Tensor, watched: WatchedBatches
+) -> tuple[Learners, Epoch, Any]:
+    """``watched_epoch`` of the definition."""
+    batches = watched.batches
     drawn = [partial(batch_at, own.structure, batches, number) for number in range(batches.length)]
-    return _run(own, hypers, plan, learners, alphas, drawn)
+    return _run(own, hypers, plan, learners, alphas, (drawn, watched))
 
 
 def minibatch_step(
     own: Compiled, hypers: HyperParams, plan: Plan, learners: Learners, alphas: Tensor, batch: Batch
 ) -> tuple[Learners, Epoch]:
     """``minibatch_step`` of the definition."""
-    return _run(own, hypers, plan, learners, alphas, [lambda: batch])
+    return _run(own, hypers, plan, learners, alphas, ([lambda: batch], None))[:2]
 
 
 def evaluate(

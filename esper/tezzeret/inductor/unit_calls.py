@@ -18,7 +18,7 @@ from esper.leyline.events import Epoch
 from esper.leyline.hypers import HyperParams
 from esper.leyline.learners import Learners
 from esper.tezzeret import eager
-from esper.tezzeret.backend import Backend
+from esper.tezzeret.backend import Backend, WatchedBatches
 from esper.tezzeret.batches import Batches, batch_at
 from esper.tezzeret.guard import without_derivatives
 from esper.tezzeret.inductor import store
@@ -183,15 +183,20 @@ def build_units(structure: Structure, compiler: str = "inductor") -> Backend:
     def epoch(
         hypers: HyperParams, plan: Plan, learners: Learners, alphas: Tensor, batches: Batches
     ) -> tuple[Learners, Epoch]:
+        return watched_epoch(hypers, plan, learners, alphas, WatchedBatches(batches))[:2]
+
+    def watched_epoch(
+        hypers: HyperParams, plan: Plan, learners: Learners, alphas: Tensor, watched: WatchedBatches
+    ) -> tuple[Learners, Epoch, Any]:
         def rehearse(recorder: Call) -> None:
             padded, batch = (
                 eager.plan(structure, plan.table, alphas.device, padded=True),
-                batch_at(structure, batches, 0),
+                batch_at(structure, watched.batches, 0),
             )
             eager.minibatch_step(structure, hypers, padded, learners, alphas, batch, recorder)
 
         with call.rehearsing(rehearse):
-            return eager.epoch(structure, hypers, plan, learners, alphas, batches, call)
+            return eager.watched_epoch(structure, hypers, plan, learners, alphas, watched, call)
 
     def evaluate(
         hypers: HyperParams,
@@ -216,6 +221,7 @@ def build_units(structure: Structure, compiler: str = "inductor") -> Backend:
         minibatch_step=partial(eager.minibatch_step, structure, call=call),
         epoch=epoch,
         evaluate=evaluate,
+        watched_epoch=watched_epoch,
         describe=lambda: (*call.describe(), *structure.computing),
         failures=lambda: sum(run.failures for run in call.functions.values()),
     )

@@ -13,6 +13,7 @@ from esper.kasmina.host import BlockInfer, BlockTrain, Host, HostBlock, OneNetwo
 from esper.kasmina.layout import Given, Param, Params
 from esper.kasmina.site import Site
 from esper.leyline.config import ConfigError
+from esper.nissa.public_operations import public
 from esper.tezzeret.modules.agreement import expect_agreement
 from esper.tezzeret.modules.cuts import Cut, choose, flow, match
 from esper.tezzeret.modules.refusals import expect_known
@@ -42,6 +43,7 @@ class ModuleTensors(NamedTuple):
     held: dict[str, Tensor]
 
 
+@public("host")
 def host(
     module: nn.Module,
     example: Tensor,

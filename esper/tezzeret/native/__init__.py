@@ -13,7 +13,7 @@ from esper.tezzeret import eager
 from esper.tezzeret.backend import Backend, BackendError
 from esper.tezzeret.batches import Batch
 from esper.tezzeret.guard import without_derivatives
-from esper.tezzeret.native.epoch import epoch, minibatch_step
+from esper.tezzeret.native.epoch import epoch, minibatch_step, watched_epoch
 from esper.tezzeret.native.evaluate import evaluate
 from esper.tezzeret.native.library import MOST_TOKENS, library
 from esper.tezzeret.native.lower import lower_structure
@@ -44,6 +44,7 @@ def build(structure: Structure, device: torch.device) -> Backend:
         minibatch_step=partial(minibatch_step, network),
         epoch=partial(epoch, network),
         evaluate=partial(evaluate, network),
+        watched_epoch=partial(watched_epoch, network),
         describe=lambda: ("native: the whole network in one C++ library", *of_no_use),
         independent=True,
     )

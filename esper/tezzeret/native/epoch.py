@@ -1,7 +1,7 @@
 """An epoch of the native network: rows collected once, one call of the library for k minibatches, rows written back."""
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,8 +13,9 @@ from esper.leyline.config import Isolation
 from esper.leyline.events import Epoch
 from esper.leyline.hypers import HyperParams
 from esper.leyline.learners import Learners, Weights
+from esper.tezzeret.backend import WatchedBatches
 from esper.tezzeret.batches import Batch, Batches, batch_at
-from esper.tezzeret.health import SlotGradients, measure_health, rows_finite
+from esper.tezzeret.health import MinibatchGradients, SlotGradients, measure_health, rows_finite
 from esper.tezzeret.learn import RateTable, rate_table
 from esper.tezzeret.native.learning import Averages, Learning
 from esper.tezzeret.native.library import as_numbers
@@ -88,8 +89,15 @@ def epoch(
     network: Network, hypers: HyperParams, plan: Plan, learners: Learners, alphas: Tensor, batches: Batches
 ) -> tuple[Learners, Epoch]:
     """``epoch`` of the definition."""
-    structure = network.structure
-    batches = batches._replace(inputs=as_numbers(batches.inputs))
+    return watched_epoch(network, hypers, plan, learners, alphas, WatchedBatches(batches))[:2]
+
+
+def watched_epoch(
+    network: Network, hypers: HyperParams, plan: Plan, learners: Learners, alphas: Tensor, watched: WatchedBatches
+) -> tuple[Learners, Epoch, Any]:
+    """``watched_epoch`` of the definition: where gradients are watched, a call of the library for every minibatch."""
+    structure, kept, fold = network.structure, watched.start, watched.fold
+    batches = watched.batches._replace(inputs=as_numbers(watched.batches.inputs))
     rows = gather(structure, plan, learners)
     learning = _learning(
         network, rate_table(hypers), plan, rows, _schedule(hypers, structure, learners, batches.length)
@@ -97,16 +105,27 @@ def epoch(
     seeds = _seed_rows(plan, rows, alphas)
     learns_own = structure.config.isolation is Isolation.OBJECTIVE
     own = hypers.alpha_target.expand(alphas.shape[0]).contiguous() if learns_own else None
-    loss = score = torch.zeros_like(alphas[:, :0]).sum(1)
-    for first, inputs, targets in _minibatches(structure, batches):
+    seen = list[tuple[Tensor, Tensor]]()
+    for first, inputs, targets in _minibatches(structure, batches, fold is not None):
         part = (inputs, targets, rows.host.params, seeds, own, learning.behind(first))
         result = train(network.train, *part)
-        loss, score = loss + result.losses.mean(2).sum(0), score + result.hits.mean(2).sum(0)
+        seen.append((result.losses, result.hits))
+        kept = kept if fold is None else fold(kept, _seen_gradients(structure, plan, result))
+    loss, score = _sums(alphas, seen, _is_as_stored(structure))
     rows = _aged(rows, batches.length)
-    health = measure_health(structure, hypers, result.host, _seed_gradients(structure, plan, result))
+    health = measure_health(structure, hypers, *_seen_gradients(structure, plan, result))
     finite = torch.isfinite(loss) & torch.isfinite(health.host_norm) & _finite(plan, rows)
     measures = Epoch(loss / batches.length, 100 * score / batches.length, finite, health)
-    return scatter(structure, plan, learners, rows), measures
+    return scatter(structure, plan, learners, rows), measures, kept
+
+
+def _sums(alphas: Tensor, seen: Sequence[tuple[Tensor, Tensor]], whole: bool) -> tuple[Tensor, Tensor]:
+    """Mean losses and scores of minibatches, added up [E]; ``whole``: as if one call had given all of them."""
+    calls = [tuple(torch.cat(parts) for parts in zip(*seen, strict=True))] if whole else seen
+    loss = score = torch.zeros_like(alphas[:, :0]).sum(1)
+    for losses, hits in calls:
+        loss, score = loss + losses.mean(2).sum(0), score + hits.mean(2).sum(0)
+    return loss, score
 
 
 def _seed_rows(plan: Plan, rows: Rows, alphas: Tensor) -> list[SeedRows]:
@@ -127,18 +146,28 @@ def _seed_rows(plan: Plan, rows: Rows, alphas: Tensor) -> list[SeedRows]:
     ]
 
 
-def _minibatches(structure: Structure, batches: Batches) -> Iterator[tuple[int, Tensor | BatchIndex, Tensor]]:
+def _is_as_stored(structure: Structure) -> bool:
+    """Whether samples are read as they are."""
+    config = structure.config
+    return not (config.crop_padding or config.mirror or structure.augment is not None)
+
+
+def _minibatches(
+    structure: Structure, batches: Batches, singly: bool
+) -> Iterator[tuple[int, Tensor | BatchIndex, Tensor]]:
     """What the library takes in one call: number of the first minibatch, inputs, targets [k, E, B, ...].
 
-    Where samples are read as they are, all minibatches by their places in the dataset; else one after the other.
+    Where samples are read as they are, all minibatches by their places in the dataset; else, and where they are asked
+    for ``singly``, one after the other.
     """
-    config = structure.config
-    if config.crop_padding or config.mirror or structure.augment is not None:
+    if not _is_as_stored(structure):
         for step in range(batches.length):
             batch = batch_at(structure, batches, step)
             yield step, batch.inputs, batch.targets.unsqueeze(0)
         return
-    yield 0, BatchIndex(batches.inputs, batches.picks), batches.all_targets
+    picks, targets = batches.picks, batches.all_targets
+    for part in [slice(step, step + 1) for step in range(batches.length)] if singly else [slice(None)]:
+        yield part.start or 0, BatchIndex(batches.inputs, picks[part]), targets[part]
 
 
 def _learning(network: Network, table: RateTable, plan: Plan, rows: Rows, planned: Schedule) -> Learning:
@@ -189,7 +218,7 @@ def _decays(structure: Structure, plan: Plan) -> tuple[tuple[Tensor, ...], tuple
     return tuple(seeds), tuple(gates)
 
 
-def _seed_gradients(structure: Structure, plan: Plan, result: NetworkGradients) -> list[SlotGradients]:
+def _seen_gradients(structure: Structure, plan: Plan, result: NetworkGradients) -> MinibatchGradients:
     found = []
     for slot, listed, grads in zip(structure.slots, plan.slots, result.seeds, strict=True):
         parts = grads.split([count for _, count in listed.kinds]) if listed.kinds else ()
@@ -198,7 +227,7 @@ def _seed_gradients(structure: Structure, plan: Plan, result: NetworkGradients) 
         found.append(
             SlotGradients(tuple(kind for kind, _ in listed.kinds), own, listed.row_of.clamp(min=0), listed.row_of >= 0)
         )
-    return found
+    return MinibatchGradients(result.host, tuple(found))
 
 
 def _finite(plan: Plan, rows: Rows) -> Tensor:

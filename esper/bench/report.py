@@ -93,7 +93,7 @@ def claims(found: list[Finding]) -> str:
     """Ratios and counts with their limits."""
     if not found:
         return ""
-    widths = (-58, 8, 8, 8, 8, 8, 8, 8, -8)
+    widths = (-58, 4, 7, 7, 7, 7, 7, 7, -8)
     heads = ("ratio, or count", "E", "median", "p10", "p25", "p75", "p90", "limit", "")
     lines = [line(zip(heads, widths, strict=True))]
     for each in found:

@@ -1,7 +1,8 @@
 """Public operations: what the package's own functions do, told as events while somebody listens.
 
-``public`` stands before every function that users call; outside of a ``telling`` block it calls the function and
-nothing else. Within one, each call is an event on success and another on failure, with the time it took.
+``public`` stands before every function that users call; outside of a ``telling`` block, and in a graph that
+torch.compile traces, it calls the function and nothing else. Within one, each call is an event on success and another
+on failure, with the time it took.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,6 +10,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
 from typing import ParamSpec, TypeVar
+
+import torch
 
 from esper.nissa.event_record import OPERATIONS
 from esper.nissa.operations import OperationLog
@@ -47,7 +50,7 @@ def public(operation: str) -> Callable[[Callable[Arguments, Result]], Callable[A
     def decorate(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
         @wraps(function)
         def run(*arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
-            log = _LISTENING.get()
+            log = None if torch.compiler.is_compiling() else _LISTENING.get()  # nobody listens within a graph
             if log is None:
                 return function(*arguments, **named)
             with log(operation):

@@ -24,7 +24,7 @@ WATCHED: tuple[Callable[..., Any], ...] = (
     *(engine.init, engine.step, engine.reset),
     *(lifecycle.refusals, lifecycle.apply_action, lifecycle.tick),
     *(arena.init_seeds, training.train_epoch, evaluation.evaluate, evaluation.measure, evaluation.shapley_values),
-    *(metrics.record, governor.govern, signals.update_signals, variations.own_hypers),
+    *(metrics.record, governor.govern, signals.update_signals, signals.remember_decision, variations.own_hypers),
     *(observation.observe, rewards.reward),
     *(environments.select, environments.concatenate, environments.replace),
 )

@@ -24,7 +24,7 @@ from esper.tezzeret.backend import Backend, Plan
 from esper.tolaria.data import Dataset, Part
 from esper.tolaria.evaluation import evaluate, measure, shapley_values
 from esper.tolaria.governor import govern
-from esper.tolaria.signals import update_signals
+from esper.tolaria.signals import remember_decision, update_signals
 from esper.tolaria.training import train_epoch
 from esper.tolaria.variations import own_hypers
 from esper.utils import rng
@@ -79,6 +79,14 @@ def _governed(arguments: StepArguments) -> Any:
     return govern(arguments.structure, arguments.hypers, arguments.state, active, arguments.epoch, arguments.evaluation)
 
 
+def _remembered(arguments: StepArguments) -> Any:
+    accuracy = arguments.evaluation.accuracy
+    _, result = lifecycle.apply_action(
+        arguments.structure, arguments.hypers, arguments.state.slots, arguments.action, accuracy
+    )
+    return remember_decision(arguments.structure.config, arguments.state.signals, result)
+
+
 CASES: dict[str, Callable[[StepArguments], Any]] = {
     "refusals": lambda s: lifecycle.refusals(s.structure, s.hypers, s.state.slots),
     "apply_action": lambda s: lifecycle.apply_action(
@@ -90,6 +98,7 @@ CASES: dict[str, Callable[[StepArguments], Any]] = {
     "update_signals": lambda s: update_signals(
         s.hypers, s.state.signals, s.epoch, s.evaluation, keep=s.evaluation.accuracy < 40
     ),
+    "remember_decision": _remembered,
     "observe": _observed,
     "own_hypers": lambda s: own_hypers(s.hypers, s.state.context, s.data.variation),
     "init_seeds": _fresh,
@@ -112,6 +121,7 @@ KEEPS_STRUCTURE = {
     "tick": lambda s: s.state.slots,
     "record": lambda s: s.state.slots,
     "update_signals": lambda s: s.state.signals,
+    "remember_decision": lambda s: s.state.signals,
     "init_seeds": lambda s: learners_of(s.state),
     "train_epoch": lambda s: s.state,
     "govern": lambda s: s.state,

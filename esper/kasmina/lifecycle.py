@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from esper.kasmina.alpha import ramp, targets
-from esper.kasmina.quality_gates import CANDIDATE_GATES, GATES, failed_gate, is_due, is_open
-from esper.kasmina.structure import Structure, seed_sizes
-from esper.leyline.actions import NONE, TARGETS, Codec, Op
+from esper.kasmina.quality_gates import CANDIDATE_GATES, is_due, is_open
+from esper.kasmina.refusals import EMPTY, OP_CAUSE, asked_targets, refusals
+from esper.kasmina.structure import Structure
+from esper.leyline.actions import NONE, Op
 from esper.leyline.codes import Refusal
 from esper.leyline.config import Config
 from esper.leyline.events import ActionResult, Life
@@ -21,30 +22,18 @@ from esper.leyline.stages import (
     HELD,
     LIVE,
     STAGES,
-    TERMINAL,
     TRANSITIONS,
-    WEIGHED,
     Alpha,
     Cause,
     Stage,
     edges,
     is_in,
     routes,
-    sources,
 )
 from esper.leyline.state import Slots
 
-OP_CAUSE = {op: Cause[op.name] for op in Op if op.name in Cause.__members__}
-"""Operations that move a seed from stage to stage, and what they are called in the table of transitions."""
-
-FROM = {op: sources(cause) for op, cause in OP_CAUSE.items()} | {Op.RETARGET: WEIGHED}
-"""The stages in which an operation may be carried out; WAIT may in all."""
-
 PLACING = tuple(op for op, cause in OP_CAUSE.items() if any(edge.gate in CANDIDATE_GATES for edge in edges(cause)))
 """Operations that place a fresh seed."""
-
-(EMPTY,) = routes(Cause.INIT)
-"""The stage in which slots begin."""
 
 BLANK: dict[str, float | int | bool] = {
     "stage": int(EMPTY),
@@ -131,57 +120,6 @@ def _follow(hypers: HyperParams, slots: Slots, mask: Tensor, cause: Cause, accur
     return slots
 
 
-def refusals(structure: Structure, hypers: HyperParams, slots: Slots) -> tuple[Tensor, Tensor]:
-    """Why each action would be refused: the exact mask, and the reasons behind it.
-
-    Args:
-      structure: for the codec and the seeds' sizes.
-      hypers: thresholds of the gates.
-      slots: [E, S].
-
-    Returns:
-      refusal int64 [E, A] (``Refusal``; 0 = legal; WAIT is always 0) and failed int64 [E, A] (``Check`` bits, where
-      the refusal is GATE_FAILED).
-    """
-    codec = structure.codec
-    at = codec.slot.clamp(min=0)
-    op = codec.op.expand(slots.batch_size[0], -1)
-    if structure.config.num_slots == 0:
-        return torch.zeros_like(op), torch.zeros_like(op)
-    stage, held = slots.stage[:, at], seed_sizes(structure, slots)
-    replaced = torch.where(op == int(Op.CHANGE_BLUEPRINT), held[:, at], 0)
-    others = held.sum(1, keepdim=True) - replaced
-    bids = {gate: asks(hypers, others, structure.action_sizes) for gate, asks in CANDIDATE_GATES.items()}
-    failed = torch.zeros_like(op)
-    for each, cause in OP_CAUSE.items():
-        gates = {edge.gate for edge in edges(cause)}
-        for gate, bits in bids.items():
-            failed = torch.where(op == int(each), failed | bits, failed) if gate in gates else failed
-        if gates & GATES.keys():
-            failed = torch.where(op == int(each), failed_gate(hypers, slots, cause)[:, at], failed)
-
-    refusal = torch.where(failed != 0, int(Refusal.GATE_FAILED), 0)
-    same = (op == int(Op.CHANGE_BLUEPRINT)) & (slots.blueprint[:, at] == codec.blueprint)
-    refusal = torch.where(same, int(Refusal.SAME_BLUEPRINT), refusal)
-    if Op.RETARGET in codec.ops:
-        asked = _asked(codec, slots)
-        same = (op == int(Op.RETARGET)) & (targets(hypers, slots)[:, at] == asked)
-        refusal = torch.where(same, int(Refusal.SAME_TARGET), refusal)
-    for each in codec.ops[1:]:
-        allowed = is_in(stage, FROM[each])
-        refusal = torch.where((op == int(each)) & ~allowed, _stage_refusal(each, stage), refusal)
-    refusal = torch.where(op == int(Op.WAIT), int(Refusal.NONE), refusal)
-    return refusal, torch.where(refusal == int(Refusal.GATE_FAILED), failed, 0)
-
-
-def _asked(codec: Codec, slots: Slots) -> Tensor:
-    """The weight that each action asks for, [A]; -1 where it asks for none."""
-    asked = torch.full_like(codec.target, NONE, dtype=slots.alpha.dtype)  # filled in on the device: nothing is uploaded
-    for number, target in enumerate(TARGETS):
-        asked = asked.masked_fill(codec.target == number, target)
-    return asked
-
-
 def _retarget(slots: Slots, mask: Tensor, target: Tensor) -> Slots:
     """Give the slots in ``mask`` another target, [E]. Where alpha climbs, it goes on to it; elsewhere, and where alpha
     is above it, it is there at once.
@@ -189,15 +127,6 @@ def _retarget(slots: Slots, mask: Tensor, target: Tensor) -> Slots:
     asked = target.unsqueeze(1)
     climbing = is_in(slots.stage, CLIMBING)
     return _where(mask, slots, target=asked, alpha=torch.where(climbing, torch.minimum(slots.alpha, asked), asked))
-
-
-def _stage_refusal(op: Op, stage: Tensor) -> Tensor:
-    """What to say of an operation in a stage from which it may take no transition."""
-    other = Refusal.OCCUPIED if op is Op.GERMINATE else Refusal.WRONG_STAGE
-    reason = torch.full_like(stage, int(other))
-    for stages, told in ((EMPTY,), Refusal.EMPTY), (FAILURE, Refusal.BLOCKED), (TERMINAL, Refusal.PERMANENT):
-        reason = torch.where(is_in(stage, stages), int(told), reason)
-    return reason
 
 
 def apply_action(
@@ -218,7 +147,7 @@ def apply_action(
     codec = structure.codec
     inside = (action >= 0) & (action < codec.size)
     index = torch.where(inside, action, 0)
-    refusal, failed = (table.gather(1, index.unsqueeze(1)).squeeze(1) for table in refusals(structure, hypers, slots))
+    refusal, failed = (each.squeeze(1) for each in refusals(structure, hypers, slots, index.unsqueeze(1)))
     refusal = torch.where(inside, refusal, int(Refusal.OUT_OF_RANGE))
     op = torch.where(refusal == 0, codec.op[index], int(Op.WAIT))
     slot = torch.where(op == int(Op.WAIT), NONE, codec.slot[index])
@@ -235,7 +164,7 @@ def apply_action(
         if each not in PLACING:
             slots = _follow(hypers, slots, chosen(each), cause, accuracy)
     if Op.RETARGET in codec.ops:
-        slots = _retarget(slots, chosen(Op.RETARGET), _asked(codec, slots)[index])
+        slots = _retarget(slots, chosen(Op.RETARGET), asked_targets(codec, slots)[index])
     return slots, ActionResult(action, op, slot, refusal, failed)
 
 

@@ -108,6 +108,10 @@ class Codec(NamedTuple):
         columns = {name: getattr(self, name)[:count] for name in COLUMNS}
         return self._replace(actions=self.actions[:count], **columns)
 
+    def at(self, index: Tensor) -> "Codec":
+        """The same with the columns of some actions, by int64 indices of any shape, in place of all."""
+        return self._replace(**{name: getattr(self, name)[index] for name in COLUMNS})
+
     def to(self, device: torch.device | None) -> "Codec":
         """The same with its columns on a device."""
         columns = {name: getattr(self, name).to(device) for name in COLUMNS}

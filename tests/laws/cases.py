@@ -138,7 +138,8 @@ def token_task(settings: dict[str, Any]) -> esper.Task:
     parts = [every.take(which) for which in (slice(48), slice(48, 78), slice(78, None))]
     data = Dataset("random text", *parts, vocabulary)
     host = transformer_host(vocabulary, block, num_layers=1, num_heads=2, width=4)
-    return esper.Task("small text", host, TOKEN_BLUEPRINTS, data, settings | {"slots": (0, 0, 1), "decision_history": 2})
+    settings = settings | {"slots": (0, 0, 1), "decision_history": 2}
+    return esper.Task("small text", host, TOKEN_BLUEPRINTS, data, settings)
 
 
 def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:

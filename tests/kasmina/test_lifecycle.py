@@ -459,6 +459,9 @@ class Lifecycle(RuleBasedStateMachine):
     def every_action_is_judged_as_the_model_does(self) -> None:
         with unwritten(self.slots):
             refusal, failed = lifecycle.refusals(self.structure, self.hypers, self.slots)
+            backwards = torch.arange(refusal.shape[1]).flip(0).expand_as(refusal)
+            asked = lifecycle.refusals(self.structure, self.hypers, self.slots, backwards)
+        assert torch.equal(asked[0].flip(1), refusal) and torch.equal(asked[1].flip(1), failed)
         self.refusal = refusal.tolist()
         for env, model in enumerate(self.model):
             wanted = [model.judge(*action) for action in self.structure.codec.actions]

@@ -53,6 +53,7 @@ HEADS = (
     "over best fixed, %",
     "exploring, % by third",
     "arms tried, %",
+    "best fixed arm, %",
 )
 """Columns of the table."""
 
@@ -72,8 +73,10 @@ def after(scene: Scene, name: str, episodes: int) -> Page:
         seed = TRAINING + 2 * episode
         statistics = outcome_of(scene, bandit_policy(name, bandit, statistics), seed).memory.statistics
     played = outcome_of(scene, bandit_policy(name, bandit, statistics), HELD_OUT)
-    tried = float((played.memory.statistics.chosen > 0).double().mean())
-    return page_of(scene.engine, played, tried=tried)
+    chosen = played.memory.statistics.chosen
+    now = (chosen - (0 if statistics is None else statistics.chosen)).sum(0).double()
+    tried = float((chosen > 0).double().mean())
+    return page_of(scene.engine, played, tried=tried, shares=(now / now.sum().clamp(min=1)).tolist())
 
 
 def interval(figure: Callable[[Tensor], Tensor], envs: int) -> dict[str, float]:
@@ -160,6 +163,8 @@ def study(book: Book, task: str, envs: int, episodes: int, backend: str) -> dict
         for name in STRATEGIES:
             found = book.page(name + label, partial(after, where, name, number))
             rows[name + label] = row(found, wait, rivals)
+            if "shares" in found.facts:  # a book of before has none
+                rows[name + label]["best_share"] = found.facts["shares"][best]
     return {
         "task": task,
         "envs": envs,
@@ -203,7 +208,7 @@ def text(found: dict[str, Any]) -> str:
         cells += [shown(each["effectiveness"])]
         cells += [shown(each.get(key), "+.1f") for key in ("minus first", "minus best fixed")]
         cells += [shown(each.get(key), "+.0f") for key in ("over first", "over best fixed")] + [explored]
-        cells.append(f"{100 * each['tried']:.0f}" if "tried" in each else "")
+        cells += [f"{100 * each[key]:.0f}" if key in each else "" for key in ("tried", "best_share")]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", "Fixed arms on training environments, pp/adaptation:", ""]
     lines += [f"- {name}: {value:.1f}" for name, value in found["fixed_on_training"].items()]

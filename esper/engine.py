@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from esper.kasmina import arena, lifecycle, metrics
 from esper.kasmina.graph import graph_of
+from esper.kasmina.refusals import legal
 from esper.kasmina.slot_table import take_table
 from esper.kasmina.structure import Structure, seed_sizes
 from esper.leyline.actions import Codec
@@ -108,7 +109,7 @@ def step(
     state, epoch = train_epoch(structure.config, backend, hypers, with_learners(state, learners), plan, data)
     evaluation = evaluate(backend, hypers, state, table, plan, data)
 
-    slots = metrics.record(hypers, state.slots, epoch, evaluation)
+    slots = metrics.record(hypers, state.slots, epoch, evaluation) if table.any_held else state.slots
     slots, life = lifecycle.tick(structure.config, hypers, slots, evaluation.accuracy)
     state = state.replace(slots=slots, epoch=state.epoch + 1, rounds=state.rounds + 1)
 
@@ -272,7 +273,7 @@ class Engine:
     def mask(self, state: State) -> Tensor:
         """Which actions are legal, bool [E, A]; exactly those that ``step`` would not refuse."""
         self._fit(state)
-        return lifecycle.refusals(self.structure, self.hypers, state.slots)[0] == 0
+        return legal(self.structure, self.hypers, state.slots)
 
     @cached_property
     def _swept(self) -> tuple[str, int] | None:

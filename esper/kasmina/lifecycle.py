@@ -1,15 +1,17 @@
 """The life cycle, element by element on [E, S]: decisions, the clock, and removal by the governor.
 
 Only lifecycle fields change here; parameters follow in ``arena.init_seeds``. What happens is read from the tables of
-``leyline.stages``: code loops over edges and asks stages for their traits; it names none.
+``leyline.stages``: code loops over edges and asks stages for their traits; it names none. What would happen to no slot
+is left out where that is known without asking a device.
 """
 
 import torch
 from torch import Tensor
 
 from esper.kasmina.alpha import ramp, targets
+from esper.kasmina.legal_stages import EMPTY, OP_CAUSE
 from esper.kasmina.quality_gates import CANDIDATE_GATES, is_due, is_open
-from esper.kasmina.refusals import EMPTY, OP_CAUSE, asked_targets, refusals
+from esper.kasmina.refusals import asked_targets, refusals
 from esper.kasmina.structure import Structure
 from esper.leyline.actions import NONE, Op
 from esper.leyline.codes import Refusal
@@ -31,6 +33,7 @@ from esper.leyline.stages import (
     routes,
 )
 from esper.leyline.state import Slots
+from esper.utils.masks import holds_nowhere
 
 PLACING = tuple(op for op, cause in OP_CAUSE.items() if any(edge.gate in CANDIDATE_GATES for edge in edges(cause)))
 """Operations that place a fresh seed."""
@@ -60,6 +63,8 @@ def empty_slots(num_envs: int, num_slots: int, dtype: torch.dtype, device: torch
 
 def _where(mask: Tensor, slots: Slots, **values: Tensor | float | int | bool) -> Slots:
     """Replace fields where ``mask`` [E, S] holds."""
+    if holds_nowhere(mask):
+        return slots
     return slots.replace(**{name: torch.where(mask, value, slots[name]) for name, value in values.items()})
 
 
@@ -87,6 +92,8 @@ def _germinate(slots: Slots, mask: Tensor, blueprint: Tensor, blend: Tensor, acc
 
 
 def _step_ramp(hypers: HyperParams, slots: Slots, mask: Tensor) -> Slots:
+    if holds_nowhere(mask):
+        return slots
     done = slots.ramp + 1
     total, target = over(hypers.blend_epochs, 1), targets(hypers, slots)
     alpha = ramp(slots.blend, done, total, target, over(hypers.sigmoid_steepness, 1))
@@ -114,6 +121,8 @@ def _arrive(hypers: HyperParams, slots: Slots, mask: Tensor, stage: Stage, accur
 
 def _follow(hypers: HyperParams, slots: Slots, mask: Tensor, cause: Cause, accuracy: Tensor) -> Slots:
     """Move the slots in ``mask`` where ``cause`` leads from their stages; their gates are open."""
+    if holds_nowhere(mask):
+        return slots
     before = slots.stage
     for target, stages in routes(cause).items():
         slots = _arrive(hypers, slots, mask & is_in(before, stages), target, accuracy)
@@ -124,6 +133,8 @@ def _retarget(slots: Slots, mask: Tensor, target: Tensor) -> Slots:
     """Give the slots in ``mask`` another target, [E]. Where alpha climbs, it goes on to it; elsewhere, and where alpha
     is above it, it is there at once.
     """
+    if holds_nowhere(mask):
+        return slots
     asked = target.unsqueeze(1)
     climbing = is_in(slots.stage, CLIMBING)
     return _where(mask, slots, target=asked, alpha=torch.where(climbing, torch.minimum(slots.alpha, asked), asked))

@@ -14,6 +14,7 @@ from esper.leyline.codes import Check, Gate
 from esper.leyline.hypers import HyperParams, over
 from esper.leyline.stages import Cause, Edge, Stage, Timer, edges
 from esper.leyline.state import Slots
+from esper.utils.masks import holds_nowhere
 
 
 def _bits(failed: Tensor, check: Check) -> Tensor:
@@ -132,8 +133,9 @@ def failed_gate(hypers: HyperParams, slots: Slots, cause: Cause) -> Tensor:
     """
     failed = torch.zeros_like(slots.stage)
     for edge in edges(cause):
-        if edge.gate in GATES:
-            failed = torch.where(slots.stage == int(edge.source), GATES[edge.gate](hypers, slots), failed)
+        at_source = slots.stage == int(edge.source)
+        if edge.gate in GATES and not holds_nowhere(at_source):
+            failed = torch.where(at_source, GATES[edge.gate](hypers, slots), failed)
     return failed
 
 
@@ -156,5 +158,8 @@ def is_due(horizon: int, hypers: HyperParams, slots: Slots, edge: Edge) -> Tenso
     Returns:
       bool [E, S]: the stage is the edge's source, its gate is open, its timer has run out.
     """
-    due = (slots.stage == int(edge.source)) & is_open(hypers, slots, edge)
+    at_source = slots.stage == int(edge.source)
+    if holds_nowhere(at_source):
+        return at_source
+    due = at_source & is_open(hypers, slots, edge)
     return due if edge.timer is None else due & TIMERS[edge.timer](horizon, hypers, slots)

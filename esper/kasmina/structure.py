@@ -15,6 +15,7 @@ from esper.kasmina.augment import Augment
 from esper.kasmina.blueprint import Blueprint
 from esper.kasmina.host import Host, check_ties
 from esper.kasmina.layout import Layout
+from esper.kasmina.legal_stages import stage_refusals
 from esper.kasmina.narrow import Part, find_wide
 from esper.kasmina.objectives import Objective
 from esper.kasmina.optimizers import Optimizer, decays, find_optimizer
@@ -23,6 +24,7 @@ from esper.kasmina.sowing import Kinds, buffer_kinds, param_kinds
 from esper.leyline.actions import BLENDS, NONE, Blend, Codec, build_codec
 from esper.leyline.config import Config, ConfigError
 from esper.leyline.state import Slots
+from esper.utils.masks import holds_nowhere
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +43,7 @@ class Structure:
       sizes: int64 [S, K]; parameters of each blueprint at each slot.
       gate_sizes: int64 [S]; parameters of each slot's gate.
       action_sizes: int64 [A]; parameters of the seed that each action places, 0 where it places none.
+      stage_refusals: int64 [operations, stages]; what is said of an operation in a stage, 0 where it is legal.
       host_decays: bool [P]; which numbers of a host a decoupled decay shrinks.
       slot_of_column: int64 [Q]; the slot each column of the seed arena belongs to.
       slot_of_buffer: int64 [R]; the same of the seeds' buffers.
@@ -64,6 +67,7 @@ class Structure:
     sizes: Tensor
     gate_sizes: Tensor
     action_sizes: Tensor
+    stage_refusals: Tensor
     host_decays: Tensor
     slot_of_column: Tensor
     slot_of_buffer: Tensor
@@ -177,6 +181,7 @@ def build_structure(
         sizes=table([size for row in rows for size in row]).reshape(len(slots), len(blueprints)),
         gate_sizes=table([slot.gate.size for slot in slots]),
         action_sizes=table(_action_sizes(codec, rows, slots)),
+        stage_refusals=torch.tensor(stage_refusals(), device=device),
         host_decays=decays(host.layout).to(device),
         slot_of_column=table([number for number, slot in enumerate(slots) for _ in range(slot.width)]),
         slot_of_buffer=table([number for number, slot in enumerate(slots) for _ in range(slot.buffer_width)]),
@@ -271,7 +276,10 @@ def is_gated(blend: Tensor) -> Tensor:
 
 def seed_sizes(structure: Structure, slots: Slots) -> Tensor:
     """Parameters each slot's seed adds, its gate included; 0 where empty. int64 [E, S]."""
+    held = slots.blueprint != NONE
+    if holds_nowhere(held):
+        return torch.zeros_like(slots.blueprint)
     rows = torch.arange(structure.config.num_slots, device=slots.stage.device)
     size = structure.sizes[rows, slots.blueprint.clamp(min=0)]
     size = size + torch.where(is_gated(slots.blend), structure.gate_sizes, 0)
-    return torch.where(slots.blueprint == NONE, 0, size)
+    return torch.where(held, size, 0)

@@ -181,8 +181,16 @@ def routes(cause: Cause) -> dict[Stage, tuple[Stage, ...]]:
     return {target: tuple(edge.source for edge in edges(cause) if edge.target is target) for target in targets}
 
 
+def runs(stages: Iterable[Stage]) -> list[tuple[int, int]]:
+    """A set of stages as runs of consecutive numbers, first and last."""
+    numbers = sorted({int(stage) for stage in stages})
+    firsts = [number for number in numbers if number - 1 not in numbers]
+    lasts = [number for number in numbers if number + 1 not in numbers]
+    return list(zip(firsts, lasts, strict=True))
+
+
 def is_in(stage: Tensor, stages: Iterable[Stage]) -> Tensor:
-    """Elementwise: is the stage one of ``stages``?
+    """Elementwise: is the stage one of ``stages``? A comparison or two for every run of consecutive numbers.
 
     Args:
       stage: int64 [...], stage numbers.
@@ -191,7 +199,8 @@ def is_in(stage: Tensor, stages: Iterable[Stage]) -> Tensor:
     Returns:
       bool [...].
     """
-    member = torch.zeros_like(stage, dtype=torch.bool)
-    for candidate in stages:
-        member = member | (stage == int(candidate))
-    return member
+    member: Tensor | None = None
+    for first, last in runs(stages):
+        within = stage == first if first == last else (stage >= first) & (stage <= last)
+        member = within if member is None else member | within
+    return torch.zeros_like(stage, dtype=torch.bool) if member is None else member

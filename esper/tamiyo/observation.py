@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from esper.leyline.actions import Blend
 from esper.leyline.config import Config, ConfigError
@@ -95,6 +94,11 @@ class Column(NamedTuple):
 def squash(x: Tensor) -> Tensor:
     """Map [0, inf] onto [0, 1]: x / (1 + x)."""
     return torch.where(torch.isinf(x), 1.0, x / (1 + x))
+
+
+def one_hot(number: Tensor, count: int) -> Tensor:
+    """1 at the number's place of ``count``, float32 [..., count]; zeros where it has none, which torch's refuses."""
+    return (number.unsqueeze(-1) == torch.arange(count, device=number.device)).float()
 
 
 def _one(config: Config, blueprints: Sequence[str]) -> list[str]:
@@ -222,21 +226,21 @@ PER_SLOT: tuple[Column, ...] = (
         "1",
         "one-hot",
         lambda config, blueprints: [f"={stage.name}" for stage in STAGES],
-        lambda v: F.one_hot(v.state.slots.stage - 1, len(STAGES)).float(),
+        lambda v: one_hot(v.state.slots.stage - 1, len(STAGES)),
     ),
     Column(
         "blueprint",
         "1",
         "one-hot, zeros when empty",
         lambda config, blueprints: [f"={name}" for name in blueprints],
-        lambda v: F.one_hot(v.state.slots.blueprint + 1, v.num_blueprints + 1)[..., 1:].float(),
+        lambda v: one_hot(v.state.slots.blueprint, v.num_blueprints),
     ),
     Column(
         "blend",
         "1",
         "one-hot, zeros when empty",
         lambda config, blueprints: [f"={blend.name}" for blend in Blend],
-        lambda v: F.one_hot(v.state.slots.blend + 1, len(Blend) + 1)[..., 1:].float(),
+        lambda v: one_hot(v.state.slots.blend, len(Blend)),
     ),
 )
 """Columns of every slot, slot after slot."""

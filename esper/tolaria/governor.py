@@ -15,6 +15,7 @@ from esper.leyline.events import Epoch, Evaluation, Judgement
 from esper.leyline.hypers import HyperParams
 from esper.leyline.stages import ACTIVE, Stage, is_in
 from esper.leyline.state import Governor, ParamState, Snapshot, State
+from esper.utils.masks import holds_nowhere
 
 
 def initial_governor(config: Config, num_envs: int, device: torch.device) -> Governor:
@@ -114,6 +115,8 @@ def _select_params(mask: Tensor, chosen: ParamState, other: ParamState) -> Param
 
 def roll_back_host(state: State, bad: Tensor) -> State:
     """Restore host and buffers of the environments in ``bad`` [E] from the snapshot."""
+    if holds_nowhere(bad):
+        return state
     return state.replace(
         host=_select_params(bad, state.snapshot.host, state.host),
         buffers=_select(bad, state.snapshot.buffers, state.buffers),
@@ -122,6 +125,8 @@ def roll_back_host(state: State, bad: Tensor) -> State:
 
 def roll_back_seeds(structure: Structure, state: State, bad: Tensor) -> State:
     """Restore fossilized seeds of the environments in ``bad`` [E] from the snapshot; blank the rest of their arena."""
+    if holds_nowhere(bad):
+        return state
     fossil = (state.slots.stage == int(Stage.FOSSILIZED)) & bad.unsqueeze(1)
     lost = ~fossil & bad.unsqueeze(1)
     columns, held = structure.slot_of_column, structure.slot_of_buffer
@@ -145,6 +150,8 @@ def take_snapshot(hypers: HyperParams, state: State, calm: Tensor, any_held: boo
     waiting = (state.slots.stage == int(Stage.PROBATIONARY)) & ~state.slots.in_snapshot
     due = (state.epoch % hypers.snapshot_epochs.to(torch.int64) == 0) | waiting.any(1)
     take = calm & due
+    if holds_nowhere(take):
+        return state
     snapshot = Snapshot(
         host=_select_params(take, state.host, state.snapshot.host),
         buffers=_select(take, state.buffers, state.snapshot.buffers),

@@ -9,6 +9,7 @@ from esper.leyline.config import Config
 from esper.leyline.events import ActionResult, Epoch, Evaluation
 from esper.leyline.hypers import HyperParams
 from esper.leyline.state import Signals
+from esper.utils.masks import holds_nowhere
 
 
 def initial_signals(config: Config, num_envs: int, num_classes: int, device: torch.device) -> Signals:
@@ -85,6 +86,8 @@ def update_signals(
         "vanishing": epoch.health.vanishing,
         "exploding": epoch.health.exploding,
     }
+    if holds_nowhere(keep):
+        return signals.replace(**new)
     rows = {
         name: torch.where(keep.reshape(-1, *(1,) * (value.dim() - 1)), signals[name], value)
         for name, value in new.items()

@@ -22,6 +22,7 @@ from esper.kasmina import lifecycle
 from esper.kasmina.cnn import cnn_host
 from esper.kasmina.conv_blueprints import ATTENTION, CONV_SMALL, NORM
 from esper.kasmina.objectives import cross_entropy
+from esper.kasmina.refusals import legal
 from esper.kasmina.structure import Structure, build_structure
 from esper.leyline.actions import Action, Blend, Op
 from esper.leyline.codes import Check, Refusal
@@ -461,10 +462,12 @@ class Lifecycle(RuleBasedStateMachine):
             refusal, failed = lifecycle.refusals(self.structure, self.hypers, self.slots)
             backwards = torch.arange(refusal.shape[1]).flip(0).expand_as(refusal)
             asked = lifecycle.refusals(self.structure, self.hypers, self.slots, backwards)
+            allowed = legal(self.structure, self.hypers, self.slots)
         assert torch.equal(asked[0].flip(1), refusal) and torch.equal(asked[1].flip(1), failed)
         self.refusal = refusal.tolist()
         for env, model in enumerate(self.model):
             wanted = [model.judge(*action) for action in self.structure.codec.actions]
+            assert allowed[env].tolist() == [reason == 0 for reason, _ in wanted]
             got = list(zip(self.refusal[env], failed[env].tolist(), strict=True))
             for action, ours, theirs in zip(self.structure.codec.actions, wanted, got, strict=True):
                 assert theirs == ours, (action, asdict(model.slots[action.slot]))

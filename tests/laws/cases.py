@@ -11,6 +11,7 @@ from torch import Tensor
 import esper
 from esper.engine import Engine, step
 from esper.kasmina import arena, lifecycle, metrics
+from esper.kasmina.refusals import legal
 from esper.kasmina.slot_table import take_table
 from esper.kasmina.structure import Structure, seed_sizes
 from esper.kasmina.token_blueprints import TOKEN_BLUEPRINTS
@@ -89,6 +90,7 @@ def _remembered(arguments: StepArguments) -> Any:
 
 CASES: dict[str, Callable[[StepArguments], Any]] = {
     "refusals": lambda s: lifecycle.refusals(s.structure, s.hypers, s.state.slots),
+    "legal": lambda s: legal(s.structure, s.hypers, s.state.slots),
     "apply_action": lambda s: lifecycle.apply_action(
         s.structure, s.hypers, s.state.slots, s.action, s.evaluation.accuracy
     ),
@@ -110,7 +112,7 @@ CASES: dict[str, Callable[[StepArguments], Any]] = {
     "step": lambda s: step(s.structure, s.backend, s.hypers, s.state, s.data, s.action),
 }
 
-ELEMENTWISE = ("refusals", "apply_action", "tick", "record", "seed_sizes", "update_signals", "observe")
+ELEMENTWISE = ("refusals", "legal", "apply_action", "tick", "record", "seed_sizes", "update_signals", "observe")
 """Step functions without a plan: traced whole by torch.compile."""
 
 BACKED = ("train_epoch", "evaluate", "measure", "shapley_values", "step")

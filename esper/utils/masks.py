@@ -1,0 +1,19 @@
+"""Masks of which it is known, at no cost, that they hold nowhere: what they would change need not be computed."""
+
+from torch import Tensor
+
+from esper.utils.torch_private import is_plain
+
+
+def holds_nowhere(mask: Tensor) -> bool:
+    """Whether a mask is known to hold nowhere.
+
+    Args:
+      mask: bool, any shape.
+
+    Returns:
+      True only where looking costs no wait and decides nothing that outlives the call: for numbers on the CPU that
+      nothing watches. A device, a compiler, a transform and whoever counts operations see the whole program. Law: what
+      is left out by it would have changed no bit.
+    """
+    return is_plain(mask) and not mask.any().item()

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.profiler_util import MEMORY_EVENT_NAME
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from esper.utils import threefry
+from esper.utils import masks, threefry
 from esper.utils.torch_private import on_compilation
 
 READS = ("cpu", "numpy", "tolist")
@@ -98,10 +98,12 @@ def _allocated(device: torch.device) -> int:
 
 
 def _on_cpu(run: Callable[[], Any]) -> DeviceWork:
-    as_on_a_device = patch.object(threefry, "MANY", 0)  # on a CPU alone, few numbers are drawn by reading the keys
+    drawn = patch.object(threefry, "MANY", 0)  # on a CPU alone, few numbers are drawn by reading the keys
+    looked_at = patch.object(masks, "LOOKS", False)  # and masks are read for what need not be computed
     cpu = [torch.profiler.ProfilerActivity.CPU]
     with (
-        as_on_a_device,
+        drawn,
+        looked_at,
         _counted_reads() as found,
         torch.profiler.profile(activities=cpu, profile_memory=True) as seen,
     ):

@@ -5,6 +5,7 @@ numbers: as easy as 1, 2, 3" (SC'11).
 """
 
 import functools
+import math
 import sys
 from typing import TypeVar
 
@@ -39,8 +40,8 @@ def block(k0: Tensor, k1: Tensor, c0: Tensor, c1: Tensor) -> tuple[Tensor, Tenso
     words = (k0, k1, c0, c1)
     if not all(map(is_plain, words)):
         return _rounds(*words)
-    shape = torch.broadcast_shapes(k0.shape, c0.shape)
-    count = shape.numel()
+    shape = np.broadcast_shapes(k0.shape, c0.shape)
+    count = math.prod(shape)
     if not 0 < count <= MANY:
         return _rounds(*words)
     arrays = tuple(word.numpy() for word in words)

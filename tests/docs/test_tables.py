@@ -3,12 +3,18 @@
 import re
 from dataclasses import MISSING, fields
 
+import torch
 from docs_texts import DOCUMENTS, FOLDER, PACKAGE, REPOSITORY, blocks, name_of, prose, text_of
 
 import esper
 from esper.leyline.config import Config
+from esper.leyline.hypers import numbers
 from esper.leyline.stages import TRANSITIONS, Cause, Stage
+from esper.runtime.rollout import rollout
 from esper.runtime.train_settings import TrainSettings
+from esper.simic.reward_terms import RewardParams
+from esper.simic.rewards import TERMS
+from esper.tamiyo.policies import Decision, Policy
 from esper.tezzeret.surgery import SurgeryRules
 
 FIGURE = re.compile(r"\d[\d,]*\.\d+|\d{2,}[\d,]*")
@@ -110,3 +116,47 @@ def test_lines_are_short_but_for_tables_and_no_code_goes_over_two():
         for line in prose(path).splitlines():
             assert len(line) <= 120 or line.startswith("|"), f"{name_of(path)}: {line}"
             assert line.count("`") % 2 == 0, f"{name_of(path)}: {line}"
+
+
+def test_every_term_and_number_of_the_rewards_is_in_their_table():
+    """As the code has them; what reads a number is found by asking every term what it asks for."""
+    terms = rows_of(FOLDER / "rewards.md", "term | modes | what it pays")
+    assert terms == [[f"`{name}`", ", ".join(m.value for m in term.modes), term.doc] for name, term in TERMS.items()]
+    rows = rows_of(FOLDER / "rewards.md", "number | default | unit | from, to | read by | source")
+    told = {row[0].strip("`"): row[1:] for row in rows}
+    for name, number in numbers(RewardParams).items():
+        default, unit, bounds, _, source = told.pop(name)
+        assert (default, unit, source) == (f"{number.default:g}", number.unit, number.source)
+        assert bounds == f"{number.low:g}, {number.high:g}"
+    assert not told
+
+
+def test_every_number_of_the_rewards_says_what_reads_it():
+    rows = rows_of(FOLDER / "rewards.md", "number | default | unit | from, to | read by | source")
+    read = numbers_read()
+    for row in rows:
+        assert row[4] == ", ".join(f"`{term}`" for term, names in read.items() if row[0].strip("`") in names), row[0]
+
+
+def numbers_read():
+    """What the terms ask for in a step, and in one at the horizon."""
+    engine, found = esper.make("synthetic", 2, backend="eager", horizon=1, steps_per_epoch=1), {}
+
+    class Noted:
+        def __init__(self, params):
+            self.params, self.asked = params, set()
+
+        def __getattr__(self, name):
+            self.asked.add(name)
+            return self.params.get(name)
+
+    def paid(step):
+        for name, term in TERMS.items():
+            noted = Noted(step.params)
+            term.value(step._replace(params=noted))
+            found[name] = noted.asked
+        return {"none": torch.zeros(2)}
+
+    policy = Policy("wait", lambda envs: None, lambda memory, seen: (None, Decision(torch.zeros(2, dtype=torch.int64))))
+    rollout(engine, policy, 0, paid)
+    return found

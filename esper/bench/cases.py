@@ -30,15 +30,15 @@ def _host(bench: Bench, envs: int) -> Trial:
     state = engine.init(SEED)
     plan = engine.backend.plan(take_table(state.slots), bench.device)
     arguments = (engine.config, engine.backend, engine.hypers, state, plan, engine.data)
-    return Trial(lambda: train_epoch(*arguments), engine, state)
+    return Trial(torch.no_grad()(lambda: train_epoch(*arguments)), engine, state)
 
 
 def _step(share: float, kinds: tuple[int, ...] | None, bench: Bench, envs: int) -> Trial:
-    """An environment step; without ``kinds``, all blueprints and all blends."""
+    """An environment step, without gradients of it, as in a rollout; without ``kinds``, all blueprints and blends."""
     engine = bench.engine(envs)
     state = mixed(engine, share, ACTIVE) if kinds is None else seeded(engine, share, kinds, ACTIVE, (Blend.LINEAR,))
     wait = torch.zeros(envs, dtype=torch.int64, device=bench.device)
-    return Trial(lambda: engine.step(state, wait), engine, state)
+    return Trial(torch.no_grad()(lambda: engine.step(state, wait)), engine, state)
 
 
 def _validation(contributions: bool, bench: Bench, envs: int) -> Trial:
@@ -67,6 +67,7 @@ def _walk(bench: Bench, envs: int) -> Trial:
     keys = rng.fold_in(rng.key(SEED).to(start.key.device), torch.arange(envs, device=start.key.device))
     place, count = [start], [0]
 
+    @torch.no_grad()
     def run() -> Any:
         action = policy(engine.mask(place[0]), rng.fold_in(keys, count[0]))
         place[0], event = engine.step(place[0], action)

@@ -129,6 +129,7 @@ def _hosts(bench: Bench, envs: int) -> Trial:
     state, wanted = engine.init(SEED), no_changes(0)
     plan, samples = engine.backend.plan(take_table(state.slots), bench.device), engine.data.validation.samples
 
+    @torch.no_grad()
     def run() -> Any:
         after, epoch = train_epoch(engine.config, engine.backend, engine.hypers, state, plan, engine.data)
         learners, alpha = learners_of(after), after.slots.alpha

@@ -40,6 +40,7 @@ def same(one, other) -> bool:
     return all(torch.equal(a.nan_to_num(), b.nan_to_num()) and a.dtype == b.dtype for a, b in pairs)
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_the_whole_program_gives_the_same_bits(settings):
     """Under random decisions, legal ones and others, and where all wait."""

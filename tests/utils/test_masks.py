@@ -1,13 +1,22 @@
 """What holds nowhere is left out only where that is known at no cost."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import esper
 from esper.utils.masks import holds_nowhere
 
 NOWHERE, SOMEWHERE = torch.zeros(3, 2, dtype=torch.bool), torch.eye(3, dtype=torch.bool)
+
+
+@pytest.fixture(autouse=True)
+def without_gradients():
+    with torch.no_grad():
+        yield
 
 
 def test_numbers_on_the_cpu_are_looked_at():
@@ -43,3 +52,15 @@ def test_who_watches_operations_sees_the_whole_program(watch):
 
 def test_another_device_is_not_asked():
     assert not holds_nowhere(torch.zeros(2, dtype=torch.bool, device="meta"))
+
+
+def test_autograd_sees_the_whole_program():
+    """What no seed is ramped by has the derivative 0, as where a seed is; not none."""
+    with torch.enable_grad():
+        assert not holds_nowhere(NOWHERE)
+        engine = esper.make("synthetic", 2, backend="eager", differentiable=True, steps_per_epoch=1)
+        target = torch.tensor(0.75, requires_grad=True)
+        hypers = engine.hypers.replace(alpha_target=target)
+        state, _ = replace(engine, hypers=hypers).step(engine.init(0), torch.zeros(2, dtype=torch.int64))
+        (slope,) = torch.autograd.grad(state.slots.alpha.sum(), target)
+    assert slope.item() == 0.0

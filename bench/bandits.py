@@ -20,6 +20,8 @@ from torch import Tensor
 
 from bench.book import Book, Page, page_of
 from esper.engine import Engine
+from esper.leyline.actions import Codec, Op
+from esper.nissa.trace import Trace
 from esper.runtime.policies import NAMED, bandit_of
 from esper.runtime.rollout import Outcome, policy_input, rollout
 from esper.runtime.scene import Rules, Scene, build_scene
@@ -53,7 +55,7 @@ HEADS = (
     "over best fixed, %",
     "exploring, % by third",
     "arms tried, %",
-    "best fixed arm, %",
+    "best fixed arm first, %",
 )
 """Columns of the table."""
 
@@ -73,10 +75,20 @@ def after(scene: Scene, name: str, episodes: int) -> Page:
         seed = TRAINING + 2 * episode
         statistics = outcome_of(scene, bandit_policy(name, bandit, statistics), seed).memory.statistics
     played = outcome_of(scene, bandit_policy(name, bandit, statistics), HELD_OUT)
-    chosen = played.memory.statistics.chosen
-    now = (chosen - (0 if statistics is None else statistics.chosen)).sum(0).double()
-    tried = float((chosen > 0).double().mean())
-    return page_of(scene.engine, played, tried=tried, shares=(now / now.sum().clamp(min=1)).tolist())
+    tried = float((played.memory.statistics.chosen > 0).double().mean())
+    return page_of(
+        scene.engine, played, tried=tried, first_arms=first_arms(scene.engine.codec, bandit.arms, played.trace)
+    )
+
+
+def first_arms(codec: Codec, arms: Tensor, trace: Trace) -> list[float]:
+    """How often each arm [N] was what an episode planted first; later on, its slot may be taken."""
+    planted = trace.op == int(Op.GERMINATE)
+    (envs,) = planted.any(0).nonzero(as_tuple=True)
+    first = planted.to(torch.int8).argmax(0)[envs]
+    place = torch.stack((trace.slot[first, envs], trace.kind[first, envs]), 1).long()
+    found = (place[:, None] == torch.stack((codec.slot[arms], codec.blueprint[arms]), 1)).all(2)
+    return (found.double().sum(0) / max(len(envs), 1)).tolist()
 
 
 def interval(figure: Callable[[Tensor], Tensor], envs: int) -> dict[str, float]:
@@ -163,8 +175,8 @@ def study(book: Book, task: str, envs: int, episodes: int, backend: str) -> dict
         for name in STRATEGIES:
             found = book.page(name + label, partial(after, where, name, number))
             rows[name + label] = row(found, wait, rivals)
-            if "shares" in found.facts:  # a book of before has none
-                rows[name + label]["best_share"] = found.facts["shares"][best]
+            if "first_arms" in found.facts:  # a book of before has none
+                rows[name + label]["best_first"] = found.facts["first_arms"][best]
     return {
         "task": task,
         "envs": envs,
@@ -208,7 +220,7 @@ def text(found: dict[str, Any]) -> str:
         cells += [shown(each["effectiveness"])]
         cells += [shown(each.get(key), "+.1f") for key in ("minus first", "minus best fixed")]
         cells += [shown(each.get(key), "+.0f") for key in ("over first", "over best fixed")] + [explored]
-        cells += [f"{100 * each[key]:.0f}" if key in each else "" for key in ("tried", "best_share")]
+        cells += [f"{100 * each[key]:.0f}" if key in each else "" for key in ("tried", "best_first")]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", "Fixed arms on training environments, pp/adaptation:", ""]
     lines += [f"- {name}: {value:.1f}" for name, value in found["fixed_on_training"].items()]

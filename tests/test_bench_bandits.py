@@ -1,11 +1,13 @@
 """The studies of selectors and of the rule of thumb: figures by hand, what is kept, who wins, and what is written."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from esper.leyline.actions import Blend
+import esper
+from esper.leyline.actions import Action, Blend, Op
 from esper.runtime.evaluate import EvaluateSettings
 from esper.runtime.policies import heuristic_of
 from esper.utils.settings import read_file
@@ -79,3 +81,20 @@ def test_the_search_keeps_the_better_half_and_writes_what_reads_back(bench_modul
     path.write_text(tune.toml(winner), encoding="utf-8")
     blends = (Blend.SIGMOID,)
     assert heuristic_of(read_file(EvaluateSettings, path)["heuristic"], blends) == heuristic_of(winner, blends)
+
+
+def test_the_first_seed_of_an_episode_counts(bench_module):
+    """Two of three environments plant; one begins with the first arm, one with the second, whatever follows."""
+    bandits, codec = bench_module("bandits"), esper.make("synthetic", 1, backend="eager").codec
+    plants = [index for index, action in enumerate(codec.actions) if action.op is Op.GERMINATE]
+    one, other = (codec.actions[index] for index in (plants[0], plants[-1]))
+    nothing = Action(Op.WAIT)
+    played = [[nothing, other, nothing], [one, one, nothing], [other, nothing, nothing]]
+    op, slot, kind = (
+        torch.tensor([[int(getattr(action, name)) for action in row] for row in played], dtype=torch.int16)
+        for name in ("op", "slot", "blueprint")
+    )
+    arms = torch.tensor([plants[0], plants[-1]])
+    found = bandits.first_arms(codec, arms, SimpleNamespace(op=op, slot=slot, kind=kind))
+    assert found == [0.5, 0.5]
+    assert bandits.first_arms(codec, arms, SimpleNamespace(op=op[:1], slot=slot[:1], kind=kind[:1])) == [0.0, 1.0]

@@ -108,7 +108,7 @@ class PrometheusSink:
             self._publish(after_round(self.tallies, row, self._facts, time.time()))
 
     def event(self, event: Event) -> None:
-        """See ``Sink``. Kept no sooner than somebody sees it: to put a file on the disk takes as long as many events."""
+        """See ``Sink``. Kept no sooner than somebody sees it: a file on the disk costs as much as many events."""
         with self._lock:
             self._unseen += of_event(event)
             if len(self._unseen) >= UNSEEN:

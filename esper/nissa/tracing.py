@@ -1,6 +1,7 @@
 """Where spans are recorded, as a setting asks for it."""
 
 import os
+from urllib.parse import urlsplit
 
 from esper.nissa.sinks.record import SinkError
 from esper.nissa.spans import NO_SPANS, OTLP, Spans
@@ -15,7 +16,7 @@ def require_tracing(target: str) -> None:
     Raises:
       SinkError: a package is not installed, or the target is none.
     """
-    if target.startswith(OTLP) and not target.removeprefix(OTLP).startswith(("http://", "https://")):
+    if target.startswith(OTLP) and not _is_address(target.removeprefix(OTLP)):
         raise SinkError(f"--trace {target}: expected a file, or {OTLP}http://HOST:4318/v1/traces")
     try:
         import opentelemetry.sdk.trace
@@ -42,3 +43,12 @@ def open_spans(target: str, service: str) -> Spans:
     from esper.nissa.otel import RecordedSpans
 
     return RecordedSpans(target, service, os.environ.get(VARIABLE, ""))
+
+
+def _is_address(url: str) -> bool:
+    """Whether it names a host, and a port that there may be."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False

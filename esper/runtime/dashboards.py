@@ -18,7 +18,7 @@ from esper.utils.terminal import output
 TARGETS = "127.0.0.1:9464,127.0.0.1:9465"
 """Where a run and a worker are looked for, if nothing else is said."""
 
-TARGET = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}")
+TARGET = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 
 RULES, SCRAPE, DASHBOARD = "prometheus/esper.rules.yml", "prometheus/prometheus.yml", "grafana/dashboards/esper.json"
 
@@ -55,7 +55,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--targets", default=TARGETS, metavar="HOST:PORT,...", help=help)
     given = parser.parse_args(list(arguments))
     for target in given.targets.split(","):
-        if not TARGET.fullmatch(target):
+        found = TARGET.fullmatch(target)
+        if found is None or not 1 <= int(found[2]) <= 65535:
             raise SettingsError(f"--targets {target!r}: expected HOST:PORT, several with commas between")
     return given
 

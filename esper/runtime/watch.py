@@ -107,4 +107,6 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     given = parser.parse_args(list(arguments))
     if not 0 <= given.port <= 65535:
         raise SettingsError(f"--port {given.port}: expected 0 to 65535")
+    if not given.seconds >= 0:  # not a number is none of them
+        raise SettingsError(f"--seconds {given.seconds:g}: expected a number from 0")
     return given

@@ -54,8 +54,9 @@ def test_promtool_takes_what_is_exported(tmp_path):
     dashboards(["export", str(tmp_path), "--targets", "127.0.0.1:9464,[::1]:9465"], out)
     assert out.getvalue().split() == [str(path) for path in map(tmp_path.joinpath, _names(tmp_path))]
     assert json.loads((tmp_path / DASHBOARD).read_text()) == grafana_dashboard()
-    with pytest.raises(SettingsError, match=r"^--targets 'x': expected HOST:PORT"):
-        dashboards(["export", str(tmp_path), "--targets", "x"], out)
+    for wrong in ("x", "h:0", "h:65536"):
+        with pytest.raises(SettingsError, match=rf"^--targets '{wrong}': expected HOST:PORT"):
+            dashboards(["export", str(tmp_path), "--targets", wrong], out)
     if shutil.which("promtool") is None:
         pytest.skip("promtool: not installed (Debian package prometheus)")
     said = subprocess.run(["promtool", "check", "config", tmp_path / SCRAPE], capture_output=True, text=True)

@@ -12,8 +12,9 @@ from esper.nissa.sinks import SinkError
 from esper.nissa.sinks.console import ConsoleSink
 from esper.nissa.sinks.fan_out import FanOut, GuardedSink
 from esper.nissa.sinks.json_lines import JsonLinesSink
-from esper.nissa.sinks.opening import parse_sinks
+from esper.nissa.sinks.opening import SinkPlace, openers_of, parse_sinks
 from esper.nissa.sinks.protocol import Opened
+from esper.nissa.tracing import require_tracing
 from esper.utils.resilience.breaker import Limits
 
 
@@ -204,3 +205,27 @@ def test_a_package_that_is_missing_is_named_with_how_to_get_it(kind, monkeypatch
     monkeypatch.setitem(__import__("sys").modules, {"wandb": "wandb", "mlflow": "mlflow.tracking"}[kind], None)
     with pytest.raises(SinkError, match=rf"^--sinks {kind}: needs .*; pip install 'esper-growth\[{kind}\]'$"):
         parse_sinks(kind)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "./watch.jsonl", "checkpoints/x"])
+def test_no_log_is_written_among_the_files_of_a_run(name, tmp_path):
+    place = SinkPlace(tmp_path, {}, io.StringIO())
+    with pytest.raises(SinkError, match=r"the run's own files are there; expected json, for .*log\.jsonl$"):
+        openers_of(f"json:{tmp_path}/{name}", place)
+    assert list(openers_of(f"json,json:{tmp_path.parent}/metrics.jsonl", place)) == [
+        "json",
+        f"json:{tmp_path.parent}/metrics.jsonl",
+    ]
+
+
+def test_no_two_logs_are_one_file(tmp_path):
+    place = SinkPlace(tmp_path / "run", {}, io.StringIO())
+    for first, second in [("json:a", "json:./a"), ("json", f"json:{place.folder}/log.jsonl")]:
+        with pytest.raises(SinkError, match=r"the same file as '.*'; expected one file of each$"):
+            openers_of(f"{first},{second}", place)
+
+
+@pytest.mark.parametrize("target", ["otlp:http://", "otlp:http://h:99999/v1/traces", "otlp:http://h:0", "otlp:ftp://h"])
+def test_a_collector_without_host_or_port_is_refused(target):
+    with pytest.raises(SinkError, match=r"^--trace otlp:.*: expected a file, or otlp:http://HOST:4318/v1/traces$"):
+        require_tracing(target)

@@ -127,3 +127,20 @@ def test_every_kind_of_event_is_counted_and_tasks_of_a_run_are_apart():
     tallies = after_round(Tallies(), row(1, **{"return/a": 1.0, "return/b": 2.0, "return/c": 3.0}), both)
     returns = {labels: value for (name, labels), value in tallies.values.items() if name == "esper_return"}
     assert returns == {("a",): 1.0, ("b",): 2.0}
+
+
+def test_events_cost_no_file_each_and_none_is_lost(tmp_path):
+    pytest.importorskip("prometheus_client")
+    from esper.nissa.event_record import event
+    from esper.nissa.sinks.prometheus import PrometheusSink
+
+    state = tmp_path / "prometheus.json"
+    sink = PrometheusSink(("127.0.0.1", 0), Tallies(), RunFacts(("t",), 1, 1, 1), state)
+    for _ in range(300):
+        sink.event(event("run", True))
+    assert not state.exists()
+    list(sink.collect())
+    assert from_text(state.read_text()) == sink.tallies  # kept before it is seen
+    sink.event(event("run", True))
+    sink.close()
+    assert from_text(state.read_text()).values["esper_events", ("run.done",)] == 301

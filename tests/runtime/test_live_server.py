@@ -158,3 +158,9 @@ def test_the_command_says_what_is_wrong_in_a_line(tmp_path, capsys, folder):
     assert f"--port {port}" in capsys.readouterr().err
     assert esper.__main__.main(["watch", str(folder), "--port", "0", "--seconds", "0.1"]) == 0
     assert capsys.readouterr().out.startswith("http://127.0.0.1:")
+
+
+@pytest.mark.parametrize("seconds", ["nan", "-1"])
+def test_a_time_that_is_none_is_refused(seconds, capsys, folder):
+    assert esper.__main__.main(["watch", str(folder), "--port", "0", "--seconds", seconds]) == 2
+    assert capsys.readouterr().err == f"esper watch: --seconds {seconds}: expected a number from 0\n"

@@ -93,9 +93,29 @@ def parse_sinks(text: str) -> dict[str, tuple[str, str]]:
 
 
 def openers_of(text: str, place: SinkPlace) -> dict[str, Opener]:
-    """What opens them, by name; see ``parse_sinks``."""
+    """What opens them, by name; see ``parse_sinks``.
+
+    Raises:
+      SinkError: also where a log would be written among the run's own files, or by two sinks.
+    """
 
     def opener(kind: str, argument: str) -> Opener:
         return lambda: WORDS[kind].make(argument, place)
 
-    return {word: opener(kind, argument) for word, (kind, argument) in parse_sinks(text).items()}
+    words = parse_sinks(text)
+    _require_own_logs(words, place.folder)
+    return {word: opener(kind, argument) for word, (kind, argument) in words.items()}
+
+
+def _require_own_logs(words: Mapping[str, tuple[str, str]], folder: Path) -> None:
+    """A line of a log in ``metrics.jsonl`` ends the run, and two that append to one file cut each other's lines."""
+    usual, seen = folder.resolve() / LOG, dict[Path, str]()
+    for word, (kind, argument) in words.items():
+        if kind != "json":
+            continue
+        path = user_path(argument).resolve() if argument else usual
+        if path in seen:
+            raise SinkError(f"--sinks {word!r}: the same file as {seen[path]!r}; expected one file of each")
+        if path.is_relative_to(usual.parent) and path != usual:
+            raise SinkError(f"--sinks {word!r}: the run's own files are there; expected json, for {usual}")
+        seen[path] = word

@@ -7,6 +7,7 @@ Needs ``prometheus-client``, whose text format and HTTP server are used; the num
 import contextlib
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -25,6 +26,9 @@ STATE = "prometheus.json"
 
 LARGEST = 1 << 24
 """Bytes of that file."""
+
+UNSEEN = 1024
+"""Changes by events that may wait for a scrape or a round."""
 
 IDLE = 10.0
 """Seconds that a connection may say nothing."""
@@ -66,7 +70,7 @@ class PrometheusSink:
     """The endpoint.
 
     Attributes:
-      tallies: where the metrics stand.
+      tallies: where the metrics stand, less events since they were last seen.
       port: that it listens on.
     """
 
@@ -88,6 +92,7 @@ class PrometheusSink:
         """
         client = require_prometheus()
         self.tallies, self._facts, self._state, self._live = tallies, facts, state, live
+        self._unseen, self._lock = list[Change](), threading.Lock()
         registry = client.CollectorRegistry(auto_describe=False)
         registry.register(self)
         client.ProcessCollector(registry=registry)
@@ -99,23 +104,30 @@ class PrometheusSink:
 
     def round(self, row: Row) -> None:
         """See ``Sink``."""
-        self._publish(after_round(self.tallies, row, self._facts, time.time()))
+        with self._lock:
+            self._publish(after_round(self.tallies, row, self._facts, time.time()))
 
     def event(self, event: Event) -> None:
-        """See ``Sink``."""
-        self._publish(changed(self.tallies, of_event(event)))
+        """See ``Sink``. Kept no sooner than somebody sees it: a file on the disk costs as much as many events."""
+        with self._lock:
+            self._unseen += of_event(event)
+            if len(self._unseen) >= UNSEEN:
+                self._publish(self.tallies)
 
     def _publish(self, tallies: Tallies) -> None:
         """Keep tallies before anybody sees them, so that no counter is ever lower than it was seen; without a disk they
         are seen all the same.
         """
+        tallies, self._unseen = changed(tallies, self._unseen), []
         if self._state is not None:
             with contextlib.suppress(OSError):
                 replace_file(self._state, to_text(tallies).encode())
         self.tallies = tallies
 
     def close(self) -> None:
-        """Stop listening, and free the port."""
+        """Keep what nobody saw, stop listening, and free the port."""
+        with self._lock:
+            self._publish(self.tallies)
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(1.0)
@@ -126,7 +138,10 @@ class PrometheusSink:
 
     def collect(self) -> Iterator[Any]:
         """Metrics as the client renders them, for one scrape."""
-        standing = changed(self.tallies, self._live())
+        with self._lock:
+            if self._unseen:
+                self._publish(self.tallies)
+            standing = changed(self.tallies, self._live())
         for metric in TABLE:
             if metric.name not in FOREIGN:
                 yield from _families(metric, standing)

@@ -10,10 +10,11 @@ from esper.nissa.event_record import KINDS
 from esper.nissa.operations import NO_OPERATIONS, OperationLog
 from esper.nissa.public_operations import telling
 from esper.nissa.sinks.fan_out import FanOut, Opener
+from esper.nissa.sinks.json_lines import LOG
 from esper.nissa.sinks.opening import SinkPlace, openers_of, parse_sinks
 from esper.nissa.sinks.prometheus import STATE, open_prometheus, require_prometheus, tallies_so_far
 from esper.nissa.sinks.protocol import Opened
-from esper.nissa.sinks.record import METRICS, read_rows
+from esper.nissa.sinks.record import METRICS, SinkError, read_rows
 from esper.nissa.sinks.tensorboard import FOLDER, TensorBoardSink, require_tensorboard
 from esper.nissa.tallies import Change, RunFacts, Tallies, changed
 from esper.nissa.tracing import open_spans, require_tracing
@@ -22,6 +23,7 @@ from esper.runtime.train_settings import TrainSettings
 from esper.runtime.worker_settings import WorkerSettings
 from esper.tezzeret.stages.worker import OUTCOMES
 from esper.urza.store import Tiers
+from esper.utils.paths import user_path
 from esper.version import __version__
 
 EVENTS = [Change("esper_events", 0.0, (kind,)) for kind in KINDS]
@@ -86,8 +88,13 @@ def run_operations(settings: TrainSettings, folder: Path, scenes: Sequence[Scene
       folder: the run directory; its rows are those that the run goes on from.
       scenes: what is played.
       out: where lines for people go.
+
+    Raises:
+      SinkError: a log or a trace would be written into the run's own files.
     """
     feed, openers = Feed(), openers_of(settings.sinks, SinkPlace(folder, asdict(settings), out))
+    if settings.trace and user_path(settings.trace).resolve() in {folder.resolve() / name for name in (METRICS, LOG)}:
+        raise SinkError(f"--trace {settings.trace}: the run's own file; expected another, or otlp:URL")
     rows = read_rows(folder / METRICS)
     if settings.tensorboard:
         openers["tensorboard"] = lambda: Opened(TensorBoardSink(folder / FOLDER, len(rows) + 1))
@@ -122,7 +129,7 @@ def _without_info(tallies: Tallies) -> Tallies:
 def worker_operations(settings: WorkerSettings, store: Tiers, out: TextIO) -> OperationLog:
     """Open what a worker asks for, and tell of it."""
     feed = Feed()
-    openers = openers_of(settings.sinks, SinkPlace(Path.cwd(), asdict(settings), out))
+    openers = openers_of(settings.sinks, SinkPlace(Path.cwd(), asdict(settings), out, is_run=False))
 
     def live() -> Iterable[Change]:
         found = feed.changes()

@@ -218,6 +218,11 @@ def test_no_log_is_written_among_the_files_of_a_run(name, tmp_path):
     ]
 
 
+def test_a_worker_keeps_its_log_where_it_works(tmp_path):
+    place = SinkPlace(tmp_path, {}, io.StringIO(), is_run=False)
+    assert list(openers_of(f"json:{tmp_path}/own.jsonl", place)) == [f"json:{tmp_path}/own.jsonl"]
+
+
 def test_no_two_logs_are_one_file(tmp_path):
     place = SinkPlace(tmp_path / "run", {}, io.StringIO())
     for first, second in [("json:a", "json:./a"), ("json", f"json:{place.folder}/log.jsonl")]:

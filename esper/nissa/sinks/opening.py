@@ -20,11 +20,13 @@ class SinkPlace(NamedTuple):
       folder: a run's directory.
       config: settings.
       out: where lines for people go.
+      is_run: whether the folder is that of a run, whose files are its own.
     """
 
     folder: Path
     config: Mapping[str, Any]
     out: TextIO
+    is_run: bool = True
 
 
 class SinkWord(NamedTuple):
@@ -103,19 +105,19 @@ def openers_of(text: str, place: SinkPlace) -> dict[str, Opener]:
         return lambda: WORDS[kind].make(argument, place)
 
     words = parse_sinks(text)
-    _require_own_logs(words, place.folder)
+    _require_own_logs(words, place)
     return {word: opener(kind, argument) for word, (kind, argument) in words.items()}
 
 
-def _require_own_logs(words: Mapping[str, tuple[str, str]], folder: Path) -> None:
+def _require_own_logs(words: Mapping[str, tuple[str, str]], place: SinkPlace) -> None:
     """A line of a log in ``metrics.jsonl`` ends the run, and two that append to one file cut each other's lines."""
-    usual, seen = folder.resolve() / LOG, dict[Path, str]()
+    usual, seen = place.folder.resolve() / LOG, dict[Path, str]()
     for word, (kind, argument) in words.items():
         if kind != "json":
             continue
         path = user_path(argument).resolve() if argument else usual
         if path in seen:
             raise SinkError(f"--sinks {word!r}: the same file as {seen[path]!r}; expected one file of each")
-        if path.is_relative_to(usual.parent) and path != usual:
+        if place.is_run and path.is_relative_to(usual.parent) and path != usual:
             raise SinkError(f"--sinks {word!r}: the run's own files are there; expected json, for {usual}")
         seen[path] = word

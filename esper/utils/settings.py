@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, Field, field, fields
 from difflib import get_close_matches
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from esper.utils.documents import INFINITIES, as_float, figure, is_plain, read_document, shown
@@ -37,7 +38,12 @@ class SettingsError(ValueError):
 
 
 def setting(
-    default: Any, text: str, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()
+    default: Any,
+    text: str,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+    words: Mapping[str, int] = MappingProxyType({}),
 ) -> Any:
     """A dataclass field with help, and a closed range or choices.
 
@@ -46,8 +52,9 @@ def setting(
       text: one line of help.
       low, high: range of a number; a float is finite in any case.
       choices: allowed strings; empty = any.
+      words: that stand for numbers of an int, inside the range or not.
     """
-    metadata = {"help": text, "low": low, "high": high, "choices": choices}
+    metadata = {"help": text, "low": low, "high": high, "choices": choices, "words": words}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -190,6 +197,10 @@ def _kind(entry: "Field[Any]") -> type:
 
 
 def _allowed(entry: "Field[Any]") -> str:
+    return ", or ".join((_allowed_values(entry), *entry.metadata["words"]))
+
+
+def _allowed_values(entry: "Field[Any]") -> str:
     low, high, choices = (entry.metadata[name] for name in ("low", "high", "choices"))
     if choices:
         return " or ".join(choices)
@@ -218,6 +229,8 @@ def _from_words(entry: "Field[Any]", words: Sequence[str]) -> Any:
 
 def _from_word(entry: "Field[Any]", word: str, place: str) -> Any:
     kind = _kind(entry)
+    if word in entry.metadata["words"]:
+        return word
     if kind is bool:
         value: Any = BOOLEANS.get(word.lower())
     elif kind is dict:
@@ -255,6 +268,8 @@ def _check(entry: "Field[Any]", value: Any, place: str) -> Any:
     kind = _kind(entry)
     if kind is dict and type(value) is dict:
         return {name: _entry(found, f"{place}.{name}") for name, found in value.items()}
+    if type(value) is str and value in entry.metadata["words"]:
+        return entry.metadata["words"][value]
     given = value
     if kind is float and type(value) is int:
         value = as_float(value)

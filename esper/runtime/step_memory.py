@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from esper.engine import Engine
 from esper.kasmina.counterfactuals import single_changes
@@ -26,6 +26,7 @@ from esper.tezzeret.batches import batch_at
 from esper.tolaria.training import draw_batches
 from esper.tolaria.variations import own_hypers
 from esper.urza.states import tensors_of
+from esper.utils.torch_private import DispatchMode
 from esper.utils.tree import leaves_of
 
 FEW, MORE = 2, 4
@@ -55,36 +56,34 @@ class StepMemory(NamedTuple):
         return max(self)
 
 
-class Alive(TorchDispatchMode):
-    """Notes after every operation how many bytes of new tensors are alive.
+class Alive(DispatchMode):
+    """A context that notes after every operation how many bytes of new tensors are alive.
 
     Attributes:
       most: bytes at most.
     """
 
     def __init__(self, known: Sequence[Tensor]) -> None:
-        """Begin; ``known`` tensors do not count."""
+        """Begin; the memory of ``known`` tensors does not count."""
         super().__init__()
         self.most = 0
-        self._known = {tensor.untyped_storage()._cdata for tensor in known}
-        self._found: dict[int, tuple[Any, int]] = {}
+        self._known = {ref.cdata: ref for ref in (StorageWeakRef(tensor.untyped_storage()) for tensor in known)}
+        self._found: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for leaf in leaves_of(result):
             if isinstance(leaf, Tensor):
-                self._note(leaf)
+                self._note(leaf.untyped_storage())
         return result
 
-    def _note(self, tensor: Tensor) -> None:
-        from torch.multiprocessing.reductions import StorageWeakRef
-
-        storage = tensor.untyped_storage()
-        if storage._cdata in self._known:
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        ref = StorageWeakRef(storage)
+        if ref.cdata in self._known:
             return
         self._found = {place: each for place, each in self._found.items() if not each[0].expired()}
-        if storage._cdata not in self._found:
-            self._found[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        if ref.cdata not in self._found:
+            self._found[ref.cdata] = ref, storage.nbytes()
             self.most = max(self.most, sum(size for _, size in self._found.values()))
 
 

@@ -18,7 +18,7 @@ from esper.tezzeret.choose import CHOICES
 from esper.utils.settings import Entry, SettingsError, setting
 
 AUTO = 0
-"""Environments that are still to be chosen; see ``esper.runtime.fitting``."""
+"""What ``auto`` stands for: environments that are still to be chosen; see ``esper.runtime.fitting``."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class TrainSettings:
         "environments per round and task; auto = as many as the memory that is there holds",
         low=2,
         high=65536,
-        words={"auto": AUTO},
+        choices=("auto",),
     )
     rounds: int = setting(
         24,

@@ -13,7 +13,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, Field, field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 from esper.utils.documents import INFINITIES, as_float, figure, is_plain, read_document, shown
@@ -38,12 +37,7 @@ class SettingsError(ValueError):
 
 
 def setting(
-    default: Any,
-    text: str,
-    low: float | None = None,
-    high: float | None = None,
-    choices: tuple[str, ...] = (),
-    words: Mapping[str, int] = MappingProxyType({}),
+    default: Any, text: str, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()
 ) -> Any:
     """A dataclass field with help, and a closed range or choices.
 
@@ -51,10 +45,9 @@ def setting(
       default: int, float, str, bool or dict of ``Entry``s; its type is the setting's.
       text: one line of help.
       low, high: range of a number; a float is finite in any case.
-      choices: allowed strings; empty = any.
-      words: that stand for numbers of an int, inside the range or not.
+      choices: allowed strings; empty = any. Of an int in a range: words that may stand in its place, for 0.
     """
-    metadata = {"help": text, "low": low, "high": high, "choices": choices, "words": words}
+    metadata = {"help": text, "low": low, "high": high, "choices": choices}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -197,19 +190,15 @@ def _kind(entry: "Field[Any]") -> type:
 
 
 def _allowed(entry: "Field[Any]") -> str:
-    return ", or ".join((_allowed_values(entry), *entry.metadata["words"]))
-
-
-def _allowed_values(entry: "Field[Any]") -> str:
     low, high, choices = (entry.metadata[name] for name in ("low", "high", "choices"))
-    if choices:
+    if choices and _kind(entry) is not int:
         return " or ".join(choices)
     kinds = {bool: "true or false", int: "an integer", float: "a number", str: "text", dict: "name=value,name=value"}
     if low is None and high is None:
         return kinds[_kind(entry)]
     if high is None or math.isinf(high):
         return ("a finite number" if _kind(entry) is float else kinds[_kind(entry)]) + f" from {figure(low)}"
-    return f"{kinds[_kind(entry)]} from {figure(low)} to {figure(high)}"
+    return ", or ".join((f"{kinds[_kind(entry)]} from {figure(low)} to {figure(high)}", *choices))
 
 
 def _from_words(entry: "Field[Any]", words: Sequence[str]) -> Any:
@@ -229,7 +218,7 @@ def _from_words(entry: "Field[Any]", words: Sequence[str]) -> Any:
 
 def _from_word(entry: "Field[Any]", word: str, place: str) -> Any:
     kind = _kind(entry)
-    if word in entry.metadata["words"]:
+    if kind is int and word in entry.metadata["choices"]:
         return word
     if kind is bool:
         value: Any = BOOLEANS.get(word.lower())
@@ -268,13 +257,13 @@ def _check(entry: "Field[Any]", value: Any, place: str) -> Any:
     kind = _kind(entry)
     if kind is dict and type(value) is dict:
         return {name: _entry(found, f"{place}.{name}") for name, found in value.items()}
-    if type(value) is str and value in entry.metadata["words"]:
-        return entry.metadata["words"][value]
     given = value
     if kind is float and type(value) is int:
         value = as_float(value)
     low, high, choices = (entry.metadata[name] for name in ("low", "high", "choices"))
-    good = type(value) is kind and (not choices or value in choices)
+    if kind is int and choices and value in choices:
+        return 0
+    good = type(value) is kind and (kind is int or not choices or value in choices)
     good = good and (low is None or value >= low) and (high is None or value <= high)
     if not good or (kind is float and not math.isfinite(value)) or (kind is str and not is_plain(value)):
         raise SettingsError(f"{place} = {shown(given)}: expected {_allowed(entry)}")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.kasmina import arena, lifecycle, metrics
+from esper.kasmina.counterfactuals import list_effects
 from esper.kasmina.graph import graph_of
 from esper.kasmina.refusals import legal
 from esper.kasmina.slot_table import take_table
@@ -104,10 +105,11 @@ def step(
     state = state.replace(slots=slots)
 
     table = take_table(slots)
-    plan = backend.plan(table, state.key.device)
-    learners = arena.init_seeds(structure, table, learners_of(state), state.key, state.epoch)
+    lists = arena.list_seeds(structure, table), list_effects(table)
+    plan, (fresh, places) = backend.plan_with(table, state.key.device, lists)
+    learners = arena.init_seeds(structure, table, learners_of(state), state.key, state.epoch, fresh)
     state, epoch = train_epoch(structure.config, backend, hypers, with_learners(state, learners), plan, data)
-    evaluation = evaluate(backend, hypers, state, table, plan, data)
+    evaluation = evaluate(backend, hypers, state, table, plan, data, places)
 
     slots = metrics.record(hypers, state.slots, epoch, evaluation) if table.any_held else state.slots
     slots, life = lifecycle.tick(structure.config, hypers, slots, evaluation.accuracy)

@@ -5,6 +5,8 @@ by side; within a slot the blueprint's numbers first, the gate's last, zeros bet
 and roll back are row writes.
 """
 
+from typing import Any, NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ from torch import Tensor
 from esper.kasmina.host import Host
 from esper.kasmina.layout import Layout
 from esper.kasmina.slot_table import SlotTable
-from esper.kasmina.sowing import draw_rows, list_rows
+from esper.kasmina.sowing import FreshRows, draw_rows, list_rows
 from esper.kasmina.structure import Structure
 from esper.leyline.learners import Learners, Weights
 from esper.leyline.stages import Stage
@@ -54,29 +56,57 @@ def init_host(host: Host, key: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tens
     return torch.cat(params, dim=1), torch.cat(buffers, dim=1)
 
 
-def init_seeds(structure: Structure, table: SlotTable, learners: Learners, key: Tensor, epoch: Tensor) -> Learners:
+class FreshSeeds(NamedTuple):
+    """The n seeds that have just germinated; arrays of the host, or tensors of the device.
+
+    Attributes:
+      envs, slots: int64 [n]; where they are.
+      params, buffers: what is drawn for them.
+    """
+
+    envs: Any
+    slots: Any
+    params: FreshRows
+    buffers: FreshRows
+
+
+def list_seeds(structure: Structure, table: SlotTable) -> FreshSeeds | None:
+    """The seeds in GERMINATED, slot by slot (they leave that stage within the step); None where there is none."""
+    fresh = table.within((Stage.GERMINATED,))
+    if not fresh.any():
+        return None
+    slots, envs = (np.ascontiguousarray(each) for each in fresh.T.nonzero())
+    groups = slots * len(structure.blueprints) + table.blueprint[envs, slots]
+    kinds = structure.param_kinds, structure.buffer_kinds
+    return FreshSeeds(envs, slots, *(list_rows(each, envs, groups) for each in kinds))
+
+
+def init_seeds(
+    structure: Structure,
+    table: SlotTable,
+    learners: Learners,
+    key: Tensor,
+    epoch: Tensor,
+    fresh: FreshSeeds | None = None,
+) -> Learners:
     """Write fresh parameters into the rows of seeds that have just germinated.
 
     Args:
       structure: layouts.
-      table: slots in GERMINATED are fresh (they leave that stage within the step).
+      table: of all environments.
       learners: [E].
       key: int64 [E, 2]; the environments' keys.
       epoch: int64 [E].
+      fresh: ``list_seeds`` of the table, on the device already; None: they are listed and sent up here.
 
     Returns:
       the learners with those parts of the arenas drawn anew and their moments and steps 0. A seed's numbers depend on
       its environment's key, the epoch and the slot only.
     """
-    fresh = table.within((Stage.GERMINATED,))
-    if not fresh.any():
+    fresh = upload(list_seeds(structure, table), key.device) if fresh is None else fresh
+    if fresh is None:
         return learners
-    slots, envs = (np.ascontiguousarray(each) for each in fresh.T.nonzero())
-    groups = slots * len(structure.blueprints) + table.blueprint[envs, slots]
-    kinds = structure.param_kinds, structure.buffer_kinds
-    (env, slot), (own, held) = upload(
-        ((envs, slots), tuple(list_rows(each, envs, groups) for each in kinds)), key.device
-    )
+    (env, slot, own, held), kinds = fresh, (structure.param_kinds, structure.buffer_kinds)
     keys = rng.fold_in(key[env], int(Stream.SOW), epoch[env], slot)
     (params, moments, steps), buffers = learners.seeds, learners.seed_buffers
     drawn, kept = (draw_rows(each, rows, keys, params.dtype) for each, rows in zip(kinds, (own, held), strict=True))

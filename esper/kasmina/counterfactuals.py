@@ -4,7 +4,7 @@ Their results depend on alphas alone. What differs from environment to environme
 the CPU, from the slot table.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,6 +27,19 @@ class Counterfactuals(NamedTuple):
     change: IntArray
 
 
+class EffectPlaces(NamedTuple):
+    """Where the effects of L seeds belong; arrays of the host, or tensors of a device.
+
+    Attributes:
+      envs, slots: int64 [L].
+      grows: bool [L]; the seed is switched on instead of off.
+    """
+
+    envs: Any
+    slots: Any
+    grows: Any
+
+
 def with_trunk(wanted: Counterfactuals, num_envs: int) -> Counterfactuals:
     """All environments as they are, then the counterfactuals."""
     as_is = np.full((num_envs, wanted.change.shape[1]), AS_IS)
@@ -38,13 +51,19 @@ def no_changes(num_slots: int) -> Counterfactuals:
     return Counterfactuals(np.zeros(0, dtype=np.int64), np.zeros((0, num_slots), dtype=np.int64))
 
 
+def list_effects(table: SlotTable) -> EffectPlaces:
+    """Every active slot, slot by slot: what merged seeds do where they are, and those in TRAINING would do."""
+    training = table.within((Stage.TRAINING,))
+    slots, envs = (np.ascontiguousarray(each) for each in (table.within(MERGED) | training).T.nonzero())
+    return EffectPlaces(envs, slots, training[envs, slots])
+
+
 def single_changes(table: SlotTable) -> Counterfactuals:
-    """One network per active slot: merged seeds off, seeds in TRAINING on; slot by slot."""
-    merged, training = table.within(MERGED), table.within((Stage.TRAINING,))
-    slot, env = (merged | training).T.nonzero()
-    change = np.full((env.size, merged.shape[1]), AS_IS)
-    change[np.arange(env.size), slot] = np.where(merged[env, slot], OFF, ON)
-    return Counterfactuals(env, change)
+    """One network for each of ``list_effects``: merged seeds off, seeds in TRAINING on."""
+    envs, slots, grows = list_effects(table)
+    change = np.full((envs.size, table.stage.shape[1]), AS_IS)
+    change[np.arange(envs.size), slots] = np.where(grows, ON, OFF)
+    return Counterfactuals(envs, change)
 
 
 def coalitions(table: SlotTable) -> tuple[Counterfactuals, IntArray]:

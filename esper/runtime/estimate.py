@@ -5,6 +5,7 @@ from both; the rest is a straight line. Of memory the line is never flatter than
 engine's state, and of what an episode leaves for learning.
 """
 
+import io
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ import torch
 
 from esper.runtime.build import find_device
 from esper.runtime.collect import play
+from esper.runtime.fitting import with_num_envs
 from esper.runtime.interrupt import Watch
 from esper.runtime.learner import make_learner
 from esper.runtime.memory_plan import SPARE, held_at_least
@@ -151,6 +153,7 @@ def estimate(settings: EstimateSettings, out: TextIO | None = None) -> Needs:
     out = output(out)
     if settings.algorithm != "ppo":
         raise SettingsError(f"--algorithm = {settings.algorithm!r}: plays no round; expected ppo")
+    settings = with_num_envs(settings, io.StringIO() if settings.json else out)
     scene = build_scene(settings.rules()[0], 2, settings.backend, find_device(settings.device, "--device"))
     decisions = scene.engine.config.horizon
     sizes = [min(settings.num_envs, size) for size in (SMALL, LARGE)]

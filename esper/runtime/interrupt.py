@@ -73,14 +73,14 @@ def watched() -> Iterator[Watch]:
 
 def interruptible(engine: Engine, watch: Watch) -> Engine:
     """The same engine, each of whose steps begins with a look at the watch."""
-    plan = engine.backend.plan
+    plan = engine.backend.plan_with
 
     def look(*arguments: Any) -> Any:
         watch.check()
         reach("step")
         return plan(*arguments)
 
-    return replace(engine, backend=engine.backend._replace(plan=look))
+    return replace(engine, backend=engine.backend._replace(plan_with=look))
 
 
 def draws_now(device: torch.device | None = None) -> tuple[Tensor, ...]:

@@ -17,6 +17,9 @@ from esper.tamiyo.interface import PolicyNetwork
 from esper.tezzeret.choose import CHOICES
 from esper.utils.settings import Entry, SettingsError, setting
 
+AUTO = 0
+"""What ``auto`` stands for: environments that are still to be chosen; see ``esper.runtime.fitting``."""
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -36,7 +39,13 @@ class TrainSettings:
     compile_requests: bool = setting(
         False, "what comes while it trains is compiled by a worker of the store (esper worker) before it is taken"
     )
-    num_envs: int = setting(32, "environments per round and task", low=2, high=65536)
+    num_envs: int = setting(
+        32,
+        "environments per round and task; auto = as many as the memory that is there holds",
+        low=2,
+        high=65536,
+        choices=("auto",),
+    )
     rounds: int = setting(
         24,
         "PPO rounds, one episode of every environment each; more than a resumed run had extend it",

@@ -19,7 +19,7 @@ from esper.kasmina.slot_table import SlotTable
 from esper.leyline.events import Epoch
 from esper.leyline.hypers import HyperParams
 from esper.leyline.learners import Learners
-from esper.tezzeret.backend import Backend, Plan
+from esper.tezzeret.backend import Backend, Plan, sending_lists
 from esper.tezzeret.batches import Batch, Batches
 from esper.tezzeret.score import Scores
 from esper.utils.tree import leaves_of, map_leaves
@@ -66,7 +66,7 @@ def alone(backend: Backend) -> Backend:
         )
 
     return backend._replace(
-        plan=plan,
+        plan_with=sending_lists(plan),
         forward=forward,
         minibatch_step=minibatch_step,
         epoch=epoch,

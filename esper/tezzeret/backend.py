@@ -18,9 +18,13 @@ from esper.leyline.learners import Learners
 from esper.tezzeret.batches import Batch, Batches
 from esper.tezzeret.health import MinibatchGradients
 from esper.tezzeret.score import Scores
+from esper.utils.upload import upload
 
 Plan = Any
 """What a backend needs to know of a step's slots."""
+
+Lists = Any
+"""A tree of arrays of the host, int64 or bool, as ``esper.utils.upload`` takes it; or of tensors on the device."""
 
 
 class BackendError(ConfigError):
@@ -50,7 +54,8 @@ class Backend(NamedTuple):
 
     Attributes:
       name: as given to ``esper.make``.
-      plan: (table, device) -> plan.
+      plan_with: (table, device, lists) -> plan, and the lists on the device. What a backend sends up for its plan goes
+        in one copy with the lists.
       forward: (plan, learners, alphas, batch) -> outputs, learners with new buffers.
       minibatch_step: (hypers, plan, learners, alphas, batch) -> learners, what was seen.
       epoch: (hypers, plan, learners, alphas, batches) -> learners, what was seen.
@@ -64,7 +69,7 @@ class Backend(NamedTuple):
     """
 
     name: str
-    plan: Callable[[SlotTable, torch.device], Plan]
+    plan_with: Callable[[SlotTable, torch.device, Lists], tuple[Plan, Lists]]
     forward: Callable[[Plan, Learners, Tensor, Batch], tuple[Tensor, Learners]]
     minibatch_step: Callable[[HyperParams, Plan, Learners, Tensor, Batch], tuple[Learners, Epoch]]
     epoch: Callable[[HyperParams, Plan, Learners, Tensor, Batches], tuple[Learners, Epoch]]
@@ -73,3 +78,12 @@ class Backend(NamedTuple):
     independent: bool = False
     failures: Callable[[], int] = lambda: 0
     watched_epoch: WatchedEpoch | None = None
+
+    def plan(self, table: SlotTable, device: torch.device) -> Plan:
+        """A plan alone."""
+        return self.plan_with(table, device, ())[0]
+
+
+def sending_lists(plan: Callable[[SlotTable, torch.device], Plan]) -> Callable[..., tuple[Plan, Lists]]:
+    """``plan_with`` of a backend that sends nothing up for its plans: the lists go by themselves."""
+    return lambda table, device, lists: (plan(table, device), upload(lists, device))

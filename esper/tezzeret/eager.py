@@ -37,7 +37,7 @@ from esper.tezzeret.learn import (
     rate_table,
     scatter,
 )
-from esper.tezzeret.plan import EvaluationPlan, Plan, SlotRows, make_plan, plan_evaluation
+from esper.tezzeret.plan import EvaluationPlan, Plan, SlotRows, make_plan, plan_evaluation, plan_with
 from esper.tezzeret.score import Scores, evaluation_numbers, infer, score_samples
 from esper.tezzeret.units import Call, plain, pulled, recomputed
 from esper.tezzeret.walk import BlockRecord, Mode, PassInputs, Tape, depart, walk
@@ -275,7 +275,7 @@ def build(structure: Structure, device: torch.device) -> Backend:
     call = recomputed if structure.config.recompute else pulled
     return Backend(
         name="eager",
-        plan=partial(plan, structure),
+        plan_with=partial(plan_with, structure),
         forward=partial(forward, structure),
         minibatch_step=partial(minibatch_step, structure, call=call),
         epoch=partial(epoch, structure, call=call),

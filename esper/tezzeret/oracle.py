@@ -20,7 +20,7 @@ from esper.leyline.events import Epoch, Health
 from esper.leyline.hypers import HyperParams
 from esper.leyline.learners import Learners, Weights
 from esper.leyline.stages import ACTIVE, MERGED, Stage, is_in
-from esper.tezzeret.backend import Backend, BackendError
+from esper.tezzeret.backend import Backend, BackendError, sending_lists
 from esper.tezzeret.batches import Batch, Batches, batch_at
 from esper.tezzeret.guard import without_derivatives
 from esper.tezzeret.health import SlotGradients, measure_health, rows_finite
@@ -223,7 +223,7 @@ def build(structure: Structure, device: torch.device) -> Backend:
 
     backend = Backend(
         name="oracle",
-        plan=plan,
+        plan_with=sending_lists(plan),
         forward=partial(forward, structure),
         minibatch_step=partial(minibatch_step, structure),
         epoch=partial(epoch, structure),

@@ -83,13 +83,24 @@ class Plan(NamedTuple):
 
 
 def make_plan(structure: Structure, table: SlotTable, device: torch.device, padded: bool = False) -> Plan:
-    """List the rows of a step.
+    """List the rows of a step; arguments as of ``plan_with``."""
+    return plan_with(structure, table, device, (), padded)[0]
+
+
+def plan_with(
+    structure: Structure, table: SlotTable, device: torch.device, lists: Any, padded: bool = False
+) -> tuple[Plan, Any]:
+    """List the rows of a step, and send them up.
 
     Args:
       structure: slots and blueprints.
       table: of all environments.
       device: where the lists go.
+      lists: a tree of arrays that goes up in the same copy.
       padded: whether shapes must suit compiled code.
+
+    Returns:
+      the plan, and the lists on the device.
     """
     sinks, envs = SINKS if padded else 0, np.arange(table.stage.shape[0])
     active, own = table.within(ACTIVE), structure.config.isolation is Isolation.OBJECTIVE
@@ -98,8 +109,8 @@ def make_plan(structure: Structure, table: SlotTable, device: torch.device, padd
     )
     objectives = tuple(_objective(structure, table, slots, slot, sinks) if own else None for slot in range(len(slots)))
     evaluation = _tree(structure, table, with_trunk(single_changes(table), envs.size), padded)
-    slots, objectives, evaluation = upload((slots, objectives, evaluation), device)
-    return Plan(table, slots, objectives, evaluation, padded)
+    slots, objectives, evaluation, lists = upload((slots, objectives, evaluation, lists), device)
+    return Plan(table, slots, objectives, evaluation, padded), lists
 
 
 def list_slot(

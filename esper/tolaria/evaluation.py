@@ -6,7 +6,7 @@ from math import factorial, log
 import torch
 from torch import Tensor
 
-from esper.kasmina.counterfactuals import ON, coalitions, no_changes, single_changes
+from esper.kasmina.counterfactuals import EffectPlaces, coalitions, list_effects, no_changes, single_changes
 from esper.kasmina.slot_table import SlotTable, take_table
 from esper.leyline.events import Evaluation, Performance
 from esper.leyline.hypers import HyperParams
@@ -23,7 +23,13 @@ STREAMED = 512
 
 
 def evaluate(
-    backend: Backend, hypers: HyperParams, state: State, table: SlotTable, plan: Plan, data: Dataset
+    backend: Backend,
+    hypers: HyperParams,
+    state: State,
+    table: SlotTable,
+    plan: Plan,
+    data: Dataset,
+    places: EffectPlaces | None = None,
 ) -> Evaluation:
     """Validate every environment and measure every active slot.
 
@@ -34,6 +40,7 @@ def evaluate(
       table: of ``state.slots``.
       plan: the backend's, made from the table.
       data: the task.
+      places: ``list_effects`` of the table, on the device already; None: they are listed and sent up here.
 
     Returns:
       per environment and slot. The contribution of a merged slot is the accuracy as it is minus the accuracy with
@@ -46,8 +53,7 @@ def evaluate(
     effect = own.new_zeros(table.stage.shape)
     error, measured = torch.zeros_like(effect), torch.zeros_like(effect, dtype=torch.bool)
     if wanted.env.size:
-        columns = (wanted.env, wanted.change.argmax(1), wanted.change.max(1) == ON)
-        *place, grows = upload(columns, own.device)
+        *place, grows = upload(list_effects(table), own.device) if places is None else places
         signs = torch.where(grows, 1.0, -1.0).to(own.dtype).unsqueeze(1)
         difference = (found.scores[num_envs:] - own.index_select(0, place[0])) * signs
         spread = by_row(_variance, difference) / difference.shape[1]

@@ -1,7 +1,8 @@
 """Room: how much memory a process may still take, whoever sets the limit.
 
-On Linux that is the machine or any control group around the process (a container, a systemd unit), whichever leaves
-least; pages of files that the kernel gives up when asked count as left. On macOS and Windows it is the machine.
+On Linux that is the machine, any control group around the process (a container, a systemd unit) or its address space
+where ``ulimit -v`` limits it, whichever leaves least; pages of files that the kernel gives up when asked count as left.
+On macOS and Windows it is the machine.
 """
 
 import ctypes
@@ -17,6 +18,9 @@ from typing import NamedTuple
 import torch
 
 GROUPS, OWN_GROUP, MEMORY_INFO = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"), Path("/proc/meminfo")
+
+STATM = Path("/proc/self/statm")
+"""Pages of this process, of its address space first."""
 
 UNLIMITED = 1 << 60
 """Bytes beyond which a limit of version 1 is none."""
@@ -58,6 +62,7 @@ def _host() -> Iterator[Room]:
         yield from of_linux(MEMORY_INFO.read_text(encoding="utf-8"))
         if OWN_GROUP.is_file():
             yield from of_groups(OWN_GROUP.read_text(encoding="utf-8"), GROUPS)
+        yield from _of_address_space()
     elif sys.platform == "darwin":
         said = subprocess.run(["vm_stat"], check=True, capture_output=True, encoding="utf-8", timeout=10).stdout
         yield of_macos(said, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
@@ -102,6 +107,16 @@ def _of_group(folder: Path, limit: str, usage: str, inactive: str) -> Iterator[R
         if most < UNLIMITED:
             given_up = int(found[1]) if found else 0
             yield Room(most, max(0, most - used + given_up), "this control group")
+
+
+def _of_address_space() -> Iterator[Room]:
+    """What ``ulimit -v`` lets this process have of addresses; nothing where that is no limit."""
+    import resource
+
+    most = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if most != resource.RLIM_INFINITY:
+        used = int(STATM.read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
+        yield Room(most, max(0, most - used), "this process (ulimit -v)")
 
 
 def of_macos(text: str, total: int) -> Room:

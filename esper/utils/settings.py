@@ -45,7 +45,7 @@ def setting(
       default: int, float, str, bool or dict of ``Entry``s; its type is the setting's.
       text: one line of help.
       low, high: range of a number; a float is finite in any case.
-      choices: allowed strings; empty = any.
+      choices: allowed strings; empty = any. Of an int in a range: words that may stand in its place, for 0.
     """
     metadata = {"help": text, "low": low, "high": high, "choices": choices}
     if isinstance(default, dict):
@@ -191,14 +191,14 @@ def _kind(entry: "Field[Any]") -> type:
 
 def _allowed(entry: "Field[Any]") -> str:
     low, high, choices = (entry.metadata[name] for name in ("low", "high", "choices"))
-    if choices:
+    if choices and _kind(entry) is not int:
         return " or ".join(choices)
     kinds = {bool: "true or false", int: "an integer", float: "a number", str: "text", dict: "name=value,name=value"}
     if low is None and high is None:
         return kinds[_kind(entry)]
     if high is None or math.isinf(high):
         return ("a finite number" if _kind(entry) is float else kinds[_kind(entry)]) + f" from {figure(low)}"
-    return f"{kinds[_kind(entry)]} from {figure(low)} to {figure(high)}"
+    return ", or ".join((f"{kinds[_kind(entry)]} from {figure(low)} to {figure(high)}", *choices))
 
 
 def _from_words(entry: "Field[Any]", words: Sequence[str]) -> Any:
@@ -218,6 +218,8 @@ def _from_words(entry: "Field[Any]", words: Sequence[str]) -> Any:
 
 def _from_word(entry: "Field[Any]", word: str, place: str) -> Any:
     kind = _kind(entry)
+    if kind is int and word in entry.metadata["choices"]:
+        return word
     if kind is bool:
         value: Any = BOOLEANS.get(word.lower())
     elif kind is dict:
@@ -259,7 +261,9 @@ def _check(entry: "Field[Any]", value: Any, place: str) -> Any:
     if kind is float and type(value) is int:
         value = as_float(value)
     low, high, choices = (entry.metadata[name] for name in ("low", "high", "choices"))
-    good = type(value) is kind and (not choices or value in choices)
+    if kind is int and choices and value in choices:
+        return 0
+    good = type(value) is kind and (kind is int or not choices or value in choices)
     good = good and (low is None or value >= low) and (high is None or value <= high)
     if not good or (kind is float and not math.isfinite(value)) or (kind is str and not is_plain(value)):
         raise SettingsError(f"{place} = {shown(given)}: expected {_allowed(entry)}")

@@ -9,6 +9,7 @@ runs. What is copied from one device to another is noted.
 import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,5 +93,5 @@ def engine_there(engine: Engine, bring: Callable[[Any], Any], padded: bool = Fal
     data = engine.data._replace(**{name: bring(part) for name, part in engine.data.parts.items()})
     backend = eager.build(structure, THERE)
     if padded:
-        backend = backend._replace(plan=lambda table, device: eager.plan(structure, table, device, padded=True))
+        backend = backend._replace(plan_with=partial(eager.plan_with, structure, padded=True))
     return Engine(structure, backend, bring(engine.hypers), data, engine.scales)

@@ -17,8 +17,8 @@ from esper.runtime.tasks import TASKS, named
 SMALL = {"steps_per_epoch": 1, "batch_size": 4, "val_samples": 8, "horizon": 4}
 STAGES = (*ACTIVE, Stage.GERMINATED, Stage.CULLED)
 
-UPLOADS = 3
-"""In a step: fresh seeds, the plan with its evaluation, and where the effects of seeds belong."""
+UPLOADS = 1
+"""In a step: fresh seeds, the plan with its evaluation, and where the effects of seeds belong, side by side."""
 
 
 def step_there(engine, monkeypatch, padded=False):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -73,6 +74,27 @@ def test_memory(trained, tmp_path, megabytes):
 
     status, said = go_on(folder, limit, tmp_path / "log")
     check(folder, load_run(trained), status, said)
+
+
+def test_memory_that_runs_out_ends_in_what_would_fit(tmp_path):
+    """More environments than there are addresses for; torch's allocator refuses them in the middle of a step."""
+
+    def limit():
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 700 * 2**20,) * 2)
+
+    log = tmp_path / "log"
+    words = ["train", *WORDS, "--num-envs", "8192", "--out", str(tmp_path / "a")]
+    assert ended(start(words, log, limit)) == 1
+    last = log.read_text(errors="replace").splitlines()[-1]
+    found = re.fullmatch(
+        r"esper train: out of memory: MemoryError: --num-envs (\d+) would fit: ([\d.]+) MiB each, "
+        r"([\d,]+) of the ([\d,]+) MiB of this process \(ulimit -v\) are left; RuntimeError: .*; fewer environments .*",
+        last,
+    )
+    assert found, last
+    number, each, left, whole = (float(text.replace(",", "")) for text in found.groups())
+    assert number == pytest.approx((left - 0.2 * whole) / each, rel=0.05)
 
 
 def test_disk(trained, tmp_path):

@@ -56,3 +56,23 @@ def test_this_machine_has_no_more_than_its_pages():
     found = room(torch.device("cpu"))
     assert found.limit <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 0 < found.left <= found.limit and 0 < found.share <= 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux")
+def test_a_limit_of_addresses_counts():
+    """In a process of its own, by the kernel's own refusal of what is beyond it."""
+    import resource
+
+    child = os.fork()
+    if child == 0:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 256 * (1 << 20),) * 2)
+        found, status = room(torch.device("cpu")), 1
+        if found.place == "this process (ulimit -v)" and 128 << 20 < found.left <= 256 << 20:
+            torch.empty(found.left - (16 << 20), dtype=torch.uint8)
+            try:
+                torch.empty(found.left + (1 << 20), dtype=torch.uint8)
+            except RuntimeError:
+                status = 0
+        os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -75,7 +75,7 @@ def build_graph(structure: Structure, compiler: str = "inductor") -> Backend:
     own = Compiled(structure, step, infer)
     backend = Backend(
         name="inductor",
-        plan=partial(eager.plan, structure, padded=True),
+        plan_with=partial(eager.plan_with, structure, padded=True),
         forward=partial(eager.forward, structure),
         minibatch_step=partial(minibatch_step, own),
         epoch=partial(epoch, own),

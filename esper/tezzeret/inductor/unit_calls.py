@@ -216,7 +216,7 @@ def build_units(structure: Structure, compiler: str = "inductor") -> Backend:
 
     backend = Backend(
         name="inductor",
-        plan=partial(eager.plan, structure),
+        plan_with=partial(eager.plan_with, structure),
         forward=partial(eager.forward, structure),
         minibatch_step=partial(eager.minibatch_step, structure, call=call),
         epoch=epoch,

@@ -10,7 +10,7 @@ from esper.kasmina.structure import Structure
 from esper.leyline.config import ConfigError, Precision
 from esper.leyline.learners import Learners
 from esper.tezzeret import eager
-from esper.tezzeret.backend import Backend, BackendError
+from esper.tezzeret.backend import Backend, BackendError, sending_lists
 from esper.tezzeret.batches import Batch
 from esper.tezzeret.guard import without_derivatives
 from esper.tezzeret.native.epoch import epoch, minibatch_step, watched_epoch
@@ -39,7 +39,7 @@ def build(structure: Structure, device: torch.device) -> Backend:
 
     backend = Backend(
         name="native",
-        plan=partial(make_plan, structure),
+        plan_with=sending_lists(partial(make_plan, structure)),
         forward=forward,
         minibatch_step=partial(minibatch_step, network),
         epoch=partial(epoch, network),

@@ -44,6 +44,8 @@ class FailureCause(NamedTuple):
     named: tuple[str, ...] = ()
 
 
+OUT_OF_MEMORY = "out of memory"
+
 CAUSES = (
     FailureCause(
         "service left alone",
@@ -66,7 +68,7 @@ CAUSES = (
         words=r"disk I/O error|database disk image is malformed",
     ),
     FailureCause(
-        "out of memory",
+        OUT_OF_MEMORY,
         Nature.LASTING,
         "fewer environments (--num-envs), or more memory (ulimit -v, the container's limit)",
         (errno.ENOMEM,),
@@ -148,7 +150,7 @@ CAUSES = (
 )
 """In order: of several that fit, the first counts."""
 
-WANTS = ("out of memory", "too many open files")
+WANTS = (OUT_OF_MEMORY, "too many open files")
 """Causes that lie in this process."""
 
 UNKNOWN = FailureCause("unknown", Nature.UNKNOWN, "report it, with the lines before it")

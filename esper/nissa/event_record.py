@@ -42,6 +42,7 @@ OCCURRENCES = {
     "seed.stage_changed": "a slot passed from one stage to another",
     "seed.fossilized": "a seed was made permanent",
     "seed.culled": "a seed was removed",
+    "seed.reported": "a seed's end: its field report",
     "epoch.completed": "an environment's epoch, with its loss and accuracy and what they changed by",
     "plateau.detected": "the loss has not moved for three epochs in a row",
     "improvement.detected": "the loss fell by more than 0.01",

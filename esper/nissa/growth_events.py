@@ -8,10 +8,12 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from esper.leyline.actions import Codec, Op
+from esper.leyline.actions import NONE, Codec, Op
 from esper.leyline.codes import REFUSAL_TEXT, VERDICT_TEXT, Refusal, Verdict, failed_checks
 from esper.leyline.stages import FAILURE, Stage
 from esper.nissa.event_record import Event, occurrence
+from esper.nissa.field_reports import field_reports
+from esper.nissa.seeds import lives
 from esper.nissa.trace import Trace
 
 STILL = 0.005
@@ -91,6 +93,29 @@ def growth_events(trace: Trace, times: Sequence[float], place: EpisodePlace) -> 
     return found
 
 
+def report_events(trace: Trace, times: Sequence[float], place: EpisodePlace) -> Iterator[Event]:
+    """The field reports of the seeds that came to an end in whole episodes, each as an event.
+
+    An event has the number and the time of the last decision in which the seed was there; ``germinated`` is the number
+    of the one that placed it, ``epochs_STAGE`` how many it spent in a stage.
+
+    Args:
+      trace: T decisions of the environments that are told of, from an episode's first.
+      times: T, since 1970.
+      place: where it happened.
+    """
+    for report in field_reports(trace, lives(trace), place.codec.blueprint_names):
+        if report.success is None:
+            continue
+        told = report._asdict()
+        for name in ("env", "ended", "epochs"):
+            del told[name]
+        told |= {"slot": place.slots[report.slot], "germinated": report.germinated + 1}
+        told |= {f"epochs_{stage.lower()}": count for stage, count in report.epochs.items()}
+        where = {"task": place.task, "environment": report.env, "decision": report.ended}
+        yield occurrence("seed.reported", place.round, times[report.ended - 1], **where, **told)
+
+
 def _known(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
@@ -113,6 +138,9 @@ def _seeds(moment: _Moment) -> Iterator[Event]:
     """Transitions of the slots: by the decision, then by the clock or the governor."""
     trace, t, env = moment.trace, moment.decision, moment.env
     op, chosen = Op(int(trace.op[t, env])), int(trace.slot[t, env])
+    if op is Op.CHANGE_BLUEPRINT:
+        replaced = int(trace.blueprint[t - 1, env, chosen]) if t else NONE
+        yield moment.tell("seed.culled", **moment.at_slot(chosen, replaced), cause="decision")
     if op in PLACED:
         yield moment.tell("seed.germinated", **moment.at_slot(chosen, int(trace.kind[t, env])))
     for slot in range(trace.stage.shape[2]):

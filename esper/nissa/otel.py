@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from esper.nissa.event_record import Event
-from esper.nissa.sinks.fan_out import PATIENCE, GuardedSink
+from esper.nissa.sinks.fan_out import FINISHING, PATIENCE, GuardedSink
 from esper.nissa.sinks.protocol import Opened, Row
 from esper.nissa.spans import DETAILS, OTLP, Spans, plain
 from esper.utils.paths import user_path
@@ -160,7 +160,7 @@ class RecordedSpans(Spans):
     def close(self) -> None:
         """See ``Spans``."""
         self._sink.finish()
-        self._sink.join(time.monotonic() + PATIENCE)
+        self._sink.join(time.monotonic() + FINISHING)
 
 
 def _exporter(target: str) -> SpanExporter:

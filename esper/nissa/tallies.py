@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from esper.nissa.event_record import Event
 from esper.nissa.metric_table import METRICS_BY_NAME, SECONDS, MetricKind
 from esper.nissa.sinks.protocol import Row
+from esper.utils.compilations import NAMES
 from esper.utils.documents import json_ready
 
 Series = tuple[str, tuple[str, ...]]
@@ -85,7 +86,15 @@ AS_IT_IS |= {"skipped": "esper_skipped_minibatches_ratio"}
 SHARE = "share_"
 """Before the name of an action, of its share of all decisions."""
 
-KNOWN = {"round", "seconds", "kernel_failures", *PHASES.values(), *BY_TASK, *PER_ENVIRONMENT, *AS_IT_IS}
+OF_COMPILATIONS: Mapping[str, Series] = {
+    "compilations": ("esper_compilations", ()),
+    "compilation_seconds": ("esper_compilation_seconds", ()),
+    "cache_hits": ("esper_cache_lookups", ("hit",)),
+    "cache_misses": ("esper_cache_lookups", ("miss",)),
+}
+"""What is counted of compilations -> its metric, and the labels behind what it is of."""
+
+KNOWN = {"round", "seconds", "kernel_failures", *PHASES.values(), *BY_TASK, *PER_ENVIRONMENT, *AS_IT_IS, *NAMES}
 """Numbers of a row that a metric of their own has."""
 
 
@@ -107,6 +116,8 @@ def of_round(row: Row, facts: RunFacts) -> list[Change]:
             found.append(Change(PER_ENVIRONMENT[name], round(value * facts.environments, 6)))
         elif name in AS_IT_IS:
             found.append(Change(AS_IT_IS[name], value))
+        elif name in NAMES:
+            found.append(of_compilations(name, value))
         elif head in BY_TASK and (task in facts.tasks or len(facts.tasks) == 1):
             found.append(Change(BY_TASK[head], value, (task or facts.tasks[0],)))
         elif name not in KNOWN and not task:
@@ -115,6 +126,12 @@ def of_round(row: Row, facts: RunFacts) -> list[Change]:
         Change("esper_phase_seconds", numbers[name], (phase,)) for phase, name in PHASES.items() if name in numbers
     ]
     return found
+
+
+def of_compilations(name: str, value: float) -> Change:
+    """What a number of ``esper.utils.compilations.NAMES`` changes."""
+    metric, labels = OF_COMPILATIONS[NAMES[name].what]
+    return Change(metric, value, (NAMES[name].of, *labels))
 
 
 def of_event(event: Event) -> list[Change]:

@@ -12,8 +12,10 @@ from esper.leyline.state import State
 from esper.runtime.build import find_device, make
 from esper.runtime.carriers import read_network
 from esper.runtime.own import recorded
+from esper.runtime.own_flags import flags_of
 from esper.runtime.scene import RUNS, Rules
 from esper.runtime.tasks import named
+from esper.tezzeret.backend import BackendError
 from esper.tezzeret.modules import host
 from esper.utils.documents import cause
 from esper.utils.settings import SettingsError
@@ -63,11 +65,15 @@ def bring(path: Path, rules: Rules, seed: int, backend: str, device: str) -> Bro
     if name == RUNS:
         name = recorded("--task", str(card.get("task", "digits")), "the network's card")
     task = named(name)
+    place = find_device(device, "--device")
     own = host(network, task.data.train.inputs[:EXAMPLES])
     overrides: dict[str, Any] = {"slots": (), **rules.engine}
     overrides |= {"horizon": rules.horizon} if rules.horizon else {}
     try:
-        engine = make(task._replace(host=own), 1, find_device(device, "--device"), backend, **overrides)
+        engine = make(task._replace(host=own), 1, place, backend, **overrides)
+    except BackendError as error:
+        asked = {"backend": backend, "device": place}
+        raise SettingsError(f"{flags_of(error, rules.engine, asked)}: {error}") from None
     except ConfigError as error:
         raise SettingsError(f"--engine: {error}") from None if rules.engine else error
     return Brought(engine, engine.init(seed), {**card, "task": name})

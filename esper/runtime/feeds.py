@@ -16,13 +16,14 @@ from esper.nissa.sinks.prometheus import STATE, open_prometheus, require_prometh
 from esper.nissa.sinks.protocol import Opened
 from esper.nissa.sinks.record import METRICS, SinkError, read_rows
 from esper.nissa.sinks.tensorboard import FOLDER, TensorBoardSink, require_tensorboard
-from esper.nissa.tallies import Change, RunFacts, Tallies, changed
+from esper.nissa.tallies import Change, RunFacts, Tallies, changed, of_compilations
 from esper.nissa.tracing import open_spans, require_tracing
 from esper.runtime.scene import Scene
 from esper.runtime.train_settings import TrainSettings
 from esper.runtime.worker_settings import WorkerSettings
 from esper.tezzeret.stages.worker import OUTCOMES
 from esper.urza.store import Tiers
+from esper.utils.compilations import NAMES
 from esper.utils.paths import user_path
 from esper.version import __version__
 
@@ -30,6 +31,9 @@ EVENTS = [Change("esper_events", 0.0, (kind,)) for kind in KINDS]
 
 BEGINNING = [Change("esper_rounds", 0.0), Change("esper_kernel_failures", 0.0), *EVENTS]
 """Counters that are there from the beginning, so that their first increase is one."""
+
+COMPILING = [of_compilations(name, 0.0) for name in NAMES]
+"""The same of runs whose rows tell of compilations."""
 
 WORKER_BEGINNING = [*EVENTS, *(Change("esper_compile_requests", 0.0, (outcome,)) for outcome in OUTCOMES)]
 """The same of a worker."""
@@ -114,7 +118,7 @@ def _run_endpoint(settings: TrainSettings, folder: Path, scenes: Sequence[Scene]
     def opened() -> Opened:
         tallies = tallies_so_far(folder / STATE, rows, facts)
         told = [Change("esper_run_info", 1.0, labels), Change("esper_rounds_wanted", facts.rounds)]
-        told += BEGINNING
+        told += [*BEGINNING, *(COMPILING if settings.profile.resources else ())]
         return open_prometheus(address, changed(_without_info(tallies), told), facts, folder / STATE, feed.changes)
 
     return opened

@@ -17,6 +17,7 @@ from esper.runtime.policy_checkpoint import SERIES
 from esper.tezzeret.blueprints import LIMITS, Document, blueprint_of, canonical, parse
 from esper.urza.checkpoint import CheckpointError
 from esper.urza.store import Failure, StoreError, id_of, open_store
+from esper.utils.compilations import LEDGER
 from esper.utils.documents import one_line, shown, to_json
 from esper.utils.files import read_file, replace_file
 from esper.utils.paths import user_path
@@ -181,6 +182,9 @@ def came_later(entries: Iterable[RunBlueprint]) -> list[tuple[int, str]]:
 def blueprint_from(document: Document) -> Blueprint:
     """The blueprint of a document; one and the same for all engines of a process, which share what they make of it."""
     return blueprint_of(document)
+
+
+LEDGER.cache("blueprints", lambda: blueprint_from.cache_info()[:2])
 
 
 def is_for(document: Document, structure: Structure) -> bool:

@@ -13,20 +13,18 @@ from esper.leyline.config import ConfigError, Determinism, Precision
 from esper.leyline.hypers import numbers
 from esper.runtime.build import DEVICES, find_device, make
 from esper.runtime.own import is_own, load, recorded
+from esper.runtime.own_flags import OWN_FLAGS, flags_of
 from esper.runtime.own_trials import check_task, own_reward, try_step
 from esper.runtime.policy_checkpoint import WHICH, load_run_to_play
 from esper.runtime.run_blueprints import blueprint_from, kept_of
 from esper.runtime.tasks import Task, begins_task, named, takes_path
 from esper.simic.rewards import DEFAULT_REWARD, OwnReward, RewardMode, RewardParams, build_reward_params
 from esper.tamiyo.observation import build_scales
+from esper.tezzeret.backend import BackendError
 from esper.tezzeret.blueprints import Document, DocumentError
 from esper.urza.checkpoint import Checkpoint
 from esper.utils.paths import user_path
 from esper.utils.settings import Entry, SettingsError, Table, from_record, setting
-
-OWN_NAMES = ("task", "num_envs", "horizon", "backend", "device", "deterministic", "precision")
-OWN_FLAGS = {name: f"--{name.replace('_', '-')}" for name in OWN_NAMES}
-"""Arguments of ``make`` that are settings of their own."""
 
 RUNS = "auto"
 """Value of a setting that follows the run, or the default without one."""
@@ -125,7 +123,8 @@ def build_scene(rules: Rules, num_envs: int, backend: str, device: str | torch.d
       device: where everything lives.
 
     Raises:
-      SettingsError: a name or a value of ``--engine`` or ``--rewards`` is not allowed.
+      SettingsError: a name or a value of ``--engine`` or ``--rewards`` is not allowed, or the backend that was asked
+        for cannot do what they and other flags say.
       ConfigError, DatasetError: the rest cannot be built, or one's own task or reward fails in a first step.
     """
     engine_numbers, reward_numbers = dict(rules.engine), dict(rules.rewards)
@@ -148,6 +147,9 @@ def build_scene(rules: Rules, num_envs: int, backend: str, device: str | torch.d
         )
     except DocumentError:
         raise
+    except BackendError as error:
+        asked = {"backend": backend, "device": place, "precision": rules.precision}
+        raise SettingsError(f"{flags_of(error, engine_numbers, asked)}: {error}") from None
     except ConfigError as error:
         raise SettingsError(f"--engine: {error}") from None if engine_numbers else error
     try:

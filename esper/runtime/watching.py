@@ -22,7 +22,7 @@ from esper.leyline.state import State
 from esper.nissa.anomalies import Anomaly, anomalies, observe, told_of
 from esper.nissa.blueprint_table import joined, tally
 from esper.nissa.field_reports import as_table, field_reports
-from esper.nissa.growth_events import EpisodePlace, growth_events
+from esper.nissa.growth_events import EpisodePlace, growth_events, report_events
 from esper.nissa.lanes import lanes
 from esper.nissa.profiles import PROFILES, Profile
 from esper.nissa.seeds import lives
@@ -226,7 +226,8 @@ class Watching:
             if (trace := listener.trace(self._told_envs)) is not None:
                 slots, history = track.env.engine.structure.slot_names, self.telling.profile.history
                 place = EpisodePlace(number, track.task, track.env.engine.codec, slots, listener.first, history)
-                for event in growth_events(trace, listener.times, place):
+                reports = () if listener.first else report_events(trace, listener.times, place)
+                for event in (*growth_events(trace, listener.times, place), *reports):
                     self.telling.sinks.event(event)
 
     def _seeds(self, tracks: Sequence[Track], number: int) -> dict[str, float]:

@@ -28,7 +28,15 @@ Lists = Any
 
 
 class BackendError(ConfigError):
-    """A backend that cannot run a structure; one line with the backend and the reason."""
+    """A backend that cannot run a structure; one line with the backend and the reason.
+
+    Attributes:
+      setting: the argument of ``make`` that it cannot do with this value; empty: it is none's.
+    """
+
+    def __init__(self, line: str, setting: str = "") -> None:
+        super().__init__(line)
+        self.setting = setting
 
 
 class WatchedBatches(NamedTuple):

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import esper.kernels
 from esper.tezzeret.compiler import Command, find_compiler, processor, run_compiler
 from esper.tezzeret.kept import keep, kept, open_library
+from esper.utils.compilations import compiling, looked_up
 from esper.utils.paths import cache_folder
 
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
@@ -135,8 +136,10 @@ def built(folder: Path, compiler: Command) -> tuple[Path, bytes]:
     """
     flags = (*FLAGS, *_target(compiler))
     target = cache_folder("native") / f"esper-{_digest(folder, compiler, flags)}.so"
-    if (data := kept(target)) is None:
-        with tempfile.TemporaryDirectory(dir=target.parent) as fresh_folder:
+    data = kept(target)
+    looked_up("library", data is not None)
+    if data is None:
+        with compiling("library"), tempfile.TemporaryDirectory(dir=target.parent) as fresh_folder:
             data = _build(_sources_in(folder), (*compiler, *flags), Path(fresh_folder))
         keep(target, data)
     return target, data

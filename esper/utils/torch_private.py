@@ -6,6 +6,7 @@ be the answer that is slower, and still right; where there is none, the loud one
 
 import logging
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -136,8 +137,10 @@ def without_guard_log() -> Iterator[None]:
 
 
 @contextmanager
-def on_compilation(begun: Callable[[Any], None]) -> Iterator[None]:
-    """A context in which a function hears of every compilation, of a frame or a backward. Without it: a warning."""
+def on_compilation(begun: Callable[[Any], None], ended: Callable[[Any], None] = lambda told: None) -> Iterator[None]:
+    """A context in which functions hear of every compilation, of a frame or a backward, in the thread that compiles;
+    ``ended`` of those alone that torch tells of. Without it: a warning.
+    """
     from torch._dynamo import callback  # it takes a second to import
 
     handler = getattr(callback, "callback_handler", None)
@@ -146,12 +149,21 @@ def on_compilation(begun: Callable[[Any], None]) -> Iterator[None]:
         yield
         return
     handler.register_start_callback(begun)
+    handler.register_end_callback(ended)
     _LISTENERS.append(begun)
     try:
         yield
     finally:
         _LISTENERS.remove(begun)
         handler.remove_start_callback(begun)
+        handler.remove_end_callback(ended)
+
+
+def graph_cache() -> tuple[int, int]:
+    """Hits and misses of torch's own cache of compiled graphs. Without the names, or unused so far: none."""
+    loaded = sys.modules.get("torch._dynamo.utils")
+    counted = getattr(loaded, "counters", {}).get("inductor", {})
+    return int(counted.get("fxgraph_cache_hit", 0)), int(counted.get("fxgraph_cache_miss", 0))
 
 
 def tell_of_compilation(what: str) -> None:

@@ -66,6 +66,7 @@ TABLES = {
 """Names that tables of settings know."""
 
 VARIABLES = {"CXX", "XDG_CACHE_HOME", "TRACEPARENT", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "OMP_NUM_THREADS"}
+VARIABLES |= {"MLFLOW_ALLOW_FILE_STORE"}
 """Variables of the environment that are not Esper's own."""
 
 

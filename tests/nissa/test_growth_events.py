@@ -9,7 +9,7 @@ from esper.leyline.actions import NONE, Action, Blend, Op, build_codec
 from esper.leyline.codes import Check, Refusal, Verdict
 from esper.leyline.stages import Stage as S
 from esper.nissa.event_record import OCCURRENCES
-from esper.nissa.growth_events import EpisodePlace, growth_events, plateau_length
+from esper.nissa.growth_events import EpisodePlace, growth_events, plateau_length, report_events
 from esper.nissa.trace import Trace
 
 CODEC = build_codec(((0, 1), (0, 1)), (Blend.LINEAR,), ("norm", "conv"))
@@ -57,6 +57,7 @@ def episode(loss, accuracy, alpha=0.0):
     )
 
 
+UNCUT = ("term_names", "diagnostics", "account")
 LOSS, ACCURACY = [math.nan, 2.0, 1.5, 1.75], [math.nan, 10.0, 30.0, 25.0]
 PLACE = EpisodePlace(round=3, task="t", codec=CODEC, slots=("block0", "block1"))
 TIMES = (100.0, 101.0, 102.5, 103.0)
@@ -117,6 +118,51 @@ def test_events_say_what_where_why_and_when(events):
     assert "spiked several epochs" in told(events, "environment.rolled_back", env=1)[0]["verdict"]
     assert {each.seconds for each in events if each.fields["decision"] == 3} == {102.5}
     assert {(each.round, each.fields["task"]) for each in events} == {(3, "t")}
+
+
+def test_a_seeds_end_is_its_field_report(events):
+    """In words, numbers and truth values alone, at the last decision in which it was there."""
+    (report,) = report_events(episode(LOSS, ACCURACY), TIMES, PLACE)
+    assert (report.kind, report.round, report.seconds) == ("seed.reported", 3, 103.0)
+    assert report.fields == {
+        **{"task": "t", "environment": 0, "decision": 4, "slot": "block0", "seed": 0, "blueprint": "conv"},
+        **{"germinated": 1, "last_stage": "FOSSILIZED", "success": True, "reason": ""},
+        **{"epochs_germinated": 1, "epochs_training": 2, "epochs_fossilized": 1},
+        **{"accuracy_before": None, "accuracy_after": 25.0, "improvement": None, "contribution": 0.0},
+    }
+
+
+def test_a_seed_that_is_alive_has_no_report_and_one_that_is_removed_says_why():
+    whole = episode(LOSS, ACCURACY)
+    cut = whole._replace(**{name: getattr(whole, name)[:3] for name in whole._fields if name not in UNCUT})
+    assert list(report_events(cut, TIMES[:3], PLACE)) == []
+    lost = cut._replace(stage=cut.stage.clone(), rolled_back=cut.rolled_back.clone())
+    lost.stage[2, 0, 0] = int(S.CULLED)
+    (report,) = report_events(lost, TIMES[:3], PLACE)
+    assert (report.fields["decision"], report.seconds) == (3, 102.5)
+    assert (report.fields["success"], report.fields["last_stage"]) == (False, "TRAINING")
+    assert report.fields["reason"] == "it did not contribute" and report.fields["accuracy_after"] == 30.0
+
+
+def test_a_seed_that_another_one_takes_the_place_of_is_culled():
+    whole = episode(LOSS, ACCURACY)
+    changed = whole._replace(**{name: getattr(whole, name).clone() for name in ("op", "slot", "kind")})
+    changed.op[2, 0], changed.slot[2, 0], changed.kind[2, 0] = int(Op.CHANGE_BLUEPRINT), 0, 0
+    found = growth_events(changed, TIMES, PLACE)
+    (culled,) = told(found, "seed.culled")
+    assert (culled["slot"], culled["blueprint"], culled["cause"], culled["decision"]) == (
+        "block0",
+        "conv",
+        "decision",
+        3,
+    )
+    placed = told(found, "seed.germinated")
+    assert [(each["blueprint"], each["decision"]) for each in placed] == [("conv", 1), ("norm", 3)]
+    reports = list(report_events(changed, TIMES, PLACE))
+    assert [(each.fields["blueprint"], each.fields["decision"], each.fields["success"]) for each in reports] == [
+        ("conv", 2, False),
+        ("norm", 4, True),
+    ]
 
 
 def test_deltas_are_those_of_the_epoch_before(events):

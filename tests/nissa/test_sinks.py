@@ -99,7 +99,7 @@ def test_a_sink_that_raises_is_left_alone_then_tried_again_with_one_warning(capl
 
 
 def test_a_sink_that_hangs_makes_nobody_wait_and_is_left_out(caplog, monkeypatch):
-    monkeypatch.setattr("esper.nissa.sinks.fan_out.PATIENCE", 0.2)
+    monkeypatch.setattr("esper.nissa.sinks.fan_out.FINISHING", 0.2)
     held = threading.Event()
     stuck, good = Kept(held=held), Kept()
     fan = FanOut({"stuck": opened(stuck), "good": opened(good)}, Limits(1, 30.0, 1, 1.0))
@@ -116,6 +116,31 @@ def test_a_sink_that_hangs_makes_nobody_wait_and_is_left_out(caplog, monkeypatch
     assert line.startswith("sink stuck: hangs for more than 1 s; left out from here on")
     held.set()
     until(lambda: stuck.closed)
+
+
+def test_a_sink_that_opens_slowly_gets_what_came_meanwhile(caplog, monkeypatch):
+    """Opening is no call that hangs; only one that takes longer than ``OPENING`` is left out."""
+    held, sink = threading.Event(), Kept()
+
+    def opener():
+        assert held.wait(10)
+        return Opened(sink, "")
+
+    slow = GuardedSink("slow", opener, Limits(1, 30.0, 1, 0.05))
+    for number in range(1, 4):
+        slow.put(lambda one, number=number: one.round({"round": number}))
+        time.sleep(0.05)
+    held.set()
+    slow.finish()
+    slow.join(time.monotonic() + 10)
+    assert sink.taken == [1, 2, 3] and sink.closed and not warnings_of(caplog) and not slow.lost
+    monkeypatch.setattr("esper.nissa.sinks.fan_out.OPENING", 0.05)
+    held.clear()
+    late = GuardedSink("late", opener, Limits(1, 30.0, 1, 10.0))
+    time.sleep(0.1)
+    late.put(lambda one: one.round({"round": 1}))
+    assert late.gone and warnings_of(caplog)[0].startswith("sink late: hangs for more than 0.05 s; left out")
+    held.set()
 
 
 def test_what_waits_is_bounded(caplog):

@@ -10,6 +10,7 @@ from esper.nissa.event_record import KINDS, Event, event
 from esper.nissa.metric_table import FOREIGN, METRICS_BY_NAME, MOST_MEASURES, TABLE, MetricKind
 from esper.nissa.sinks.prometheus import PrometheusSink, tallies_so_far
 from esper.nissa.tallies import SECONDS, Change, RunFacts, Tallies, after_round, changed, from_text, of_event, to_text
+from esper.utils.compilations import NAMES
 
 parser = pytest.importorskip("prometheus_client.parser", reason="prometheus-client")
 FACTS = RunFacts(("digits",), 800, 32, 24)
@@ -82,7 +83,8 @@ def test_a_scrape_has_what_was_counted_under_the_names_of_the_table(tmp_path):
     )
     try:
         for number in (1, 2, 2, 3):
-            sink.round(row(number, 2.0, kl=0.5, curvature=float(number), text="a"))
+            compiled = {name: float(place) for place, name in enumerate(NAMES)}
+            sink.round(row(number, 2.0, kl=0.5, curvature=float(number), text="a", **compiled))
         sink.event(event("stage", False, stage="lower", took=0.02))
         sink.event(event("compile", False, outcome="failed", took=0.5))
         found, families = scraped(sink)
@@ -94,6 +96,11 @@ def test_a_scrape_has_what_was_counted_under_the_names_of_the_table(tmp_path):
     assert found["esper_round_seconds_bucket", "+Inf"] == found["esper_round_seconds_count",] == 3
     assert found["esper_round_seconds_sum",] == 6 and found["esper_phase_seconds_sum", "collect"] == 3
     assert found["esper_return", "digits"] == 1.5 and found["esper_measure", "curvature"] == 3
+    for place, (what, of) in enumerate(NAMES.values()):
+        labels = sorted((of, *({"cache_hits": ["hit"], "cache_misses": ["miss"]}.get(what, []))))
+        metric = "esper_cache_lookups" if what.startswith("cache") else f"esper_{what}"
+        assert found[f"{metric}_total", *labels] == 3 * place
+    assert sum(name[0].startswith(("esper_compilation", "esper_cache")) for name in found) == len(NAMES)
     assert found["esper_stage_failures_total", "lower"] == 1 and found["esper_compile_requests_total", "failed"] == 1
     assert found["esper_events_total", "stage.failed"] == 1 and found["esper_sink_up", "a"] == 1
     names = {metric.name: metric for metric in TABLE}

@@ -338,6 +338,12 @@ LINES = {
     "esper train: --engine: config.blends = (): expected a non-empty tuple": [
         *("train", *SMALL, "--engine", "blends=")
     ],
+    "esper train: --backend native with --precision bf16: backend 'native': precision bf16; expected float32\n": [
+        *("train", *SMALL, "--backend", "native", "--precision", "bf16"),
+    ],
+    "esper train: --backend native with --engine accumulate=2: backend 'native': accumulate = 2; expected 1\n": [
+        *("train", *SMALL, "--backend", "native", "--engine", "accumulate=2,batch_size=8"),
+    ],
     "esper train: --task: a.toml recorded 'digits,py:ours:task', which imports a module; expected --task digits,py:": [
         *("train", "--config", "a.toml"),
         'task = "digits,py:ours:task"\n',

@@ -178,7 +178,7 @@ def test_the_bits_are_the_same_where_every_watcher_fails(plain, full_disk, tmp_p
 
     monkeypatch.setattr(PrometheusSink, "__init__", opened)
     monkeypatch.setitem(WORDS, "wicked", SinkWord("", "", lambda argument, place: Opened(wicked)))
-    monkeypatch.setattr("esper.nissa.sinks.fan_out.PATIENCE", 0.5)
+    monkeypatch.setattr("esper.nissa.sinks.fan_out.FINISHING", 0.5)
     out = Watching(kill)
     more = {"metrics_port": 0, "trace": str(full_disk / "trace"), "sinks": f"wicked,json:{full_disk / 'log'}"}
     train(settings(tmp_path / "run", **more), out)

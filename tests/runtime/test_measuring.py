@@ -25,6 +25,7 @@ from esper.simic.environment import EsperEnv
 from esper.tamiyo.baselines import random_legal
 from esper.tezzeret.native.library import library
 from esper.utils import rng
+from esper.utils.compilations import LEDGER, NAMES
 from esper.utils.settings import SettingsError, read_settings
 
 ROUNDS, ENVS, HORIZON = 2, 3, 6
@@ -57,13 +58,17 @@ def test_every_profile_trains_the_same_bits(plain, tmp_path, name):
     backend, folder = plain
     log = tmp_path / "log.jsonl"
     measure = {"curvature": 2} if PROFILES[name].curvature else {}
-    train(
-        settings(tmp_path / "run", backend=backend, telemetry=name, measure=measure, sinks=f"json:{log}"), io.StringIO()
-    )
+    more = {"measure": measure, "sinks": f"json:{log}", "watch_envs": ENVS}
+    LEDGER.since_told()
+    train(settings(tmp_path / "run", backend=backend, telemetry=name, **more), io.StringIO())
     assert chain(tmp_path / "run") == chain(folder)
     added = set(rows(tmp_path / "run")[-1]) - set(rows(folder)[-1])
     profile = PROFILES[name]
-    assert {"host_memory_bytes", "sinks_waiting", "training_seconds"} <= added
+    assert {"host_memory_bytes", "sinks_waiting", "training_seconds", *NAMES} <= added
+    first, second = rows(tmp_path / "run")
+    asked = first["cache_hits_programs"] + first["cache_misses_programs"]
+    assert (asked > 0) == (backend == "native") and first["compilations_programs"] == first["cache_misses_programs"]
+    assert {second[each] for each in NAMES} == {0.0}
     assert ("host_gradient_norm" in added) == bool(profile.gradients)
     assert ("sharpness" in added) == ("curvature" in added) == bool(profile.samples)
     assert ("class_accuracy_worst" in added) == profile.classes and ("block_0_gradient_norm" in added) == profile.layers
@@ -72,6 +77,9 @@ def test_every_profile_trains_the_same_bits(plain, tmp_path, name):
     kinds = [json.loads(line)["kind"] for line in log.read_text().splitlines()]
     assert kinds.count("epoch.completed") == ROUNDS * HORIZON * min(profile.events, ENVS)
     assert kinds.count("command.issued") == kinds.count("epoch.completed") and "isolation.violated" not in kinds
+    reports = [json.loads(line) for line in (tmp_path / "run" / "seeds.jsonl").read_text().splitlines()]
+    ended = [each for each in reports if each["env"] < profile.events and each["success"] is not None]
+    assert kinds.count("seed.reported") == len(ended)
     assert kinds.count("engine.step.done") == (ROUNDS * HORIZON if profile.operations else 0)
 
 

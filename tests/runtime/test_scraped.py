@@ -87,7 +87,8 @@ def test_a_real_prometheus_has_data_for_every_rule_and_panel(tmp_path, capsys):
     if shutil.which("prometheus") is None:
         demanded = os.environ.get("ESPER_SERVICES") == "1"
         (pytest.fail if demanded else pytest.skip)("prometheus: not installed (Debian package prometheus)")
-    run = start([*words(tmp_path / "run", 10**6), "--metrics-port", "0"], tmp_path / "run.log")
+    measured = ["--telemetry", "production", "--metrics-port", "0"]
+    run = start([*words(tmp_path / "run", 10**6), *measured], tmp_path / "run.log")
     flags = ["--store", str(tmp_path / "store"), "--metrics-port", "0", "--poll", "0.2"]
     worker = start(["worker", *flags], tmp_path / "worker.log")
     server = None

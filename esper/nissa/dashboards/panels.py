@@ -114,6 +114,19 @@ PANELS = (
         ((at("esper_kernel_failures"), "{{instance}}"),),
         "esper_kernel_failures",
     ),
+    Panel("Compiled", "short", ((at("esper_compilations"), "{{instance}} {{kind}}"),), "esper_compilations"),
+    Panel(
+        "Time compiled",
+        "s",
+        ((at("esper_compilation_seconds"), "{{instance}} {{kind}}"),),
+        "esper_compilation_seconds",
+    ),
+    Panel(
+        "Look-ups of what was compiled",
+        "short",
+        ((at("esper_cache_lookups"), "{{instance}} {{cache}} {{outcome}}"),),
+        "esper_cache_lookups",
+    ),
     Panel(
         "Sinks: up, and missed",
         "short",

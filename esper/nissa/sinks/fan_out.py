@@ -23,11 +23,18 @@ ROOM = 4096
 """Rounds and events that may wait for a sink."""
 
 PATIENCE = 2.0
-"""Seconds in which sinks open, and seconds that they have to finish, all together."""
+"""Seconds that a run waits for its sinks to be open before it begins."""
+
+FINISHING = 10.0
+"""Seconds that sinks have to finish, all together; one that was left out has none."""
 
 logger = logging.getLogger("esper")
 
 Opener = Callable[[], Opened]
+
+
+OPENING = 90.0
+"""Seconds that a sink may take to open: a service answers, or a database is made, while a run goes on."""
 
 
 class SinkFails(OSError):
@@ -63,9 +70,9 @@ class GuardedSink:
 
     def put(self, call: Callable[[Sink], None]) -> None:
         """Hand something over; at once."""
-        busy = self._since
-        if not self.gone and busy and time.monotonic() - busy > self._timeout:
-            self._give_up(f"hangs for more than {self._timeout:g} s")
+        busy, most = self._since, self._timeout if self.ready.is_set() else OPENING
+        if not self.gone and busy and time.monotonic() - busy > most:
+            self._give_up(f"hangs for more than {most:g} s")
         if self.gone:
             self.lost += 1
             return
@@ -84,9 +91,9 @@ class GuardedSink:
 
     def join(self, until: float) -> None:
         """Wait for its end, no longer than until this moment of the monotonic clock."""
-        self._thread.join(max(0.0, until - time.monotonic()))
+        self._thread.join(0.0 if self.gone else max(0.0, until - time.monotonic()))
         if self._thread.is_alive():
-            self._give_up(f"did not finish in {PATIENCE:.0f} s")
+            self._give_up(f"did not finish in {FINISHING:g} s")
 
     @property
     def up(self) -> bool:
@@ -194,9 +201,9 @@ class FanOut:
         return {sink.name: (sink.up, sink.lost) for sink in self.sinks}
 
     def close(self) -> None:
-        """Let them finish, for ``PATIENCE`` seconds in all."""
+        """Let them finish, for ``FINISHING`` seconds in all."""
         for sink in self.sinks:
             sink.finish()
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + FINISHING
         for sink in self.sinks:
             sink.join(until)

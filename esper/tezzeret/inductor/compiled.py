@@ -3,8 +3,10 @@
 import contextlib
 import functools
 import os
+import threading
+import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,9 +17,16 @@ from esper.tezzeret.compiler import COMPILERS, find_compiler, program_of, servic
 from esper.tezzeret.inductor import store
 from esper.tezzeret.inductor.kept import Kept
 from esper.tezzeret.inductor.signature import signature_of
+from esper.utils.compilations import LEDGER, compiling, count_compiled
 from esper.utils.inductor_private import can_keep_code
 from esper.utils.paths import cache_folder
-from esper.utils.torch_private import default_inductor_cache, use_compiler, without_duck_shapes
+from esper.utils.torch_private import (
+    default_inductor_cache,
+    graph_cache,
+    on_compilation,
+    use_compiler,
+    without_duck_shapes,
+)
 
 STANDING = (
     "CONSTANT_MATCH",
@@ -30,8 +39,9 @@ STANDING = (
 )
 """Kinds of guards on what a function refers to, other than its arguments."""
 
-
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
+
+LEDGER.cache("graphs", graph_cache)
 
 
 def require_compiler(device: torch.device) -> None:
@@ -86,7 +96,8 @@ def compiled_and_kept(function: Callable[..., Any]) -> Callable[..., Any]:
     def start(x: Tensor) -> Any:
         unit = Kept(function, signature_of((x,), False), store.surroundings())
         if unit.is_missing:
-            store.keep({unit.name: unit.write()})
+            with compiling("units"):
+                store.keep({unit.name: unit.write()})
             unit.take()
         return unit(x)
 
@@ -113,10 +124,29 @@ def compiled(function: Callable[..., Any], compiler: str = "inductor") -> Callab
     run = torch.compile(own, fullgraph=True, dynamic=False, **how)
 
     def start(*arguments: Any) -> Any:
-        with without_duck_shapes():
+        with without_duck_shapes(), _counting_graphs():
             return run(*arguments)
 
     return start
+
+
+@contextlib.contextmanager
+def _counting_graphs() -> Iterator[None]:
+    """A context in which what torch compiles in this thread is counted."""
+    own, times = threading.get_ident(), list[float]()
+
+    def begun(told: Any) -> None:
+        del told
+        if threading.get_ident() == own:
+            times.append(time.perf_counter())
+
+    def ended(told: Any) -> None:
+        del told
+        if times and threading.get_ident() == own:
+            count_compiled("graphs", time.perf_counter() - times.pop())
+
+    with on_compilation(begun, ended):
+        yield
 
 
 def _guards_on_tensors(guards: Any) -> list[bool]:

@@ -14,6 +14,7 @@ from esper.tezzeret.inductor import store
 from esper.tezzeret.inductor.identity import identify
 from esper.tezzeret.inductor.plainly import Refused
 from esper.tezzeret.inductor.signature import Signature
+from esper.utils.compilations import looked_up
 from esper.utils.inductor_private import InductorCode, trace_rows, write_code
 from esper.utils.torch_private import tell_of_compilation
 from esper.utils.tree import leaves_of, map_leaves
@@ -46,6 +47,7 @@ class Kept:
         try:
             self.name, self.tree, self.operations = identify(function, signature, around)
             self.call = store.find(self.name)
+            looked_up("units", self.call is not None)
         except Exception as error:  # of the function, on few rows of zeros: it is called as it stands, or raises again
             self.reason = reason_of(error)
 

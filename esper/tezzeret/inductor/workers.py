@@ -16,6 +16,7 @@ import torch
 
 from esper.tezzeret.inductor import store
 from esper.tezzeret.inductor.kept import Kept, reason_of
+from esper.utils.compilations import compiling
 from esper.utils.inductor_private import InductorCode
 from esper.utils.torch_private import tell_of_compilation
 
@@ -34,12 +35,13 @@ def compile_together(units: Sequence[Kept]) -> None:
     ordered = sorted(units, key=lambda unit: -unit.operations)
     for unit in ordered:
         tell_of_compilation(unit.name)
-    if sys.platform == "linux":
-        reasons = _in_forks(ordered)
-    else:  # forks are not safe there
-        told: list[tuple[int, str | None]] = []
-        _work(ordered, range(len(ordered)), told.append)
-        reasons = dict(told)
+    with compiling("units", len(ordered)):
+        if sys.platform == "linux":
+            reasons = _in_forks(ordered)
+        else:  # forks are not safe there
+            told: list[tuple[int, str | None]] = []
+            _work(ordered, range(len(ordered)), told.append)
+            reasons = dict(told)
     for place, unit in enumerate(ordered):
         unit.reason = reasons.get(place, "the process that compiled it died")
         unit.take()

@@ -58,15 +58,16 @@ def _check(structure: Structure, device: torch.device) -> None:
     except ValueError as error:
         raise ConfigError(str(error)) from None
 
-    def require(holds: bool, found: str, expected: str) -> None:
+    def require(holds: bool, found: str, expected: str, setting: str = "") -> None:
         if not holds:
-            raise BackendError(f"backend 'native': {found}; expected {expected}")
+            raise BackendError(f"backend 'native': {found}; expected {expected}", setting)
 
-    require(device.type == "cpu", f"device {device.type}", "cpu")
-    require(config.precision is Precision.FLOAT32, f"precision {config.precision.value}", "float32")
-    require(config.accumulate == 1, f"accumulate = {config.accumulate}", "1")
-    for rule in (structure.host_optimizer, structure.seed_optimizer):
-        require(rule.name in KNOWN, f"optimizer {rule.name!r}", " or ".join(KNOWN))
+    require(device.type == "cpu", f"device {device.type}", "cpu", "device")
+    require(config.precision is Precision.FLOAT32, f"precision {config.precision.value}", "float32", "precision")
+    require(config.accumulate == 1, f"accumulate = {config.accumulate}", "1", "accumulate")
+    rules = {"host_optimizer": structure.host_optimizer, "seed_optimizer": structure.seed_optimizer}
+    for setting, rule in rules.items():
+        require(rule.name in KNOWN, f"optimizer {rule.name!r}", " or ".join(KNOWN), setting)
     plain = structure.objective is cross_entropy()
     require(plain, f"objective {structure.objective.name!r} with settings of its own", "plain cross-entropy")
     if structure.host.takes_tokens:

@@ -19,6 +19,7 @@ from esper.tezzeret.native.graph import Graph, Shape
 from esper.tezzeret.native.network import Network
 from esper.tezzeret.native.observe import NotCaptured
 from esper.tezzeret.native.programs import BlockProgram, NetworkProgram, Program, SlotPrograms
+from esper.utils.compilations import LEDGER, compiling
 
 
 class Input(NamedTuple):
@@ -56,8 +57,12 @@ def _written(
     def without_key(*given: Any) -> Any:
         return function(*given, None)
 
-    graph = capture(without_key if trains else function, x.shape, layout, buffers, x.vocabulary)
-    return graph, emit(graph, layout.size, buffers.size if buffers is not None else 0)
+    with compiling("programs"):
+        graph = capture(without_key if trains else function, x.shape, layout, buffers, x.vocabulary)
+        return graph, emit(graph, layout.size, buffers.size if buffers is not None else 0)
+
+
+LEDGER.cache("programs", lambda: _written.cache_info()[:2])
 
 
 def lower(

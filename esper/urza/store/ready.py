@@ -11,6 +11,7 @@ from threading import Event, RLock, get_ident
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from esper.urza.store.counts import Counts
+from esper.utils.compilations import looked_up
 
 Value = TypeVar("Value")
 
@@ -84,10 +85,12 @@ class ReadyCache(Generic[Value]):
                 if held is not None:
                     self._held.move_to_end(key)
                     self.counts.add("hits")
+                    looked_up("artefacts", True)
                     return held.value
                 flight = self._flights.get(key)
                 if flight is None:
                     self.counts.add("misses")
+                    looked_up("artefacts", False)
                     flight = self._flights[key] = _Flight()
                     break
                 if flight.thread == get_ident():

@@ -14,6 +14,7 @@ from esper.tezzeret.inductor import store
 from esper.tezzeret.inductor.graph import build_graph
 from esper.tezzeret.inductor.unit_calls import UnitCalls, build_units
 from esper.utils import rng
+from esper.utils.compilations import LEDGER
 
 LENIENT = {
     "min_training_epochs": 1,
@@ -67,10 +68,16 @@ def test_compiled_units_equal_the_definition_and_compile_once(name, blueprints, 
     monkeypatch.setenv(store.CACHE, str(tmp_path))
     exact = esper.make(task(name, blueprints), 5, backend="eager", **LENIENT)
     seen = {}
+    LEDGER.since_told()
     for start in ("cold", "warm"):
         fast = Engine(exact.structure, build_units(exact.structure), exact.hypers, exact.data)
         seen[start] = play(fast, exact, 12)
         assert fast.backend.describe() == ("inductor: every block, seed, gate and step one compiled function",)
+        told = LEDGER.since_told()
+        assert told["compilations_units"] == sum(seen[start]) and told["compilations_graphs"] == 0
+        assert (told["compilation_seconds_units"] > 0) == (start == "cold")
+        looked_up = told["cache_misses_units"], told["cache_hits_units"]
+        assert looked_up[start == "warm"] >= sum(seen["cold"]) and (start == "cold" or looked_up[0] == 0)
     kept = list(store.folder().glob("*.npz"))
     assert sum(seen["cold"]) == len(kept) > 10 and sum(seen["warm"]) == 0
     kept[0].write_bytes(b"")  # what is damaged is made again, and it alone

@@ -13,7 +13,7 @@ from types import FunctionType
 from typing import Any
 
 from esper import engine
-from esper.kasmina import arena, lifecycle, metrics
+from esper.kasmina import arena, counterfactuals, lifecycle, metrics
 from esper.leyline import environments
 from esper.simic import rewards
 from esper.tamiyo import observation
@@ -23,6 +23,7 @@ from esper.utils.purity import pure
 WATCHED: tuple[Callable[..., Any], ...] = (
     *(engine.init, engine.step, engine.reset),
     *(lifecycle.refusals, lifecycle.apply_action, lifecycle.tick),
+    *(arena.list_seeds, counterfactuals.list_effects),
     *(arena.init_seeds, training.train_epoch, evaluation.evaluate, evaluation.measure, evaluation.shapley_values),
     *(metrics.record, governor.govern, signals.update_signals, signals.remember_decision, variations.own_hypers),
     *(observation.observe, rewards.reward),

@@ -10,8 +10,10 @@ from esper.nissa.spans import NO_SPANS, Spans
 from esper.tezzeret.backend import Backend
 from esper.tezzeret.score import Scores
 
-PARTS = ("plan", "epoch", "evaluate")
-"""Parts of a step that are spans, in order; on a CPU, where calls wait, they last as long as what they do."""
+PARTS = {"plan_with": "plan", "epoch": "epoch", "evaluate": "evaluate"}
+"""Functions of a backend -> spans of a step's parts, in order; on a CPU, where calls wait, they last as long as what
+they do.
+"""
 
 
 class Stopwatch:
@@ -46,5 +48,5 @@ def recorded_parts(backend: Backend, spans: Spans) -> Backend:
 
         return within
 
-    parts: dict[str, Any] = {name: recorded(name, getattr(backend, name)) for name in PARTS}
+    parts: dict[str, Any] = {name: recorded(span, getattr(backend, name)) for name, span in PARTS.items()}
     return backend._replace(**parts)

@@ -54,7 +54,7 @@ def test_every_function_of_the_step_is_watched():
         for node in ast.walk(ast.parse(inspect.getsource(esper.engine.step)))
         if isinstance(node, ast.Call)
     }
-    helpers = {"lock", "state.replace", "Transition", "take_table", "backend.plan", "learners_of", "with_learners"}
+    helpers = {"lock", "state.replace", "Transition", "take_table", "backend.plan_with", "learners_of", "with_learners"}
     assert {name.split(".")[-1] for name in called - helpers} <= {function.__name__ for function in debug.WATCHED}
 
 

@@ -80,8 +80,7 @@ def test_memory_that_runs_out_ends_in_what_would_fit(tmp_path):
     """More environments than there are addresses for; torch's allocator refuses them in the middle of a step."""
 
     def limit():
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + 700 * 2**20,) * 2)
+        resource.setrlimit(resource.RLIMIT_AS, (5 * 2**30,) * 2)
 
     log = tmp_path / "log"
     words = ["train", *WORDS, "--num-envs", "8192", "--out", str(tmp_path / "a")]
@@ -89,7 +88,7 @@ def test_memory_that_runs_out_ends_in_what_would_fit(tmp_path):
     last = log.read_text(errors="replace").splitlines()[-1]
     found = re.fullmatch(
         r"esper train: out of memory: MemoryError: --num-envs (\d+) would fit: ([\d.]+) MiB each, "
-        r"([\d,]+) of the ([\d,]+) MiB of this process \(ulimit -v\) are left; RuntimeError: .*; fewer environments .*",
+        r"([\d,]+) of the ([\d,]+) MiB of this process \(ulimit -v\) are left; (?:Runtime|Memory)Error: .*; fewer environments .*",
         last,
     )
     assert found, last

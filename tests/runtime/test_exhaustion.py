@@ -88,7 +88,8 @@ def test_memory_that_runs_out_ends_in_what_would_fit(tmp_path):
     last = log.read_text(errors="replace").splitlines()[-1]
     found = re.fullmatch(
         r"esper train: out of memory: MemoryError: --num-envs (\d+) would fit: ([\d.]+) MiB each, "
-        r"([\d,]+) of the ([\d,]+) MiB of this process \(ulimit -v\) are left; (?:Runtime|Memory)Error: .*; fewer environments .*",
+        r"([\d,]+) of the ([\d,]+) MiB of this process \(ulimit -v\) are left; "
+        r"(?:Runtime|Memory)Error: .*; fewer environments .*",
         last,
     )
     assert found, last

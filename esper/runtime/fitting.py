@@ -154,7 +154,7 @@ def would_fit(settings: TrainSettings) -> str:
     left = f"{found.left / MIB:,.0f} of the {found.limit / MIB:,.0f} MiB of {found.place} are left"
     try:
         need = environment_memory(settings, source_of(settings.resume, settings.out, settings.task))
-    except (MemoryError, RuntimeError):  # not even so many fit
+    except Exception:  # not even so many fit; what it is that cannot be had may be anything, a thread or a library too
         return f"no number of environments would fit: {left}"
     number = min(fits(need, found, device)[0], settings.num_envs - 1)
     said = f"--num-envs {number}" if number >= FEWEST else "no number of environments"

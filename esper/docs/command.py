@@ -59,6 +59,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     text = f"of api: modules and packages with commas between (default: {PACKAGE}, all of it)"
     parser.add_argument("--modules", default=PACKAGE, metavar="NAME,...", help=text)
     given = parser.parse_args(list(arguments))
+    if given.action != "api" and given.modules != PACKAGE:
+        raise SettingsError(f"docs {given.action} --modules {given.modules}: expected --modules with api alone")
     if (given.action == "list") == bool(given.place):
         wanted = {"list": "no further word", "show": f"one of {', '.join(document_files())}"}
         raise SettingsError(f"docs {given.action}: expected {wanted.get(given.action, 'a directory')}")

@@ -54,6 +54,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     help = f"what is scraped: --metrics-port of runs and workers (default: {TARGETS})"
     parser.add_argument("--targets", default=TARGETS, metavar="HOST:PORT,...", help=help)
     given = parser.parse_args(list(arguments))
+    if not given.directory.strip():
+        raise SettingsError(f"dashboards export {given.directory!r}: expected a directory")
     for target in given.targets.split(","):
         found = TARGET.fullmatch(target)
         if found is None or not 1 <= int(found[2]) <= 65535:

@@ -34,7 +34,7 @@ def watch(arguments: Sequence[str], out: TextIO | None = None) -> None:
       out: where the page's address goes.
 
     Raises:
-      SettingsError: a directory is no run, there are too many, or the port is taken.
+      SettingsError: a directory is no run, or named twice, there are too many, or the port is taken.
       SystemExit: ``--help``.
     """
     out, given = output(out), _parse(arguments)
@@ -42,6 +42,9 @@ def watch(arguments: Sequence[str], out: TextIO | None = None) -> None:
     for folder in folders:
         if not (folder / METRICS).is_file() and not (folder / "config.json").is_file():
             raise SettingsError(f"watch {folder}: no run is there; expected a directory with {METRICS}")
+    twice = [folder for place, folder in enumerate(folders) if folder.resolve() in _whole(folders[:place])]
+    if twice:
+        raise SettingsError(f"watch {twice[0]}: named twice; expected every run once")
     if len(folders) > MOST_RUNS:
         raise SettingsError(f"watch: {len(folders)} runs; expected at most {MOST_RUNS}")
     try:
@@ -54,6 +57,10 @@ def watch(arguments: Sequence[str], out: TextIO | None = None) -> None:
         _until_stopped(given.seconds)
     finally:
         page.close()
+
+
+def _whole(folders: Sequence[Path]) -> set[Path]:
+    return {folder.resolve() for folder in folders}
 
 
 def _until_stopped(seconds: float) -> None:

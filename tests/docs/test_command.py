@@ -44,7 +44,11 @@ def test_an_export_holds_the_same_bytes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words", [["list", "more"], ["show"], ["show", "nothing"], ["export"], ["api"], ["nothing"], []]
+    "words",
+    [
+        *(["list", "more"], ["show"], ["show", "nothing"], ["export"], ["api"], ["nothing"], []),
+        ["show", "guide", "--modules", "esper.engine"],
+    ],
 )
 def test_other_words_are_one_line(words, capsys):
     assert main(["docs", *words]) == 2

@@ -57,6 +57,8 @@ def test_promtool_takes_what_is_exported(tmp_path):
     for wrong in ("x", "h:0", "h:65536"):
         with pytest.raises(SettingsError, match=rf"^--targets '{wrong}': expected HOST:PORT"):
             dashboards(["export", str(tmp_path), "--targets", wrong], out)
+    with pytest.raises(SettingsError, match=r"^dashboards export '': expected a directory"):
+        dashboards(["export", ""], out)
     if shutil.which("promtool") is None:
         pytest.skip("promtool: not installed (Debian package prometheus)")
     said = subprocess.run(["promtool", "check", "config", tmp_path / SCRAPE], capture_output=True, text=True)

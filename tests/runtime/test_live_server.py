@@ -160,6 +160,12 @@ def test_the_command_says_what_is_wrong_in_a_line(tmp_path, capsys, folder):
     assert capsys.readouterr().out.startswith("http://127.0.0.1:")
 
 
+def test_a_run_is_shown_once(capsys, folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    assert esper.__main__.main(["watch", str(folder), f"./{folder.name}"]) == 2
+    assert capsys.readouterr().err == f"esper watch: watch {folder.name}: named twice; expected every run once\n"
+
+
 @pytest.mark.parametrize("seconds", ["nan", "-1"])
 def test_a_time_that_is_none_is_refused(seconds, capsys, folder):
     assert esper.__main__.main(["watch", str(folder), "--port", "0", "--seconds", seconds]) == 2

@@ -107,7 +107,7 @@ def step(
     table = take_table(slots)
     lists = arena.list_seeds(structure, table), list_effects(table)
     plan, (fresh, places) = backend.plan_with(table, state.key.device, lists)
-    learners = arena.init_seeds(structure, table, learners_of(state), state.key, state.epoch, fresh)
+    learners = arena.write_seeds(structure, learners_of(state), state.key, state.epoch, fresh)
     state, epoch = train_epoch(structure.config, backend, hypers, with_learners(state, learners), plan, data)
     evaluation = evaluate(backend, hypers, state, table, plan, data, places)
 

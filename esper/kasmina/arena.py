@@ -81,29 +81,27 @@ def list_seeds(structure: Structure, table: SlotTable) -> FreshSeeds | None:
     return FreshSeeds(envs, slots, *(list_rows(each, envs, groups) for each in kinds))
 
 
-def init_seeds(
-    structure: Structure,
-    table: SlotTable,
-    learners: Learners,
-    key: Tensor,
-    epoch: Tensor,
-    fresh: FreshSeeds | None = None,
+def init_seeds(structure: Structure, table: SlotTable, learners: Learners, key: Tensor, epoch: Tensor) -> Learners:
+    """List the seeds that have just germinated and ``write_seeds`` of them; ``table``: of all environments."""
+    return write_seeds(structure, learners, key, epoch, upload(list_seeds(structure, table), key.device))
+
+
+def write_seeds(
+    structure: Structure, learners: Learners, key: Tensor, epoch: Tensor, fresh: FreshSeeds | None
 ) -> Learners:
     """Write fresh parameters into the rows of seeds that have just germinated.
 
     Args:
       structure: layouts.
-      table: of all environments.
       learners: [E].
       key: int64 [E, 2]; the environments' keys.
       epoch: int64 [E].
-      fresh: ``list_seeds`` of the table, on the device already; None: they are listed and sent up here.
+      fresh: ``list_seeds``, on the device already; None where there is none.
 
     Returns:
       the learners with those parts of the arenas drawn anew and their moments and steps 0. A seed's numbers depend on
       its environment's key, the epoch and the slot only.
     """
-    fresh = upload(list_seeds(structure, table), key.device) if fresh is None else fresh
     if fresh is None:
         return learners
     (env, slot, own, held), kinds = fresh, (structure.param_kinds, structure.buffer_kinds)

@@ -23,7 +23,7 @@ from esper.utils.purity import pure
 WATCHED: tuple[Callable[..., Any], ...] = (
     *(engine.init, engine.step, engine.reset),
     *(lifecycle.refusals, lifecycle.apply_action, lifecycle.tick),
-    *(arena.list_seeds, counterfactuals.list_effects),
+    *(arena.list_seeds, arena.write_seeds, counterfactuals.list_effects),
     *(arena.init_seeds, training.train_epoch, evaluation.evaluate, evaluation.measure, evaluation.shapley_values),
     *(metrics.record, governor.govern, signals.update_signals, signals.remember_decision, variations.own_hypers),
     *(observation.observe, rewards.reward),

@@ -29,6 +29,7 @@ from esper.tolaria.signals import remember_decision, update_signals
 from esper.tolaria.training import train_epoch
 from esper.tolaria.variations import own_hypers
 from esper.utils import rng
+from esper.utils.upload import upload
 
 
 class StepArguments(NamedTuple):
@@ -52,6 +53,12 @@ class StepArguments(NamedTuple):
 def _fresh(arguments: StepArguments) -> Any:
     state = arguments.state
     return arena.init_seeds(arguments.structure, take_table(state.slots), learners_of(state), state.key, state.epoch)
+
+
+def _written(arguments: StepArguments) -> Any:
+    state = arguments.state
+    fresh = upload(arena.list_seeds(arguments.structure, take_table(state.slots)), state.key.device)
+    return arena.write_seeds(arguments.structure, learners_of(state), state.key, state.epoch, fresh)
 
 
 def _evaluated(arguments: StepArguments) -> Any:
@@ -104,6 +111,7 @@ CASES: dict[str, Callable[[StepArguments], Any]] = {
     "observe": _observed,
     "own_hypers": lambda s: own_hypers(s.hypers, s.state.context, s.data.variation),
     "init_seeds": _fresh,
+    "write_seeds": _written,
     "train_epoch": _trained,
     "evaluate": _evaluated,
     "measure": lambda s: measure(s.backend, s.hypers, s.state, s.data.test),
@@ -125,6 +133,7 @@ KEEPS_STRUCTURE = {
     "update_signals": lambda s: s.state.signals,
     "remember_decision": lambda s: s.state.signals,
     "init_seeds": lambda s: learners_of(s.state),
+    "write_seeds": lambda s: learners_of(s.state),
     "train_epoch": lambda s: s.state,
     "govern": lambda s: s.state,
     "step": lambda s: s.state,
